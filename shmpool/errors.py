@@ -1,0 +1,73 @@
+"""Everything that shmpool raises on purpose; :class:`ShmpoolError` is above all of it."""
+
+from __future__ import annotations
+
+
+class ShmpoolError(Exception):
+    """The root of shmpool's errors."""
+
+
+class ConfigError(ShmpoolError, ValueError):
+    """A setting is wrong, or this host lacks what shmpool needs."""
+
+
+class BrokerUnavailable(ShmpoolError, ConnectionError):
+    """No broker answered in time; says the address tried and how to start one."""
+
+
+class ProtocolError(ShmpoolError):
+    """A peer broke the protocol; the subclass says which side."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This side sent what the broker does not accept."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other side sent what the protocol does not allow."""
+
+
+class InvalidSize(ShmpoolError, ValueError):
+    """A size that can never be leased: negative, or larger than the pool can hold."""
+
+
+class SharedMemoryFull(ShmpoolError, MemoryError):
+    """The host has no room (/dev/shm or the cgroup) although the pool's limit would allow
+    it; says how much was asked for and how much there is."""
+
+
+class PoolClosed(ShmpoolError, ValueError):
+    """A pool was used after its close."""
+
+
+class LeaseTimeout(ShmpoolError, TimeoutError):
+    """No buffer within the deadline; says tier, limit and who holds most."""
+
+
+class PoolingRefused(ShmpoolError, ValueError):
+    """POOLED was asked for, and the size is at or above the very-large threshold or
+    above the largest pooled tier."""
+
+
+class QuotaExceeded(ShmpoolError):
+    """This client's or uid's quota is used up."""
+
+
+class StaleHandle(ShmpoolError, LookupError):
+    """The handle's buffer was reused, or belongs to another pool."""
+
+
+class InvalidHandle(StaleHandle, ValueError):
+    """These bytes are no handle at all."""
+
+
+class HandleUsed(ShmpoolError, LookupError):
+    """The ticket was opened, discarded or expired before, or is being opened elsewhere."""
+
+
+class LeakedView(ShmpoolError, BufferError):
+    """Strict mode: an array or slice of the view is still alive at publish or release."""
+
+
+class LeaseReleased(ShmpoolError, ValueError):
+    """A lease or buffer was used after its end."""

@@ -1,0 +1,149 @@
+"""The ledger's layout: what each of a row's sixteen 64-bit words means.
+
+A row is 128 bytes, two cache lines, so that neighbours share none:
+
+==== ============ ==========================================================
+word name         content, from the lowest bit
+==== ============ ==========================================================
+0    grant word   seat 16, state 8, generation 40
+1    extent word  bytes asked for 40, tickets 8, chunks of the first extent 16;
+                  of a FOLLOWER: its head's row 24, the run's birth 40
+2-14 cells        built like the grant word: PENDING equals the published
+                  grant word, TAKEN names the reader's seat, DONE
+15   link word    next extent's first row 24 (0: none), then of a head the
+                  run's birth 40, of a later extent's first row its chunks 16
+==== ============ ==========================================================
+
+A run's **birth** is its head's generation when the broker granted the run. The head's
+generation moves with each use while its followers stay as they were built, so a client
+recycles a run with one store. A follower is occupied while its head is held and the
+head's link word carries the birth that the follower names.
+
+Every word is committed by one aligned 8-byte store through ``memoryview.cast("Q")``.
+``struct.pack_into`` is forbidden on these words: it zeroes them first.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+ROW_WORDS: Final = 16
+ROW_BYTES: Final = ROW_WORDS * 8
+
+GRANT: Final = 0
+EXTENT: Final = 1
+FIRST_CELL: Final = 2
+MAX_TICKETS: Final = 13
+LINK: Final = 15
+
+SEAT_BITS: Final = 16
+STATE_BITS: Final = 8
+GENERATION_BITS: Final = 40
+STATE_SHIFT: Final = SEAT_BITS
+GENERATION_SHIFT: Final = SEAT_BITS + STATE_BITS
+
+SEAT_MASK: Final = (1 << SEAT_BITS) - 1
+STATE_MASK: Final = (1 << STATE_BITS) - 1
+MAX_GENERATION: Final = (1 << GENERATION_BITS) - 1
+#: Added to a grant word, it bumps the generation.
+ONE_GENERATION: Final = 1 << GENERATION_SHIFT
+#: Keeps the generation of a grant word, in place.
+GENERATION_FIELD: Final = MAX_GENERATION << GENERATION_SHIFT
+
+#: The broker's seat.
+BROKER: Final = 0
+MAX_SEATS: Final = SEAT_MASK
+
+ROW_BITS: Final = 24 - 4
+#: Rows of one ledger; a row and a cell's number make 24 bits. Row 0 is never used,
+#: because 0 in a link word means "none".
+MAX_ROWS: Final = 1 << ROW_BITS
+
+NBYTES_BITS: Final = 40
+#: The largest object, in bytes.
+MAX_NBYTES: Final = (1 << NBYTES_BITS) - 1
+TICKETS_SHIFT: Final = NBYTES_BITS
+CHUNKS_SHIFT: Final = NBYTES_BITS + 8
+MAX_CHUNKS: Final = (1 << 16) - 1
+#: Clears the ticket count of an extent word: what is left is the publication's shape.
+SHAPE_MASK: Final = ~(0xFF << TICKETS_SHIFT) & ((1 << 64) - 1)
+
+LINK_ROW_BITS: Final = 24
+LINK_ROW_MASK: Final = (1 << LINK_ROW_BITS) - 1
+#: A lease has at most so many extents: a bound for everybody who follows links.
+MAX_EXTENTS: Final = 64
+
+assert GRANT < EXTENT < FIRST_CELL
+assert FIRST_CELL + MAX_TICKETS == LINK == ROW_WORDS - 1
+assert SEAT_BITS + STATE_BITS + GENERATION_BITS == 64
+assert CHUNKS_SHIFT + 16 == 64
+
+
+def grant_word(generation: int, state: int, seat: int) -> int:
+    """Build a grant word or a cell."""
+    return generation << GENERATION_SHIFT | state << STATE_SHIFT | seat
+
+
+def seat_of(word: int) -> int:
+    """The seat in a grant word or a cell; 0 is the broker."""
+    return word & SEAT_MASK
+
+
+def state_of(word: int) -> int:
+    """The state in a grant word or a cell."""
+    return word >> STATE_SHIFT & STATE_MASK
+
+
+def generation_of(word: int) -> int:
+    """The generation in a grant word or a cell."""
+    return word >> GENERATION_SHIFT
+
+
+def extent_word(nbytes: int, tickets: int, chunks: int) -> int:
+    """Build the extent word of a row that heads a lease."""
+    return nbytes | tickets << TICKETS_SHIFT | chunks << CHUNKS_SHIFT
+
+
+def nbytes_of(extent: int) -> int:
+    """Bytes asked for."""
+    return extent & MAX_NBYTES
+
+
+def tickets_of(extent: int) -> int:
+    """Tickets made at publish, 0 before it."""
+    return extent >> TICKETS_SHIFT & 0xFF
+
+
+def chunks_of(extent: int) -> int:
+    """Chunks in the first extent; 1 for a pooled slot and a direct segment."""
+    return extent >> CHUNKS_SHIFT
+
+
+def follower_word(head: int, birth: int) -> int:
+    """The extent word of a FOLLOWER: its head's row and the run's birth."""
+    return birth << LINK_ROW_BITS | head
+
+
+def head_of(follower_extent: int) -> int:
+    """The head's row that a FOLLOWER names."""
+    return follower_extent & LINK_ROW_MASK
+
+
+def birth_of(word: int) -> int:
+    """The birth in a FOLLOWER's extent word or in a head's link word."""
+    return word >> LINK_ROW_BITS
+
+
+def link_word(next_row: int, upper: int) -> int:
+    """A link word; *upper* is the birth (of a head) or the chunks (of a later extent)."""
+    return upper << LINK_ROW_BITS | next_row
+
+
+def next_row_of(link: int) -> int:
+    """The next extent's first row, 0 for none."""
+    return link & LINK_ROW_MASK
+
+
+def chunks_of_link(link: int) -> int:
+    """The chunks of a later extent, from its first row's link word."""
+    return link >> LINK_ROW_BITS & MAX_CHUNKS

@@ -1,0 +1,312 @@
+"""The messages: a msgpack array of the kind's number and its fields, strictly checked.
+
+Every field has a check for exact type and range; an array of another length, an unknown
+kind or anything else that msgpack can express is refused with :class:`MessageError`.
+docs/protocol.md is the specification for people; a test keeps it in step with this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from .codes import Code
+from .ledger import MAX_CHUNKS, MAX_NBYTES, MAX_ROWS, MAX_SEATS
+from .sizing import MAX_TIERS, TierKind
+
+#: Bumped with any change that an older peer cannot understand.
+PROTOCOL_VERSION: Final = 1
+#: Rows in one Grant, Return or Bell; more go in several messages.
+MAX_ROWS_PER_MESSAGE: Final = 1024
+MAX_TEXT: Final = 4096
+MAX_BLOB: Final = 48 * 1024
+U32: Final = (1 << 32) - 1
+U64: Final = (1 << 64) - 1
+
+Check = Callable[[Any], bool]
+
+
+class MessageError(ValueError):
+    """A message breaks the schema; the connection cannot go on."""
+
+
+class Role(IntEnum):
+    """What a connection is for: workers get a seat and memory, operators only ask."""
+
+    WORKER = 0
+    OPERATOR = 1
+
+
+class Topic(IntEnum):
+    """What a Query asks for."""
+
+    STATS = 0
+    LEASES = 1
+
+
+# --- checks -----------------------------------------------------------------------------
+
+
+def integer(low: int, high: int) -> Check:
+    """An int (no bool) within bounds, both included."""
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def text(longest: int) -> Check:
+    """A str of at most so many characters."""
+    return lambda value: type(value) is str and len(value) <= longest
+
+
+def blob(value: Any) -> bool:
+    """Bytes, at most MAX_BLOB."""
+    return type(value) is bytes and len(value) <= MAX_BLOB
+
+
+def boolean(value: Any) -> bool:
+    """A bool."""
+    return type(value) is bool
+
+
+def row_list(value: Any) -> bool:
+    """One or more ledger rows."""
+    return (
+        type(value) is list
+        and 0 < len(value) <= MAX_ROWS_PER_MESSAGE
+        and all(type(row) is int and 0 < row < MAX_ROWS for row in value)
+    )
+
+
+def sizes(value: Any) -> bool:
+    """Thresholds or slot sizes."""
+    return type(value) is list and len(value) <= MAX_TIERS and all(map(integer(1, MAX_NBYTES), value))
+
+
+def tier_list(value: Any) -> bool:
+    """The tiers as [kind, size, base, capacity]."""
+    kinds, nbytes, rows = integer(0, max(TierKind)), integer(0, MAX_NBYTES), integer(1, MAX_ROWS)
+    return (
+        type(value) is list
+        and 0 < len(value) <= MAX_TIERS
+        and all(
+            type(tier) is list
+            and len(tier) == 4
+            and kinds(tier[0])
+            and nbytes(tier[1])
+            and rows(tier[2])
+            and rows(tier[3])
+            for tier in value
+        )
+    )
+
+
+REQUEST: Final = integer(1, U32)
+
+# --- client to broker ----------------------------------------------------------------------
+
+
+class Hello(NamedTuple):
+    """The first message. *nonce* makes a seat belong to a connection and not to a process;
+    *pool_id* and *seat* are 0, or those of an earlier connection to be taken up again."""
+
+    magic: str
+    version: int
+    role: int
+    nonce: int
+    pool_id: int
+    seat: int
+
+
+class Refill(NamedTuple):
+    """Ask for *count* slots of a tier (or runs of *chunks* chunks). The broker grants at
+    least one, or waits for one if *queue*, or refuses."""
+
+    request: int
+    tier: int
+    chunks: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs
+    queue: bool
+
+
+class Direct(NamedTuple):
+    """Ask for a direct segment of *nbytes* bytes."""
+
+    request: int
+    nbytes: int
+    queue: bool
+
+
+class Cancel(NamedTuple):
+    """Ask no longer. Answered by Refusal(CANCELLED) with a text that says who holds most,
+    unless the grant is already under way."""
+
+    request: int
+
+
+class Return(NamedTuple):
+    """A bell: these rows say RETURNED."""
+
+    rows: list[int]
+
+
+class Bell(NamedTuple):
+    """A bell: look at these publications, a ticket is done or custody has passed."""
+
+    rows: list[int]
+
+
+class Query(NamedTuple):
+    """Ask for figures; answered by one or several Answers."""
+
+    request: int
+    topic: int
+
+
+class Goodbye(NamedTuple):
+    """The client holds nothing any more and its seat may end."""
+
+
+# --- broker to client ------------------------------------------------------------------------
+
+
+class Welcome(NamedTuple):
+    """The answer to Hello. *seat* is 0 for operators; *resumed* says that the seat asked
+    for was taken up again. *thresholds* are medium, large, very large, in bytes; times are
+    in milliseconds."""
+
+    version: int
+    pool_id: int
+    epoch: int
+    seat: int
+    resumed: bool
+    tiers: list[list[int]]
+    seats: int
+    thresholds: list[int]
+    memory_limit: int
+    lease_timeout_ms: int
+    magazine_bytes: int
+    magazine_idle_ms: int
+    tickets: str
+
+
+class Grant(NamedTuple):
+    """These rows say (IDLE, your seat): slots, or heads of runs, or a direct segment."""
+
+    request: int
+    rows: list[int]
+
+
+class Refusal(NamedTuple):
+    """A request was refused; the connection goes on."""
+
+    request: int
+    code: int
+    text: str
+
+
+class Recall(NamedTuple):
+    """Somebody waits: reap, and return what is idle."""
+
+
+class Answer(NamedTuple):
+    """A part of the answer to a Query: JSON in UTF-8, cut into parts."""
+
+    request: int
+    last: bool
+    payload: bytes
+
+
+class Fault(NamedTuple):
+    """The connection ends, and this is why."""
+
+    code: int
+    text: str
+
+
+Message = (
+    Hello | Refill | Direct | Cancel | Return | Bell | Query | Goodbye
+    | Welcome | Grant | Refusal | Recall | Answer | Fault
+)  # fmt: skip
+
+_CODE: Final = integer(1, max(Code))
+_MILLISECONDS: Final = integer(0, U32)
+
+#: kind number -> (class, a check for each field). The order of the fields is the wire's.
+SCHEMA: Final[dict[int, tuple[Callable[..., Message], tuple[Check, ...]]]] = {
+    1: (Hello, (text(16), integer(0, U32), integer(0, max(Role)), integer(0, U64), integer(0, U64),
+                integer(0, MAX_SEATS))),
+    2: (Refill, (REQUEST, integer(0, MAX_TIERS - 1), integer(1, MAX_CHUNKS),
+                 integer(1, MAX_ROWS_PER_MESSAGE), boolean)),
+    3: (Direct, (REQUEST, integer(0, MAX_NBYTES), boolean)),
+    4: (Cancel, (REQUEST,)),
+    5: (Return, (row_list,)),
+    6: (Bell, (row_list,)),
+    7: (Query, (REQUEST, integer(0, max(Topic)))),
+    8: (Goodbye, ()),
+    16: (Welcome, (integer(0, U32), integer(1, U64), integer(1, U64), integer(0, MAX_SEATS), boolean,
+                   tier_list, integer(1, MAX_SEATS), sizes, integer(1, U64), _MILLISECONDS,
+                   integer(0, U64), _MILLISECONDS, text(MAX_TEXT))),
+    17: (Grant, (REQUEST, row_list)),
+    18: (Refusal, (REQUEST, _CODE, text(MAX_TEXT))),
+    19: (Recall, ()),
+    20: (Answer, (REQUEST, boolean, blob)),
+    21: (Fault, (_CODE, text(MAX_TEXT))),
+}  # fmt: skip
+
+KINDS: Final = {cls: kind for kind, (cls, _) in SCHEMA.items()}
+FROM_CLIENT: Final = frozenset(kind for kind in SCHEMA if kind < 16)
+FROM_BROKER: Final = frozenset(SCHEMA) - FROM_CLIENT
+HELLO_MAGIC: Final = "shmpool"
+
+_FAILURES: Final = (
+    ValueError, TypeError, OverflowError, RecursionError, MemoryError, msgpack.exceptions.UnpackException,
+)  # fmt: skip
+
+
+def encode(message: Message) -> bytes:
+    """The message's body, without framing. It is checked like a peer's would be, so that
+    a mistake shows on the side that made it."""
+    kind = KINDS[type(message)]
+    values = [int(value) if isinstance(value, IntEnum) else value for value in message]
+    _check(kind, values)
+    try:
+        return msgpack.packb([kind, *values])
+    except UnicodeEncodeError as error:
+        raise MessageError(f"{type(message).__name__} has a text that is no Unicode: {error}") from error
+
+
+def decode(body: bytes, allowed: frozenset[int]) -> Message:
+    """The message in *body*, of one of the *allowed* kinds. Raises MessageError, which says
+    what was expected, and nothing else, for any bytes whatever."""
+    try:
+        fields = msgpack.unpackb(
+            body, raw=False, strict_map_key=True, max_str_len=MAX_TEXT * 4, max_bin_len=MAX_BLOB,
+            max_array_len=MAX_ROWS_PER_MESSAGE, max_map_len=0, max_ext_len=0,
+        )  # fmt: skip
+    except _FAILURES as error:
+        raise MessageError(f"not a msgpack message: {error or type(error).__name__}") from error
+    if type(fields) is not list or not fields or type(fields[0]) is not int:
+        raise MessageError("a message is an array that begins with its kind")
+    kind, values = fields[0], fields[1:]
+    if kind not in allowed:
+        raise MessageError(f"kind {kind} is not one that this side accepts")
+    _check(kind, values)
+    return SCHEMA[kind][0](*values)
+
+
+def _check(kind: int, values: list[Any]) -> None:
+    cls, checks = SCHEMA[kind]
+    name = getattr(cls, "__name__", kind)
+    if len(values) != len(checks):
+        raise MessageError(f"{name} has {len(checks)} fields, this one has {len(values)}")
+    for index, (value, check) in enumerate(zip(values, checks, strict=True)):
+        if not check(value):
+            field = cls._fields[index]  # type: ignore[attr-defined]
+            raise MessageError(f"{name}.{field} may not be {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A peer's value for an error text: short, and never deep."""
+    return f"{value!r:.80}" if type(value) in (int, bool, str, bytes) else f"a {type(value).__name__}"

@@ -1,0 +1,96 @@
+"""The ledger's words: packing and unpacking agree, fields do not touch each other."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shmpool.protocol import ledger
+from shmpool.protocol.states import CellState, State
+
+generations = st.integers(0, ledger.MAX_GENERATION)
+seats = st.integers(0, ledger.MAX_SEATS)
+states = st.integers(0, ledger.STATE_MASK)
+rows = st.integers(0, ledger.MAX_ROWS - 1)
+nbytes = st.integers(0, ledger.MAX_NBYTES)
+chunks = st.integers(0, ledger.MAX_CHUNKS)
+U64 = 2**64 - 1
+
+
+@given(generations, states, seats)
+def test_grant_words_round_trip(generation: int, state: int, seat: int) -> None:
+    word = ledger.grant_word(generation, state, seat)
+    assert 0 <= word <= U64
+    assert ledger.generation_of(word) == generation
+    assert ledger.state_of(word) == state
+    assert ledger.seat_of(word) == seat
+
+
+parts = st.tuples(generations, states, seats)
+
+
+@given(parts, parts)
+def test_different_grant_words_differ(one: tuple[int, int, int], other: tuple[int, int, int]) -> None:
+    assert (ledger.grant_word(*one) == ledger.grant_word(*other)) == (one == other)
+
+
+@given(st.integers(0, ledger.MAX_GENERATION - 1), states, seats)
+def test_one_generation_bumps_only_the_generation(generation: int, state: int, seat: int) -> None:
+    word = ledger.grant_word(generation, state, seat)
+    assert word + ledger.ONE_GENERATION == ledger.grant_word(generation + 1, state, seat)
+    assert word & ledger.GENERATION_FIELD == ledger.grant_word(generation, 0, 0)
+
+
+@given(nbytes, st.integers(0, 255), chunks)
+def test_extent_words_round_trip(size: int, tickets: int, run: int) -> None:
+    word = ledger.extent_word(size, tickets, run)
+    assert 0 <= word <= U64
+    assert ledger.nbytes_of(word) == size
+    assert ledger.tickets_of(word) == tickets
+    assert ledger.chunks_of(word) == run
+    assert word & ledger.SHAPE_MASK == ledger.extent_word(size, 0, run)
+
+
+@given(rows, generations)
+def test_follower_words_round_trip(head: int, birth: int) -> None:
+    word = ledger.follower_word(head, birth)
+    assert 0 <= word <= U64
+    assert ledger.head_of(word) == head
+    assert ledger.birth_of(word) == birth
+
+
+@given(rows, generations)
+def test_link_words_of_a_head_round_trip(next_row: int, birth: int) -> None:
+    word = ledger.link_word(next_row, birth)
+    assert 0 <= word <= U64
+    assert ledger.next_row_of(word) == next_row
+    assert ledger.birth_of(word) == birth
+
+
+@given(rows, chunks)
+def test_link_words_of_a_later_extent_round_trip(next_row: int, run: int) -> None:
+    word = ledger.link_word(next_row, run)
+    assert ledger.next_row_of(word) == next_row
+    assert ledger.chunks_of_link(word) == run
+
+
+def test_a_row_is_two_cache_lines_with_thirteen_cells() -> None:
+    assert ledger.ROW_BYTES == 128
+    assert ledger.MAX_TICKETS == 13
+    assert ledger.FIRST_CELL + ledger.MAX_TICKETS == ledger.LINK
+
+
+def test_row_and_cell_fit_the_handle_and_the_link_word() -> None:
+    assert (ledger.MAX_ROWS - 1) * 16 + 15 < 2**24
+    assert ledger.MAX_ROWS <= ledger.LINK_ROW_MASK + 1
+
+
+def test_states_and_cell_states_fit_their_byte_and_never_meet() -> None:
+    values = [*State, *CellState]
+    assert len({int(value) for value in values}) == len(values)
+    assert all(0 <= value <= ledger.STATE_MASK for value in values)
+
+
+def test_a_fresh_row_of_zeros_is_cold_and_the_brokers() -> None:
+    assert ledger.state_of(0) == State.COLD
+    assert ledger.seat_of(0) == ledger.BROKER
