@@ -1,0 +1,99 @@
+"""What the core wants done. The shell obeys, in order, and reports by events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shmpool.protocol.messages import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message; a connection that does not read is the shell's to end."""
+
+    connection: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """End a connection once what was sent to it is written (bounded in time)."""
+
+    connection: int
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """Reserve the pages of *count* adjacent rows of a tier. Answered by Warmed or
+    WarmFailed, never from within: other events come between."""
+
+    tier: int
+    row: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cool:
+    """Give the pages of *count* adjacent rows of a tier back to the host. No answer."""
+
+    tier: int
+    row: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class CreateDirect:
+    """Make the direct segment of a row, of *nbytes* bytes (whole pages), with no pages
+    reserved: its writer does that. Answered by DirectCreated or DirectFailed."""
+
+    row: int
+    generation: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveDirect:
+    """Unlink the direct segment of a row. No answer; missing is fine."""
+
+    row: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatchConnected:
+    """Watch the process behind this connection on behalf of a seat."""
+
+    seat: int
+    connection: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatchAdopted:
+    """Watch the process of a seat taken over from an earlier broker: open a pidfd, then
+    verify the start time; ProcessDied when it is another process or none."""
+
+    seat: int
+    pid: int
+    start_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unwatch:
+    """The seat has ended; its process is no longer of interest."""
+
+    seat: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseTicket:
+    """Take the ticket's byte lock and, if its cell still equals *granted*, store DONE.
+    Answered by TicketClosed."""
+
+    row: int
+    cell: int
+    granted: int
+
+
+Action = (
+    Send | Close | Warm | Cool | CreateDirect | RemoveDirect | WatchConnected | WatchAdopted | Unwatch | CloseTicket
+)

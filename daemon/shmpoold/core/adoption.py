@@ -1,0 +1,139 @@
+"""The restart scan: a new broker rebuilds all that it knows from the ledger's rows.
+
+Nothing is granted before it has ended. What belongs to the living stays as it is; what
+belongs to no seat is freed. Seats whose process is gone are swept by the events that the
+WatchAdopted actions bring, before the shell serves anybody.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shmpool.protocol.ledger import (
+    BROKER,
+    MAX_GENERATION,
+    birth_of,
+    generation_of,
+    grant_word,
+    head_of,
+    nbytes_of,
+    seat_of,
+    state_of,
+)
+from shmpool.protocol.sizing import Tier, TierKind, page_round
+from shmpool.protocol.states import State
+
+from .actions import Cool, WatchAdopted
+from .inventory import Holding
+from .slots import Span
+
+if TYPE_CHECKING:
+    from .broker import Broker
+
+HEADS = (State.IDLE, State.LEASED, State.PUBLISHED, State.RETURNED)
+
+
+def adopt(broker: Broker, now: float) -> None:
+    """Rebuild seats, holdings, free lists, custody and the cap's account."""
+    for seat in broker.seats.adopt():
+        broker._out.append(WatchAdopted(seat.number, seat.peer.pid, seat.peer.start_time))
+    words = broker.rows.grant_words()
+    followers = _followers(broker, words)
+    holdings = []
+    for tier in broker.tiers:
+        holdings += _adopt_tier(broker, tier, words, followers, now)
+    inventory = broker.inventory
+    inventory.held = inventory.overhead + sum(
+        slots.warm * slots.tier.size for slots in inventory.maps[:-1]
+    ) + sum(holding.direct_bytes for holding in holdings)  # fmt: skip
+    for holding in holdings:
+        _place(broker, holding, words[holding.row], now)
+    broker._next_cooling = now + broker.settings.buffer_lifetime
+
+
+def _followers(broker: Broker, words: list[int]) -> dict[int, list[int]]:
+    """Head's row -> the rows that follow it in its present run."""
+    rows = broker.rows
+    followers: dict[int, list[int]] = {}
+    for row, word in enumerate(words):
+        if state_of(word) == State.FOLLOWER:
+            named = rows.extent(row)
+            head = head_of(named)
+            is_held = 0 < head < rows.count and state_of(words[head]) in HEADS
+            if is_held and birth_of(rows.link(head)) == birth_of(named):
+                followers.setdefault(head, []).append(row)
+    return followers
+
+
+def _adopt_tier(
+    broker: Broker, tier: Tier, words: list[int], followers: dict[int, list[int]], now: float
+) -> list[Holding]:
+    """Sort a tier's rows into unused, held and quarantined; returns what is held."""
+    inventory, slots = broker.inventory, broker.inventory.maps[tier.index]
+    slots.take(tier.base, tier.capacity)
+    claimed: set[int] = set()
+    holdings = []
+    for row in range(tier.base, tier.end):
+        if state_of(words[row]) in HEADS:
+            members = [at for at in followers.get(row, ()) if tier.base <= at < tier.end]
+            claimed.update(members)
+            holdings.append(_holding(broker, tier, row, members))
+    cold: list[Span] = []
+    for row in range(tier.base, tier.end):
+        state = state_of(words[row])
+        if state == State.COLD and generation_of(words[row]) < MAX_GENERATION:
+            _extend(cold, row)
+            continue
+        slots.set_warm(row, 1)
+        if state == State.FOLLOWER and row not in claimed:
+            words[row] = grant_word(broker.rows.move(row, State.FREE), State.FREE, BROKER)
+            state = State.FREE
+        if state == State.FREE:
+            inventory.give(tier, row, generation_of(words[row]), now)
+        elif state not in HEADS and row not in claimed:
+            inventory.quarantined.add(row)
+    for row, count in cold:
+        if tier.kind is TierKind.DIRECT:
+            inventory.warmed(tier, row, count)  # a pool whose broker died while it was making it
+        slots.give(row, count, now)
+        if tier.kind is not TierKind.DIRECT:
+            broker._out.append(Cool(tier.index, row, count))  # pages that a crash left in cold rows
+    return holdings
+
+
+def _holding(broker: Broker, tier: Tier, head: int, members: list[int]) -> Holding:
+    spans: list[Span] = []
+    for row in sorted([head, *members]):
+        _extend(spans, row)
+    holding = Holding(head, tier, tuple(spans), birth=birth_of(broker.rows.link(head)))
+    if tier.kind is TierKind.DIRECT:
+        holding.direct_bytes = page_round(max(1, nbytes_of(broker.rows.extent(head))))
+    return holding
+
+
+def _place(broker: Broker, holding: Holding, word: int, now: float) -> None:
+    """Put a holding where its grant word says that it belongs."""
+    inventory = broker.inventory
+    inventory.granted[holding.row] = holding
+    holding.granted_at = now
+    if generation_of(word) < holding.birth:
+        inventory.quarantine(holding)
+        return
+    seat = broker.seats.taken.get(seat_of(word))
+    if seat is not None and state_of(word) != State.RETURNED:
+        holding.seat = seat.number
+        seat.rows.add(holding.row)
+        return
+    holding.orphaned_at = now
+    if state_of(word) == State.PUBLISHED:
+        broker.rows.hand_over(holding.row)
+        broker.custody.accept(holding, now)
+    else:
+        broker._free(holding, now)
+
+
+def _extend(spans: list[Span], row: int) -> None:
+    if spans and sum(spans[-1]) == row:
+        spans[-1] = (spans[-1][0], spans[-1][1] + 1)
+    else:
+        spans.append((row, 1))

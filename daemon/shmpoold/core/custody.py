@@ -1,0 +1,100 @@
+"""Publications in the broker's custody: of publishers that left, and direct segments.
+
+They are freed when their last ticket is done. Readers ring when they store DONE; the
+sweep finds what a lost bell would have told, and closes tickets that nobody opened
+`handle_ttl` after the publisher was seen to be gone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from shmpool.protocol.ledger import generation_of, state_of
+from shmpool.protocol.states import State
+
+from .actions import Action, CloseTicket
+from .inventory import Holding, Inventory
+from .rows import Rows, is_published
+
+#: How many publications one sweep looks at, so that a turn of the loop stays short.
+SWEPT_PER_TURN = 512
+#: Seconds between sweeps: while somebody waits; at first; at the longest.
+HURRY, FIRST, LONGEST = 0.005, 0.05, 1.0
+
+
+class Custody:
+    """The rows whose custodian is the broker, in the order in which they are swept."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        inventory: Inventory,
+        ttl: float,
+        emit: Callable[[Action], None],
+        free: Callable[[Holding, float], None],
+    ) -> None:
+        self._rows = rows
+        self._inventory = inventory
+        self._ttl = ttl
+        self._emit = emit
+        self._free = free
+        self._queue: deque[Holding] = deque()
+        self._interval = FIRST
+        self._swept_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def accept(self, holding: Holding, now: float) -> None:
+        """Custody has passed to the broker; frees it at once when all is done."""
+        if not holding.in_custody:
+            holding.in_custody = True
+            self._queue.append(holding)
+            if self._interval != FIRST or len(self._queue) == 1:
+                self._interval, self._swept_at = FIRST, now
+        self.look(holding.row, now)
+
+    def look(self, row: int, now: float) -> None:
+        """Free a publication in custody whose tickets are all done. One that somebody has
+        scribbled on stays: nothing tells any more who reads it."""
+        holding = self._inventory.granted.get(row)
+        if holding is None or not holding.in_custody or not is_published(self._rows.grant(row), 0):
+            return
+        if not self._rows.open_cells(row):
+            self._free(holding, now)
+
+    def forget(self, holding: Holding) -> None:
+        """It is being freed. Its place in the queue goes at the next sweep."""
+        holding.in_custody = False
+
+    def next_sweep(self, *, hurry: bool) -> float | None:
+        """When the next sweep is due, None when there is nothing to sweep."""
+        if not self._queue:
+            return None
+        return self._swept_at + (HURRY if hurry else self._interval)
+
+    def sweep(self, now: float, *, hurry: bool) -> None:
+        """Look at the next publications, if it is time."""
+        due = self.next_sweep(hurry=hurry)
+        if due is None or due > now:
+            return
+        self._swept_at = now
+        self._interval = min(2 * self._interval, LONGEST)
+        for _ in range(min(len(self._queue), SWEPT_PER_TURN)):
+            holding = self._queue.popleft()
+            if holding.in_custody and self._inventory.granted.get(holding.row) is holding:
+                self._queue.append(holding)
+                self._close_expired(holding, now)
+                self.look(holding.row, now)
+
+    def _close_expired(self, holding: Holding, now: float) -> None:
+        if holding.orphaned_at is None or now - holding.orphaned_at < self._ttl:
+            return
+        granted = self._rows.grant(holding.row)
+        if not is_published(granted, 0):
+            return
+        for cell, word in self._rows.open_cells(holding.row):
+            # Whose seat it names does not matter: after a restart nobody knows who had published.
+            if state_of(word) == State.PUBLISHED and generation_of(word) == generation_of(granted):
+                self._emit(CloseTicket(holding.row, cell, word))

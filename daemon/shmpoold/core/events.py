@@ -1,0 +1,101 @@
+"""What can happen to a broker. The shell makes these; the core is told nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shmpool.protocol.messages import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of a connection, by the kernel's word: SO_PEERCRED, the
+    process's start time (clock ticks since boot, /proc/PID/stat field 22), its command."""
+
+    pid: int
+    uid: int
+    gid: int
+    start_time: int
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A peer that may use this broker has connected; *connection* is the shell's number."""
+
+    connection: int
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message came that the schema accepts."""
+
+    connection: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection is gone, by EOF, error or our own Close."""
+
+    connection: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessDied:
+    """The process of a seat has ended: its pidfd says so, or its pid is another's now."""
+
+    seat: int
+
+
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """The pages of these rows are reserved: the answer to Warm."""
+
+    tier: int
+    row: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class WarmFailed:
+    """They could not be reserved, none of them; *reason* is for people."""
+
+    tier: int
+    row: int
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DirectCreated:
+    """The direct segment of this row exists and has its size."""
+
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class DirectFailed:
+    """It could not be made."""
+
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TicketClosed:
+    """CloseTicket was carried out: the cell is DONE, or it had been taken before."""
+
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """The time that next_deadline() named has come."""
+
+
+Event = (
+    Connected | Received | Disconnected | ProcessDied | Warmed | WarmFailed | DirectCreated | DirectFailed
+    | TicketClosed | Ticked
+)  # fmt: skip

@@ -1,0 +1,73 @@
+"""Seats: who is connected, by what the kernel said, kept in the header for the next broker.
+
+A seat belongs to one connection (its nonce), not to a process: a process may have two
+pools. Its number is given out again only after all its rows are settled: `clear` is the
+last thing done to a seat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableSequence
+from dataclasses import dataclass, field
+
+from shmpool.protocol.header import SEAT_NONCE, SEAT_PID, SEAT_START, SEAT_STATE, SEAT_UID, seat_at
+
+from .events import Peer
+
+IN_USE = 1
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """One client. *connection* is None while it is away (its process may yet come back);
+    *rows* are the heads of what it was granted and has not given back."""
+
+    number: int
+    peer: Peer
+    nonce: int
+    connection: int | None = None
+    rows: set[int] = field(default_factory=set)
+
+    def is_for(self, peer: Peer, nonce: int) -> bool:
+        """Whether a peer with this nonce is the one that had the seat before."""
+        return (self.nonce, self.peer.pid, self.peer.start_time) == (nonce, peer.pid, peer.start_time)
+
+
+class Seats:
+    """All seats, mirrored in the header's seat table."""
+
+    def __init__(self, header: MutableSequence[int], count: int) -> None:
+        self._header = header
+        self.count = count
+        self.taken: dict[int, Seat] = {}
+        self._free = list(range(count, 0, -1))
+
+    def take(self, peer: Peer, nonce: int, connection: int) -> Seat | None:
+        """A new seat, or None when all are taken."""
+        if not self._free:
+            return None
+        seat = Seat(self._free.pop(), peer, nonce, connection)
+        self.taken[seat.number] = seat
+        at = seat_at(seat.number)
+        self._header[at + SEAT_PID] = peer.pid
+        self._header[at + SEAT_START] = peer.start_time
+        self._header[at + SEAT_UID] = peer.uid
+        self._header[at + SEAT_NONCE] = nonce
+        self._header[at + SEAT_STATE] = IN_USE  # last: a half-written seat is none
+        return seat
+
+    def adopt(self) -> list[Seat]:
+        """The seats that an earlier broker had given out, all of them away."""
+        for number in range(1, self.count + 1):
+            at = seat_at(number)
+            if self._header[at + SEAT_STATE] == IN_USE:
+                pid, start, uid, nonce = (self._header[at + word] for word in range(4))
+                self.taken[number] = Seat(number, Peer(pid, uid, 0, start, ""), nonce)
+        self._free = [number for number in self._free if number not in self.taken]
+        return list(self.taken.values())
+
+    def clear(self, seat: Seat) -> None:
+        """End a seat whose rows are all settled."""
+        self._header[seat_at(seat.number) + SEAT_STATE] = 0
+        del self.taken[seat.number]
+        self._free.append(seat.number)

@@ -1,0 +1,28 @@
+"""What the core needs of the configuration, already checked and in base units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shmpool.protocol.sizing import MIB, Sizing
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Sizes in bytes, times in seconds."""
+
+    memory_limit: int = 256 * MIB
+    sizing: Sizing = field(default_factory=Sizing)
+    max_clients: int = 1024
+    #: How long a client's lease waits when it names no timeout.
+    lease_timeout: float = 30.0
+    #: Unread publications of a publisher that has gone are closed after this.
+    handle_ttl: float = 300.0
+    #: A client's magazine of one tier grows to so many bytes at most.
+    magazine_bytes: int = MIB
+    #: What a magazine did not use for so long goes back, half of it each time.
+    magazine_idle: float = 1.0
+    #: A warm slot that nobody used for so long is cooled.
+    buffer_lifetime: float = 60.0
+    #: The path of the file with the tickets' byte locks, for the clients.
+    tickets: str = ""
