@@ -1,0 +1,1 @@
+"""The thin shell: sockets, segments, processes, signals. It obeys the core."""

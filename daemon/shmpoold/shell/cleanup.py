@@ -1,0 +1,142 @@
+"""Removing what nobody living owns: segments of pools whose broker was killed for good.
+
+A pool is spared when a process maps or has open any of its segments (a living broker
+always does), when a living process has a seat in it, or when processes that could map it
+cannot be looked into. Sees only this pid namespace: run it where the clients run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from shmpool.protocol.header import SEAT_PID, SEAT_START, SEAT_STATE, SEATS, header_fault, seat_at
+from shmpool.protocol.names import PREFIX, header_name, parse_pool_id
+from shmpool.protocol.sizing import format_bytes
+from shmpool.system.locks import FileLock
+from shmpool.system.processes import is_same_process
+
+from .files import lock_path
+from .segments import leftover_pools
+from .untracked import SHM_DIR, unlink_segment
+
+_MARK: Final = f"{SHM_DIR}/{PREFIX}"
+_LARGEST_HEADER: Final = 1 << 20
+
+
+@dataclass(slots=True)
+class Users:
+    """Which pools processes use, and how many processes could not be looked into."""
+
+    pools: set[int]
+    unreadable: int = 0
+
+
+def clean_up(socket_path: str) -> Iterator[str]:
+    """Remove leftovers; yields a line about each pool. The broker of *socket_path* cannot
+    start meanwhile."""
+    with _broker_kept_out(socket_path):
+        pools = leftover_pools()
+        users = _users()  # after the names were listed: whoever made one had it open by then
+        if not pools:
+            yield "there are no segments of shmpool on this host"
+        for pool_id, names in pools.items():
+            why = _spared(pool_id, names, users)
+            yield f"pool {pool_id:016x}: kept, {why}" if why else f"pool {pool_id:016x}: {_remove(names)}"
+
+
+@contextmanager
+def _broker_kept_out(socket_path: str) -> Iterator[None]:
+    """Hold the broker's lock if there is one to be had. A broker that holds it has its
+    pool open, and is seen by that."""
+    lock = FileLock(lock_path(socket_path))
+    if os.path.exists(lock.path) and os.access(lock.path, os.W_OK):
+        lock.try_acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _spared(pool_id: int, names: list[str], users: Users) -> str | None:
+    """Why a pool must stay, or None."""
+    if pool_id in users.pools:
+        return "a living process has it open"
+    if _has_living_seat(pool_id):
+        return "a living process has a seat in it"
+    if users.unreadable and _is_shared(names):
+        return f"{users.unreadable} processes of other users cannot be looked into; run this as root"
+    return None
+
+
+def _remove(names: list[str]) -> str:
+    nbytes = sum(_held_bytes(name) for name in names)
+    failures = []
+    for name in names:
+        try:
+            unlink_segment(name)
+        except OSError as error:
+            failures.append(f"{name} ({error.strerror})")
+    if failures:
+        return "cannot remove " + ", ".join(failures)
+    return f"removed {len(names)} segments, {format_bytes(nbytes)}"
+
+
+def _users() -> Users:
+    users = Users(set())
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            try:
+                users.pools |= _pools_of(f"/proc/{entry}")
+            except PermissionError:
+                users.unreadable += 1
+            except OSError:
+                pass  # it ended while we looked
+    return users
+
+
+def _pools_of(process: str) -> set[int]:
+    """The pools whose segments a process has mapped or open."""
+    with open(f"{process}/maps", encoding="utf-8", errors="replace") as file:
+        paths = [line[line.index(_MARK) :] for line in file if _MARK in line]
+    for number in os.listdir(f"{process}/fd"):
+        try:
+            paths.append(os.readlink(f"{process}/fd/{number}"))
+        except FileNotFoundError:
+            pass
+    names = (path.removeprefix(SHM_DIR + "/").split()[0] for path in paths if path.startswith(_MARK))
+    return {pool_id for name in names if (pool_id := parse_pool_id(name)) is not None}
+
+
+def _has_living_seat(pool_id: int) -> bool:
+    """By the header's seats; a damaged header has none."""
+    try:
+        with open(f"{SHM_DIR}/{header_name(pool_id)}", "rb") as file:
+            raw = file.read(_LARGEST_HEADER)
+    except OSError:
+        return False
+    words = memoryview(raw[: len(raw) // 8 * 8]).cast("Q")
+    if header_fault(words) is not None:
+        return False
+    seats = (seat_at(seat) for seat in range(1, words[SEATS] + 1))
+    return any(words[at + SEAT_STATE] and is_same_process(words[at + SEAT_PID], words[at + SEAT_START]) for at in seats)
+
+
+def _is_shared(names: list[str]) -> bool:
+    """Whether users besides the owner may map it."""
+    return any(status.st_mode & 0o060 for status in map(_status, names) if status)
+
+
+def _held_bytes(name: str) -> int:
+    status = _status(name)
+    return status.st_blocks * 512 if status else 0
+
+
+def _status(name: str) -> os.stat_result | None:
+    try:
+        return os.stat(f"{SHM_DIR}/{name}", follow_symlinks=False)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,227 @@
+"""One client's connection: frames in, messages out, and every bound that keeps a peer in
+its place.
+
+Covers framing, turns (so many frames, then the others), deadlines for the hello and for
+half a frame, and the bound on what is not read. Does not know what messages mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+from typing import Final, Protocol, cast
+
+from shmpool.protocol.codes import Code
+from shmpool.protocol.framing import FrameDecoder, FrameError, encode_frame
+from shmpool.protocol.messages import FROM_CLIENT, MAX_TEXT, Answer, Fault, Message, MessageError, decode, encode
+from shmpool.protocol.sizing import KIB, MIB
+
+from ..core.events import Peer
+
+#: Frames of one connection that are handled before others have their turn.
+FRAMES_PER_TURN: Final = 64
+#: Seconds from connecting to the first message.
+HELLO_DEADLINE: Final = 5.0
+#: Seconds for the rest of a frame, and for a full output buffer to move.
+STALL_DEADLINE: Final = 10.0
+#: Seconds for the last bytes of a connection that we end.
+CLOSE_GRACE: Final = 1.0
+#: What a peer may leave unread, in bytes, ...
+OUTPUT_LIMIT: Final = 256 * KIB
+#: ... besides the answers that it asked for itself.
+ANSWER_LIMIT: Final = 32 * MIB
+#: From here on a peer is not listened to until it has read something.
+HIGH_WATER: Final = 64 * KIB
+
+log = logging.getLogger(__name__)
+
+
+class Owner(Protocol):
+    """What a connection tells the server, always from the loop's thread."""
+
+    def on_connected(self, connection: Connection) -> None:
+        """It is open, and admitted."""
+
+    def on_message(self, connection: Connection, message: Message) -> None:
+        """A message that the schema accepts."""
+
+    def on_lost(self, connection: Connection) -> None:
+        """It is gone; the last that is heard of it."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection by its *number*, with the *peer*'s identity as the kernel gave it.
+
+    *pidfd* (-1: the process is gone) is closed with it unless it was taken. With a
+    *refusal* it only says so and ends.
+    """
+
+    def __init__(self, owner: Owner, number: int, peer: Peer, pidfd: int, refusal: Fault | None = None) -> None:
+        self.number: Final = number
+        self.peer: Final = peer
+        self._owner = owner
+        self._pidfd = pidfd
+        self._refusal = refusal
+        self._decoder = FrameDecoder()
+        self._frames: Iterator[bytes] | None = None
+        self._greeted = False
+        self._closing = False
+        self._output_is_full = False
+        self._allowance = OUTPUT_LIMIT
+        self._input_timer: asyncio.TimerHandle | None = None
+        self._output_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether it was only opened to be told why not."""
+        return self._refusal is not None
+
+    # --- asyncio's side ------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start, or refuse."""
+        self._loop = asyncio.get_running_loop()
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=HIGH_WATER)
+        if self._refusal is not None:
+            self._end(self._refusal)
+            return
+        self._input_timer = self._loop.call_later(HELLO_DEADLINE, self._too_late, "no hello", HELLO_DEADLINE)
+        self._owner.on_connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came; reading pauses while any of them wait, so there is one batch at a time."""
+        if not self._closing:
+            self._frames = self._decoder.feed(data)
+            self._work()
+
+    def eof_received(self) -> None:
+        """The peer says no more; what it has coming must not keep the connection for ever."""
+        self.close()
+
+    def pause_writing(self) -> None:
+        """The peer reads too slowly."""
+        self._output_is_full = True
+        self._transport.pause_reading()
+        self._output_timer = self._loop.call_later(STALL_DEADLINE, self._abort_slow_reader)
+
+    def resume_writing(self) -> None:
+        """The peer has caught up."""
+        self._output_is_full = False
+        self._cancel(self._output_timer)
+        if self._closing:
+            return
+        if self._frames is not None:
+            self._loop.call_soon(self._work)
+        else:
+            self._transport.resume_reading()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Gone, by EOF, an error or our own doing."""
+        self._closing, self._frames = True, None
+        self._cancel(self._input_timer)
+        self._cancel(self._output_timer)
+        pidfd = self.take_pidfd()
+        if pidfd >= 0:
+            os.close(pidfd)
+        self._owner.on_lost(self)
+
+    # --- the server's side ---------------------------------------------------------------------
+
+    def take_pidfd(self) -> int:
+        """The peer's pidfd, now the caller's to close; -1 when its process is gone."""
+        pidfd, self._pidfd = self._pidfd, -1
+        return pidfd
+
+    def send(self, message: Message) -> None:
+        """Send a message; a peer that lets too much pile up loses its connection. Nothing
+        happens when it is closing."""
+        if self._closing or self._transport.is_closing():
+            return
+        frame = encode_frame(encode(message))
+        pending = self._transport.get_write_buffer_size()
+        if pending == 0:
+            self._allowance = OUTPUT_LIMIT
+        if type(message) is Answer:
+            self._allowance = min(self._allowance + len(frame), ANSWER_LIMIT)
+        if pending + len(frame) > self._allowance:
+            self._abort_slow_reader()
+        else:
+            self._transport.write(frame)
+
+    def close(self) -> None:
+        """End it once what was sent is written, or after a second."""
+        if self._closing:
+            return
+        self._closing, self._frames = True, None
+        self._cancel(self._input_timer)
+        self._cancel(self._output_timer)
+        self._output_timer = self._loop.call_later(CLOSE_GRACE, self._transport.abort)
+        self._transport.close()
+
+    def abort(self) -> None:
+        """End it now."""
+        self._closing, self._frames = True, None
+        self._transport.abort()
+
+    def fail(self, code: Code, text: str) -> None:
+        """Tell the peer why, and end it."""
+        if not self._closing:
+            log.info("ending connection %d of pid %d: %s: %s", self.number, self.peer.pid, code.name, text)
+            self._end(Fault(code, text[:MAX_TEXT]))
+
+    # --- inside ------------------------------------------------------------------------------------
+
+    def _end(self, fault: Fault) -> None:
+        self.send(fault)
+        self.close()
+
+    def _work(self) -> None:
+        """Handle one turn's worth of the frames at hand."""
+        try:
+            for _ in range(FRAMES_PER_TURN):
+                if self._frames is None or self._output_is_full:
+                    return
+                frame = next(self._frames, None)
+                if frame is None:
+                    self._rest()
+                    return
+                self._on_frame(frame)
+        except FrameError as error:
+            self.fail(Code.BAD_FRAME, str(error))
+        except MessageError as error:
+            self.fail(Code.BAD_MESSAGE, str(error))
+        else:
+            self._transport.pause_reading()
+            self._loop.call_soon(self._work)
+
+    def _on_frame(self, frame: bytes) -> None:
+        message = decode(frame, FROM_CLIENT)
+        self._greeted = True
+        self._cancel(self._input_timer)
+        self._input_timer = None
+        self._owner.on_message(self, message)
+
+    def _rest(self) -> None:
+        """All whole frames are handled."""
+        self._frames = None
+        if self._greeted and self._decoder.incomplete and self._input_timer is None:
+            self._input_timer = self._loop.call_later(STALL_DEADLINE, self._too_late, "half a frame", STALL_DEADLINE)
+        if not self._closing and not self._output_is_full:
+            self._transport.resume_reading()
+
+    def _too_late(self, what: str, seconds: float) -> None:
+        self.fail(Code.BAD_FRAME, f"{what} within {seconds:.0f} s")
+
+    def _abort_slow_reader(self) -> None:
+        pending = self._transport.get_write_buffer_size()
+        log.warning("ending connection %d of pid %d (%s): %s, %d bytes unread", self.number, self.peer.pid,
+                    self.peer.command, Code.SLOW_READER.name, pending)  # fmt: skip
+        self.abort()
+
+    @staticmethod
+    def _cancel(timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()

@@ -1,0 +1,180 @@
+"""The files beside the socket: its directory, the lock that makes a broker the only one,
+the tickets' lock file, the socket itself.
+
+The lock comes first and goes last: whatever is done to the other files is done while it
+is held, so two brokers that start at once cannot harm each other. The lock file also
+holds the pool's id for the next broker, and both lock files stay while the pool lives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+from typing import Any, Final, NamedTuple
+
+from shmpool.errors import ConfigError
+from shmpool.system.locks import FileLock
+
+from .segments import Access
+
+#: Connections that the kernel holds ready until they are accepted.
+BACKLOG: Final = 512
+
+
+class AlreadyRunning(ConfigError):
+    """Another broker serves this socket."""
+
+
+class Earlier(NamedTuple):
+    """What the broker before us noted. Without the tickets file that its clients lock
+    bytes of, its pool cannot be taken up: another file excludes nobody."""
+
+    pool_id: int
+    has_tickets: bool
+
+
+class RuntimeFiles:
+    """The files of the broker at one socket path. Not thread-safe."""
+
+    def __init__(self, socket_path: str, access: Access) -> None:
+        self.socket_path: Final = socket_path
+        self.tickets_path: Final = os.path.splitext(socket_path)[0] + ".tickets.lock"
+        self._access: Final = access
+        self._lock: Final = FileLock(lock_path(socket_path))
+        self._has_bound = False
+
+    def acquire(self) -> Earlier | None:
+        """Become the only broker here. Returns what an earlier one noted. Raises
+        AlreadyRunning, which says by whom, or ConfigError when these files cannot be
+        used; neither changes anything."""
+        self._make_directory()
+        try:
+            acquired = self._lock.try_acquire()
+        except OSError as error:
+            raise ConfigError(f"cannot use the lock file {self._lock.path}: {error.strerror}") from error
+        if not acquired:
+            holder = _read_note(self._lock).get("pid", "unknown")
+            raise AlreadyRunning(f"a broker already serves {self.socket_path} (pid {holder})")
+        note = _read_note(self._lock)
+        return Earlier(note["pool_id"], note.get("tickets") == _inode(self.tickets_path)) if note else None
+
+    def record(self, pool_id: int) -> None:
+        """Note whose pool this is, for the next broker and for whoever asks."""
+        note = {"pool": f"{pool_id:016x}", "pid": os.getpid(), "tickets": _inode(self.tickets_path)}
+        self._lock.write(json.dumps(note))
+
+    def make_tickets_file(self) -> None:
+        """Make sure that the tickets' lock file is there, with its modes."""
+        fd = os.open(self.tickets_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            if self._access.gid is not None:
+                os.fchown(fd, -1, self._access.gid)
+            os.fchmod(fd, self._access.write_mode)
+        finally:
+            os.close(fd)
+
+    def listen(self) -> socket.socket:
+        """Bind the socket, in place of a dead broker's. Only while the lock is held.
+        Raises ConfigError when the path is something else's."""
+        self._remove_stale_socket()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Nobody may connect before group and mode are right.
+            old = os.umask(0o177)
+            try:
+                listener.bind(self.socket_path)
+                self._has_bound = True
+            finally:
+                os.umask(old)
+            if self._access.gid is not None:
+                os.chown(self.socket_path, -1, self._access.gid)
+            os.chmod(self.socket_path, self._access.write_mode)
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+        except OSError as error:
+            listener.close()
+            raise ConfigError(f"cannot listen on {self.socket_path}: {error.strerror or error}") from error
+        return listener
+
+    def remove(self) -> None:
+        """The pool is gone: remove what is ours and give the lock up, in this order."""
+        self._unlink_socket()
+        _unlink(self.tickets_path)
+        self._lock.release(unlink=True)
+
+    def leave(self) -> None:
+        """The pool is kept: only the socket goes."""
+        self._unlink_socket()
+        self._lock.release()
+
+    def _unlink_socket(self) -> None:
+        """Not one that systemd made, and nothing that was in our way."""
+        if self._has_bound:
+            _unlink(self.socket_path)
+
+    def _make_directory(self) -> None:
+        directory = os.path.dirname(self.socket_path) or "."
+        try:
+            os.makedirs(directory, mode=0o700)
+            if self._access.gid is not None:
+                os.chown(directory, -1, self._access.gid)
+                os.chmod(directory, self._access.directory_mode)
+        except FileExistsError:
+            if not os.path.isdir(directory):
+                raise ConfigError(f"socket {self.socket_path}: {directory} is not a directory") from None
+        except OSError as error:
+            raise ConfigError(f"cannot make the directory {directory}: {error.strerror}") from error
+
+    def _remove_stale_socket(self) -> None:
+        try:
+            mode = os.lstat(self.socket_path).st_mode
+        except FileNotFoundError:
+            return
+        if not stat.S_ISSOCK(mode):
+            raise ConfigError(f"socket {self.socket_path}: there is a file of that name, and it is no socket")
+        if _somebody_listens(self.socket_path):
+            raise AlreadyRunning(f"another program listens on {self.socket_path} (systemd's socket unit?)")
+        _unlink(self.socket_path)
+
+
+def lock_path(socket_path: str) -> str:
+    """The file whose lock the broker of this socket holds: broker.lock for broker.sock."""
+    return os.path.splitext(socket_path)[0] + ".lock"
+
+
+def _read_note(lock: FileLock) -> dict[str, Any]:
+    """What a broker noted in its lock file; "pool_id" only if it is a sound one."""
+    try:
+        note = json.loads(lock.read())
+        pool_id = int(note.get("pool", ""), 16)
+    except (ValueError, TypeError, AttributeError):
+        return {}
+    return {**note, "pool_id": pool_id} if 0 < pool_id < 1 << 64 else {}
+
+
+def _somebody_listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except BlockingIOError:  # its queue is full
+            return True
+        return True
+
+
+def _inode(path: str) -> int | None:
+    try:
+        return os.stat(path, follow_symlinks=False).st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

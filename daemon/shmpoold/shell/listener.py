@@ -1,0 +1,124 @@
+"""Accepting: who may connect, how many, and what happens when descriptors run out."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import select
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from shmpool.protocol.codes import Code
+from shmpool.protocol.messages import Fault
+from shmpool.system import processes
+
+from ..core.events import Peer
+
+#: Connections accepted before others have their turn.
+ACCEPTS_PER_TURN: Final = 16
+#: Seconds without accepting when the process has no descriptors left.
+PAUSE: Final = 0.1
+_OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+log = logging.getLogger(__name__)
+
+#: Serve an accepted socket: (socket, peer, pidfd or -1, refusal or None).
+Serve = Callable[[socket.socket, Peer, int, Fault | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Who may connect: root and the broker's own user always, then the listed users and
+    groups, and if none are listed the group of the files."""
+
+    own_uid: int
+    uids: frozenset[int] = frozenset()
+    gids: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, uids: tuple[int, ...], gids: tuple[int, ...], group: int | None) -> Admission:
+        """The admission that a configuration describes."""
+        members = frozenset([group] if group is not None and not uids and not gids else gids)
+        return cls(os.geteuid(), frozenset(uids), members)
+
+    def admits(self, peer: processes.Credentials, groups: frozenset[int]) -> bool:
+        """Whether this peer may connect."""
+        return peer.uid in (0, self.own_uid) or peer.uid in self.uids or bool(self.gids & {peer.gid, *groups})
+
+
+class Listener:
+    """Accepts from a listening, non-blocking socket, which it owns, and hands on what it
+    accepted."""
+
+    def __init__(self, sock: socket.socket, admission: Admission, serve: Serve) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._admission = admission
+        self._serve = serve
+        self._pause: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Accept from now on."""
+        self._pause = None
+        self._loop.add_reader(self._sock, self._on_ready)
+
+    def close(self) -> None:
+        """Accept no more."""
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+
+    def _on_ready(self) -> None:
+        try:
+            for _ in range(ACCEPTS_PER_TURN):
+                sock, _ = self._sock.accept()
+                try:
+                    self._admit(sock)
+                except BaseException:
+                    sock.close()
+                    raise
+        except (BlockingIOError, ConnectionAbortedError):
+            pass
+        except OSError as error:
+            if error.errno not in _OUT_OF_RESOURCES:
+                log.exception("accepting a connection failed")
+                return
+            log.warning("not accepting for %.1f s: %s", PAUSE, error.strerror)
+            self._loop.remove_reader(self._sock)
+            self._pause = self._loop.call_later(PAUSE, self.start)
+
+    def _admit(self, sock: socket.socket) -> None:
+        """Identify the peer while nothing has been said yet."""
+        sock.setblocking(False)
+        credentials = processes.peer_credentials(sock)
+        refusal = None
+        if not self._admission.admits(credentials, processes.peer_groups(sock)):
+            text = f"uid {credentials.uid} may not use this broker (allow_uids, allow_gids, group)"
+            log.warning("refused pid %d: %s", credentials.pid, text)
+            refusal = Fault(Code.FORBIDDEN, text)
+        pidfd = -1
+        try:
+            pidfd = processes.pidfd_of_peer(sock)
+        except ProcessLookupError:
+            pass  # it has ended already, which whoever watches it is told
+        except OSError as error:
+            if error.errno in _OUT_OF_RESOURCES:
+                raise
+            refusal = Fault(Code.FORBIDDEN, f"the broker cannot watch your process: {error.strerror}")
+        # The pid was the peer's all the time if the peer still lives after the look at /proc.
+        began, command = processes.start_time(credentials.pid), processes.command(credentials.pid)
+        if pidfd < 0 or processes.has_ended(pidfd) or _has_hung_up(sock):
+            began, command = None, ""
+        peer = Peer(credentials.pid, credentials.uid, credentials.gid, began or 0, command)
+        self._serve(sock, peer, pidfd, refusal)
+
+
+def _has_hung_up(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))

@@ -1,0 +1,238 @@
+"""The pool's segments: made, adopted, warmed, cooled and removed.
+
+Covers header, ledger, one sparse segment for each tier, and direct segments. Knows
+nothing of rows' states. It never reads or writes payload: anybody who may write a segment
+may also truncate it, and touching it then would kill the broker.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from shmpool.protocol.header import POOL_ID, SEATS, header_bytes, header_fault, ledger_bytes, read_tiers
+from shmpool.protocol.names import (
+    direct_name,
+    header_name,
+    ledger_name,
+    parse_direct_name,
+    parse_pool_id,
+    pool_prefix,
+    tier_name,
+)
+from shmpool.protocol.sizing import Tier, TierKind, format_bytes, rows_of
+
+from . import headroom
+from .untracked import SHM_DIR, UntrackedSharedMemory, unlink_segment
+
+
+class DamagedPool(Exception):
+    """What an earlier broker left cannot be adopted; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may use the pool's files: the owner, and a group if there is one."""
+
+    gid: int | None = None
+
+    @property
+    def write_mode(self) -> int:
+        """For what clients write."""
+        return 0o600 if self.gid is None else 0o660
+
+    @property
+    def read_mode(self) -> int:
+        """For what only the broker writes."""
+        return 0o600 if self.gid is None else 0o640
+
+    @property
+    def directory_mode(self) -> int:
+        """For a directory that clients pass through."""
+        return 0o700 if self.gid is None else 0o750
+
+
+class SegmentStore:
+    """All segments of one pool; `create` or `adopt` make one.
+
+    *ledger* and *header* are the words of their segments. Not thread-safe, and not for
+    use after a fork.
+    """
+
+    def __init__(self, pool_id: int, access: Access) -> None:
+        self.pool_id: Final = pool_id
+        self.access: Final = access
+        self.tiers: tuple[Tier, ...] = ()
+        self.seats = 0
+        self.header: memoryview[int] = memoryview(b"").cast("Q")
+        self.ledger: memoryview[int] = memoryview(b"").cast("Q")
+        self._segments: dict[str, UntrackedSharedMemory] = {}
+        self._data: dict[int, UntrackedSharedMemory] = {}
+        self._groups = headroom.memory_groups()
+
+    # --- making and adopting ---------------------------------------------------------------
+
+    @classmethod
+    def create(cls, pool_id: int, tiers: tuple[Tier, ...], seats: int, access: Access) -> SegmentStore:
+        """Make a new pool's segments, all zeros. Raises OSError, and then nothing is left
+        of it: FileExistsError when a name is taken, ENOSPC when header and ledger do not fit."""
+        store = cls(pool_id, access)
+        headroom.require(ledger_bytes(rows_of(tiers), seats) + header_bytes(seats), store._groups)
+        try:
+            store._build(tiers, seats, cls._create)
+        except BaseException:
+            remove_names(store._segments)  # and not by prefix: a name that was taken is another's
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def adopt(cls, pool_id: int, access: Access) -> SegmentStore:
+        """Take over a pool that an earlier broker left. Raises DamagedPool when anything
+        of it is missing, somebody else's, or not what its header says; OSError when this
+        process cannot tell (no descriptors, no memory). Nothing is removed then."""
+        store = cls(pool_id, access)
+        try:
+            store._build(*store._read_geometry(), cls._attach)
+        except (FileNotFoundError, PermissionError, ValueError) as error:
+            store.close()
+            raise DamagedPool(f"pool {pool_id:016x} cannot be adopted: {error}") from error
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def _build(
+        self,
+        tiers: tuple[Tier, ...],
+        seats: int,
+        add: Callable[[SegmentStore, str, int, int], UntrackedSharedMemory],
+    ) -> None:
+        self.tiers, self.seats = tiers, seats
+        for tier in tiers:
+            if tier.kind is not TierKind.DIRECT:
+                name = tier_name(self.pool_id, tier.index)
+                self._data[tier.index] = add(self, name, tier.size * tier.capacity, self.access.write_mode)
+        ledger = add(self, ledger_name(self.pool_id), ledger_bytes(rows_of(tiers), seats), self.access.write_mode)
+        header = add(self, header_name(self.pool_id), header_bytes(seats), self.access.read_mode)
+        _fallocate(ledger, 0, ledger.size)  # of an adopted one too: somebody may have punched holes
+        _fallocate(header, 0, header.size)
+        self.ledger, self.header = ledger.words(), header.words()
+
+    def _create(self, name: str, nbytes: int, mode: int) -> UntrackedSharedMemory:
+        segment = self._segments[name] = UntrackedSharedMemory(name, nbytes)
+        segment.secure(mode, self.access.gid)
+        return segment
+
+    def _attach(self, name: str, nbytes: int, mode: int) -> UntrackedSharedMemory:
+        segment = self._segments[name] = UntrackedSharedMemory(name)
+        if not segment.is_own(nbytes):
+            raise ValueError(f"{name} is not a segment of {nbytes} bytes that belongs to this user")
+        segment.secure(mode, self.access.gid)
+        return segment
+
+    def _read_geometry(self) -> tuple[tuple[Tier, ...], int]:
+        """Tiers and seats by the header's word. It is read, not mapped: its length is not
+        yet known to be right."""
+        fd = os.open(f"{SHM_DIR}/{header_name(self.pool_id)}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            raw = file.read(header_bytes((1 << 16) - 1))
+        words = memoryview(raw[: len(raw) // 8 * 8]).cast("Q").tolist()
+        fault = header_fault(words)
+        if fault is None and words[POOL_ID] != self.pool_id:
+            fault = f"it is of pool {words[POOL_ID]:016x}"
+        if fault is not None:
+            raise ValueError(f"its header is damaged: {fault}")
+        return read_tiers(words), words[SEATS]
+
+    # --- memory ----------------------------------------------------------------------------------
+
+    def warm(self, tier: int, row: int, count: int) -> None:
+        """Reserve the pages of *count* rows of a tier. Raises OSError when they cannot be
+        had, with the numbers in its message, and then none of them was."""
+        segment, offset, nbytes = self._range(tier, row, count)
+        headroom.require(nbytes, self._groups)
+        _fallocate(segment, offset, nbytes)
+
+    def cool(self, tier: int, row: int, count: int) -> None:
+        """Give the pages of *count* rows of a tier back to the host. Raises OSError."""
+        segment, offset, nbytes = self._range(tier, row, count)
+        segment.cool(offset, nbytes)
+
+    def create_direct(self, row: int, generation: int, nbytes: int) -> None:
+        """Make the direct segment of a row, without reserving its pages. Raises OSError,
+        and then it does not exist."""
+        name = direct_name(self.pool_id, row, generation)
+        segment = UntrackedSharedMemory(name, nbytes)
+        try:
+            segment.secure(self.access.write_mode, self.access.gid)
+        except BaseException:
+            segment.unlink()
+            raise
+        finally:
+            segment.close()
+
+    def remove_direct(self, row: int, generation: int) -> None:
+        """Unlink the direct segment of a row; missing is fine."""
+        unlink_segment(direct_name(self.pool_id, row, generation))
+
+    def direct_segments(self) -> list[tuple[int, int]]:
+        """(row, generation) of the direct segments that exist."""
+        parsed = (parse_direct_name(name) for name in names_of(self.pool_id))
+        return [(row, generation) for _, row, generation in filter(None, parsed)]
+
+    def _range(self, tier: int, row: int, count: int) -> tuple[UntrackedSharedMemory, int, int]:
+        size, base = self.tiers[tier].size, self.tiers[tier].base
+        return self._data[tier], (row - base) * size, count * size
+
+    # --- the end ---------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Unmap everything and leave it in place. May be called twice."""
+        self.ledger.release()
+        self.header.release()
+        for segment in self._segments.values():
+            segment.close()
+
+    def remove_all(self) -> None:
+        """Unlink every segment of the pool, direct ones too, and unmap. Processes that
+        have them mapped keep what they have."""
+        remove_names(names_of(self.pool_id))
+        self.close()
+
+
+def _fallocate(segment: UntrackedSharedMemory, offset: int, nbytes: int) -> None:
+    """Reserve pages, all of them or none."""
+    try:
+        os.posix_fallocate(segment.fileno(), offset, nbytes)  # Python retries it after EINTR
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        free = headroom.shm_free()
+        has = "the kernel refuses" if free is None else f"{SHM_DIR} has {format_bytes(free)} free"
+        raise headroom.no_space(nbytes, has) from error
+
+
+def names_of(pool_id: int) -> list[str]:
+    """The names of a pool's segments that exist."""
+    prefix = pool_prefix(pool_id)
+    return [name for name in os.listdir(SHM_DIR) if name.startswith(prefix)]
+
+
+def remove_names(names: Iterable[str]) -> None:
+    """Unlink segments by name; missing is fine."""
+    for name in names:
+        unlink_segment(name)
+
+
+def leftover_pools() -> dict[int, list[str]]:
+    """Pool id -> the names of its segments, of all pools that there are on this host."""
+    pools: dict[int, list[str]] = {}
+    for name in sorted(os.listdir(SHM_DIR)):
+        pool_id = parse_pool_id(name)
+        if pool_id is not None:
+            pools.setdefault(pool_id, []).append(name)
+    return pools

@@ -1,0 +1,284 @@
+"""The server: turns what happens into events for the core, and obeys its actions.
+
+Everything runs in the event loop's thread, and one event at a time: what an action brings
+about at once (a failed watch, a made segment) waits until the actions before it are done.
+No opinions here; an error in the core costs a connection, never the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from shmpool.protocol.codes import Code
+from shmpool.protocol.messages import Fault, Message
+from shmpool.system.locks import ByteLocks
+
+from ..core.actions import (
+    Action,
+    Close,
+    CloseTicket,
+    Cool,
+    CreateDirect,
+    RemoveDirect,
+    Send,
+    Unwatch,
+    Warm,
+    WatchAdopted,
+    WatchConnected,
+)
+from ..core.broker import Broker
+from ..core.events import (
+    Connected,
+    DirectCreated,
+    DirectFailed,
+    Disconnected,
+    Event,
+    Peer,
+    ProcessDied,
+    Received,
+    Ticked,
+    TicketClosed,
+    Warmed,
+    WarmFailed,
+)
+from .connection import CLOSE_GRACE, Connection
+from .listener import Admission, Listener
+from .segments import SegmentStore
+from .tickets import TicketCloser
+from .watches import Watches
+
+#: Connections besides those with seats: operators, and clients on their way.
+SPARE_CONNECTIONS: Final = 64
+#: The timer never fires more often than this (seconds), and not so soon after an error.
+SHORTEST_TICK: Final = 0.001
+TICK_AFTER_ERROR: Final = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """A broker at work. Made and used inside a running event loop."""
+
+    def __init__(self, core: Broker, store: SegmentStore, locks: ByteLocks) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._core = core
+        self._store = store
+        self._tickets = TicketCloser(store.ledger, locks, lambda row: self.dispatch(TicketClosed(row)))
+        self._watches = Watches(lambda seat: self.dispatch(ProcessDied(seat)))
+        self._connections: dict[int, Connection] = {}
+        self._last_number = 0
+        self._opening: set[asyncio.Task[Any]] = set()
+        self._listener: Listener | None = None
+        self._events: deque[Event] = deque()
+        self._is_dispatching = False
+        self._is_stopped = False
+        self._cold: deque[Warm] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline: float | None = None
+        self._no_tick_before = 0.0
+        self._all_gone = asyncio.Event()
+        self._obey: dict[type[Any], Callable[[Any], None]] = {
+            Send: self._send,
+            Close: self._close,
+            Warm: self._warm,
+            Cool: lambda action: store.cool(action.tier, action.row, action.count),
+            CreateDirect: self._create_direct,
+            RemoveDirect: lambda action: store.remove_direct(action.row, action.generation),
+            WatchConnected: self._watch_connected,
+            WatchAdopted: lambda action: self._watches.adopt(action.seat, action.pid, action.start_time),
+            Unwatch: lambda action: self._watches.unwatch(action.seat),
+            CloseTicket: self._tickets.close_ticket,
+        }
+
+    # --- the service's side --------------------------------------------------------------------
+
+    def adopt(self) -> None:
+        """Take over what an earlier broker left, and settle those who have died since.
+        Before `serve`, if at all."""
+        self._is_dispatching = True
+        try:
+            self._carry_out(self._core.adopt(self._loop.time()))
+        finally:
+            self._is_dispatching = False
+        self._drain()
+
+    def serve(self, sock: socket.socket, admission: Admission) -> None:
+        """Accept connections from a listening, non-blocking socket, which is now ours."""
+        self._listener = Listener(sock, admission, self._open)
+        self._listener.start()
+        self._arm()
+
+    async def stop(self) -> None:
+        """Tell everybody, end all connections, and leave ledger and segments as they are.
+        Takes a few seconds at most; the core is not used any more. May be called twice."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        self._is_stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._tickets.stop()
+        self._watches.close()
+        if self._opening:
+            await asyncio.wait(self._opening)
+        for connection in list(self._connections.values()):
+            connection.fail(Code.STOPPING, "the broker is stopping")
+        await self._until_all_are_gone()
+
+    async def _until_all_are_gone(self) -> None:
+        try:
+            async with asyncio.timeout(2 * CLOSE_GRACE):
+                while self._connections:
+                    self._all_gone.clear()
+                    await self._all_gone.wait()
+        except TimeoutError:
+            for connection in list(self._connections.values()):
+                connection.abort()
+            await asyncio.sleep(0)
+
+    # --- events in, actions out ----------------------------------------------------------------
+
+    def dispatch(self, event: Event) -> None:
+        """Let the core handle an event; from within, once the present one is done."""
+        if self._is_stopped:
+            return
+        self._events.append(event)
+        if not self._is_dispatching:
+            self._drain()
+
+    def _drain(self) -> None:
+        self._is_dispatching = True
+        try:
+            while self._events:
+                self._step(self._events.popleft())
+        finally:
+            self._is_dispatching = False
+        self._arm()
+
+    def _step(self, event: Event) -> None:
+        now = self._loop.time()
+        try:
+            actions = self._core.handle(event, now)
+        except Exception:
+            log.exception("the core failed on %r", event)
+            self._no_tick_before = now + TICK_AFTER_ERROR
+            if isinstance(event, Connected | Received) and event.connection in self._connections:
+                self._connections[event.connection].abort()
+            return
+        self._carry_out(actions)
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            try:
+                self._obey[type(action)](action)
+            except Exception:  # the others must still be obeyed
+                log.exception("could not carry out %r", action)
+
+    def _arm(self) -> None:
+        """Set the one timer to the core's next deadline."""
+        deadline = None if self._is_stopped else self._core.next_deadline()
+        if deadline is not None:
+            deadline = max(deadline, self._no_tick_before)
+        if deadline == self._deadline:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._deadline = deadline
+        if deadline is not None:
+            self._timer = self._loop.call_at(max(deadline, self._loop.time() + SHORTEST_TICK), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = self._deadline = None
+        self.dispatch(Ticked())
+
+    # --- connections -------------------------------------------------------------------------------
+
+    def _open(self, sock: socket.socket, peer: Peer, pidfd: int, refusal: Fault | None) -> None:
+        """Give an accepted socket a connection and a number."""
+        if refusal is None and len(self._connections) >= self._core.seats.count + SPARE_CONNECTIONS:
+            refusal = Fault(Code.NO_SEAT, f"{len(self._connections)} connections are open; raise max_clients")
+        self._last_number += 1
+        connection = Connection(self, self._last_number, peer, pidfd, refusal)
+        self._connections[connection.number] = connection
+        task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, sock))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    def on_connected(self, connection: Connection) -> None:
+        """An admitted peer is there."""
+        if self._is_stopped:
+            connection.fail(Code.STOPPING, "the broker is stopping")
+        else:
+            self.dispatch(Connected(connection.number, connection.peer))
+
+    def on_message(self, connection: Connection, message: Message) -> None:
+        """A peer has sent a sound message."""
+        self.dispatch(Received(connection.number, message))
+
+    def on_lost(self, connection: Connection) -> None:
+        """A connection is gone; of a refused one the core never heard."""
+        self._connections.pop(connection.number, None)
+        self._all_gone.set()
+        if not connection.was_refused:
+            self.dispatch(Disconnected(connection.number))
+
+    def _send(self, action: Send) -> None:
+        connection = self._connections.get(action.connection)
+        if connection is None:
+            return
+        try:
+            connection.send(action.message)
+        except ValueError:  # what we would send breaks the schema: a bug of ours
+            log.exception("cannot send %r", action.message)
+            connection.abort()
+
+    def _close(self, action: Close) -> None:
+        connection = self._connections.get(action.connection)
+        if connection is not None:
+            connection.close()
+
+    # --- memory and processes ------------------------------------------------------------------------
+
+    def _warm(self, action: Warm) -> None:
+        """In a later turn of the loop, and one for each turn: others come between."""
+        self._cold.append(action)
+        if len(self._cold) == 1:
+            self._loop.call_soon(self._warm_one)
+
+    def _warm_one(self) -> None:
+        if self._is_stopped:
+            return
+        action = self._cold[0]
+        try:
+            self._store.warm(action.tier, action.row, action.count)
+        except Exception as error:
+            log.warning("warming failed: %s", error)
+            event: Event = WarmFailed(action.tier, action.row, action.count, _reason(error))
+        else:
+            event = Warmed(action.tier, action.row, action.count)
+        self._cold.popleft()
+        if self._cold:
+            self._loop.call_soon(self._warm_one)
+        self.dispatch(event)
+
+    def _create_direct(self, action: CreateDirect) -> None:
+        try:
+            self._store.create_direct(action.row, action.generation, action.nbytes)
+        except Exception as error:
+            log.warning("making a direct segment failed: %s", error)
+            self.dispatch(DirectFailed(action.row, _reason(error)))
+        else:
+            self.dispatch(DirectCreated(action.row))
+
+    def _watch_connected(self, action: WatchConnected) -> None:
+        self._watches.watch(action.seat, self._connections[action.connection].take_pidfd())
+
+
+def _reason(error: Exception) -> str:
+    """For people, without the errno's number."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

@@ -1,0 +1,173 @@
+"""The daemon's life: lock, pool, core, server, and an orderly end.
+
+Whatever was built is taken down again in the opposite order, also when a later step
+fails. SIGKILL needs no help: the next broker finds lock files and segments, and takes
+the pool up or removes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+from shmpool.errors import ConfigError
+from shmpool.system.locks import ByteLocks
+
+from ..config import Config
+from . import pools, systemd
+from .files import Earlier, RuntimeFiles
+from .listener import Admission
+from .segments import Access
+from .server import Server
+
+log = logging.getLogger(__name__)
+
+#: Descriptors besides two for each connection: segments, lock files, the loop's own.
+_OTHER_DESCRIPTORS: Final = 128
+
+
+@dataclass(slots=True)
+class Parent:
+    """How a private broker hangs on its parent: a pidfd of it (its end is our orderly
+    end), and a descriptor that gets one line of JSON when it is known how we fare."""
+
+    pidfd: int | None = None
+    ready_fd: int | None = None
+
+    def tell(self, report: dict[str, object]) -> None:
+        """Write the line and close, once. A parent that does not listen is no error."""
+        fd, self.ready_fd = self.ready_fd, None
+        if fd is None:
+            return
+        try:
+            with open(fd, "wb", buffering=0) as pipe:
+                pipe.write(json.dumps(report).encode() + b"\n")
+        except OSError as error:
+            log.warning("cannot report to the parent: %s", error)
+
+
+def run(config: Config, parent: Parent) -> None:
+    """Serve until told to stop. Raises ConfigError (AlreadyRunning among them) and
+    OSError when it cannot start; then nothing is left behind."""
+    try:
+        asyncio.run(_run(config, parent))
+    except Exception as error:
+        name = "ConfigError" if isinstance(error, ConfigError) else type(error).__name__
+        parent.tell({"error": name, "message": str(error)})
+        raise
+
+
+async def _run(config: Config, parent: Parent) -> None:
+    stop = Stop(parent)  # first of all: from here on no signal ends us half way
+    _raise_descriptor_limit(config.max_clients)
+    activated = _activated_socket()
+    if activated is not None:
+        config = config.model_copy(update={"socket": activated.getsockname()})
+    with ExitStack() as stack:
+        files = RuntimeFiles(config.socket, Access(config.group))
+        earlier = files.acquire()
+        # Until we serve it, an earlier broker's pool is not ours to remove.
+        ending = Ending(keep=earlier is not None)
+        stack.callback(lambda: (files.leave if ending.keep else files.remove)())
+        listener = stack.enter_context(activated or files.listen())
+        files.make_tickets_file()
+        locks = stack.enter_context(ByteLocks(files.tickets_path))
+        pool, server = _start(config, files, locks, earlier)
+        stack.callback(lambda: (pool.store.close if ending.keep else pool.store.remove_all)())
+        server.serve(listener, Admission.of(config.allow_uids, config.allow_gids, config.group))
+        ending.keep = config.on_stop == "keep" and parent.pidfd is None
+        how = f"taken up, epoch {pool.core.epoch}" if pool.is_adopted else "new"
+        log.info("serving %s, pool %016x (%s)", config.socket, pool.store.pool_id, how)
+        systemd.notify("READY=1")
+        parent.tell({"ready": True, "address": config.socket, "pid": os.getpid()})
+        await stop.requested.wait()
+        systemd.notify("STOPPING=1")
+        await server.stop()
+    log.info("stopped; pool %016x is %s", pool.store.pool_id, "kept" if ending.keep else "removed")
+
+
+def _start(config: Config, files: RuntimeFiles, locks: ByteLocks, earlier: Earlier | None) -> tuple[pools.Pool, Server]:
+    """The pool and a server for it, with all that an earlier broker left settled."""
+    if earlier is not None and not earlier.has_tickets:
+        log.error("pool %016x has lost its tickets file: removing it and starting a new one", earlier.pool_id)
+        pools.discard(earlier.pool_id)
+        earlier = None
+    pool = pools.open_pool(config, files.tickets_path, earlier.pool_id if earlier else None)
+    server = Server(pool.core, pool.store, locks)
+    if pool.is_adopted and not _adopt(server):
+        pool.store.remove_all()
+        pool = pools.open_pool(config, files.tickets_path, None)
+        server = Server(pool.core, pool.store, locks)
+    if pool.is_adopted:
+        pools.remove_orphaned_segments(pool.store)
+    files.record(pool.store.pool_id)
+    return pool, server
+
+
+def _adopt(server: Server) -> bool:
+    """Whether the core could make sense of an earlier broker's ledger, which any client
+    may have scribbled on."""
+    try:
+        server.adopt()
+    except Exception:
+        log.exception("the ledger makes no sense: removing the pool and starting a new one")
+        return False
+    return True
+
+
+@dataclass(slots=True)
+class Ending:
+    """Whether the pool stays when we go."""
+
+    keep: bool
+
+
+class Stop:
+    """The reasons to end: SIGTERM, SIGINT, the parent's death. A private broker leaves
+    SIGINT to its parent: Ctrl-C reaches both, and the parent may still need its pool."""
+
+    def __init__(self, parent: Parent) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.requested = asyncio.Event()
+        self._loop.add_signal_handler(signal.SIGTERM, self._because, "SIGTERM")
+        self._loop.add_signal_handler(signal.SIGHUP, log.warning, "SIGHUP: the configuration is read at the start only")
+        if parent.pidfd is None:
+            self._loop.add_signal_handler(signal.SIGINT, self._because, "SIGINT")
+        else:
+            self._loop.add_signal_handler(signal.SIGINT, log.info, "SIGINT is left to the parent")
+            self._loop.add_reader(parent.pidfd, self._parent_ended, parent.pidfd)
+
+    def _because(self, reason: str) -> None:
+        log.info("stopping: %s", reason)
+        self.requested.set()
+
+    def _parent_ended(self, pidfd: int) -> None:
+        self._loop.remove_reader(pidfd)
+        self._because("the parent has ended")
+
+
+def _activated_socket() -> socket.socket | None:
+    try:
+        return systemd.activated_socket()
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"socket activation: {error}") from error
+
+
+def _raise_descriptor_limit(max_clients: int) -> None:
+    """Each client takes a socket and a pidfd."""
+    wanted = 2 * max_clients + _OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < wanted:
+            log.warning("only %d descriptors are allowed (LimitNOFILE); max_clients %d needs %d", soft, max_clients,
+                        wanted)  # fmt: skip

@@ -1,0 +1,62 @@
+"""Closing tickets that nobody opened, under the byte lock that openers take."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from shmpool.protocol.ledger import FIRST_CELL, GENERATION_FIELD, ROW_WORDS, STATE_SHIFT
+from shmpool.protocol.states import CellState
+from shmpool.system.locks import ByteLocks
+
+from ..core.actions import CloseTicket
+
+#: Seconds until a busy byte is tried again, doubled each time.
+FIRST_RETRY: Final = 0.01
+LAST_RETRY: Final = 1.0
+
+
+class TicketCloser:
+    """Carries out CloseTicket and says *closed(row)* once the cell is no longer open. A
+    byte that stays busy (its holder is stopped in the middle of opening) is tried until
+    it is free or the cell has changed."""
+
+    def __init__(self, ledger: memoryview[int], locks: ByteLocks, closed: Callable[[int], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ledger = ledger
+        self._locks = locks
+        self._closed = closed
+        self._retries: set[asyncio.TimerHandle] = set()
+
+    def close_ticket(self, ticket: CloseTicket, delay: float = FIRST_RETRY) -> None:
+        """Try now, and go on trying."""
+        if self._is_closed(ticket):
+            self._closed(ticket.row)
+            return
+
+        def again() -> None:
+            self._retries.discard(retry)
+            self.close_ticket(ticket, min(2 * delay, LAST_RETRY))
+
+        retry = self._loop.call_later(delay, again)
+        self._retries.add(retry)
+
+    def stop(self) -> None:
+        """Try no more; the lock file is closed too."""
+        for retry in self._retries:
+            retry.cancel()
+        self._retries.clear()
+        self._locks.close()
+
+    def _is_closed(self, ticket: CloseTicket) -> bool:
+        at = ticket.row * ROW_WORDS + FIRST_CELL + ticket.cell
+        byte = ticket.row * ROW_WORDS + ticket.cell
+        if not self._locks.try_lock(byte):
+            return self._ledger[at] != ticket.granted
+        try:
+            if self._ledger[at] == ticket.granted:
+                self._ledger[at] = ticket.granted & GENERATION_FIELD | CellState.DONE << STATE_SHIFT
+        finally:
+            self._locks.unlock(byte)
+        return True

@@ -1,0 +1,78 @@
+"""Watching the processes of seats by pidfd: their death is certain, never guessed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from typing import Final
+
+from shmpool.system import processes
+
+#: Seconds until an adopted process is tried again when no descriptor could be had.
+RETRY: Final = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Watches:
+    """One pidfd for each seat. *died* is called once for each seat whose process ends;
+    it may be called from within `adopt`."""
+
+    def __init__(self, died: Callable[[int], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._died = died
+        self._pidfds: dict[int, int] = {}
+        self._retries: dict[int, asyncio.TimerHandle] = {}
+
+    def watch(self, seat: int, pidfd: int) -> None:
+        """Watch a process by its pidfd, which is now ours; -1 for one that has ended."""
+        self.unwatch(seat)
+        if pidfd < 0:
+            self._died(seat)
+            return
+        self._pidfds[seat] = pidfd
+        self._loop.add_reader(pidfd, self._on_end, seat)
+
+    def adopt(self, seat: int, pid: int, began: int) -> None:
+        """Watch a process that an earlier broker knew by pid and start time. A pid that
+        was out of its sight (0) is taken for alive."""
+        self.unwatch(seat)
+        if pid == 0:
+            log.warning("seat %d is of a process out of sight: taken for alive", seat)
+            return
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._died(seat)
+            return
+        except OSError as error:
+            log.warning("cannot watch pid %d of seat %d yet: %s", pid, seat, error.strerror)
+            self._retries[seat] = self._loop.call_later(RETRY, self.adopt, seat, pid, began)
+            return
+        # Looked at after the pidfd was opened: what it names cannot change any more.
+        if processes.is_same_process(pid, began):
+            self.watch(seat, pidfd)
+        else:
+            os.close(pidfd)
+            self._died(seat)
+
+    def unwatch(self, seat: int) -> None:
+        """Forget a seat; nothing happens when it was not watched."""
+        retry = self._retries.pop(seat, None)
+        if retry is not None:
+            retry.cancel()
+        pidfd = self._pidfds.pop(seat, None)
+        if pidfd is not None:
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)
+
+    def close(self) -> None:
+        """Forget all."""
+        for seat in [*self._pidfds, *self._retries]:
+            self.unwatch(seat)
+
+    def _on_end(self, seat: int) -> None:
+        self.unwatch(seat)
+        self._died(seat)

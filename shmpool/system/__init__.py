@@ -1,0 +1,1 @@
+"""What both sides need of the operating system: processes and locks. Standard library only."""

@@ -1,0 +1,147 @@
+"""Locks that the kernel frees when their holder dies: byte locks and file locks.
+
+Byte locks (``F_OFD_SETLK``) guard the one place where two processes may race, the taking
+of a ticket. They belong to the open file, so whoever wants exclusion opens the file
+itself: a descriptor that was passed, duplicated or inherited shares its lock. A file lock
+(``flock``) makes a broker the only one at its socket. Neither excludes threads of one
+process that share an object from here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from types import TracebackType
+from typing import Final
+
+F_OFD_SETLK: Final = 37
+
+#: struct flock: type, whence, start, length, pid (which must be 0 for these locks).
+_FLOCK: Final = struct.Struct("hhqqi4x")
+
+
+def lock_bytes(offset: int) -> bytes:
+    """The struct that locks one byte exclusively."""
+    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
+
+
+def unlock_bytes(offset: int) -> bytes:
+    """The struct that unlocks it."""
+    return _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0)
+
+
+class ByteLocks:
+    """Locks on single bytes of a file, which need not be that long.
+
+    Opens the file itself, close-on-exec. After a fork the child must make its own: an
+    inherited one shares the parent's locks. Threads must exclude each other.
+    """
+
+    __slots__ = ("_fd", "path")
+
+    def __init__(self, path: str) -> None:
+        self._fd = -1
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+
+    def fileno(self) -> int:
+        """The open file's descriptor."""
+        return self._fd
+
+    def try_lock(self, offset: int) -> bool:
+        """Lock a byte; False when another open file holds it. Never waits."""
+        try:
+            fcntl.fcntl(self._fd, F_OFD_SETLK, lock_bytes(offset))
+        except (BlockingIOError, PermissionError):  # the kernel may say EAGAIN or EACCES
+            return False
+        return True
+
+    def unlock(self, offset: int) -> None:
+        """Unlock a byte; nothing happens when it was not locked."""
+        fcntl.fcntl(self._fd, F_OFD_SETLK, unlock_bytes(offset))
+
+    def close(self) -> None:
+        """Give up all locks. May be called twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> ByteLocks:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class FileLock:
+    """An exclusive lock on a path, with a line of text in the file for whoever finds it.
+
+    Not thread-safe. A forked child would share the lock.
+    """
+
+    #: The text is padded to so many bytes: one write replaces it whole.
+    TEXT_BYTES: Final = 512
+
+    __slots__ = ("_fd", "mode", "path")
+
+    def __init__(self, path: str, mode: int = 0o600) -> None:
+        self.path = path
+        self.mode = mode
+        self._fd = -1
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._fd >= 0
+
+    def try_acquire(self) -> bool:
+        """Take the lock, making the file if it is missing; False when another has it."""
+        while True:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, self.mode)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(fd, self.path):
+                    self._fd, fd = fd, -1
+                    return True
+            except BlockingIOError:
+                return False
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+            # The file was unlinked between open and lock: what was locked is nobody's any more.
+
+    def read(self) -> str:
+        """The text that its holder, or the last one, left. Needs no lock; "" without a file."""
+        try:
+            with open(self.path, "rb") as file:
+                return file.read(self.TEXT_BYTES).decode("utf-8", "replace").strip()
+        except FileNotFoundError:
+            return ""
+
+    def write(self, text: str) -> None:
+        """Leave a text of at most 511 bytes, whole or not at all. Only while held."""
+        raw = text.encode().ljust(self.TEXT_BYTES - 1) + b"\n"
+        if not self.is_held or len(raw) > self.TEXT_BYTES:
+            raise ValueError(f"the lock on {self.path} is not held" if not self.is_held else f"too long: {text!r}")
+        os.pwrite(self._fd, raw, 0)
+
+    def release(self, *, unlink: bool = False) -> None:
+        """Give the lock up; *unlink* removes the file first, while it is still held.
+        May be called twice."""
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        try:
+            if unlink and _is_at(fd, self.path):
+                os.unlink(self.path)
+        finally:
+            os.close(fd)
+
+
+def _is_at(fd: int, path: str) -> bool:
+    """Whether an open file is the one that the path names now."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,113 @@
+"""Who is at the other end of a socket, and which process a pid means.
+
+Covers /proc/PID/stat, peer credentials and pidfds. Does not decide whether anybody is
+dead: a pidfd tells that for certain, and its owner watches it. A bare pid proves nothing,
+since pids are used again; a pid together with its start time does.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+from typing import Final, NamedTuple, Protocol
+
+#: Linux 6.5 and later. Python has no name for it yet.
+SO_PEERPIDFD: Final = 77
+SO_PEERGROUPS: Final = 59
+
+_UCRED: Final = struct.Struct("3i")
+_INT: Final = struct.Struct("i")
+_NO_ID: Final = 2**32 - 1
+_COMMAND_LENGTH: Final = 64
+#: Field 22 of /proc/PID/stat, counted from the first field behind the command.
+_START_TIME_FIELD: Final = 22 - 3
+
+
+class SocketLike(Protocol):
+    """As much of a socket as is needed here; asyncio's transport sockets have it too."""
+
+    def getsockopt(self, level: int, option: int, length: int, /) -> bytes:
+        """Read a socket option as bytes."""
+
+
+class Credentials(NamedTuple):
+    """The kernel's word on a peer, taken when it connected. *pid* is 0 for a process
+    that this pid namespace cannot see."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def start_time(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot; None when there is no such process
+    (or none that may be seen). With the pid it names a process for good."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    # The command stands in parentheses and may hold any of "() ": only the last ")" ends it.
+    fields = stat[stat.rfind(b")") + 1 :].split()
+    return int(fields[_START_TIME_FIELD]) if len(fields) > _START_TIME_FIELD else None
+
+
+def is_same_process(pid: int, began: int) -> bool:
+    """Whether *pid* is still the process that began at *began*."""
+    return pid > 0 and start_time(pid) == began
+
+
+def command(pid: int) -> str:
+    """What a process runs, for people: its command line, printable, at most 64
+    characters; empty when it is gone."""
+    for name in ("cmdline", "comm"):  # a zombie and a kernel thread have no command line
+        try:
+            with open(f"/proc/{pid}/{name}", "rb") as file:
+                raw = file.read(4 * _COMMAND_LENGTH)
+        except OSError:
+            return ""
+        words = raw.replace(b"\0", b" ").decode("utf-8", "replace").strip()
+        if words:
+            return "".join(char if char.isprintable() else "?" for char in words)[:_COMMAND_LENGTH]
+    return ""
+
+
+def peer_credentials(sock: SocketLike) -> Credentials:
+    """Pid, uid and gid of the process that connected (or made the socket pair)."""
+    pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return Credentials(pid, uid & _NO_ID, gid & _NO_ID)
+
+
+def peer_groups(sock: SocketLike) -> frozenset[int]:
+    """The peer's supplementary groups; empty where the kernel does not say."""
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * 1024)
+    except OSError:
+        return frozenset()
+    return frozenset(gid & _NO_ID for (gid,) in _INT.iter_unpack(raw))
+
+
+def pidfd_of_peer(sock: SocketLike) -> int:
+    """A pidfd of the process that connected, close-on-exec; the caller closes it.
+
+    The kernel's own answer where it has one (Linux 6.5), which cannot be another process.
+    Before that it is opened by pid, which could be another's by now: the caller has to
+    look for EOF on the socket afterwards. Raises ProcessLookupError when the process is
+    gone and OSError when it cannot be had.
+    """
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, _INT.size)
+    except ProcessLookupError:
+        raise
+    except OSError:
+        return os.pidfd_open(peer_credentials(sock).pid)
+    return int(_INT.unpack(raw)[0])
+
+
+def has_ended(pidfd: int) -> bool:
+    """Whether the process of a pidfd has ended (a zombie has)."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))

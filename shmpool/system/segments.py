@@ -1,0 +1,20 @@
+"""Attaching to segments by name, untracked: `multiprocessing.shared_memory` would register
+them with a resource tracker that unlinks them when this process exits."""
+
+from __future__ import annotations
+
+import fcntl
+
+import posix_ipc
+
+
+def open_segment(name: str, *, writable: bool) -> int:
+    """Open a segment by name; the descriptor is close-on-exec."""
+    try:
+        fd = posix_ipc.SharedMemory("/" + name, read_only=not writable).fd
+    except posix_ipc.ExistentialError as error:
+        raise FileNotFoundError(f"the segment {name} is gone: its pool was removed") from error
+    except posix_ipc.PermissionsError as error:
+        raise PermissionError(f"no right to open the segment {name}: ask for the broker's group") from error
+    fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    return int(fd)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shmpoold
+from shmpool.errors import ConfigError
+from shmpool.protocol.sizing import KIB, MIB
+from shmpoold import config_text
+from shmpoold.config import Config, load, parse_override, to_settings
+from shmpoold.core.settings import Settings
+
+EXAMPLE = Path(shmpoold.__file__).parents[1] / "units" / "shmpoold.toml"
+
+
+def refusal(**overrides: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(None, overrides)
+    return str(caught.value)
+
+
+def test_defaults_are_the_core_s_defaults() -> None:
+    assert to_settings(load(None, {}), "") == Settings()
+
+
+@pytest.mark.parametrize(
+    ("written", "nbytes"),
+    [(2 * MIB, 2 * MIB), ("256MiB", 256 * MIB), ("64 mib", 64 * MIB), ("1.5GiB", 1536 * MIB), ("8388608", 8 * MIB)],
+)
+def test_sizes_are_numbers_or_strings_with_a_unit(written: Any, nbytes: int) -> None:
+    assert load(None, {"memory_limit": written, "max_clients": 8}).memory_limit == nbytes
+
+
+@pytest.mark.parametrize(("written", "seconds"), [(5, 5), (0.5, 0.5), ("300s", 300), ("5min", 300), ("250 ms", 0.25)])
+def test_durations_are_seconds_or_strings_with_a_unit(written: Any, seconds: float) -> None:
+    assert load(None, {"lease_timeout": written}).lease_timeout == seconds
+
+
+def test_unknown_key_is_refused_with_a_suggestion() -> None:
+    assert refusal(memory_limt=1) == "memory_limt is no setting; did you mean memory_limit?"
+    assert "did you mean" not in refusal(zzz=1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "bound"),
+    [
+        ("memory_limit", 4096, "1048576"),
+        ("memory_limit", "2TiB", "1099511627775"),
+        ("max_clients", 0, "1"),
+        ("max_clients", 70000, "65535"),
+        ("lease_timeout", -1, "0"),
+        ("handle_ttl", 0, "0"),
+        ("magazine_bytes", "1KiB", "4096"),
+    ],
+)
+def test_a_value_out_of_bounds_names_key_value_and_bound(key: str, value: Any, bound: str) -> None:
+    text = refusal(**{key: value})
+    assert text.startswith(f"{key} = ")
+    assert bound in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("memory_limit", "256MB"), ("memory_limit", True), ("memory_limit", 1.5), ("memory_limit", "-1MiB"),
+        ("lease_timeout", "5 parsec"), ("lease_timeout", True), ("lease_timeout", float("nan")), ("max_clients", "7"),
+        ("on_stop", "burn"), ("log_level", "loud"), ("group", "no-such-group"), ("pooled_sizes", ["4KiB", "x"]),
+        ("pooled_sizes", []), ("pooled_sizes", [5000]), ("pooled_sizes", ["8KiB", "4KiB"]), ("socket", ""),
+        ("socket", "@abstract"), ("socket", 3), ("very_large_object_threshold", "1KiB"),
+    ],
+)  # fmt: skip
+def test_nonsense_is_refused_and_named(key: str, value: Any) -> None:
+    assert key in refusal(**{key: value})
+
+
+def test_socket_path_that_no_address_holds_is_refused_with_its_length() -> None:
+    assert "108" in refusal(socket="/" + "x" * 107)
+    assert load(None, {"socket": "/" + "x" * 106}).socket
+
+
+def test_limit_must_leave_room_for_tables_and_a_slot() -> None:
+    text = refusal(memory_limit="1MiB")
+    least = re.search(r"at least (\d+)", text)
+    assert least is not None
+    assert load(None, {"memory_limit": int(least[1]) + 64 * KIB}).memory_limit
+
+
+def test_others_may_not_be_allowed_without_a_group() -> None:
+    assert "need group" in refusal(allow_uids=[1])
+    config = load(None, {"allow_uids": ["root", 7], "group": os.getgid()})
+    assert config.allow_uids == (0, 7)
+
+
+def test_file_is_read_and_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('memory_limit = "64MiB"\nlease_timeout = "1min"\n')
+    config = load(str(path), {"lease_timeout": 2})
+    assert (config.memory_limit, config.lease_timeout) == (64 * MIB, 2)
+
+
+@pytest.mark.parametrize("content", [b"a = = 1", b"\xff\xfe", b'memory_limit = "x"'])
+def test_bad_file_is_a_config_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(content)
+    for wrong in (path, tmp_path / "missing.toml"):
+        with pytest.raises(ConfigError, match=re.escape(str(wrong))):
+            load(str(wrong), {})
+
+
+def test_overrides_of_the_command_line_are_toml_or_plain_strings() -> None:
+    assert parse_override("allow_uids=[1, 2]") == ("allow_uids", [1, 2])
+    assert parse_override("memory_limit=1GiB") == ("memory_limit", "1GiB")
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        parse_override("memory_limit")
+
+
+def test_example_file_is_what_the_declaration_says() -> None:
+    assert EXAMPLE.read_text() == config_text.example()
+
+
+def test_example_with_its_comments_taken_off_is_valid_and_default() -> None:
+    text = re.sub(r"^#(?! )", "", EXAMPLE.read_text(), flags=re.MULTILINE)
+    values = tomllib.loads(text)
+    assert set(values) == set(Config.model_fields)
+    for without_default in ("socket", "group"):
+        del values[without_default]
+    assert load(None, values) == load(None, {})
+
+
+def test_what_is_in_force_reads_back_the_same() -> None:
+    config = load(None, {"memory_limit": "100MiB", "lease_timeout": 1.5})
+    assert load(None, tomllib.loads(config_text.in_force(config))) == config
