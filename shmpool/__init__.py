@@ -1,0 +1,95 @@
+"""shmpool: hand buffers between the processes of one host for the price of a pointer.
+
+    with pool.lease(len(data)) as lease:      # a worker
+        lease.write(data)
+        queue.put(lease.publish())
+
+    with pool.open(queue.get()) as buffer:    # another
+        consume(buffer.view)
+
+`connect` gives a `Pool` of a running broker, `Broker` starts a private one.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    raise ImportError("shmpool needs a CPython with the GIL: its reference counts are not proven without it")
+if sys.platform != "linux":
+    raise ImportError(f"shmpool runs on Linux, this is {sys.platform}")
+
+from .buffer import Buffer
+from .errors import (
+    BrokerUnavailable,
+    ConfigError,
+    HandleUsed,
+    InvalidHandle,
+    InvalidSize,
+    LeakedView,
+    LeaseReleased,
+    LeaseTimeout,
+    LocalProtocolError,
+    PoolClosed,
+    PoolingRefused,
+    ProtocolError,
+    QuotaExceeded,
+    RemoteProtocolError,
+    SharedMemoryFull,
+    ShmpoolError,
+    StaleHandle,
+)
+from .lease import Lease
+from .pool import Pool, connect
+from .protocol.handle import Handle
+from .protocol.sizing import SizeCategory, Sizing, Strategy, categorize, select_strategy
+
+if TYPE_CHECKING:
+    from .embedded import Broker
+    from .stats import Stats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Broker",
+    "BrokerUnavailable",
+    "Buffer",
+    "ConfigError",
+    "Handle",
+    "HandleUsed",
+    "InvalidHandle",
+    "InvalidSize",
+    "LeakedView",
+    "Lease",
+    "LeaseReleased",
+    "LeaseTimeout",
+    "LocalProtocolError",
+    "Pool",
+    "PoolClosed",
+    "PoolingRefused",
+    "ProtocolError",
+    "QuotaExceeded",
+    "RemoteProtocolError",
+    "SharedMemoryFull",
+    "ShmpoolError",
+    "SizeCategory",
+    "Sizing",
+    "StaleHandle",
+    "Stats",
+    "Strategy",
+    "categorize",
+    "connect",
+    "select_strategy",
+]
+
+_LAZY = {"Broker": "embedded", "Stats": "stats"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what most workers never need when it is first asked for."""
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,358 @@
+"""The embedded default: a private broker in a child process, for this process tree.
+
+Covers starting `shmpoold` as a child, waiting until it is ready, stopping it, and
+clearing up behind one that could not do so itself. Does not cover what a broker does,
+nor its settings, which it checks itself and reports by name.
+
+The child watches a pidfd of this process and ends with it, whatever becomes of us; it
+runs in a session of its own, so that Ctrl-C in a terminal reaches the workers first and
+the broker only by our word.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import weakref
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from . import errors
+from .addresses import ENVIRONMENT, MAX_PATH
+from .errors import BrokerUnavailable, ConfigError, ShmpoolError
+from .protocol.names import pool_prefix
+from .system.locks import FileLock
+
+if TYPE_CHECKING:
+    from .pool import Pool
+
+#: Seconds until a new broker must have said that it is ready.
+START_TIMEOUT: Final = 10.0
+#: Seconds that an orderly stop may take before the broker is killed.
+STOP_TIMEOUT: Final = 5.0
+
+_SHM: Final = "/dev/shm"
+_SOCKET: Final = "broker.sock"
+_MAX_READY_LINE: Final = 64 * 1024
+
+
+class Broker:
+    """A private broker: a child process, gone with this one.
+
+    ::
+
+        with shmpool.Broker(memory_limit="256MiB") as broker:
+            pool = broker.connect()
+
+    Keywords are the configuration file's keys; sizes and times may be strings with a unit.
+    Without ``socket`` it has a directory of its own; it logs warnings only, to our stderr.
+    It runs when the constructor returns. Raises `ConfigError` for a setting that is wrong
+    and `BrokerUnavailable` when the broker does not start; nothing is left behind then.
+
+    Use it from any thread. In a forked child it still names the parent's broker, and
+    `connect` works, but `close` does nothing there: only the process that started a broker
+    ends it. A broker that nobody closed ends at interpreter exit, or with a
+    ResourceWarning when the object is collected.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self._running = _start(settings)
+        self._finalizer = weakref.finalize(self, _stop, self._running)
+        _brokers.add(self)
+
+    @property
+    def address(self) -> str:
+        """The path of its socket, for `connect` and for SHMPOOL_SOCKET."""
+        return self._running.address
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._running.process.pid
+
+    def connect(self, **options: Any) -> Pool:
+        """A `Pool` of this broker; the options are those of `shmpool.connect`."""
+        from .pool import connect
+
+        return connect(self.address, **options)
+
+    def close(self) -> None:
+        """End the broker and remove its segments and files; returns when it is gone.
+        What pools of it still have mapped stays readable. Does nothing the second time."""
+        self._finalizer()
+
+    def is_running(self) -> bool:
+        """Whether the process lives. Always False in a forked child, which cannot tell."""
+        return self._finalizer.alive and self._running.process.poll() is None
+
+    def _disown(self) -> None:
+        """In a forked child: the process is not our child, and not ours to end."""
+        self._finalizer.detach()
+        self._running.process.returncode = 0  # else Popen would wait for it
+
+    def __enter__(self) -> Broker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<shmpool.Broker pid={self.pid} address={self.address!r}>"
+
+    def __del__(self) -> None:
+        finalizer = getattr(self, "_finalizer", None)
+        if finalizer is not None and finalizer.alive:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+
+
+# --- one broker for everybody who asks -----------------------------------------------------
+
+_brokers: weakref.WeakSet[Broker] = weakref.WeakSet()
+_autostart_lock = threading.Lock()
+_autostarted: Broker | None = None
+
+
+def autostart() -> Broker:
+    """This process's own broker, started at the first call or when the last one has died.
+
+    Exports SHMPOOL_SOCKET, so that children started from now on find it. It ends with
+    this process. Thread-safe; a forked child that needs a broker of its own gets one.
+    """
+    global _autostarted
+    with _autostart_lock:
+        if _autostarted is None or not _autostarted.is_running():
+            if _autostarted is not None:
+                _autostarted.close()
+            _autostarted = Broker()
+            os.environ[ENVIRONMENT] = _autostarted.address
+        return _autostarted
+
+
+def _after_fork_in_child() -> None:
+    global _autostart_lock, _autostarted
+    _autostart_lock = threading.Lock()
+    _autostarted = None
+    for broker in _brokers:
+        broker._disown()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+# --- starting ------------------------------------------------------------------------------
+
+
+class _Running:
+    """A broker's process and its files. The finalizer holds this, so it must not know the
+    Broker. *directory* is removed at the end; None when the caller chose the socket."""
+
+    def __init__(self, address: str, directory: str | None, process: subprocess.Popen[bytes]) -> None:
+        self.address = address
+        self.directory = directory
+        self.process = process
+        self.owner = os.getpid()
+
+
+def _start(settings: dict[str, Any]) -> _Running:
+    chosen = settings.pop("socket", None)
+    text = _settings_text({"log_level": "warning", **settings})
+    directory = None if chosen is not None else _make_directory()
+    address = os.path.join(directory, _SOCKET) if directory is not None else os.path.abspath(chosen)
+    ready, ready_child = os.pipe()
+    try:
+        running = _Running(address, directory, _launch(address, text, ready_child))
+        os.close(ready_child)
+        ready_child = -1
+        try:
+            _await_ready(running.process, ready)
+        except BaseException:
+            _stop(running)
+            raise
+    except BaseException:
+        if directory is not None:
+            _remove_directory(directory)
+        raise
+    finally:
+        os.close(ready)
+        if ready_child >= 0:
+            os.close(ready_child)
+    return running
+
+
+def _settings_text(settings: dict[str, Any]) -> str:
+    """The settings as JSON. Raises ConfigError for a value that no configuration has."""
+    for key, value in settings.items():
+        try:
+            json.dumps(value, default=os.fspath)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{key} = {value!r}: a setting is text, a number or a list of them") from error
+    return json.dumps(settings, default=os.fspath)
+
+
+def _launch(address: str, settings: str, ready: int) -> subprocess.Popen[bytes]:
+    if not sys.executable:
+        raise BrokerUnavailable("this interpreter does not know its own path, so it cannot start shmpoold")
+    parent = os.pidfd_open(os.getpid())
+    try:
+        command = [sys.executable, "-P", "-m", "shmpoold", "--socket", address, "--settings", settings]
+        command += ["--parent-fd", str(parent), "--ready-fd", str(ready)]
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(parent, ready),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise BrokerUnavailable(f"cannot start {sys.executable} -m shmpoold: {error.strerror or error}") from error
+    finally:
+        os.close(parent)
+
+
+def _await_ready(process: subprocess.Popen[bytes], ready: int) -> None:
+    """Return when the broker is ready; raise what it says is wrong."""
+    line = _read_line(process, ready, time.monotonic() + START_TIMEOUT)
+    if line is None:
+        status = process.poll()
+        if status is None:
+            raise BrokerUnavailable(f"the broker (pid {process.pid}) was not ready within {START_TIMEOUT:.0f} s")
+        raise BrokerUnavailable(
+            f"the broker ended before it was ready, {_describe(status)}; what it wrote to stderr says why."
+            f" Is shmpoold installed for {sys.executable}?"
+        )
+    try:
+        report = json.loads(line)
+        if report.get("ready") is True:
+            return
+        name, message = str(report["error"]), str(report["message"])
+    except (ValueError, KeyError, AttributeError) as error:
+        raise BrokerUnavailable(f"the broker's first words make no sense: {line[:200]!r}") from error
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, ShmpoolError):
+        raise kind(message)
+    raise BrokerUnavailable(f"the broker did not start: {message} [{name}]")
+
+
+def _read_line(process: subprocess.Popen[bytes], ready: int, deadline: float) -> bytes | None:
+    """The broker's one line, or None at its end or the deadline. Its end is taken from a
+    pidfd as well, since a process forked elsewhere meanwhile may hold the pipe open."""
+    line = b""
+    ended = os.pidfd_open(process.pid)
+    try:
+        poll = select.poll()
+        poll.register(ready, select.POLLIN)
+        poll.register(ended, select.POLLIN)
+        while b"\n" not in line and len(line) < _MAX_READY_LINE:
+            events = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+            if ready not in events:
+                return None
+            data = os.read(ready, 4096)
+            if not data:
+                # It closed the pipe without a word: most likely it is just about to end.
+                poll.unregister(ready)
+                poll.poll(max(0.0, min(1.0, deadline - time.monotonic())) * 1000)
+                return line or None
+            line += data
+        return line
+    finally:
+        os.close(ended)
+
+
+# --- stopping ------------------------------------------------------------------------------
+
+
+def _stop(running: _Running) -> None:
+    """End the broker and remove what is left. Blocks at most `STOP_TIMEOUT` and a little."""
+    if os.getpid() != running.owner:
+        return
+    process = running.process
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.returncode != 0:
+        _remove_pool(running.address, process.pid)
+    if running.directory is not None:
+        _remove_directory(running.directory)
+
+
+def _remove_pool(address: str, pid: int) -> None:
+    """Remove what a broker that was killed has left: the segments of its pool, whose id
+    stands in the lock file beside the socket, then these files. Only under that file's
+    lock, and only if the note in it is that broker's: a pool that another has taken up
+    in the meantime is none of our business."""
+    stem = os.path.splitext(address)[0]
+    lock = FileLock(stem + ".lock")
+    if not os.path.exists(lock.path):
+        return  # it never came so far
+    try:
+        if not lock.try_acquire():
+            return
+        note = json.loads(lock.read())
+        prefix = pool_prefix(int(note["pool"], 16))
+        if note["pid"] != pid:
+            return
+        for name in os.listdir(_SHM):
+            if name.startswith(prefix):
+                _unlink(os.path.join(_SHM, name))
+        for path in (address, stem + ".tickets.lock", lock.path):
+            _unlink(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # no note: it had no pool yet
+    finally:
+        lock.release()
+
+
+def _describe(status: int) -> str:
+    return f"killed by signal {-status}" if status < 0 else f"with exit status {status}"
+
+
+# --- its directory ---------------------------------------------------------------------------
+
+
+def _make_directory() -> str:
+    """A private directory whose path leaves room for a socket's name."""
+    candidates = [os.environ.get("XDG_RUNTIME_DIR", ""), os.environ.get("TMPDIR", ""), "/tmp"]
+    failure: OSError = FileNotFoundError(errno.ENOENT, "no usable directory", "/tmp")
+    for base in candidates:
+        path = os.path.join(base, f"shmpool-{os.urandom(6).hex()}")
+        if not os.path.isabs(path) or len(os.fsencode(os.path.join(path, _SOCKET))) > MAX_PATH:
+            continue
+        try:
+            os.mkdir(path, 0o700)
+        except OSError as error:
+            failure = error
+        else:
+            return path
+    raise ConfigError(
+        f"no directory for a private broker's socket: {failure.filename}: {failure.strerror};"
+        " set XDG_RUNTIME_DIR to one that can be written and has a short path"
+    ) from failure
+
+
+def _remove_directory(path: str) -> None:
+    """Remove the directory and its files; what cannot be removed stays."""
+    try:
+        for name in os.listdir(path):
+            _unlink(os.path.join(path, name))
+        os.rmdir(path)
+    except OSError:
+        pass
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass

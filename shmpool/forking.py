@@ -1,0 +1,154 @@
+"""Forks and exits: what a process must do about its pools at its edges.
+
+Before a fork the helper threads are stopped, after it they go on. The child covers every
+inherited map with private zeros, ends the inherited leases and buffers, and connects anew
+on first use. At interpreter exit all pools are closed; what views are left then, the
+broker's death sweep finds.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import threading
+import time
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from .buffer import EndedBuffer, LiveBuffer
+from .lease import EndedLease, LiveLease
+
+if TYPE_CHECKING:
+    from .helper import Helper
+    from .pool import Pool
+    from .session import Session
+
+#: Every open pool of this process.
+pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+#: Closed sessions whose seat stays because views are left, with their helpers.
+_lingering: dict[Session, tuple[Helper, list[weakref.ref[Any]]]] = {}
+
+
+class _Stopped(threading.local):
+    """The helpers that this thread's fork has stopped."""
+
+    def __init__(self) -> None:
+        self.helpers: list[Helper] = []
+
+
+_stopped = _Stopped()
+
+_LINGER_SECONDS = 0.05
+_is_exiting = False
+
+
+def live_objects(session: Session) -> list[LiveLease | LiveBuffer]:
+    """The leases and buffers of a session that are not over. Looks at every object of the
+    process (milliseconds): for edges only."""
+    found: list[LiveLease | LiveBuffer] = []
+    for thing in gc.get_objects():
+        kind = type(thing)
+        if (issubclass(kind, LiveLease) and thing._slot.session is session) or (
+            issubclass(kind, LiveBuffer) and thing._record.session is session
+        ):
+            found.append(thing)
+    return found
+
+
+def finish(session: Session, helper: Helper) -> None:
+    """Close a session: see `Pool.close`."""
+    session.is_closing = True
+    if session.is_over:
+        helper.stop()
+        session.close_descriptors()
+        return
+    for thing in live_objects(session):
+        if isinstance(thing, LiveLease):
+            warnings.warn(f"{thing!r} was open when its pool was closed; it is released", ResourceWarning, stacklevel=3)
+            thing.release()
+    session.close_magazines()
+    if not is_in_use(session):
+        leave(session, helper)
+    elif not _is_exiting:  # else the broker's death sweep finds what is left
+        buffers = [weakref.ref(thing) for thing in live_objects(session)]
+        _lingering[session] = (helper, buffers)
+        threading.Thread(target=_linger, args=(session,), name="shmpool-linger", daemon=True).start()
+
+
+def is_in_use(session: Session) -> bool:
+    """Whether any lease, buffer or view of a session is left."""
+    return bool(session.windows.waiting or live_objects(session))
+
+
+def leave(session: Session, helper: Helper) -> None:
+    """Say goodbye: the seat ends. Nothing of the session may be in use."""
+    helper.stop()
+    session.close_magazines()
+    session.say_goodbye()
+    session.close_descriptors()
+
+
+def _linger(session: Session) -> None:
+    """Keep the seat until the last view is gone, then say goodbye."""
+    while session in _lingering and not session.is_over:
+        helper, buffers = _lingering[session]
+        if not session.windows.waiting and not any(type(ref()) is LiveBuffer for ref in buffers):
+            if _lingering.pop(session, None):
+                leave(session, helper)
+            return
+        time.sleep(_LINGER_SECONDS)
+
+
+def _before_fork() -> None:
+    """A fork must find one thread, and nobody in the middle of a message."""
+    helpers = [pool._helper for pool in pools] + [helper for helper, _ in _lingering.values()]
+    _stopped.helpers = [helper for helper in helpers if helper is not None and helper.is_running]
+    for helper in _stopped.helpers:
+        helper.stop()
+
+
+def _after_fork_in_parent() -> None:
+    for helper in _stopped.helpers:
+        helper.start()
+    _stopped.helpers = []
+
+
+def _after_fork_in_child() -> None:
+    _stopped.helpers = []
+    sessions = [pool._session for pool in pools if pool._session] + list(_lingering)
+    _lingering.clear()
+    if any(not session.is_over for session in sessions):
+        _end_inherited(set(sessions))
+    for pool in list(pools):
+        pool._lock = threading.Lock()
+        pool._session = pool._helper = None
+    for session in sessions:
+        session.abandon()
+
+
+def _end_inherited(sessions: set[Session]) -> None:
+    """The parent's leases and buffers raise here, and are never released from here."""
+    for thing in gc.get_objects():
+        kind = type(thing)
+        if issubclass(kind, LiveLease) and thing._slot.session in sessions:
+            thing.__class__ = EndedLease
+        elif issubclass(kind, LiveBuffer) and thing._record.session in sessions:
+            thing.__class__ = EndedBuffer
+
+
+def _at_exit() -> None:
+    global _is_exiting
+    _is_exiting = True  # no thread can be started any more
+    for pool in list(pools):
+        session = pool._session
+        if session is not None:
+            session.is_closing = True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # a process may end with its leases
+            pool.close()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)

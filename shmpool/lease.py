@@ -1,0 +1,260 @@
+"""Leases: the right to write one buffer, until it is published or given back.
+
+A live lease turns into an ended one by its class, so the live one checks nothing and the
+ended one raises. The order in `publish` is the protocol: the view goes, cells and extent
+word are stored, the grant word last.
+"""
+
+from __future__ import annotations
+
+import warnings
+from sys import getrefcount
+from types import TracebackType
+from typing import NoReturn, Self
+
+from .errors import LeakedView, LeaseReleased
+from .magazine import Slot
+from .protocol.handle import Handle, pack_handle
+from .protocol.ledger import (
+    CHUNKS_SHIFT,
+    EXTENT,
+    FIRST_CELL,
+    MAX_TICKETS,
+    NBYTES_BITS,
+    STATE_SHIFT,
+    TICKETS_SHIFT,
+)
+from .protocol.sizing import STRATEGY_OF_KIND, SizeCategory, Strategy, categorize
+from .protocol.states import CellState
+from .windows import AT_REST
+
+_DONE = CellState.DONE << STATE_SHIFT
+_ONE_TICKET = 1 << TICKETS_SHIFT
+_CELL_SHIFT = NBYTES_BITS
+
+
+class Lease:
+    """The right to write *nbytes* bytes. Made by `Pool.lease`, used by one thread at a
+    time, best as a context manager: leaving the block without publishing gives it back.
+
+    The buffer is given back when its last view is gone, never before. Arrays and slices of
+    `view` that outlive the lease delay that; in strict mode they raise `LeakedView`.
+    A forked child cannot use a lease of its parent (`LeaseReleased`), nor release it; an
+    array that it inherited reads as zeros.
+    """
+
+    __slots__ = ("__weakref__", "_slot", "nbytes", "view")
+
+    _slot: Slot
+    #: Bytes asked for.
+    nbytes: int
+    #: Writable, exactly `nbytes` long, format "B", one piece even where the lease is
+    #: scattered. Its content is undefined until written: the last user's bytes or zeros.
+    view: memoryview
+
+    @property
+    def strategy(self) -> Strategy:
+        """Where the memory came from; never ADAPTIVE."""
+        return STRATEGY_OF_KIND[self._slot.tier.kind]
+
+    @property
+    def category(self) -> SizeCategory:
+        """The size category of `nbytes`."""
+        return categorize(self.nbytes, self._slot.session.sizing)
+
+    @property
+    def chunks(self) -> list[memoryview]:
+        """The bytes of `view` as one memoryview for each extent."""
+        view, sizes = self.view, [count * self._slot.tier.size for _, count in self._slot.spans]
+        if len(sizes) == 1:
+            return [view[:]]
+        starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        return [view[start : start + size] for start, size in zip(starts, sizes, strict=True) if start < self.nbytes]
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write the whole payload at once. *data* is any contiguous buffer of exactly
+        `nbytes` bytes; ValueError for another length, and nothing is written then."""
+        source = memoryview(data)
+        if source.nbytes != self.nbytes:
+            raise ValueError(f"write takes the whole payload, {self.nbytes} bytes, this is {source.nbytes}")
+        self._write(source)
+
+    def _write(self, source: memoryview) -> None:
+        self.view[:] = source if source.format == "B" and source.ndim == 1 else source.cast("B")
+
+    def publish(self) -> Handle:
+        """Make the buffer readable, once, for whoever has the handle. The lease is over
+        and `view` with it. `LeakedView` in strict mode when a view is left: the lease goes
+        on then."""
+        raise NotImplementedError
+
+    def publish_many(self, n: int) -> list[Handle]:
+        """Like `publish`, for *n* readers (1 to 13): each handle opens once."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Give the buffer back unpublished. On a lease that is over it does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.nbytes} bytes, {self.strategy.value}, row {self._slot.row}>"
+
+
+class LiveLease(Lease):
+    """A lease that is not over."""
+
+    __slots__ = ()
+
+    def publish(self) -> Handle:
+        slot = self._slot
+        session = slot.session
+        try:
+            self.view.release()
+        except BufferError:
+            pass  # numpy holds it; the reference count tells below
+        del self.view
+        if getrefcount(slot.window) != AT_REST or session.is_over:
+            return self._publish_with_views(1)[0]
+        words, word, nbytes = session.words, slot.word, self.nbytes
+        granted = slot.base | session.published
+        words[word + EXTENT] = nbytes | _ONE_TICKET | slot.spans[0][1] << CHUNKS_SHIFT
+        words[word + FIRST_CELL] = granted
+        if session.barrier:
+            session.barrier()
+        words[word] = granted
+        self.__class__ = EndedLease  # type: ignore[assignment]
+        slot.last_cell = word + FIRST_CELL
+        slot.done = slot.base | _DONE
+        slot.magazine.published.append(slot)  # type: ignore[union-attr]
+        return Handle(pack_handle(session.pool_id, granted, slot.row << _CELL_SHIFT + 4 | nbytes))
+
+    def publish_many(self, n: int) -> list[Handle]:
+        if type(n) is not int or not 1 <= n <= MAX_TICKETS:
+            raise ValueError(f"a publication has 1 to {MAX_TICKETS} readers, not {n!r}")
+        self._drop_view()
+        if self._slot.has_views or self._slot.session.is_over:
+            return self._publish_with_views(n)
+        await_readers = self._await_readers
+        handles = self._store_publication(n)
+        await_readers()
+        return handles
+
+    def _publish_with_views(self, tickets: int) -> list[Handle]:
+        """The writer keeps a view: the handle may go, the slot is not used again before
+        the view is gone. In strict mode an error, and the lease goes on."""
+        slot, session = self._slot, self._slot.session
+        if session.is_over:
+            self.__class__ = EndedLease  # type: ignore[assignment]
+            raise LeaseReleased("the lease's seat is gone: the pool was closed, or the broker came back with a new one")
+        if session.strict:
+            self._renew_view()
+            raise LeakedView("an array or slice of lease.view is alive at publish; delete it first (strict mode)")
+        await_readers = self._await_readers
+        handles = self._store_publication(tickets)
+        slot.when_views_die(await_readers)
+        session.warn_of_view()
+        return handles
+
+    def _store_publication(self, tickets: int) -> list[Handle]:
+        slot, session, words = self._slot, self._slot.session, self._slot.session.words
+        granted = self._granted()
+        words[slot.word + EXTENT] = self.nbytes | tickets << TICKETS_SHIFT | slot.first_chunks << CHUNKS_SHIFT
+        for cell in range(tickets):
+            words[slot.word + FIRST_CELL + cell] = granted
+        if session.barrier:
+            session.barrier()
+        words[slot.word] = granted
+        slot.last_cell = slot.word + FIRST_CELL + tickets - 1
+        slot.done = slot.base | _DONE
+        self.__class__ = EndedLease  # type: ignore[assignment]
+        cells = range(slot.row << 4, (slot.row << 4) + tickets)
+        return [Handle(pack_handle(session.pool_id, granted, cell << _CELL_SHIFT | self.nbytes)) for cell in cells]
+
+    def _granted(self) -> int:
+        return self._slot.base | self._slot.session.published
+
+    def _await_readers(self) -> None:
+        slot = self._slot
+        assert slot.magazine is not None
+        slot.magazine.published.append(slot)
+
+    def release(self) -> None:
+        slot = self._slot
+        session = slot.session
+        self._drop_view()
+        if session.is_over:
+            self.__class__ = EndedLease  # type: ignore[assignment]
+        elif not slot.has_views:
+            give_back = self._give_back
+            self.__class__ = EndedLease  # type: ignore[assignment]
+            give_back()
+        else:
+            self._release_with_views()
+
+    def _release_with_views(self) -> None:
+        session, give_back = self._slot.session, self._give_back
+        self.__class__ = EndedLease  # type: ignore[assignment]
+        self._slot.when_views_die(give_back)
+        if session.strict:
+            raise LeakedView(
+                "an array or slice of lease.view is alive at release (strict mode);"
+                " the buffer is given back when it is gone"
+            )
+        session.warn_of_view()
+
+    def _give_back(self) -> None:
+        self._slot.session.keep_or_return(self._slot)
+
+    def _drop_view(self) -> None:
+        try:
+            self.view.release()
+        except BufferError:
+            pass  # numpy holds it; the reference count tells
+        del self.view
+
+    def _renew_view(self) -> None:
+        window = self._slot.session.window_for(self._slot)
+        self.view = memoryview(window)[: self.nbytes]
+
+    def __del__(self) -> None:
+        if not self._slot.session.is_over:
+            self.release()
+            warnings.warn(
+                f"a lease of {self.nbytes} bytes was neither published nor released; it is now",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+
+class EndedLease(Lease):
+    """A lease that is over: published, given back, or of a parent process."""
+
+    __slots__ = ()
+
+    def _is_over(self) -> NoReturn:
+        raise LeaseReleased("the lease is over: it was published or released, or belongs to the parent of this fork")
+
+    @property
+    def view(self) -> memoryview:  # type: ignore[override]
+        self._is_over()
+
+    def _write(self, source: memoryview) -> None:
+        self._is_over()
+
+    def publish(self) -> Handle:
+        self._is_over()
+
+    def publish_many(self, n: int) -> list[Handle]:
+        self._is_over()
+
+    def release(self) -> None:
+        pass

@@ -1,0 +1,170 @@
+"""Magazines: the slots that this client is custodian of, ready to be leased again.
+
+A slot that was published comes back by reaping: its cells say DONE. The newest done slot
+is leased first, it is warm in the caches; the oldest idle ones go back to the broker.
+The deques are used without a lock: append and pop are atomic under the GIL, and a slot
+that is in none of them belongs to the one thread that took it out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from sys import getrefcount
+from typing import TYPE_CHECKING, Final
+
+from .protocol.ledger import FIRST_CELL, MAX_GENERATION, ONE_GENERATION, ROW_WORDS
+from .protocol.sizing import Tier
+from .windows import AT_REST, Window
+
+if TYPE_CHECKING:
+    from .session import Session
+
+#: Publications looked at in one reap, when none of them is done.
+REAP_SCAN: Final = 64
+#: Slots asked for in one refill, at most.
+MAX_BATCH: Final = 64
+#: The last generation that a client uses, in its place in the grant word.
+_LAST: Final = (MAX_GENERATION - 1) * ONE_GENERATION
+
+
+class Slot:
+    """A slot, a run or a direct segment whose custodian is this client.
+
+    *base* is its generation in its place in the grant word; *word* the index of its row's
+    first word; *spans* its extents as (first row, chunks); *done* what a finished cell of
+    its last publication says, *last_cell* the index of that publication's last cell.
+    """
+
+    __slots__ = ("base", "done", "last_cell", "magazine", "row", "session", "size", "spans", "tier", "window", "word")
+
+    window: Window | None
+    magazine: Magazine | None
+
+    def __init__(self, session: Session, tier: Tier, spans: tuple[tuple[int, int], ...], size: int, base: int) -> None:
+        self.session = session
+        self.tier = tier
+        self.spans = spans
+        self.row = spans[0][0]
+        self.word = self.row * ROW_WORDS
+        self.size = size
+        self.base = base
+        self.done = 0
+        self.last_cell = 0
+        self.window = None
+        self.magazine = None
+
+    @property
+    def has_views(self) -> bool:
+        """Whether a user still has a view of its window."""
+        return self.window is not None and getrefcount(self.window) != AT_REST
+
+    def when_views_die(self, callback: Callable[[], None]) -> None:
+        """Call back when the views of its window are gone; the next use gets a new one."""
+        window, self.window = self.window, None
+        assert window is not None
+        self.session.windows.when_dead(window, callback)
+
+    @property
+    def first_chunks(self) -> int:
+        """Chunks of the first extent, for the extent word."""
+        return self.spans[0][1]
+
+    def is_done(self, words: memoryview[int]) -> bool:
+        """Whether every ticket of its last publication is done."""
+        done = self.done
+        return all(words[cell] == done for cell in range(self.word + FIRST_CELL, self.last_cell + 1))
+
+
+class Magazine:
+    """The slots of one tier (or the runs of one length) that this client holds.
+
+    *ready* are to be leased, the hottest at the right; *published* wait for their readers.
+    A slot in *ready* already has its next generation in *base*, whatever the ledger says.
+    """
+
+    __slots__ = ("batch", "chunks", "max_batch", "published", "ready", "resting", "session", "size", "tier", "words")
+
+    def __init__(self, session: Session, tier: Tier, chunks: int, max_bytes: int) -> None:
+        self.session = session
+        self.tier = tier
+        self.chunks = chunks
+        self.size = tier.size * chunks
+        self.words = session.words
+        self.ready: deque[Slot] = deque()
+        self.published: deque[Slot] = deque()
+        self.batch = 1
+        self.max_batch = max(1, min(MAX_BATCH, max_bytes // self.size))
+        #: What lay in *ready* at the last look of the helper, to see what rests there.
+        self.resting: list[tuple[Slot, int]] = []
+
+    def reap(self, scan: int = REAP_SCAN) -> Slot | None:
+        """Move done publications to *ready*; returns the newest of them, leased out of it.
+
+        Looks at the oldest first and stops at the first that is not done once one was; one
+        slow reader at the front holds nobody up.
+        """
+        words, published, ready = self.words, self.published, self.ready
+        found = False
+        for _ in range(min(len(published), scan)):
+            try:
+                slot = published.popleft()
+            except IndexError:  # another thread took it
+                break
+            if words[slot.last_cell] == slot.done and (slot.last_cell == slot.word + FIRST_CELL or slot.is_done(words)):
+                slot.base += ONE_GENERATION
+                if slot.base > _LAST:
+                    self.session.give_back([slot])
+                else:
+                    ready.append(slot)
+                    found = True
+            elif found:
+                published.appendleft(slot)
+                break
+            else:
+                published.append(slot)
+        return self.pop() if found else None
+
+    def pop(self) -> Slot | None:
+        """The hottest ready slot."""
+        try:
+            return self.ready.pop()
+        except IndexError:
+            return None
+
+    def take(self) -> Slot | None:
+        """A ready slot, or a done publication, looking at all of them."""
+        return self.pop() or self.reap(len(self.published))
+
+    def grow(self) -> int:
+        """How many to ask for now; the next time twice as many."""
+        batch = self.batch
+        self.batch = min(2 * batch, self.max_batch)
+        return batch
+
+    def rested(self) -> list[Slot]:
+        """Half of the slots that nobody used since the last call, the coldest first, taken
+        out of *ready*; and smaller batches from now on."""
+        before = {id(slot): base for slot, base in self.resting}
+        idle = 0
+        for slot in list(self.ready):
+            if before.get(id(slot)) != slot.base:
+                break
+            idle += 1
+        taken = []
+        for _ in range(-(-idle // 2)):
+            try:
+                taken.append(self.ready.popleft())
+            except IndexError:
+                break
+        if taken:
+            self.batch = max(1, self.batch // 2)
+        self.resting = [(slot, slot.base) for slot in list(self.ready)]
+        return taken
+
+    def empty(self) -> list[Slot]:
+        """Take out everything that is ready."""
+        taken = []
+        while slot := self.pop():
+            taken.append(slot)
+        return taken

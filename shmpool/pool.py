@@ -1,0 +1,370 @@
+"""The pool as a user sees it: `connect`, then `lease`, `open`, `discard`, `stats`.
+
+`lease` and `open` hold the hot paths: what they store in the ledger, and in which order,
+is the protocol of docs/protocol.md. Everything that is not hot is elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from fcntl import fcntl
+from operator import index
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from . import forking, tickets
+from .addresses import resolve
+from .buffer import Buffer, LiveBuffer
+from .direct import DirectLease, DirectSlot, open_direct
+from .errors import BrokerUnavailable, InvalidHandle, PoolClosed, StaleHandle
+from .helper import Helper
+from .lease import Lease, LiveLease
+from .magazine import Magazine, Slot
+from .protocol.figures import LEASES, SAMPLE_EVERY, SAMPLED_NS, SAMPLES
+from .protocol.handle import HANDLE_BYTES, Handle, unpack_handle
+from .protocol.ledger import EXTENT, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, SHAPE_MASK
+from .protocol.sizing import (
+    PAGE,
+    PAGE_SHIFT,
+    Strategy,
+    categorize,
+    check_nbytes,
+    check_pooled,
+    pooled_tier,
+    select_strategy,
+)
+from .session import Session
+from .system.locks import F_OFD_SETLK
+
+if TYPE_CHECKING:
+    from .stats import Stats
+
+_ADAPTIVE: Final = Strategy.ADAPTIVE
+_PAGE_LESS_ONE: Final = PAGE - 1
+_SAMPLE_MASK: Final = SAMPLE_EVERY - 1
+#: Windows that a reader keeps; each is a map of the kernel's, of which a process has 65,530.
+MAX_RECORDS: Final = 8192
+_POOLED_SMALL: Final = LEASES
+_POOLED_MEDIUM: Final = LEASES + 1
+_CHUNKED_LARGE: Final = LEASES + 4 + 2
+_STRATEGY_INDEX: Final = {Strategy.POOLED: 0, Strategy.CHUNKED: 1, Strategy.DIRECT: 2}
+_CATEGORY_INDEX: Final = {"small": 0, "medium": 1, "large": 2, "very_large": 3}
+
+_new_lease = LiveLease.__new__
+_new_buffer = LiveBuffer.__new__
+
+
+class Pool:
+    """A connection to a broker. Made by `shmpool.connect`.
+
+    May be used by many threads. After a fork the child's pool connects by itself, with a
+    seat of its own, on first use. Picklable by address, for `spawn`ed workers. Not to be
+    used from a signal handler.
+    """
+
+    def __init__(self, address: str, *, timeout: float = 5.0, strict: bool = False) -> None:
+        self.address = address
+        self._timeout = timeout
+        self._strict = strict
+        self._is_closed = False
+        self._lock = threading.Lock()
+        self._session: Session | None = None
+        self._helper: Helper | None = None
+        self._connect()
+        forking.pools.add(self)
+
+    # --- leasing -----------------------------------------------------------------------------------
+
+    def lease(self, nbytes: int, *, strategy: Strategy = _ADAPTIVE, timeout: float | None = None) -> Lease:
+        """Lease a buffer of *nbytes* bytes to write.
+
+        *timeout* is in seconds; None means the configured ``lease_timeout``, 0 one try
+        without queueing. Raises `LeaseTimeout`, `PoolingRefused`, `InvalidSize`, `TypeError`,
+        `SharedMemoryFull`, `QuotaExceeded`, `BrokerUnavailable`, `PoolClosed`; nothing is
+        leased then. A warm lease talks to nobody; a miss is a round trip to the broker.
+        Blocking, so on an event loop use ``timeout=0`` or `asyncio.to_thread`.
+        """
+        session = self._session
+        if session is None or session.is_over or strategy is not _ADAPTIVE or type(nbytes) is not int or nbytes < 0:
+            return self._lease_otherwise(nbytes, strategy, timeout)
+        if nbytes < session.pooled_below:
+            magazine = session.pooled[nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT]
+            counter = session.counters + (_POOLED_SMALL if nbytes < session.medium_from else _POOLED_MEDIUM)
+        elif nbytes < session.chunked_below and (found := session.chunked.get(nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT)):
+            magazine = found
+            counter = session.counters + _CHUNKED_LARGE
+        else:
+            return self._lease_otherwise(nbytes, strategy, timeout)
+        words = session.words
+        if not words[counter] & _SAMPLE_MASK:
+            return self._lease_sampled(session, magazine, counter, nbytes, timeout)
+        slot = (magazine.pop() if magazine.ready else magazine.reap()) or session.obtain(magazine, nbytes, timeout)
+        words[slot.word] = slot.base | session.leased
+        words[counter] += 1
+        lease = _new_lease(LiveLease)
+        lease._slot = slot
+        lease.nbytes = nbytes
+        window = slot.window or session.window_for(slot)
+        lease.view = memoryview(window)[:nbytes]
+        return lease
+
+    def _lease_sampled(
+        self, session: Session, magazine: Magazine, counter: int, nbytes: int, timeout: float | None
+    ) -> Lease:
+        """One lease in `SAMPLE_EVERY` is timed."""
+        started = time.perf_counter_ns()
+        slot = magazine.take() or session.obtain(magazine, nbytes, timeout)
+        lease = self._make_lease(session, slot, nbytes, counter)
+        category = session.counters + (counter - session.counters - LEASES) % 4
+        session.words[category + SAMPLES] += 1
+        session.words[category + SAMPLED_NS] += time.perf_counter_ns() - started
+        return lease
+
+    def _lease_otherwise(self, nbytes: int, strategy: Strategy, timeout: float | None) -> Lease:
+        """Every lease that the hot path does not serve."""
+        session = self._live_session()
+        nbytes = _as_nbytes(nbytes)
+        chosen = select_strategy(nbytes, session.sizing) if strategy is _ADAPTIVE else Strategy(strategy)
+        counter = session.counters + LEASES + 4 * _STRATEGY_INDEX[chosen]
+        counter += _CATEGORY_INDEX[categorize(nbytes, session.sizing).value]
+        if chosen is Strategy.DIRECT:
+            return self._lease_direct(session, nbytes, counter, timeout)
+        if chosen is Strategy.POOLED:
+            check_pooled(nbytes, session.sizing)
+            tier = pooled_tier(nbytes, session.tiers)
+            assert tier is not None
+            magazine = session.magazine(tier, 1)
+        else:
+            magazine = session.run_magazine(nbytes)
+            if strategy is _ADAPTIVE and nbytes >= session.sizing.large_object_threshold:
+                # Chunks are whole pages, so all sizes of as many pages have this magazine.
+                session.chunked[nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT] = magazine
+        return self._lease_sampled(session, magazine, counter, nbytes, timeout)
+
+    def _lease_direct(self, session: Session, nbytes: int, counter: int, timeout: float | None) -> Lease:
+        started = time.perf_counter_ns()
+        slot = session.obtain_direct(nbytes, timeout)
+        assert isinstance(slot, DirectSlot)
+        open_direct(slot)
+        session.words[slot.word] = slot.base | session.leased
+        lease = DirectLease.__new__(DirectLease)
+        lease._slot, lease.nbytes = slot, nbytes
+        session.words[counter] += 1
+        category = session.counters + (counter - session.counters - LEASES) % 4
+        session.words[category + SAMPLES] += 1
+        session.words[category + SAMPLED_NS] += time.perf_counter_ns() - started
+        return lease
+
+    def _make_lease(self, session: Session, slot: Slot, nbytes: int, counter: int) -> Lease:
+        session.words[slot.word] = slot.base | session.leased
+        session.words[counter] += 1
+        lease = _new_lease(LiveLease)
+        lease._slot, lease.nbytes = slot, nbytes
+        lease.view = memoryview(session.window_for(slot))[:nbytes]
+        return lease
+
+    # --- opening ------------------------------------------------------------------------------------
+
+    def open(self, handle: Handle) -> Buffer:
+        """Open a published buffer, read-only and without a copy. A handle opens once.
+
+        Raises `StaleHandle` (the buffer was reused, or is of another pool) and `HandleUsed`
+        (opened, discarded or expired before); `TypeError` for what is not bytes.
+        """
+        session = self._session
+        if session is None or session.is_over or len(handle) != HANDLE_BYTES:
+            session = self._check_handle(handle)
+        pool_id, granted, tail = unpack_handle(handle)
+        if pool_id != session.pool_id:
+            raise _foreign(handle, session)
+        record = session.records.get(tail >> NBYTES_BITS)
+        words = session.words
+        if record is None or record.window is None or record.links:
+            record = self._find_record(session, record, granted, tail)
+        gate = session.ticket_gate
+        gate.acquire()
+        try:
+            fcntl(session.tickets_fd, F_OFD_SETLK, record.lock)
+            try:
+                is_mine = (
+                    words[record.cell] == granted == words[record.word]
+                    and words[record.word + EXTENT] & SHAPE_MASK == record.shape | tail & MAX_NBYTES
+                )
+                if is_mine:
+                    words[record.cell] = granted & GENERATION_FIELD | session.taken
+            finally:
+                fcntl(session.tickets_fd, F_OFD_SETLK, record.unlock)
+        except OSError:
+            is_mine = False  # busy: the other way waits a little
+        finally:
+            gate.release()
+        if not is_mine:
+            record = self._open_otherwise(session, record, granted, tail)
+        if session.barrier:
+            session.barrier()
+        buffer = _new_buffer(LiveBuffer)
+        buffer._record = record
+        buffer._granted = granted
+        buffer.nbytes = nbytes = tail & MAX_NBYTES
+        buffer.view = memoryview(record.window)[:nbytes]
+        return buffer
+
+    def _find_record(self, session: Session, record: Any, granted: int, tail: int) -> Any:
+        """A record whose window maps what the handle names."""
+        words = session.words
+        if record is not None and record.window is not None and all(words[at] == value for at, value in record.links):
+            return record
+        record = tickets.make_record(session, granted, tail)
+        if not record.is_direct:
+            if len(session.records) >= MAX_RECORDS:
+                session.records.pop(next(iter(session.records)), None)
+            session.records[tail >> NBYTES_BITS] = record
+        return record
+
+    def _open_otherwise(self, session: Session, record: Any, granted: int, tail: int) -> Any:
+        """The slow way: the custodian has changed, the shape has, the ticket is busy or
+        cannot be had."""
+        if session.words[record.word + EXTENT] & SHAPE_MASK & ~MAX_NBYTES != record.shape:
+            session.records.pop(tail >> NBYTES_BITS, None)
+            record = self._find_record(session, None, granted, tail)
+        tickets.take(record, granted, tail & MAX_NBYTES)
+        return record
+
+    def discard(self, handle: Handle) -> None:
+        """Close the ticket of a handle that will not be delivered. Raises like `open`."""
+        session = self._check_handle(handle)
+        pool_id, granted, tail = unpack_handle(handle)
+        if pool_id != session.pool_id:
+            raise _foreign(handle, session)
+        record = tickets.make_ticket(session, tail)
+        tickets.discard(record, granted, tail & MAX_NBYTES)
+        if session.words[record.word] != granted or session.header[record.wanted] or granted & 0xFFFF == 0:
+            session.ring(record.row)
+
+    def _check_handle(self, handle: Handle) -> Session:
+        if not isinstance(handle, bytes):
+            raise TypeError(f"a Handle is expected, not {type(handle).__name__}; Handle.from_bytes makes one of bytes")
+        if len(handle) != HANDLE_BYTES:
+            raise InvalidHandle(f"a handle is {HANDLE_BYTES} bytes long, this is {len(handle)}")
+        return self._live_session()
+
+    # --- figures ------------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """The broker's figures, the same as ``shmpool stats --json``. A round trip of its
+        own to the broker; raises `BrokerUnavailable`."""
+        from .stats import query
+
+        return query(self.address, timeout=self._timeout)
+
+    # --- life ---------------------------------------------------------------------------------------
+
+    def _connect(self) -> Session:
+        with self._lock:
+            if self._is_closed:
+                raise PoolClosed("the pool is closed; connect() makes a new one")
+            session = self._session
+            if session is None or session.is_over:
+                if self._helper is not None and session is not None:
+                    self._helper.stop()
+                    session.close_descriptors()
+                session = Session(self.address, self._timeout, strict=self._strict)
+                self._helper = Helper(session)
+                self._session = session
+                self._helper.start()
+            return session
+
+    def _live_session(self) -> Session:
+        session = self._session
+        if session is None or session.is_over or self._is_closed:
+            return self._connect()
+        return session
+
+    def close(self) -> None:
+        """Give everything back. Never blocks on the broker: new calls raise, idle slots and
+        publications go to the broker, unpublished leases are released (ResourceWarning);
+        the seat stays until the last view that this process still has is gone."""
+        with self._lock:
+            self._is_closed = True
+            session, self._session = self._session, None
+            helper, self._helper = self._helper, None
+        forking.pools.discard(self)
+        if session is not None and helper is not None:
+            forking.finish(session, helper)
+
+    def __del__(self) -> None:
+        """A pool that nobody closed: its helper does it, once no lease or buffer is left.
+        A finalizer takes no lock and starts no thread."""
+        session = getattr(self, "_session", None)
+        if session is not None and not session.is_over:
+            session.is_forsaken = True
+            session.wake_helper()
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reconnect, (self.address, self._timeout, self._strict)
+
+    def __repr__(self) -> str:
+        session = self._session
+        what = "closed" if session is None else f"seat {session.seat} of pool {session.pool_id:016x}"
+        return f"<Pool at {self.address}: {what}>"
+
+
+def connect(
+    address: str | os.PathLike[str] | None = None,
+    *,
+    timeout: float = 5.0,
+    autostart: bool = False,
+    strict: bool = False,
+) -> Pool:
+    """Connect to a broker.
+
+    *address* is its socket's path; None means ``$SHMPOOL_SOCKET``, else the user's
+    ``$XDG_RUNTIME_DIR/shmpool/broker.sock``, else ``/run/shmpool/broker.sock``. *timeout*, in
+    seconds, is for connecting. With *autostart* a private broker for this process tree is
+    started where none answers. *strict* (or ``SHMPOOL_STRICT=1``) makes leaked views an error.
+    Raises `BrokerUnavailable`.
+    """
+    strict = strict or os.environ.get("SHMPOOL_STRICT", "") not in ("", "0")
+    path = resolve(None if address is None else os.fspath(address))
+    try:
+        return Pool(path, timeout=timeout, strict=strict)
+    except BrokerUnavailable:
+        if not autostart:
+            raise
+    from . import embedded
+
+    return Pool(embedded.autostart().address, timeout=timeout, strict=strict)
+
+
+def _reconnect(address: str, timeout: float, strict: bool) -> Pool:
+    return Pool(address, timeout=timeout, strict=strict)
+
+
+def _as_nbytes(nbytes: Any) -> int:
+    """Whole numbers of other types (numpy's) are fine, bools and floats are not."""
+    if type(nbytes) is not int and not isinstance(nbytes, bool):
+        try:
+            nbytes = index(nbytes)
+        except TypeError:
+            pass  # refused below, in our words
+    check_nbytes(nbytes)
+    return int(nbytes)
+
+
+def _foreign(handle: bytes, session: Session) -> StaleHandle:
+    return StaleHandle(
+        f"the handle is of pool {Handle(handle).pool_id:016x}, this is pool {session.pool_id:016x};"
+        " a broker that starts anew has a new pool"
+    )

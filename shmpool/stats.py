@@ -1,0 +1,115 @@
+"""The broker's figures, typed: what `Pool.stats` and ``shmpool stats --json`` share.
+
+Asked over a connection of its own, as an operator: it takes no seat and maps nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .connection import ConnectionEnded, dial, fault_error, greet
+from .errors import BrokerUnavailable, RemoteProtocolError
+from .protocol.messages import Answer, Fault, Query, Role, Topic
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """One tier, in slots; *size* is in bytes, 0 for direct segments. *idle* are in clients'
+    magazines, *warm* have their pages reserved, *free* could be granted at once."""
+
+    size: int
+    kind: str
+    capacity: int
+    warm: int
+    free: int
+    idle: int
+    leased: int
+    published: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStats:
+    """One client: *leases* counts leases and unread publications, *bytes* all that it
+    holds, idle slots included. Not *connected*: it is away and keeps what it holds."""
+
+    seat: int
+    pid: int
+    uid: int
+    command: str
+    connected: bool
+    leases: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counters since the pool was made, gauges of now. A get is a lease, a put a buffer
+    given back; a hit is a lease without a broker round trip (direct counts as neither);
+    *active_buffers* are leases and publications not yet given back. Memory is in bytes:
+    *held* is never above *limit* and includes the ledger (*overhead*); *memory_efficiency* is
+    bytes asked for / bytes held, of the active buffers. *average_latency_ns* is sampled."""
+
+    pool_id: str
+    epoch: int
+    total_gets: int
+    total_puts: int
+    pool_hits: int
+    pool_misses: int
+    active_buffers: int
+    deferred_releases: int
+    lease_timeouts: int
+    operations: dict[str, int]
+    strategies: dict[str, int]
+    average_latency_ns: dict[str, int]
+    memory_efficiency: float
+    memory: dict[str, Any]
+    tiers: list[TierStats]
+    clients: list[ClientStats]
+    alerts: list[str]
+
+    @classmethod
+    def from_dict(cls, figures: dict[str, Any]) -> Stats:
+        """From the broker's answer."""
+        tiers = [TierStats(**tier) for tier in figures["tiers"]]
+        clients = [ClientStats(**client) for client in figures["clients"]]
+        return cls(**{**figures, "tiers": tiers, "clients": clients})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists, for JSON."""
+        return asdict(self)
+
+
+def query(address: str, *, timeout: float = 5.0) -> Stats:
+    """Ask the broker at *address* for its figures. Raises BrokerUnavailable."""
+    return Stats.from_dict(_ask(address, Topic.STATS, timeout))
+
+
+def query_leases(address: str, *, timeout: float = 5.0) -> list[dict[str, Any]]:
+    """Ask who holds what: a dict for each lease and publication, oldest first."""
+    return list(_ask(address, Topic.LEASES, timeout))
+
+
+def _ask(address: str, topic: Topic, timeout: float) -> Any:
+    deadline = time.monotonic() + timeout
+    connection = dial(address, deadline)
+    greet(connection, Role.OPERATOR, secrets.randbits(64), 0, 0, deadline)
+    try:
+        connection.send(Query(1, topic))
+        parts = b""
+        while True:
+            for message in connection.receive_one(deadline):
+                if isinstance(message, Fault):
+                    raise fault_error(message)
+                if not isinstance(message, Answer):
+                    raise RemoteProtocolError(f"the broker answered Query with {type(message).__name__}")
+                parts += message.payload
+                if message.last:
+                    return json.loads(parts)
+    except ConnectionEnded as error:
+        raise BrokerUnavailable(f"the broker at {address} did not answer: {error}") from error
+    finally:
+        connection.close()

@@ -1,0 +1,174 @@
+"""Tickets: the one place where two may race, and so the one with a lock.
+
+A ticket is taken under a byte lock of the tickets' file (``F_OFD_SETLK``): the kernel
+frees a dead holder's. Under it the opener requires the handle's grant word in row and
+cell, and stores TAKEN. Threads of one process share the descriptor, and so exclude each
+other by the session's gate.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from fcntl import fcntl
+from typing import TYPE_CHECKING, Final
+
+from .buffer import Record
+from .errors import HandleUsed, ShmpoolError, StaleHandle
+from .protocol.header import WANTED
+from .protocol.ledger import (
+    EXTENT,
+    FIRST_CELL,
+    GENERATION_FIELD,
+    LINK,
+    MAX_NBYTES,
+    MAX_TICKETS,
+    NBYTES_BITS,
+    ROW_WORDS,
+    SHAPE_MASK,
+    STATE_SHIFT,
+    generation_of,
+    nbytes_of,
+    seat_of,
+    state_of,
+)
+from .protocol.names import direct_name
+from .protocol.sizing import TierKind, page_round
+from .protocol.states import CellState, State
+from .system.locks import F_OFD_SETLK, lock_bytes, unlock_bytes
+from .system.segments import open_segment
+from .windows import READ, Piece, Window
+
+if TYPE_CHECKING:
+    from .session import Session
+
+#: A ticket that somebody else is opening just now is waited for so long.
+BUSY_SECONDS: Final = 0.01
+_RETRY_SECONDS: Final = 0.0002
+
+
+def make_ticket(session: Session, tail: int) -> Record:
+    """A record without a window: enough to close a ticket. Raises StaleHandle for a row or
+    a cell that the pool does not have."""
+    index = tail >> NBYTES_BITS
+    row, cell = index >> 4, index & 15
+    if not 0 < row < session.rows or cell >= MAX_TICKETS:
+        raise StaleHandle(f"the handle names row {row}, cell {cell}, which this pool does not have")
+    record = Record()
+    record.session, record.row, record.window = session, row, None
+    record.word, record.cell = row * ROW_WORDS, row * ROW_WORDS + FIRST_CELL + cell
+    record.lock, record.unlock = lock_bytes(index), unlock_bytes(index)
+    record.wanted = WANTED + session.tier_of(row).index
+    return record
+
+
+def make_record(session: Session, granted: int, tail: int) -> Record:
+    """Map what a handle names. The ticket is untouched: a failure here costs nothing.
+
+    Raises StaleHandle for a handle that names no publication, OSError when it cannot be
+    mapped.
+    """
+    record = make_ticket(session, tail)
+    if explanation := why_not(session, record, granted, tail & MAX_NBYTES):
+        raise explanation
+    _map(record, granted, tail & MAX_NBYTES)
+    return record
+
+
+def _map(record: Record, granted: int, nbytes: int) -> None:
+    session, words, tier = record.session, record.session.words, record.session.tier_of(record.row)
+    record.shape = words[record.word + EXTENT] & SHAPE_MASK & ~MAX_NBYTES
+    record.links = ()
+    record.is_direct = tier.kind is TierKind.DIRECT
+    if record.is_direct:
+        record.window = _map_direct(session, record.row, generation_of(granted), nbytes)
+        return
+    try:
+        spans = ((record.row, 1),) if tier.kind is TierKind.POOLED else session.spans_of(record.row)
+    except ValueError as error:
+        raise StaleHandle(f"the publication was reused while it was being opened: {error}") from error
+    if sum(count for _, count in spans) * tier.size < nbytes:
+        raise StaleHandle(f"the handle's {nbytes} bytes are more than its slot holds")
+    if tier.kind is TierKind.CHUNK:
+        record.links = tuple((at := row * ROW_WORDS + LINK, words[at]) for row, _ in spans)
+    record.window = session.windows.make([session.piece(row, count, writable=False) for row, count in spans], READ)
+
+
+def _map_direct(session: Session, row: int, generation: int, nbytes: int) -> Window:
+    try:
+        fd = open_segment(direct_name(session.pool_id, row, generation), writable=False)
+    except FileNotFoundError as error:
+        raise StaleHandle("the handle's direct segment is gone: it was read or expired") from error
+    try:
+        length = page_round(max(nbytes, 1))
+        if os.fstat(fd).st_size < length:
+            raise StaleHandle(f"the direct segment is shorter than the handle's {nbytes} bytes")
+        return session.windows.make([Piece(fd, 0, length)], READ)
+    finally:
+        os.close(fd)
+
+
+def take(record: Record, granted: int, nbytes: int) -> None:
+    """Take the ticket, or raise HandleUsed or StaleHandle. For what `Pool.open` does not
+    do in place: a changed custodian, a run, a busy lock, and all refusals."""
+    _locked(record, granted, nbytes, record.session.taken)
+
+
+def discard(record: Record, granted: int, nbytes: int) -> None:
+    """Close a ticket that nobody will open: the same move, with DONE."""
+    _locked(record, granted, nbytes, CellState.DONE << STATE_SHIFT)
+
+
+def _locked(record: Record, granted: int, nbytes: int, mark: int) -> None:
+    session = record.session
+    with session.ticket_gate:
+        _wait_for_lock(record)
+        try:
+            if explanation := why_not(session, record, granted, nbytes):
+                raise explanation
+            session.words[record.cell] = granted & GENERATION_FIELD | mark
+        finally:
+            fcntl(session.tickets_fd, F_OFD_SETLK, record.unlock)
+
+
+def _wait_for_lock(record: Record) -> None:
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            fcntl(record.session.tickets_fd, F_OFD_SETLK, record.lock)
+            return
+        except (BlockingIOError, PermissionError) as error:
+            if time.monotonic() > deadline:
+                raise HandleUsed("the handle's ticket is being opened elsewhere") from error
+        time.sleep(_RETRY_SECONDS)
+
+
+def why_not(session: Session, record: Record, granted: int, nbytes: int) -> ShmpoolError | None:
+    """Why this ticket cannot be taken, None if it can. Certain only under the lock."""
+    words = session.words
+    row, cell, extent = words[record.word], words[record.cell], words[record.word + EXTENT]
+    if state_of(granted) != State.PUBLISHED or not _is_same_publication(row, granted):
+        return StaleHandle(
+            f"the handle is stale: row {record.row} is at generation {generation_of(row)}"
+            f" ({_state_name(row)}), the handle names generation {generation_of(granted)}"
+        )
+    if cell == granted:
+        if nbytes != nbytes_of(extent):
+            return StaleHandle(f"the handle says {nbytes} bytes, the publication has {nbytes_of(extent)}")
+        return None
+    if generation_of(cell) == generation_of(granted) and state_of(cell) in (CellState.TAKEN, CellState.DONE):
+        what = "is open" if state_of(cell) == CellState.TAKEN else "was opened and released, discarded or expired"
+        return HandleUsed(f"the handle was used: its ticket {what}")
+    return StaleHandle("the handle names a ticket that its publication does not have")
+
+
+def _is_same_publication(word: int, granted: int) -> bool:
+    """Equal but for a custodian that may have become the broker."""
+    return word == granted or (word == granted & ~0xFFFF and seat_of(word) == 0)
+
+
+def _state_name(word: int) -> str:
+    try:
+        return State(state_of(word)).name
+    except ValueError:
+        return f"state {state_of(word)}"

@@ -1,0 +1,111 @@
+"""Windows: the maps through which this process sees slots, runs and direct segments.
+
+A window is whole even where a lease is scattered: its extents are mapped side by side.
+A reader's window is PROT_READ over a read-only descriptor. Every view that a user gets
+hangs on its window, so the window's reference count tells whether any view is left, and
+a weak reference tells when the last one dies.
+
+A window is never closed: it goes when its last reference does, and takes its map along.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from .system import libc
+
+READ: Final = mmap.PROT_READ
+WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE
+
+
+class Piece(NamedTuple):
+    """A range of a segment: descriptor, offset and length in bytes."""
+
+    fd: int
+    offset: int
+    length: int
+
+
+class Window(mmap.mmap):
+    """One map; *address* is where it lies, for covering it after a fork."""
+
+    __slots__ = ("address",)
+    address: int
+
+
+class Windows:
+    """All windows of one session: makes them, and covers them in a forked child."""
+
+    def __init__(self) -> None:
+        self._alive: weakref.WeakSet[Window] = weakref.WeakSet()
+        self._watched: set[weakref.ref[Window]] = set()
+
+    def make(self, pieces: Iterable[Piece], protection: int, *, populate: bool = True) -> Window:
+        """A window over the pieces side by side, its page tables filled in.
+
+        Raises OSError when the host refuses a map or the pages are not there (a peer has
+        truncated the segment): an error here instead of SIGBUS later.
+        """
+        pieces = list(pieces)
+        length = sum(piece.length for piece in pieces)
+        window = Window(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=protection)
+        at = window.address = libc.address_of(window)
+        self._alive.add(window)
+        for piece in pieces:
+            libc.map_over(at, piece.length, protection, piece.fd, piece.offset)
+            at += piece.length
+        if populate:
+            libc.populate(window, write=protection == WRITE)
+        return window
+
+    def make_sparse(self, fd: int, length: int, protection: int) -> Window:
+        """A window over a segment that is used here and there (ledger, header); the broker
+        has reserved it whole."""
+        return self.make([Piece(fd, 0, length)], protection, populate=False)
+
+    def when_dead(self, window: Window, callback: Callable[[], None]) -> None:
+        """Call back when the last view of a window has died and its map is gone. The
+        caller drops its own reference. The callback may run in any thread, inside any
+        allocation: it takes no lock."""
+
+        def dead(reference: weakref.ref[Window]) -> None:
+            if reference in self._watched:
+                self._watched.discard(reference)
+                callback()
+
+        self._watched.add(weakref.ref(window, dead))
+
+    @property
+    def waiting(self) -> int:
+        """Windows that only users' views keep alive."""
+        return len(self._watched)
+
+    def cover_all(self) -> None:
+        """After a fork, in the child: put every window out of reach, forget the callbacks."""
+        self._watched.clear()
+        for window in list(self._alive):
+            libc.cover(window.address, len(window))
+
+
+class _Holder:
+    __slots__ = ("window",)
+
+
+def _references_at_rest() -> int:
+    """What ``getrefcount(record.window)`` says when no view is left; it depends on how
+    the interpreter gets at the attribute, so it is measured."""
+    holder = _Holder()
+    holder.window = mmap.mmap(-1, mmap.PAGESIZE)  # type: ignore[attr-defined]
+    at_rest = sys.getrefcount(holder.window)  # type: ignore[attr-defined]
+    view = memoryview(holder.window)[:1]  # type: ignore[attr-defined]
+    assert sys.getrefcount(holder.window) == at_rest + 1  # type: ignore[attr-defined]
+    del view
+    return at_rest
+
+
+#: ``sys.getrefcount(record.window)`` of a window without views.
+AT_REST: Final = _references_at_rest()
