@@ -15,7 +15,20 @@ import shmpool
 from .channel import Channel
 from .measure import KIB, MIB, console, interleave, micros, ratio, show, size_name
 
-SIZES = (KIB, 4 * KIB, 16 * KIB, 64 * KIB, 128 * KIB, 256 * KIB - 1, 256 * KIB, 512 * KIB, MIB, 2 * MIB, 4 * MIB, 10 * MIB)
+SIZES = (
+    KIB,
+    4 * KIB,
+    16 * KIB,
+    64 * KIB,
+    128 * KIB,
+    256 * KIB - 1,
+    256 * KIB,
+    512 * KIB,
+    MIB,
+    2 * MIB,
+    4 * MIB,
+    10 * MIB,
+)
 TOKEN = struct.Struct("<Q32s")
 SPIN = 200e-6
 

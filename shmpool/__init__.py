@@ -23,6 +23,7 @@ if sys.platform != "linux":
 from .buffer import Buffer
 from .errors import (
     BrokerUnavailable,
+    ChecksumError,
     ConfigError,
     HandleUsed,
     InvalidHandle,
@@ -55,6 +56,7 @@ __all__ = [
     "Broker",
     "BrokerUnavailable",
     "Buffer",
+    "ChecksumError",
     "ConfigError",
     "Handle",
     "HandleUsed",

@@ -65,6 +65,10 @@ class HandleUsed(ShmpoolError, LookupError):
     """The ticket was opened, discarded or expired before, or is being opened elsewhere."""
 
 
+class ChecksumError(ShmpoolError):
+    """A buffer's bytes are not those that were published (pools with checksums only)."""
+
+
 class LeakedView(ShmpoolError, BufferError):
     """Strict mode: an array or slice of the view is still alive at publish or release."""
 

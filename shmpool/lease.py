@@ -157,10 +157,14 @@ class LiveLease(Lease):
         if session.strict:
             self._renew_view()
             raise LeakedView("an array or slice of lease.view is alive at publish; delete it first (strict mode)")
+        try:
+            session.warn_of_view()
+        except Warning:  # warnings are errors here: the handles would be lost, so the lease goes on
+            self._renew_view()
+            raise
         await_readers = self._await_readers
         handles = self._store_publication(tickets)
         slot.when_views_die(await_readers)
-        session.warn_of_view()
         return handles
 
     def _store_publication(self, tickets: int) -> list[Handle]:

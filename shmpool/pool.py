@@ -209,7 +209,7 @@ class Pool:
         buffer._record = record
         buffer._granted = granted
         buffer.nbytes = nbytes = tail & MAX_NBYTES
-        buffer.view = memoryview(record.window)[:nbytes]
+        buffer.view = memoryview(record.window)[:nbytes]  # type: ignore[arg-type]
         return buffer
 
     def _find_record(self, session: Session, record: Any, granted: int, tail: int) -> Any:
@@ -275,6 +275,7 @@ class Pool:
                 self._helper = Helper(session)
                 self._session = session
                 self._helper.start()
+                self.__class__ = _pool_class(session)
             return session
 
     def _live_session(self) -> Session:
@@ -346,6 +347,15 @@ def connect(
     from . import embedded
 
     return Pool(embedded.autostart().address, timeout=timeout, strict=strict)
+
+
+def _pool_class(session: Session) -> type[Pool]:
+    """Pools with checksums are of a class of their own, so that the others pay nothing."""
+    if not session.has_checksums:
+        return Pool
+    from .checked import CheckedPool
+
+    return CheckedPool
 
 
 def _reconnect(address: str, timeout: float, strict: bool) -> Pool:

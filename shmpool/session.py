@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections import deque
+from fcntl import fcntl
 from typing import Final
 
 from .buffer import Record
@@ -38,6 +39,7 @@ from .protocol.ledger import (
     MAX_EXTENTS,
     ONE_GENERATION,
     ROW_WORDS,
+    SEAT_LOCKS,
     STATE_SHIFT,
     chunks_of,
     chunks_of_link,
@@ -71,6 +73,7 @@ from .protocol.sizing import (
 )
 from .protocol.states import CellState, State
 from .system import libc
+from .system.locks import F_OFD_SETLK, lock_bytes
 from .system.segments import open_segment
 from .windows import READ, WRITE, Piece, Window, Windows
 
@@ -171,8 +174,9 @@ class Session:
         self._make_words(welcome)
         self._make_tags()
         self._make_tables()
-        self.tickets_path = welcome.tickets
+        self.has_checksums = welcome.checksums
         self.tickets_fd = os.open(welcome.tickets, os.O_RDWR | os.O_CLOEXEC)
+        fcntl(self.tickets_fd, F_OFD_SETLK, lock_bytes(SEAT_LOCKS + self.seat))
         #: Threads of one process share the tickets' descriptor and so its byte locks.
         self.ticket_gate = threading.Lock()
         self.barrier = libc.barrier if libc.needs_barrier() else None

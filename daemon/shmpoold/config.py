@@ -162,6 +162,10 @@ class Config(BaseModel):
         le=365 * _DAY,
         description="Memory that nobody used for so long is given back to the host (seconds).",
     )
+    checksums: bool = Field(
+        default=False,
+        description="Clients sum what they publish and verify what they open (12 readers at most).",
+    )
     on_stop: Literal["remove", "keep"] = Field(
         default="remove",
         description='What an orderly stop does with the pool: "remove", or "keep" for the next broker.',
@@ -250,6 +254,7 @@ def to_settings(config: Config, tickets_path: str) -> Settings:
         magazine_bytes=config.magazine_bytes,
         magazine_idle=config.magazine_idle,
         buffer_lifetime=config.buffer_lifetime,
+        checksums=config.checksums,
         tickets=tickets_path,
     )
 

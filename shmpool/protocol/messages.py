@@ -45,6 +45,7 @@ class Topic(IntEnum):
 
     STATS = 0
     LEASES = 1
+    INVARIANTS = 2
 
 
 # --- checks -----------------------------------------------------------------------------
@@ -79,9 +80,9 @@ def row_list(value: Any) -> bool:
     )
 
 
-def sizes(value: Any) -> bool:
-    """Thresholds or slot sizes."""
-    return type(value) is list and len(value) <= MAX_TIERS and all(map(integer(1, MAX_NBYTES), value))
+def thresholds(value: Any) -> bool:
+    """The medium, large and very-large threshold."""
+    return type(value) is list and len(value) == 3 and all(map(integer(1, MAX_NBYTES), value))
 
 
 def tier_list(value: Any) -> bool:
@@ -174,7 +175,8 @@ class Goodbye(NamedTuple):
 class Welcome(NamedTuple):
     """The answer to Hello. *seat* is 0 for operators; *resumed* says that the seat asked
     for was taken up again. *thresholds* are medium, large, very large, in bytes; times are
-    in milliseconds."""
+    in milliseconds. *checksums* asks clients to sum what they publish and verify what they
+    open."""
 
     version: int
     pool_id: int
@@ -188,6 +190,7 @@ class Welcome(NamedTuple):
     lease_timeout_ms: int
     magazine_bytes: int
     magazine_idle_ms: int
+    checksums: bool
     tickets: str
 
 
@@ -246,8 +249,8 @@ SCHEMA: Final[dict[int, tuple[Callable[..., Message], tuple[Check, ...]]]] = {
     7: (Query, (REQUEST, integer(0, max(Topic)))),
     8: (Goodbye, ()),
     16: (Welcome, (integer(0, U32), integer(1, U64), integer(1, U64), integer(0, MAX_SEATS), boolean,
-                   tier_list, integer(1, MAX_SEATS), sizes, integer(1, U64), _MILLISECONDS,
-                   integer(0, U64), _MILLISECONDS, text(MAX_TEXT))),
+                   tier_list, integer(1, MAX_SEATS), thresholds, integer(1, U64), _MILLISECONDS,
+                   integer(0, U64), _MILLISECONDS, boolean, text(MAX_TEXT))),
     17: (Grant, (REQUEST, row_list)),
     18: (Refusal, (REQUEST, _CODE, text(MAX_TEXT))),
     19: (Recall, ()),

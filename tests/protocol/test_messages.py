@@ -48,7 +48,7 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     m.Cancel: st.builds(m.Cancel, requests),
     m.Return: st.builds(m.Return, row_lists),
     m.Bell: st.builds(m.Bell, row_lists),
-    m.Query: st.builds(m.Query, requests, st.integers(0, 1)),
+    m.Query: st.builds(m.Query, requests, st.integers(0, 2)),
     m.Goodbye: st.just(m.Goodbye()),
     m.Welcome: st.builds(
         m.Welcome,
@@ -59,11 +59,12 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         st.booleans(),
         tiers,
         st.integers(1, MAX_SEATS),
-        st.lists(st.integers(1, MAX_NBYTES), max_size=3),
+        st.lists(st.integers(1, MAX_NBYTES), min_size=3, max_size=3),
         st.integers(1, m.U64),
         u32,
         u64,
         u32,
+        st.booleans(),
         texts,
     ),
     m.Grant: st.builds(m.Grant, requests, row_lists),
@@ -129,7 +130,7 @@ def test_the_largest_messages_fit_a_frame() -> None:
     rows = [MAX_ROWS - 1] * m.MAX_ROWS_PER_MESSAGE
     text = "\U0001f40d" * m.MAX_TEXT
     tier_list = [[2, MAX_NBYTES, MAX_ROWS, MAX_ROWS]] * MAX_TIERS
-    welcome = m.Welcome(1, m.U64, m.U64, 1, True, tier_list, 1, [MAX_NBYTES] * 3, m.U64, 1, 1, 1, text)
+    welcome = m.Welcome(1, m.U64, m.U64, 1, True, tier_list, 1, [MAX_NBYTES] * 3, m.U64, 1, 1, 1, False, text)
     largest = [m.Return(rows), m.Grant(1, rows), m.Answer(1, True, bytes(m.MAX_BLOB)), m.Fault(1, text), welcome]
     for message in largest:
         body = m.encode(message)  # type: ignore[arg-type]
@@ -245,7 +246,7 @@ def test_wrong_arity_is_refused(fields: list[int]) -> None:
         [5, {}],
         [5, "12"],
         [5, b"12"],
-        [7, 1, 2],
+        [7, 1, 3],
         [1, b"shmpool", 1, 0, 0, 0, 0],
         [1, "x" * 17, 1, 0, 0, 0, 0],
         [1, "shmpool", 1, 2, 0, 0, 0],

@@ -78,6 +78,15 @@ class WatchAdopted:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeSeat:
+    """Try the byte lock of a seat that is away: if it is free, the client has let go of all
+    that it had (it called exec, say) though its process lives. Answered by ProcessDied, or
+    not at all while the lock is held."""
+
+    seat: int
+
+
+@dataclass(frozen=True, slots=True)
 class Unwatch:
     """The seat has ended; its process is no longer of interest."""
 
@@ -95,5 +104,15 @@ class CloseTicket:
 
 
 Action = (
-    Send | Close | Warm | Cool | CreateDirect | RemoveDirect | WatchConnected | WatchAdopted | Unwatch | CloseTicket
+    Send
+    | Close
+    | Warm
+    | Cool
+    | CreateDirect
+    | RemoveDirect
+    | WatchConnected
+    | WatchAdopted
+    | ProbeSeat
+    | Unwatch
+    | CloseTicket
 )

@@ -37,6 +37,7 @@ def adopt(broker: Broker, now: float) -> None:
     """Rebuild seats, holdings, free lists, custody and the cap's account."""
     for seat in broker.seats.adopt():
         broker._out.append(WatchAdopted(seat.number, seat.peer.pid, seat.peer.start_time))
+        broker.away.leave(seat, now)
     words = broker.rows.grant_words()
     followers = _followers(broker, words)
     holdings = []

@@ -57,7 +57,7 @@ from shmpool.protocol.sizing import Tier, TierKind, format_bytes, make_tiers, ro
 from shmpool.protocol.states import State
 
 from . import adoption, reports
-from .actions import Action, Close, Send, Unwatch, Warm, WatchConnected
+from .actions import Action, Close, ProbeSeat, Send, Unwatch, Warm, WatchConnected
 from .custody import Custody
 from .events import (
     Connected,
@@ -76,7 +76,7 @@ from .events import (
 from .inventory import WARM_SLICE, Holding, Inventory
 from .requests import Request, WaitingLine
 from .rows import Rows
-from .seats import Seat, Seats
+from .seats import Away, Seat, Seats
 from .settings import Settings
 from .slots import Span
 
@@ -153,6 +153,7 @@ class Broker:
         #: The host is full: nothing is warmed for the line before this, unless something is freed.
         self._next_warming = 0.0
         self._next_cooling = 0.0
+        self.away = Away()
         self._on_event: dict[type[Any], Callable[[Any, float], None]] = {
             Connected: self._on_connected,
             Received: self._on_received,
@@ -193,7 +194,7 @@ class Broker:
 
     def next_deadline(self) -> float | None:
         """When `Ticked` is due: the shell's only timer. None: not before another event."""
-        deadlines = []
+        deadlines = [] if (probe := self.away.next_probe) is None else [probe]
         if self._something_freed:
             deadlines.append(0.0)  # the last turn did not get through the line
         if self.line:
@@ -253,6 +254,7 @@ class Broker:
             return False
         if seat.connection is not None:
             self._drop(seat.connection)
+        self.away.come_back(seat)
         seat.peer = client.peer
         seat.connection, client.seat = client.connection, seat
         for row in list(seat.rows):
@@ -276,15 +278,17 @@ class Broker:
             lease_timeout_ms=round(settings.lease_timeout * 1000),
             magazine_bytes=settings.magazine_bytes,
             magazine_idle_ms=round(settings.magazine_idle * 1000),
+            checksums=settings.checksums,
             tickets=settings.tickets,
         )  # fmt: skip
 
     def _on_disconnected(self, event: Disconnected, now: float) -> None:
-        """The seat stays: its process may come back, or its pidfd will tell of its end."""
+        """The seat stays: its client may come back, or its pidfd or a probe tell of its end."""
         client = self.clients.pop(event.connection, None)
         self.line.cancel_all(event.connection)
         if client and client.seat and client.seat.connection == event.connection:
             client.seat.connection = None
+            self.away.leave(client.seat, now)
 
     def _on_process_died(self, event: ProcessDied, now: float) -> None:
         seat = self.seats.taken.get(event.seat)
@@ -296,8 +300,9 @@ class Broker:
         self._end_seat(client.seat, now)
 
     def _end_seat(self, seat: Seat, now: float) -> None:
-        """Settle all that a seat held, then clear it. Its process is gone, or has said that
-        it holds nothing: nobody else writes these words any more."""
+        """Settle all that a seat held, then clear it. Its process is gone, has let go of its
+        seat or has said that it holds nothing: nobody else writes these words any more."""
+        self.away.come_back(seat)
         if seat.connection is not None:
             self._drop(seat.connection)
         for row in list(seat.rows):
@@ -336,6 +341,7 @@ class Broker:
         self._send(client.connection, Fault(code, text))
         if client.seat is not None:
             client.seat.connection = None
+            self.away.leave(client.seat, 0.0)
         self._drop(client.connection)
 
     # --- requests --------------------------------------------------------------------------------
@@ -566,6 +572,7 @@ class Broker:
     # --- time ----------------------------------------------------------------------------------------------
 
     def _on_ticked(self, event: Ticked, now: float) -> None:
+        self._out += [ProbeSeat(number) for number in self.away.to_probe(now)]
         self.custody.sweep(now, hurry=bool(self.line))
         if self.line and self._next_recall <= now:
             self._recall(now)

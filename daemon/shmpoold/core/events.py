@@ -44,7 +44,8 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class ProcessDied:
-    """The process of a seat has ended: its pidfd says so, or its pid is another's now."""
+    """The process of a seat has ended (its pidfd says so, or its pid is another's now), or
+    it has let go of the seat (its byte lock is free)."""
 
     seat: int
 

@@ -28,6 +28,7 @@ from shmpool.protocol.messages import MAX_BLOB, U64, Answer, Query, Topic
 from shmpool.protocol.sizing import STRATEGY_OF_KIND, Tier
 from shmpool.protocol.states import State
 
+from . import invariants
 from .actions import Action, Send
 from .inventory import Holding
 from .rows import Rows
@@ -40,10 +41,18 @@ MOST_LEASES = 5000
 
 def answer(broker: Broker, connection: int, query: Query, now: float) -> list[Action]:
     """The answer to a Query, cut into parts that each fit a frame."""
-    report = stats(broker) if query.topic == Topic.STATS else leases(broker, now)
+    report = _report(broker, Topic(query.topic), now)
     payload = json.dumps(report, separators=(",", ":")).encode()
     parts = [payload[at : at + MAX_BLOB] for at in range(0, len(payload), MAX_BLOB)]
     return [Send(connection, Answer(query.request, index == len(parts) - 1, part)) for index, part in enumerate(parts)]
+
+
+def _report(broker: Broker, topic: Topic, now: float) -> Any:
+    if topic is Topic.STATS:
+        return stats(broker)
+    if topic is Topic.LEASES:
+        return leases(broker, now)
+    return {"violation": invariants.violation(broker)}
 
 
 def fold_counters(rows: Rows, seat: int) -> None:

@@ -71,3 +71,35 @@ class Seats:
         self._header[seat_at(seat.number) + SEAT_STATE] = 0
         del self.taken[seat.number]
         self._free.append(seat.number)
+
+
+class Away:
+    """The seats that have no connection, and when each is to be probed next: a client that
+    called exec has let go of its seat, though its process lives."""
+
+    #: Seconds until the first probe, and between probes at the longest.
+    FIRST, LONGEST = 0.002, 1.0
+
+    def __init__(self) -> None:
+        self._due: dict[int, tuple[float, float]] = {}
+
+    def leave(self, seat: Seat, now: float) -> None:
+        """A connection is gone, and nobody has said goodbye."""
+        self._due[seat.number] = (now + self.FIRST, self.FIRST)
+
+    def come_back(self, seat: Seat) -> None:
+        """It is connected again, or has ended."""
+        self._due.pop(seat.number, None)
+
+    @property
+    def next_probe(self) -> float | None:
+        """When somebody is to be probed."""
+        return min((due for due, _ in self._due.values()), default=None)
+
+    def to_probe(self, now: float) -> list[int]:
+        """Who is to be probed now; the next time after twice the pause."""
+        numbers = [number for number, (due, _) in self._due.items() if due <= now]
+        for number in numbers:
+            pause = min(2 * self._due[number][1], self.LONGEST)
+            self._due[number] = (now + pause, pause)
+        return numbers

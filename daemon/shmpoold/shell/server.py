@@ -24,6 +24,7 @@ from ..core.actions import (
     CloseTicket,
     Cool,
     CreateDirect,
+    ProbeSeat,
     RemoveDirect,
     Send,
     Unwatch,
@@ -69,7 +70,7 @@ class Server:
         self._core = core
         self._store = store
         self._tickets = TicketCloser(store.ledger, locks, lambda row: self.dispatch(TicketClosed(row)))
-        self._watches = Watches(lambda seat: self.dispatch(ProcessDied(seat)))
+        self._watches = Watches(locks, lambda seat: self.dispatch(ProcessDied(seat)))
         self._connections: dict[int, Connection] = {}
         self._last_number = 0
         self._opening: set[asyncio.Task[Any]] = set()
@@ -91,6 +92,7 @@ class Server:
             RemoveDirect: lambda action: store.remove_direct(action.row, action.generation),
             WatchConnected: self._watch_connected,
             WatchAdopted: lambda action: self._watches.adopt(action.seat, action.pid, action.start_time),
+            ProbeSeat: lambda action: self._watches.probe(action.seat),
             Unwatch: lambda action: self._watches.unwatch(action.seat),
             CloseTicket: self._tickets.close_ticket,
         }

@@ -8,7 +8,9 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+from shmpool.protocol.ledger import SEAT_LOCKS
 from shmpool.system import processes
+from shmpool.system.locks import ByteLocks
 
 #: Seconds until an adopted process is tried again when no descriptor could be had.
 RETRY: Final = 1.0
@@ -20,7 +22,8 @@ class Watches:
     """One pidfd for each seat. *died* is called once for each seat whose process ends;
     it may be called from within `adopt`."""
 
-    def __init__(self, died: Callable[[int], None]) -> None:
+    def __init__(self, locks: ByteLocks, died: Callable[[int], None]) -> None:
+        self._locks = locks
         self._loop = asyncio.get_running_loop()
         self._died = died
         self._pidfds: dict[int, int] = {}
@@ -56,6 +59,12 @@ class Watches:
             self.watch(seat, pidfd)
         else:
             os.close(pidfd)
+            self._died(seat)
+
+    def probe(self, seat: int) -> None:
+        """See whether the client has let go of its seat though its process lives."""
+        if self._locks.try_lock(SEAT_LOCKS + seat):
+            self._locks.unlock(SEAT_LOCKS + seat)
             self._died(seat)
 
     def unwatch(self, seat: int) -> None:

@@ -1,0 +1,93 @@
+"""Checksums, where the broker's configuration asks for them (``checksums = true``).
+
+A CRC-32 of the payload is stored at publish in the place of the last ticket's cell, so that
+a publication has at most 12 readers, and verified at open. It costs a pass over the bytes on
+each side. Pools without checksums do not come here: a pool with them has other classes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from zlib import crc32
+
+from .buffer import Buffer
+from .direct import DirectLease
+from .errors import ChecksumError
+from .lease import Lease, LiveLease
+from .pool import Pool
+from .protocol.handle import Handle
+from .protocol.ledger import FIRST_CELL, MAX_TICKETS
+from .protocol.sizing import Strategy
+from .windows import READ, Piece
+
+#: The word of a row that holds the checksum.
+CHECKSUM: Final = FIRST_CELL + MAX_TICKETS - 1
+MOST_READERS: Final = MAX_TICKETS - 1
+
+
+class CheckedLease(LiveLease):
+    """A lease whose payload is summed at publish."""
+
+    __slots__ = ()
+
+    def publish(self) -> Handle:
+        return self.publish_many(1)[0]
+
+    def publish_many(self, n: int) -> list[Handle]:
+        _check_readers(n)
+        return super().publish_many(n)
+
+    def _store_publication(self, tickets: int) -> list[Handle]:
+        _store_checksum(self)
+        return super()._store_publication(tickets)
+
+
+class CheckedDirectLease(DirectLease):
+    """A lease of a direct segment whose payload is summed at publish."""
+
+    __slots__ = ()
+
+    def publish_many(self, n: int) -> list[Handle]:
+        _check_readers(n)
+        return super().publish_many(n)
+
+    def _store_publication(self, tickets: int) -> list[Handle]:
+        slot = self._slot
+        if slot.window is None:  # it was written without a map
+            slot.window = slot.session.windows.make([Piece(slot.fd, 0, slot.size)], READ)
+        _store_checksum(self)
+        return super()._store_publication(tickets)
+
+
+class CheckedPool(Pool):
+    """A pool whose buffers are verified when they are opened."""
+
+    def lease(self, nbytes: int, *, strategy: Strategy = Strategy.ADAPTIVE, timeout: float | None = None) -> Lease:
+        lease = super().lease(nbytes, strategy=strategy, timeout=timeout)
+        lease.__class__ = CheckedDirectLease if isinstance(lease, DirectLease) else CheckedLease
+        return lease
+
+    def open(self, handle: Handle) -> Buffer:
+        """Like `Pool.open`. Raises `ChecksumError`, and the ticket is used up, when the bytes
+        are not those that were published."""
+        buffer = super().open(handle)
+        record = buffer._record
+        stored, actual = record.session.words[record.word + CHECKSUM], crc32(buffer.view)
+        if stored != actual:
+            buffer.release()
+            raise ChecksumError(
+                f"the {buffer.nbytes} bytes of row {record.row} are not those that were published:"
+                f" CRC-32 is {actual:#010x}, published was {stored:#010x}"
+            )
+        return buffer
+
+
+def _store_checksum(lease: CheckedLease | CheckedDirectLease) -> None:
+    slot = lease._slot
+    assert slot.window is not None
+    slot.session.words[slot.word + CHECKSUM] = crc32(memoryview(slot.window)[: lease.nbytes])
+
+
+def _check_readers(n: int) -> None:
+    if type(n) is not int or not 1 <= n <= MOST_READERS:
+        raise ValueError(f"with checksums a publication has 1 to {MOST_READERS} readers, not {n!r}")
