@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self
 
 from .errors import LeakedView, LeaseReleased
+from .protocol.figures import DEFERRED
 from .protocol.ledger import GENERATION_FIELD, SEAT_MASK, STATE_SHIFT
 from .protocol.states import CellState
 from .windows import AT_REST, Window
@@ -93,7 +94,7 @@ class Buffer:
                 " the buffer is given back when it is gone"
             )
         if is_leaked:
-            session.count_deferred()
+            session.count(DEFERRED)
 
     def __enter__(self) -> Self:
         return self

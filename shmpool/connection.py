@@ -7,6 +7,7 @@ once waits in an outbox, which the helper empties.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 import time
@@ -52,6 +53,15 @@ class Connection:
         """For polling."""
         return self._socket.fileno()
 
+    def poll_with(self, poll: select.poll) -> bool:
+        """Register for polling: what arrives, and room for the outbox. False when it is
+        closed, maybe by another thread just now."""
+        try:
+            poll.register(self._socket.fileno(), select.POLLIN | (select.POLLOUT if self._outbox else 0))
+        except (ValueError, OSError):
+            return False
+        return True
+
     @property
     def has_outbox(self) -> bool:
         """Whether something waits until the socket takes it."""
@@ -64,6 +74,21 @@ class Connection:
         with self._send_lock:
             self._outbox += frame
             self._flush()
+
+    def try_send(self, message: Message) -> bool:
+        """Send whole, or not at all: False where another thread is sending (or this one,
+        interrupted by a finalizer) or the socket is full."""
+        if self._outbox or not self._send_lock.acquire(blocking=False):
+            return False
+        try:
+            frame = encode_frame(encode(message))
+            sent = self._socket.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._outbox += frame[sent:]
+            return True
+        except OSError:
+            return False
+        finally:
+            self._send_lock.release()
 
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it."""

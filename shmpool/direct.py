@@ -38,6 +38,15 @@ class DirectSlot(Slot):
     fd: int
     is_reserved: bool
 
+    def close(self) -> None:
+        """Close its descriptor, if it is open."""
+        fd, self.fd = getattr(self, "fd", -1), -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()  # of a lease whose seat has ended
+
 
 class DirectLease(LiveLease):
     """A lease of a direct segment. Its view is made when it is first asked for."""
@@ -109,12 +118,12 @@ class DirectLease(LiveLease):
 
     def _await_readers(self) -> None:
         slot = self._slot
-        os.close(slot.fd)
+        slot.close()
         slot.session.pass_on(slot, State.PUBLISHED)
 
     def _give_back(self) -> None:
         slot = self._slot
-        os.close(slot.fd)
+        slot.close()
         slot.window = None
         slot.base += ONE_GENERATION
         slot.session.pass_on(slot, State.RETURNED)

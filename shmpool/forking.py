@@ -9,6 +9,7 @@ broker's death sweep finds.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import threading
@@ -18,6 +19,8 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .buffer import EndedBuffer, LiveBuffer
+from .direct import DirectLease
+from .errors import LeakedView
 from .lease import EndedLease, LiveLease
 
 if TYPE_CHECKING:
@@ -48,13 +51,23 @@ def live_objects(session: Session) -> list[LiveLease | LiveBuffer]:
     """The leases and buffers of a session that are not over. Looks at every object of the
     process (milliseconds): for edges only."""
     found: list[LiveLease | LiveBuffer] = []
-    for thing in gc.get_objects():
-        kind = type(thing)
-        if (issubclass(kind, LiveLease) and thing._slot.session is session) or (
-            issubclass(kind, LiveBuffer) and thing._record.session is session
-        ):
+    # Not gc.get_objects(): its list would hold every window for a while, and another thread's
+    # release would take that for a view.
+    for thing in gc.get_referrers(LiveLease, DirectLease, LiveBuffer):
+        if _session_of(thing) is session:
             found.append(thing)
     return found
+
+
+def _session_of(thing: Any) -> Session | None:
+    """Whose lease or buffer a thing is; None for anything else, and for one that another
+    thread is just making."""
+    kind = type(thing)
+    if issubclass(kind, LiveLease):
+        return getattr(getattr(thing, "_slot", None), "session", None)
+    if issubclass(kind, LiveBuffer):
+        return getattr(getattr(thing, "_record", None), "session", None)
+    return None
 
 
 def finish(session: Session, helper: Helper) -> None:
@@ -64,10 +77,13 @@ def finish(session: Session, helper: Helper) -> None:
         helper.stop()
         session.close_descriptors()
         return
-    for thing in live_objects(session):
-        if isinstance(thing, LiveLease):
-            warnings.warn(f"{thing!r} was open when its pool was closed; it is released", ResourceWarning, stacklevel=3)
-            thing.release()
+    open_leases = [thing for thing in live_objects(session) if isinstance(thing, LiveLease)]
+    stories = [f"{lease!r} was open when its pool was closed; it is released" for lease in open_leases]
+    while open_leases:
+        # The seat waits for a view in any case, and for a lease that another thread is just
+        # making or publishing (who takes `view` away, goes on with it).
+        with contextlib.suppress(LeakedView, Warning, AttributeError):
+            open_leases.pop().release()
     session.close_magazines()
     if not is_in_use(session):
         leave(session, helper)
@@ -75,11 +91,13 @@ def finish(session: Session, helper: Helper) -> None:
         buffers = [weakref.ref(thing) for thing in live_objects(session)]
         _lingering[session] = (helper, buffers)
         threading.Thread(target=_linger, args=(session,), name="shmpool-linger", daemon=True).start()
+    for story in stories:  # last: where warnings are errors, the pool is closed all the same
+        warnings.warn(story, ResourceWarning, stacklevel=3)
 
 
 def is_in_use(session: Session) -> bool:
-    """Whether any lease, buffer or view of a session is left."""
-    return bool(session.windows.waiting or live_objects(session))
+    """Whether any lease, buffer or view of a session is left, or one is just being made."""
+    return bool(session.windows.waiting or session.owns_any or live_objects(session))
 
 
 def leave(session: Session, helper: Helper) -> None:
@@ -95,9 +113,11 @@ def _linger(session: Session) -> None:
     while session in _lingering and not session.is_over:
         helper, buffers = _lingering[session]
         if not session.windows.waiting and not any(type(ref()) is LiveBuffer for ref in buffers):
-            if _lingering.pop(session, None):
-                leave(session, helper)
-            return
+            session.close_magazines()
+            if not session.owns_any:
+                if _lingering.pop(session, None):
+                    leave(session, helper)
+                return
         time.sleep(_LINGER_SECONDS)
 
 
@@ -131,11 +151,8 @@ def _after_fork_in_child() -> None:
 def _end_inherited(sessions: set[Session]) -> None:
     """The parent's leases and buffers raise here, and are never released from here."""
     for thing in gc.get_objects():
-        kind = type(thing)
-        if issubclass(kind, LiveLease) and thing._slot.session in sessions:
-            thing.__class__ = EndedLease
-        elif issubclass(kind, LiveBuffer) and thing._record.session in sessions:
-            thing.__class__ = EndedBuffer
+        if _session_of(thing) in sessions:
+            thing.__class__ = EndedLease if isinstance(thing, LiveLease) else EndedBuffer
 
 
 def _at_exit() -> None:

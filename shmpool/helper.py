@@ -1,4 +1,5 @@
-"""The helper thread: one daemon thread for each session, the sole reader of its socket.
+"""The helper thread: one daemon thread for each session, the reader of its socket unless a
+waiting lease reads for itself.
 
 It takes grants and recalls, sends the bells that finalizers left, returns what rests in
 the magazines, reconnects with backoff. It is stopped before a fork and started again
@@ -14,10 +15,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from .connection import ConnectionEnded
-from .errors import ProtocolError
-from .protocol.messages import Fault
-
 if TYPE_CHECKING:
     from .session import Session
 
@@ -25,6 +22,8 @@ if TYPE_CHECKING:
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 2.0
 _CONNECT_TIMEOUT: Final = 2.0
+#: A helper that found another thread reading looks again after so long, or when told.
+STAND_ASIDE: Final = 0.005
 #: How often the helper of an unclosed, collected pool looks whether anything is in use.
 FORSAKEN_POLL: Final = 0.1
 
@@ -97,28 +96,31 @@ class Helper:
         return True
 
     def _wait_and_handle(self, timeout: float | None) -> None:
+        """Wait for a wake-up or a message, and handle what has come. Stands aside while a
+        waiting thread reads, and looks again when it is told to or after a while."""
         session, connection = self._session, self._session.connection
-        if connection is None:
-            return
         poll = select.poll()
         poll.register(session.wakeup, select.POLLIN)
-        poll.register(connection.fileno(), select.POLLIN | (select.POLLOUT if connection.has_outbox else 0))
+        if session.helper_stands_aside:
+            timeout = STAND_ASIDE if timeout is None else min(timeout, STAND_ASIDE)
+        elif connection is None or not connection.poll_with(poll):
+            return
         ready = dict(poll.poll(None if timeout is None else timeout * 1000 + 1))
+        session.helper_stands_aside = False
         if session.wakeup in ready:
             self._clear_wakeup()
-        events = ready.get(connection.fileno(), 0)
-        if events & select.POLLOUT:
-            connection.flush()
-        if not events & ~select.POLLOUT:
+        if connection is None or len(ready) == (session.wakeup in ready):
             return
-        try:
-            for message in connection.receive():
-                if isinstance(message, Fault):
-                    raise ConnectionEnded(message.text)
-                session.handle(message)
-        except (ConnectionEnded, ProtocolError):
-            session.lose_connection()
-            self._pause = 0.0
+        connection.flush()
+        if session.requests.reading.acquire(blocking=False):
+            try:
+                session.receive(connection)
+            finally:
+                session.requests.reading.release()
+            if session.connection is None:
+                self._pause = 0.0
+        else:
+            session.helper_stands_aside = True
 
     def _reconnect(self) -> bool:
         """One attempt, after a pause that grows; False when there is no connection yet."""

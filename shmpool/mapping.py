@@ -1,0 +1,134 @@
+"""What a client has mapped of a pool: ledger, header, tiers, and the tickets' file.
+
+Ledger and header are used word by word; slots are seen through windows of their own
+(`windows`). Descriptors of the tiers are opened when they are first needed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from fcntl import fcntl
+
+from .protocol.header import counters_at, header_bytes, ledger_bytes
+from .protocol.ledger import (
+    EXTENT,
+    LINK,
+    MAX_EXTENTS,
+    ROW_WORDS,
+    SEAT_LOCKS,
+    STATE_SHIFT,
+    chunks_of,
+    chunks_of_link,
+    next_row_of,
+)
+from .protocol.messages import Welcome
+from .protocol.names import header_name, ledger_name, tier_name
+from .protocol.sizing import Sizing, Tier, TierKind, rows_of
+from .protocol.states import CellState, State
+from .system import libc
+from .system.locks import F_OFD_SETLK, lock_bytes
+from .system.segments import open_segment
+from .windows import READ, WRITE, Piece, Windows
+
+
+class Mapping:
+    """The maps of one seat; the base of `Session`, which has the hot paths' attributes in
+    one place. Thread-safe."""
+
+    def map(self, welcome: Welcome) -> None:
+        """Map what a welcome describes. Raises OSError."""
+        self.pool_id = welcome.pool_id
+        self.seat = welcome.seat
+        self.tiers = tuple(Tier(i, TierKind(t[0]), *t[1:]) for i, t in enumerate(welcome.tiers))
+        self.rows = rows_of(self.tiers)
+        self.memory_limit = welcome.memory_limit
+        self.lease_timeout = welcome.lease_timeout_ms / 1000
+        self.magazine_idle = welcome.magazine_idle_ms / 1000
+        self.magazine_bytes = welcome.magazine_bytes
+        medium, large, very_large = welcome.thresholds
+        self.sizing = Sizing(
+            medium,
+            large,
+            very_large,
+            pooled_sizes=tuple(tier.size for tier in self.tiers if tier.kind is TierKind.POOLED),
+            chunk_sizes=tuple(tier.size for tier in self.tiers if tier.kind is TierKind.CHUNK),
+        )
+        self.windows = Windows()
+        self._fds: dict[tuple[int, bool], int] = {}
+        self._fds_lock = threading.Lock()
+        self._make_words(welcome)
+        self._make_tags()
+        self.has_checksums = welcome.checksums
+        self.tickets_fd = os.open(welcome.tickets, os.O_RDWR | os.O_CLOEXEC)
+        fcntl(self.tickets_fd, F_OFD_SETLK, lock_bytes(SEAT_LOCKS + self.seat))
+        #: Threads of one process share the tickets' descriptor and so its byte locks.
+        self.ticket_gate = threading.Lock()
+        self.barrier = libc.barrier if libc.needs_barrier() else None
+        if self.barrier:
+            libc.register_barrier()
+
+    def _make_words(self, welcome: Welcome) -> None:
+        """Map ledger and header. The broker has reserved them whole."""
+        sizes = ledger_bytes(self.rows, welcome.seats), header_bytes(welcome.seats)
+        ledger = open_segment(ledger_name(self.pool_id), writable=True)
+        try:
+            self._ledger = self.windows.make_sparse(ledger, sizes[0], WRITE)
+        finally:
+            os.close(ledger)
+        header = open_segment(header_name(self.pool_id), writable=False)
+        try:
+            self._header = self.windows.make_sparse(header, sizes[1], READ)
+        finally:
+            os.close(header)
+        self.words = memoryview(self._ledger).cast("Q")
+        self.header = memoryview(self._header).cast("Q")
+        self.counters = counters_at(self.rows, self.seat)
+
+    def _make_tags(self) -> None:
+        """State and seat of the words that this client stores."""
+        self.idle = State.IDLE << STATE_SHIFT | self.seat
+        self.leased = State.LEASED << STATE_SHIFT | self.seat
+        self.published = State.PUBLISHED << STATE_SHIFT | self.seat
+        self.taken = CellState.TAKEN << STATE_SHIFT | self.seat
+
+    def tier_of(self, row: int) -> Tier:
+        """The tier that a row belongs to."""
+        return next(tier for tier in self.tiers if row < tier.end)
+
+    def spans_of(self, row: int) -> tuple[tuple[int, int], ...]:
+        """The extents of the lease that a row heads, as its words say. Raises ValueError
+        for links that no broker writes."""
+        words, tier = self.words, self.tier_of(row)
+        spans = [(row, chunks_of(words[row * ROW_WORDS + EXTENT]))]
+        following = next_row_of(words[row * ROW_WORDS + LINK])
+        while following:
+            if not tier.base <= following < tier.end or len(spans) == MAX_EXTENTS:
+                raise ValueError(f"row {row} links to row {following}")
+            link = words[following * ROW_WORDS + LINK]
+            spans.append((following, chunks_of_link(link)))
+            following = next_row_of(link)
+        for first, count in spans:
+            if not 0 < count <= tier.end - first:
+                raise ValueError(f"row {row} has an extent of {count} chunks from row {first}")
+        return tuple(spans)
+
+    def piece(self, row: int, count: int, *, writable: bool) -> Piece:
+        """Where *count* adjacent slots lie."""
+        tier = self.tier_of(row)
+        key = tier.index, writable
+        fd = self._fds.get(key)
+        if fd is None:
+            with self._fds_lock:
+                if key not in self._fds:
+                    self._fds[key] = open_segment(tier_name(self.pool_id, tier.index), writable=writable)
+                fd = self._fds[key]
+        return Piece(fd, (row - tier.base) * tier.size, count * tier.size)
+
+    def unmap(self) -> None:
+        """Close the descriptors. Maps go with their last reference."""
+        for fd in (*self._fds.values(), self.tickets_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fds.clear()
+        self.tickets_fd = -1
