@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from shmpool.protocol.ledger import (
     BROKER,
+    GENERATION_FIELD,
     MAX_GENERATION,
     birth_of,
     generation_of,
@@ -49,6 +50,7 @@ def adopt(broker: Broker, now: float) -> None:
     ) + sum(holding.direct_bytes for holding in holdings)  # fmt: skip
     for holding in holdings:
         _place(broker, holding, words[holding.row], now)
+    inventory.reserve(0)  # cools what is idle over a limit that was lowered meanwhile
     broker._next_cooling = now + broker.settings.buffer_lifetime
 
 
@@ -82,14 +84,14 @@ def _adopt_tier(
     cold: list[Span] = []
     for row in range(tier.base, tier.end):
         state = state_of(words[row])
-        if state == State.COLD and generation_of(words[row]) < MAX_GENERATION:
+        if words[row] & ~GENERATION_FIELD == 0 and generation_of(words[row]) < MAX_GENERATION:  # COLD
             _extend(cold, row)
             continue
         slots.set_warm(row, 1)
         if state == State.FOLLOWER and row not in claimed:
             words[row] = grant_word(broker.rows.move(row, State.FREE), State.FREE, BROKER)
             state = State.FREE
-        if state == State.FREE:
+        if state == State.FREE and seat_of(words[row]) == BROKER:
             inventory.give(tier, row, generation_of(words[row]), now)
         elif state not in HEADS and row not in claimed:
             inventory.quarantined.add(row)
@@ -123,7 +125,7 @@ def _place(broker: Broker, holding: Holding, word: int, now: float) -> None:
     seat = broker.seats.taken.get(seat_of(word))
     if seat is not None and state_of(word) != State.RETURNED:
         holding.seat = seat.number
-        seat.rows.add(holding.row)
+        seat.gain(holding.row, holding.nbytes)
         return
     holding.orphaned_at = now
     if state_of(word) == State.PUBLISHED:

@@ -329,7 +329,7 @@ class Broker:
             self._free(holding, now)
         else:
             self._quarantine(holding)
-        seat.rows.discard(holding.row)
+        seat.lose(holding.row, holding.nbytes)
 
     def _drop(self, connection: int) -> None:
         """End a connection that has nothing more to say to us."""
@@ -384,7 +384,8 @@ class Broker:
             tiers += [t for t in self.tiers if t.kind is TierKind.POOLED and t.size > request.tier.size]
         # The request's own tier, warm, then cold; only then the larger ones.
         return any(
-            self._serve_ready(request, tier, now) or (may_warm and self._serve_cold(request, tier)) for tier in tiers
+            self._serve_ready(request, tier, now) or (may_warm and self._serve_cold(request, tier, now))
+            for tier in tiers
         )
 
     def _serve_ready(self, request: Request, tier: Tier, now: float) -> bool:
@@ -396,11 +397,14 @@ class Broker:
             self._grant(request, holdings, now)
         return bool(holdings)
 
-    def _serve_cold(self, request: Request, tier: Tier) -> bool:
+    def _serve_cold(self, request: Request, tier: Tier, now: float) -> bool:
         count = 1 if self.line or tier is not request.tier else request.count
         holdings = self.inventory.take_cold(tier, request.chunks, count)
-        if holdings:
-            self._warm_next(Warming(request, holdings, deque(self.inventory.to_warm(holdings))))
+        slices = deque(self.inventory.to_warm(holdings))
+        if slices:
+            self._warm_next(Warming(request, holdings, slices))
+        elif holdings:  # a scattered run of warm pieces
+            self._grant(request, holdings, now)
         return bool(holdings)
 
     def _create_direct(self, request: Request) -> bool:
@@ -413,7 +417,7 @@ class Broker:
         seat = self.seats.taken[request.seat]
         for holding in holdings:
             self.inventory.grant(holding, seat.number, now)
-            seat.rows.add(holding.row)
+            seat.gain(holding.row, holding.nbytes)
         self.line.end(request)
         self._send(request.connection, Grant(request.number, [holding.row for holding in holdings]))
 
@@ -437,10 +441,9 @@ class Broker:
             f"no {request.tier.label()} for {format_bytes(request.wanted_bytes)}: {format_bytes(inventory.held)} of"
             f" {format_bytes(inventory.limit)} (memory_limit) are held"
         )
-        sums = [(sum(inventory.granted[row].nbytes for row in seat.rows), seat) for seat in self.seats.taken.values()]
-        most, seat = max(sums, key=lambda pair: pair[0], default=(0, None))
-        if seat is not None and most:
-            text += f"; pid {seat.peer.pid} ({seat.peer.command}) holds most, {format_bytes(most)}"
+        seat = max(self.seats.taken.values(), key=lambda seat: seat.nbytes, default=None)
+        if seat is not None and seat.nbytes:
+            text += f"; pid {seat.peer.pid} ({seat.peer.command}) holds most, {format_bytes(seat.nbytes)}"
         return f"{text}; {request.failure}" if request.failure else text
 
     def _on_cancel(self, client: Client, message: Cancel, now: float) -> None:
@@ -542,7 +545,8 @@ class Broker:
         word = self.rows.grant(row)
         state, seat = state_of(word), seat_of(word)
         if state == State.RETURNED:
-            if generation_of(word) < holding.birth:
+            # A direct segment's name must not come again: its generation must have grown.
+            if generation_of(word) < holding.birth + (holding.tier.kind is TierKind.DIRECT):
                 self._quarantine(holding)
             else:
                 self._free(holding, now)
@@ -556,7 +560,7 @@ class Broker:
         self.inventory.free(holding, now)
         seat = self.seats.taken.get(holding.seat)
         if seat is not None:
-            seat.rows.discard(holding.row)
+            seat.lose(holding.row, holding.nbytes)
         self._something_freed = True
         self._next_warming = 0.0
         if not self._next_cooling:
@@ -567,7 +571,7 @@ class Broker:
         self.inventory.quarantine(holding)
         seat = self.seats.taken.get(holding.seat)
         if seat is not None:
-            seat.rows.discard(holding.row)
+            seat.lose(holding.row, holding.nbytes)
 
     # --- time ----------------------------------------------------------------------------------------------
 
@@ -597,7 +601,7 @@ class Broker:
         """The wanted flags in the header: short of memory, every tier can help; short of
         rows, the tier itself and the larger ones."""
         wanted: set[int] = set()
-        for request in self.line.all() if self.line else ():
+        for request in self.line.heads():
             if request.failure or request.wanted_bytes > self.inventory.room:
                 wanted.update(tier.index for tier in self.tiers)
             else:

@@ -91,3 +91,5 @@ def _check_holdings(broker: Broker) -> None:
     for seat in broker.seats.taken.values():
         for row in seat.rows:
             assert broker.inventory.granted[row].seat == seat.number
+        nbytes = sum(broker.inventory.granted[row].nbytes for row in seat.rows)
+        assert nbytes == seat.nbytes, f"seat {seat.number} counts {seat.nbytes} bytes, its rows hold {nbytes}"

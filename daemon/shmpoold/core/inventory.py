@@ -183,6 +183,8 @@ class Inventory:
 
     def to_warm(self, holdings: list[Holding]) -> list[Span]:
         """What of taken holdings of one tier is still to be warmed, in slices."""
+        if not holdings:
+            return []
         tier = holdings[0].tier
         longest = max(1, WARM_SLICE // max(1, tier.size))
         slices: list[Span] = []

@@ -103,19 +103,20 @@ class Rows:
     def cells_taken_by(self, seat: int) -> Iterator[tuple[int, int]]:
         """(row, cell) of every cell that says TAKEN by this seat.
 
-        Seat and state are byte-aligned, so the bytes are searched: 5 ms for 10^5 rows,
-        where a loop over the cells takes 50.
+        States are byte-aligned, so their bytes are searched for a single one: 5 ms for 10^5
+        rows, where a loop over the cells, or a search for state and seat at once, takes 50.
         """
         words = self.words
         rows = words[: self.count * ROW_WORDS]
         raw = rows.tobytes() if isinstance(rows, memoryview) else array("Q", rows).tobytes()
-        pattern = grant_word(0, CellState.TAKEN, seat).to_bytes(8, "little")[:3]
-        at = raw.find(pattern)
+        states = raw[STATE_SHIFT // 8 :: 8]
+        taken = grant_word(0, CellState.TAKEN, seat)
+        at = states.find(CellState.TAKEN)
         while at >= 0:
-            row, word = divmod(at // 8, ROW_WORDS)
-            if at % 8 == 0 and FIRST_CELL <= word < FIRST_CELL + MAX_TICKETS:
+            row, word = divmod(at, ROW_WORDS)
+            if FIRST_CELL <= word < FIRST_CELL + MAX_TICKETS and words[at] & ~GENERATION_FIELD == taken:
                 yield row, word - FIRST_CELL
-            at = raw.find(pattern, at + 1)
+            at = states.find(CellState.TAKEN, at + 1)
 
     def grant_words(self) -> list[int]:
         """All grant words at once, by row: a snapshot for scans and reports."""

@@ -27,6 +27,19 @@ class Seat:
     nonce: int
     connection: int | None = None
     rows: set[int] = field(default_factory=set)
+    #: The memory that they hold, in bytes.
+    nbytes: int = 0
+
+    def gain(self, row: int, nbytes: int) -> None:
+        """Something was granted."""
+        self.rows.add(row)
+        self.nbytes += nbytes
+
+    def lose(self, row: int, nbytes: int) -> None:
+        """It is no longer this seat's; nothing happens when it was not."""
+        if row in self.rows:
+            self.rows.remove(row)
+            self.nbytes -= nbytes
 
     def is_for(self, peer: Peer, nonce: int) -> bool:
         """Whether a peer with this nonce is the one that had the seat before."""

@@ -1,0 +1,211 @@
+"""Publications without a publisher: who frees them, when, and what happens if nobody rings."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from harness import CHUNKS, SMALL, Client, Ticket, World, small_settings
+
+from shmpool.protocol.ledger import BROKER, seat_of
+from shmpool.protocol.messages import Bell
+from shmpool.protocol.states import CellState, State
+from shmpoold.core.custody import HURRY, LONGEST
+
+
+def hand_over(world: World, tickets: int = 1, chunks: int = 0) -> list[Ticket]:
+    """A publication whose publisher has said goodbye."""
+    publisher = world.client()
+    made = publisher.publish(publisher.get(CHUNKS, chunks)[0] if chunks else publisher.get()[0], tickets)
+    publisher.goodbye()
+    world.run()
+    return made
+
+
+@pytest.mark.parametrize("chunks", [0, 3])
+def test_a_publisher_that_leaves_hands_its_publications_over(world: World, chunks: int) -> None:
+    (ticket,) = hand_over(world, chunks=chunks)
+    assert world.state(ticket.row) is State.PUBLISHED
+    assert seat_of(world.grant(ticket.row)) == BROKER
+    reader = world.client()
+    assert reader.open(ticket)
+    reader.release(ticket)
+    world.run()
+    assert world.state(ticket.row) is State.FREE
+    assert world.states(CHUNKS)[State.FOLLOWER] == 0
+
+
+def test_it_is_freed_by_the_last_bell_and_not_before(world: World) -> None:
+    tickets = hand_over(world, tickets=13)
+    reader = world.client()
+    for ticket in tickets:
+        assert world.state(ticket.row) is State.PUBLISHED
+        assert reader.open(ticket)
+        reader.release(ticket)
+        world.run()
+    assert world.state(tickets[0].row) is State.FREE
+
+
+def test_custody_that_passes_before_the_bell_is_heard_is_found_at_the_goodbye(world: World) -> None:
+    publisher, reader = world.client(), world.client()
+    (ticket,) = publisher.publish(publisher.get()[0])
+    assert publisher.link is not None
+    publisher.goodbye()
+    publisher.link.outbox.popleft()  # the bell is lost
+    assert reader.open(ticket)
+    reader.release(ticket, ring=False)
+    world.run()
+    assert world.state(ticket.row) is State.FREE
+
+
+def lose_bells(world: World) -> tuple[Ticket, Client]:
+    (ticket,) = hand_over(world)
+    reader = world.client()
+    assert reader.open(ticket)
+    return ticket, reader
+
+
+def test_a_lost_bell_is_found_by_the_sweep_within_a_second(world: World) -> None:
+    ticket, reader = lose_bells(world)
+    world.pass_time(60)
+    reader.release(ticket, ring=False)
+    world.run()
+    world.pass_time(LONGEST)
+    assert world.state(ticket.row) is State.FREE
+
+
+def test_the_sweep_backs_off_to_once_a_second(world: World) -> None:
+    hand_over(world)
+    deadlines = []
+    for _ in range(12):
+        deadlines.append(world.tick())
+    gaps = [later - earlier for earlier, later in itertools.pairwise(deadlines)]  # type: ignore[operator]
+    assert gaps == sorted(gaps)
+    assert gaps[0] < 0.2 and gaps[-1] == pytest.approx(LONGEST)
+
+
+def test_a_new_publication_in_custody_is_swept_soon_after_a_long_pause(world: World) -> None:
+    hand_over(world)
+    world.pass_time(60)
+    hand_over(world)
+    assert world.broker.custody.next_sweep(hurry=False) == pytest.approx(world.now + 0.05)
+
+
+def test_while_somebody_waits_the_sweep_comes_every_five_milliseconds(world: World) -> None:
+    ticket, reader = lose_bells(world)
+    hoarder = world.client()
+    hoarder.answers_recalls = False
+    while not hoarder.refusals:
+        hoarder.refill(SMALL, queue=False)
+        world.run()
+    world.pass_time(60)
+    waiter = world.client()
+    waiter.refill(SMALL)
+    world.run()
+    deadline = world.broker.next_deadline()
+    assert deadline is not None and deadline <= world.now + HURRY
+    reader.release(ticket, ring=False)
+    world.pass_time(HURRY)
+    assert [slot.row for slot in waiter.ready] == [ticket.row]
+
+
+def test_nothing_is_swept_when_nothing_is_in_custody(world: World) -> None:
+    ticket, reader = lose_bells(world)
+    reader.release(ticket)
+    world.run()
+    world.pass_time(10)
+    assert world.broker.custody.next_sweep(hurry=True) is None
+
+
+def test_unopened_tickets_are_closed_when_the_publisher_has_been_gone_for_the_ttl(world: World) -> None:
+    tickets = hand_over(world, tickets=3)
+    world.pass_time(world.settings.handle_ttl - 2)
+    assert world.state(tickets[0].row) is State.PUBLISHED
+    world.pass_time(4)
+    assert world.state(tickets[0].row) is State.FREE
+    assert not world.client().open(tickets[0])
+
+
+def test_the_ttl_spares_tickets_that_are_open(world: World) -> None:
+    opened, unread = hand_over(world, tickets=2)
+    reader = world.client()
+    assert reader.open(opened)
+    world.pass_time(2 * world.settings.handle_ttl)
+    assert reader.why_not(unread) == "used"
+    assert world.state(opened.row) is State.PUBLISHED
+    reader.release(opened)
+    world.run()
+    assert world.state(opened.row) is State.FREE
+
+
+def test_a_ticket_opened_just_before_it_expires_is_its_readers(world: World) -> None:
+    (ticket,) = hand_over(world)
+    reader = world.client()
+    deadline = world.now + world.settings.handle_ttl + 2
+    while not world.shell:
+        assert world.tick() is not None and world.now < deadline
+    assert reader.open(ticket)  # the broker has asked for its lock, and does not have it yet
+    world.run()
+    assert world.state(ticket.row) is State.PUBLISHED
+    assert world.cell(ticket.row) >> 16 & 0xFF == CellState.TAKEN
+    reader.release(ticket)
+    world.run()
+    assert world.state(ticket.row) is State.FREE
+
+
+def test_a_living_publishers_tickets_never_expire(world: World) -> None:
+    publisher = world.client()
+    (ticket,) = publisher.publish(publisher.get()[0])
+    publisher.disconnect()
+    world.run()
+    world.pass_time(10 * world.settings.handle_ttl)
+    assert world.client().open(ticket)
+
+
+def test_after_a_restart_the_ttl_begins_anew_and_still_ends(world: World) -> None:
+    (ticket,) = hand_over(world)
+    world.pass_time(world.settings.handle_ttl / 2)
+    world.restart()
+    world.pass_time(world.settings.handle_ttl / 2 + 2)
+    assert world.state(ticket.row) is State.PUBLISHED
+    world.pass_time(world.settings.handle_ttl / 2)
+    assert world.state(ticket.row) is State.FREE
+
+
+def test_a_discarded_handle_frees_a_publication_in_custody(world: World) -> None:
+    (ticket,) = hand_over(world)
+    assert world.client().discard(ticket)
+    world.run()
+    assert world.state(ticket.row) is State.FREE
+
+
+def test_a_double_bell_does_nothing(world: World) -> None:
+    ticket, reader = lose_bells(world)
+    reader.release(ticket)
+    reader.send(Bell([ticket.row, ticket.row]))
+    world.run()
+    reader.send(Bell([ticket.row]))
+    world.run()
+    assert world.generation(ticket.row) == 1
+    assert world.state(ticket.row) is State.FREE
+
+
+def test_many_publications_are_swept_a_part_at_a_time(make_world: type[World]) -> None:
+    world = make_world(small_settings(memory_limit=4096 * 1024), check_every=50)
+    publisher, reader = world.client(), world.client()
+    while len(publisher.ready) < 900:
+        publisher.refill(SMALL, count=64)
+        world.run()
+    tickets = [ticket for slot in list(publisher.ready) for ticket in publisher.publish(slot)]
+    publisher.goodbye()
+    world.run()
+    for ticket in tickets:
+        assert reader.open(ticket)
+        reader.release(ticket, ring=False)
+    world.run()
+    before = len(world.broker.inventory.granted)
+    world.tick()
+    freed = before - len(world.broker.inventory.granted)
+    assert 0 < freed < before
+    world.pass_time(2)
+    assert world.broker.inventory.granted == {}

@@ -1,0 +1,206 @@
+"""Death at any point: memory comes back, readers go on reading."""
+
+from __future__ import annotations
+
+import pytest
+from harness import CHUNKS, SMALL, World
+
+from shmpool.protocol.figures import LEASES, MISSES
+from shmpool.protocol.header import counters_at
+from shmpool.protocol.ledger import BROKER, seat_of, state_of
+from shmpool.protocol.states import CellState, State
+
+
+@pytest.mark.parametrize("is_leased", [False, True])
+def test_what_a_dead_client_had_not_published_is_free_with_a_new_generation(world: World, is_leased: bool) -> None:
+    client = world.client()
+    (slot,) = client.get()
+    if is_leased:
+        client.lease(slot)
+    generation = world.generation(slot.row)
+    client.die()
+    world.run()
+    assert (world.state(slot.row), world.generation(slot.row)) == (State.FREE, generation + 1)
+    world.assert_all_is_back()
+
+
+def test_a_dead_publishers_readers_go_on_reading(world: World) -> None:
+    client, reader = world.client(), world.client()
+    opened, unread = client.publish(client.get()[0], 2)
+    assert reader.open(opened)
+    client.die()
+    world.run()
+    assert world.state(opened.row) is State.PUBLISHED and seat_of(world.grant(opened.row)) == BROKER
+    assert reader.open(unread)
+    reader.release(opened)
+    reader.release(unread)
+    world.run()
+    assert world.state(opened.row) is State.FREE
+
+
+def test_a_dead_reader_frees_its_ticket_for_a_living_publisher(world: World) -> None:
+    client, reader = world.client(), world.client()
+    (ticket,) = client.publish(client.get()[0])
+    assert reader.open(ticket)
+    reader.die()
+    world.run()
+    assert state_of(world.cell(ticket.row)) == CellState.DONE
+    client.reap()
+    assert len(client.ready) == 1
+
+
+def test_the_last_dead_reader_frees_what_the_broker_has_in_custody(world: World) -> None:
+    client, reader = world.client(), world.client()
+    (ticket,) = client.publish(client.get(CHUNKS, 3)[0])
+    assert reader.open(ticket)
+    client.die()
+    world.run()
+    reader.die()
+    world.run()
+    assert world.state(ticket.row) is State.FREE
+    assert world.states(CHUNKS)[State.FOLLOWER] == 0
+
+
+def test_a_process_that_read_its_own_publication_leaves_nothing(world: World) -> None:
+    client = world.client()
+    (ticket,) = client.publish(client.get()[0])
+    assert client.open(ticket)
+    client.die()
+    world.run()
+    world.assert_all_is_back()
+
+
+def test_a_dead_readers_ticket_is_a_reason_to_ask_the_publisher_while_somebody_waits(world: World) -> None:
+    client, reader, waiter = world.client(), world.client(), world.client()
+    (ticket,) = client.publish(client.get()[0])
+    assert reader.open(ticket)
+    hoarder = world.client()
+    hoarder.answers_recalls = False
+    while not hoarder.refusals:
+        hoarder.refill(SMALL, queue=False)
+        world.run()
+    waiter.refill(SMALL)
+    world.run()
+    reader.die()
+    world.run()
+    assert [slot.row for slot in waiter.ready] == [ticket.row]
+
+
+def test_a_ticket_that_nobody_opened_stays_open_when_another_reader_dies(world: World) -> None:
+    client, reader, other = world.client(), world.client(), world.client()
+    one, two = client.publish(client.get()[0], 2)
+    assert reader.open(one)
+    reader.die()
+    world.run()
+    assert other.open(two)
+
+
+def test_a_dead_readers_ticket_is_done_and_another_readers_is_not(world: World) -> None:
+    client, dead, living = world.client(), world.client(), world.client()
+    one, two = client.publish(client.get()[0], 2)
+    assert dead.open(one) and living.open(two)
+    dead.die()
+    client.die()
+    world.run()
+    assert state_of(world.cell(one.row, one.cell)) == CellState.DONE
+    assert state_of(world.cell(two.row, two.cell)) == CellState.TAKEN
+    living.release(two)
+    world.run()
+    assert world.state(one.row) is State.FREE
+
+
+def test_a_publication_whose_readers_were_done_is_free_when_its_publisher_dies(world: World) -> None:
+    client, reader = world.client(), world.client()
+    (ticket,) = client.publish(client.get()[0])
+    assert reader.open(ticket)
+    reader.release(ticket)
+    client.reap()  # in its magazine, and its word still says PUBLISHED
+    client.die()
+    world.run()
+    assert (world.state(ticket.row), world.generation(ticket.row)) == (State.FREE, 1)
+
+
+def test_a_return_that_was_not_told_is_seen_at_the_death(world: World) -> None:
+    client = world.client()
+    client.give_back(*client.get(count=2), tell=False)
+    client.die()
+    world.run()
+    world.assert_all_is_back()
+
+
+def test_a_run_of_the_dead_is_freed_whole(world: World) -> None:
+    client = world.client()
+    client.get(CHUNKS, 5)
+    client.die()
+    world.run()
+    assert world.states(CHUNKS)[State.FREE] == 5
+    world.assert_all_is_back()
+
+
+def test_death_is_seen_though_a_child_keeps_the_socket_open(world: World) -> None:
+    client = world.client()
+    client.get()
+    assert client.link is not None
+    number, seat = client.link.number, client.seat
+    client.die()
+    world.links[number].outbox.clear()  # no end of file
+    world.run()
+    assert seat not in world.broker.seats.taken
+    assert number not in world.broker.clients
+    world.assert_all_is_back()
+
+
+def test_a_process_that_died_before_it_was_watched_leaves_nothing(world: World) -> None:
+    client = world.client(is_connected=False)
+    client.connect()
+    client.refill()
+    client.die()
+    world.run()
+    world.assert_all_is_back()
+
+
+def test_what_comes_from_the_dead_after_their_death_does_nothing(world: World) -> None:
+    client = world.client()
+    client.get()
+    client.refill(count=4)
+    client.die()
+    world.run_news()
+    world.run()
+    world.assert_all_is_back()
+
+
+def test_a_death_serves_who_waits(world: World) -> None:
+    hoarder, waiter = world.client(), world.client()
+    hoarder.answers_recalls = False
+    while not hoarder.refusals:
+        hoarder.refill(SMALL, queue=False)
+        world.run()
+    waiter.refill(SMALL)
+    world.run()
+    hoarder.die()
+    world.run()
+    assert len(waiter.ready) == 1
+
+
+def test_both_seats_of_a_dead_process_are_ended(world: World) -> None:
+    one = world.client()
+    other = world.client(process=one.process, is_connected=False)
+    other.nonce += 1
+    other.connect()
+    world.run()
+    one.get()
+    other.get()
+    one.die()
+    world.run()
+    world.assert_all_is_back()
+
+
+def test_a_dead_clients_counters_are_kept_and_its_block_is_clean_for_the_next(world: World) -> None:
+    client = world.client()
+    at = counters_at(world.broker.rows.count, client.seat)
+    world.ledger[at + LEASES], world.ledger[at + MISSES] = 7, 3
+    client.die()
+    world.run()
+    total = counters_at(world.broker.rows.count, 0)
+    assert (world.ledger[total + LEASES], world.ledger[total + MISSES]) == (7, 3)
+    assert not any(world.ledger[at + word] for word in range(32))

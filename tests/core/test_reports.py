@@ -1,0 +1,190 @@
+"""The figures: what an operator is told is what the ledger says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from harness import CHUNKS, DIRECT, MEDIUM, SMALL, World, small_settings
+
+from shmpool.protocol.figures import DEFERRED, LEASES, MISSES, SAMPLED_NS, SAMPLES, TIMEOUTS
+from shmpool.protocol.header import counters_at
+from shmpool.protocol.messages import MAX_BLOB, Query, Role, Topic
+from shmpool.protocol.sizing import KIB
+from shmpool.protocol.states import State
+
+
+def ask(world: World, topic: Topic = Topic.STATS) -> Any:
+    """What an operator is told, through the messages."""
+    operator = world.client(is_connected=False)
+    operator.connect(Role.OPERATOR)
+    operator.send(Query(7, topic))
+    world.run()
+    assert all(answer.request == 7 for answer in operator.answers)
+    assert [answer.last for answer in operator.answers] == [False] * (len(operator.answers) - 1) + [True]
+    assert all(len(answer.payload) <= MAX_BLOB for answer in operator.answers)
+    return json.loads(b"".join(answer.payload for answer in operator.answers))
+
+
+def test_an_untouched_pool_holds_its_ledger_and_header_and_nothing_else(world: World) -> None:
+    stats = ask(world)
+    assert stats["memory"] == {
+        "limit": 320 * KIB, "held": world.overhead, "overhead": world.overhead, "payload": 0,
+        "by_state": {"free": 0, "idle": 0, "leased": 0, "published": 0},
+    }  # fmt: skip
+    assert stats["memory_efficiency"] == 1.0
+    assert [tier["capacity"] for tier in stats["tiers"]] == [tier.capacity for tier in world.tiers]
+    assert stats["clients"] == [] and stats["alerts"] == []
+
+
+def test_memory_is_told_by_state(world: World) -> None:
+    client = world.client()
+    client.get(SMALL, count=4)
+    client.get(CHUNKS, 3)
+    client.get_direct(10_000)
+    free, idle, leased, published, run, direct = client.ready
+    client.give_back(free)
+    client.lease(leased)
+    client.publish(published, nbytes=1000)
+    client.lease(run)
+    client.publish(direct, nbytes=10_000)
+    world.run()
+    stats = ask(world)
+    assert stats["memory"]["by_state"] == {
+        "free": 4 * KIB, "idle": 4 * KIB, "leased": 4 * KIB + 24 * KIB, "published": 4 * KIB + 12 * KIB,
+    }  # fmt: skip
+    assert stats["memory"]["held"] == world.overhead + 16 * KIB + 24 * KIB + 12 * KIB
+    assert stats["memory"]["payload"] == 4 * KIB + 24 * KIB + 1000 + 10_000
+    assert stats["active_buffers"] == 4
+    small = stats["tiers"][SMALL]
+    assert (small["warm"], small["free"], small["idle"], small["leased"], small["published"]) == (4, 1, 1, 1, 1)
+    assert stats["tiers"][CHUNKS]["leased"] == 3
+    assert stats["tiers"][DIRECT]["published"] == 1
+    assert idle in client.ready
+
+
+def test_the_states_of_a_tier_add_up_to_what_is_warm(world: World) -> None:
+    client = world.client()
+    client.get(MEDIUM, count=5)
+    client.give_back(client.ready[0])
+    client.lease(client.ready[0])
+    client.publish(client.ready[0])
+    world.run()
+    tier = ask(world)["tiers"][MEDIUM]
+    assert tier["warm"] == tier["free"] + tier["idle"] + tier["leased"] + tier["published"] == 5
+
+
+def test_counters_are_summed_over_the_living_and_the_gone(world: World) -> None:
+    one, other = world.client(), world.client()
+    pooled_small, chunked_large, direct_huge = LEASES + 0, LEASES + 4 + 2, LEASES + 8 + 3
+    for client in (one, other):
+        at = counters_at(world.broker.rows.count, client.seat)
+        for word, value in (
+            (pooled_small, 10), (chunked_large, 5), (direct_huge, 1), (MISSES, 3), (DEFERRED, 2), (TIMEOUTS, 1),
+            (SAMPLES, 4), (SAMPLED_NS, 1000),
+        ):  # fmt: skip
+            world.ledger[at + word] = value
+    one.die()
+    world.run()
+    stats = ask(world)
+    assert stats["total_gets"] == stats["total_puts"] == 32
+    assert (stats["pool_hits"], stats["pool_misses"]) == (24, 6)
+    assert stats["strategies"] == {"pooled": 20, "chunked": 10, "direct": 2}
+    assert stats["operations"] == {"small": 20, "medium": 0, "large": 10, "very_large": 2}
+    assert (stats["deferred_releases"], stats["lease_timeouts"]) == (4, 2)
+    assert stats["average_latency_ns"]["small"] == 250
+
+
+def test_each_client_is_told_with_what_it_holds(world: World) -> None:
+    one, other = world.client(), world.client()
+    one.lease(one.get()[0])
+    one.get()
+    other.disconnect()
+    world.run()
+    clients = {client["seat"]: client for client in ask(world)["clients"]}
+    assert clients[one.seat]["pid"] == one.process.pid
+    assert (clients[one.seat]["leases"], clients[one.seat]["bytes"]) == (1, 8 * KIB)
+    assert clients[one.seat]["connected"] and not clients[other.seat]["connected"]
+    assert (clients[other.seat]["leases"], clients[other.seat]["bytes"]) == (0, 0)
+
+
+def test_leases_are_told_oldest_first_with_custodian_and_age(world: World) -> None:
+    client = world.client()
+    client.lease(client.get()[0])
+    world.now += 5
+    (ticket,) = client.publish(client.get(CHUNKS, 2)[0])
+    client.die()
+    other = world.client()
+    world.now += 1
+    other.lease(other.get_direct(4096))
+    world.now += 2
+    told = ask(world, Topic.LEASES)
+    assert [lease["row"] for lease in told] == [ticket.row, other.leased[0].row]
+    custody, direct = told
+    assert (custody["custodian"], custody["state"], custody["tickets_open"]) == ("broker", "published", 1)
+    assert (custody["pid"], custody["bytes"], custody["age_seconds"]) == (None, 16 * KIB, 3.0)
+    assert (direct["custodian"], direct["state"], direct["pid"]) == ("client", "leased", other.process.pid)
+    assert (direct["strategy"], direct["age_seconds"]) == ("direct", 2.0)
+
+
+def test_what_the_dead_published_is_not_told_as_the_next_owners_of_their_seat(make_world: type[World]) -> None:
+    world = make_world(small_settings(max_clients=1))
+    client = world.client()
+    client.publish(client.get()[0])
+    client.die()
+    world.run()
+    next_one = world.client()
+    assert next_one.seat
+    (lease,) = ask(world, Topic.LEASES)
+    assert lease["pid"] is None
+
+
+def test_a_long_report_comes_in_parts(make_world: type[World]) -> None:
+    world = make_world(small_settings(memory_limit=4096 * KIB), check_every=0)
+    client = world.client()
+    while len(client.ready) < 600:
+        client.refill(SMALL, count=64)
+        world.run()
+    assert len(ask(world, Topic.LEASES)) == len(client.ready)
+
+
+def test_who_is_away_and_what_is_quarantined_are_alerts(world: World) -> None:
+    world.check_every = 0
+    client, holder = world.client(), world.client()
+    slot = client.lease(client.get()[0])
+    world.store(slot.row, State.COLD)
+    client.die()
+    holder.lease(holder.get()[0])
+    holder.disconnect()
+    world.run()
+    alerts = ask(world)["alerts"]
+    assert "1 rows are quarantined" in alerts
+    assert any(f"pid {holder.process.pid}" in alert and "away" in alert for alert in alerts)
+
+
+def test_who_waits_is_an_alert(world: World) -> None:
+    client, waiter = world.client(), world.client()
+    client.answers_recalls = False
+    while not client.refusals:
+        client.refill(SMALL, queue=False)
+        world.run()
+    waiter.refill(SMALL)
+    world.run()
+    assert "1 requests wait for memory" in ask(world)["alerts"]
+
+
+def test_an_operator_may_go_on_asking(world: World) -> None:
+    operator = world.client(is_connected=False)
+    operator.connect(Role.OPERATOR)
+    for request in (1, 2, 3):
+        operator.send(Query(request, Topic.STATS))
+    world.run()
+    assert [answer.request for answer in operator.answers] == [1, 2, 3]
+    assert world.broker.seats.taken == {}
+
+
+def test_a_worker_may_ask_too(world: World) -> None:
+    client = world.client()
+    client.send(Query(1, Topic.STATS))
+    world.run()
+    assert json.loads(client.answers[0].payload)["clients"][0]["seat"] == client.seat

@@ -1,0 +1,155 @@
+"""300 clients and more than 100,000 granted rows. Times are printed (``-s``) and not
+asserted; what is asserted is the amount of work for each event."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from harness import Client, World
+
+from shmpool.protocol.ledger import ROW_WORDS
+from shmpool.protocol.messages import Bell, Refill, Return
+from shmpool.protocol.sizing import MIB, TierKind
+from shmpoold.core.events import ProcessDied, Received, Ticked
+from shmpoold.core.settings import Settings
+
+CLIENTS = 300
+BATCH = 64
+
+
+class CountingWords:
+    """Words that count how often they are read and written; a slice counts as one."""
+
+    def __init__(self, words: memoryview[int]) -> None:
+        self.words, self.loads, self.stores = words, 0, 0
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __getitem__(self, at: int) -> int:
+        self.loads += 1
+        return self.words[at]
+
+    def __setitem__(self, at: int, value: int) -> None:
+        self.stores += 1
+        self.words[at] = value
+
+
+def fill(world: World) -> None:
+    """Every client takes batches from the small tiers until much is granted."""
+    pooled = [tier.index for tier in world.tiers if tier.kind is TierKind.POOLED]
+    for client in world.clients:
+        for tier in (*pooled[:5], *pooled[:5]):
+            client.refill(tier, count=BATCH)
+        client.refill(pooled[-1] + 1, 8)
+    world.run()
+
+
+@pytest.fixture(scope="module")
+def large_world() -> World:
+    world = World(Settings(memory_limit=32 * 1024 * MIB, max_clients=CLIENTS), check_every=0, direct_rows=4096)
+    for _ in range(CLIENTS):
+        world.client()
+    started = time.perf_counter()
+    while len(world.broker.inventory.granted) < 80_000:
+        before = len(world.broker.inventory.granted)
+        fill(world)
+        assert len(world.broker.inventory.granted) > before
+    seconds = time.perf_counter() - started
+    print(f"\n{world.events} events in {seconds:.1f} s, {len(world.broker.inventory.granted)} holdings granted")
+    world.check()
+    return world
+
+
+def count(world: World) -> CountingWords:
+    counting = CountingWords(world.ledger)  # type: ignore[arg-type]
+    world.broker.rows.words = counting  # type: ignore[assignment]
+    return counting
+
+
+def holder(world: World) -> Client:
+    return next(client for client in world.clients if client.process.is_alive and len(client.ready) > 2 * BATCH)
+
+
+def test_the_pool_has_more_than_a_hundred_thousand_rows(large_world: World) -> None:
+    assert large_world.broker.rows.count > 100_000
+    assert len(large_world.broker.inventory.granted) >= 80_000
+
+
+def test_a_return_and_a_refill_cost_what_they_move_and_not_what_there_is(large_world: World) -> None:
+    world = large_world
+    client = holder(world)
+    assert client.link is not None
+    slots = [slot for slot in client.ready if slot.tier.index == 0][:BATCH]
+    client.give_back(*slots, tell=False)
+    words = count(world)
+    actions = world.dispatch(Received(client.link.number, Return([slot.row for slot in slots])))
+    assert actions == []
+    assert words.loads + words.stores <= 12 * BATCH
+    words = count(world)
+    actions = world.dispatch(Received(client.link.number, Refill(9999, 0, 1, len(slots), False)))
+    assert len(actions) == 1
+    assert words.loads + words.stores <= 16 * BATCH
+    world.broker.rows.words = world.ledger
+    world.run()
+    world.check()
+
+
+def test_a_bell_costs_what_it_names(large_world: World) -> None:
+    world = large_world
+    client = holder(world)
+    assert client.link is not None
+    words = count(world)
+    assert world.dispatch(Received(client.link.number, Bell(list(range(1, 1001))))) == []
+    assert words.loads <= 4 * 1000 and words.stores == 0
+    world.broker.rows.words = world.ledger
+
+
+def test_a_tick_reads_nothing_of_what_clients_hold(large_world: World) -> None:
+    world = large_world
+    words = count(world)
+    actions = world.dispatch(Ticked())
+    assert words.loads + words.stores == 0 and actions == []
+    world.broker.rows.words = world.ledger
+
+
+def test_a_death_costs_what_the_dead_held(large_world: World) -> None:
+    world = large_world
+    client = holder(world)
+    seat, held = client.seat, len(world.broker.seats.taken[client.seat].rows)
+    client.die(is_seen=False)
+    words = count(world)
+    started = time.perf_counter()
+    actions = world.dispatch(ProcessDied(seat))
+    seconds = time.perf_counter() - started
+    print(f"\na death with {held} holdings: {seconds * 1000:.1f} ms")
+    assert len(actions) == 2  # Close and Unwatch
+    # A constant for the seat's counters and the one search of all cells.
+    assert words.loads + words.stores <= 24 * held * 8 + 200
+    world.broker.rows.words = world.ledger
+    world.run()
+    world.check()
+
+
+def test_adoption_reads_each_row_a_few_times_and_asks_for_little(large_world: World) -> None:
+    world = large_world
+    world.kill_broker()
+    broker = world._make_broker()
+    world.broker = broker
+    words = count(world)
+    actions = broker.adopt(world.now)
+    assert words.loads + words.stores <= 6 * broker.rows.count
+    assert len(actions) < 2 * CLIENTS + 1000
+    world.broker.rows.words = world.ledger
+    world._obey_all(actions)
+    world.check()
+    broker = world._make_broker()
+    started = time.perf_counter()
+    broker.adopt(world.now)
+    seconds = time.perf_counter() - started
+    print(f"\nadopted {broker.rows.count} rows, {len(broker.inventory.granted)} holdings in {seconds * 1000:.0f} ms")
+    assert len(broker.inventory.granted) == len(world.broker.inventory.granted)
+    assert broker.inventory.held == world.broker.inventory.held
+    assert len(broker.rows.grant_words()) == broker.rows.count
+    assert len(world.ledger) >= broker.rows.count * ROW_WORDS
