@@ -1,0 +1,378 @@
+"""What `shmpool doctor` checks of this host: facts are gathered by one function, judged by
+another, so that every judgement can be tried with made-up facts.
+
+Looks and changes nothing. A fact that cannot be had is said to be unknown, never taken
+for good. Covers the host; a running broker's own state is `shmpool stats`'s.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import platform
+import pwd
+import re
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, NamedTuple
+
+from ..errors import BrokerUnavailable, ShmpoolError
+from ..protocol.header import BROKER_PID, FIRST_SEAT, header_fault
+from ..protocol.names import header_name, parse_pool_id
+from ..protocol.sizing import format_bytes
+from ..stats import Stats, query
+from ..system.libc import needs_barrier, register_barrier
+
+_SHM: Final = "/dev/shm"
+_CGROUPS: Final = "/sys/fs/cgroup"
+_LARGEST_HEADER: Final = 1 << 20
+#: Version 1 of cgroups writes a number about this large for "no limit".
+_NO_LIMIT: Final = 1 << 60
+#: A client needs a descriptor for each tier and a few more; below this nothing is left.
+_FEW_DESCRIPTORS: Final = 128
+#: A broker has a socket and a pidfd for each client.
+_DESCRIPTORS_A_CLIENT: Final = 2
+
+
+class Level(Enum):
+    """How bad it is."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Finding(NamedTuple):
+    """One line of the report; *fix* says what to do, if there is something to do."""
+
+    level: Level
+    subject: str
+    text: str
+    fix: str = ""
+
+
+def examine(limit: int, address: str) -> Iterator[Finding]:
+    """Check everything, for a pool of *limit* bytes and a broker at *address*."""
+    checks: tuple[Callable[[], Finding], ...] = (
+        check_kernel,
+        check_python,
+        lambda: judge_shm(limit, shm_space()),
+        lambda: judge_cgroups(limit, memory_groups()),
+        check_remove_ipc,
+        check_leftovers,
+        lambda: judge_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+        lambda: check_broker(address),
+    )
+    return (check() for check in checks)
+
+
+# --- kernel and interpreter --------------------------------------------------------------------
+
+
+def check_kernel() -> Finding:
+    """pidfds tell for certain that a process is dead; on other processors than x86 stores
+    need a barrier."""
+    release = f"Linux {platform.release()} on {platform.machine()}"
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+        if needs_barrier():
+            register_barrier()
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            return Finding(Level.FAIL, "kernel", f"{release} has no pidfd_open", "use Linux 5.3 or later")
+        why = f"{release} refuses pidfd_open: {error.strerror}"
+        return Finding(Level.FAIL, "kernel", why, "let the container's seccomp profile allow pidfd_open")
+    except ShmpoolError as error:
+        return Finding(Level.FAIL, "kernel", str(error), "use x86-64, or a kernel with membarrier")
+    return Finding(Level.OK, "kernel", f"{release}, with pidfds")
+
+
+def check_python() -> Finding:
+    """Only CPython with the GIL: see the architecture."""
+    has_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    return judge_python(sys.implementation.name, platform.python_version(), has_gil=has_gil)
+
+
+def judge_python(implementation: str, version: str, *, has_gil: bool) -> Finding:
+    """By name, version and whether the GIL is on."""
+    text = f"{implementation} {version}" + ("" if has_gil else " without the GIL")
+    if implementation != "cpython" or not has_gil:
+        return Finding(Level.FAIL, "python", text, "use a CPython build with the GIL")
+    return Finding(Level.OK, "python", text)
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+class Space(NamedTuple):
+    """Of a file system, in bytes. *total* is 0 for a tmpfs without a size."""
+
+    total: int
+    free: int
+
+
+def shm_space() -> Space | None:
+    """/dev/shm's, or None when there is none that can be written."""
+    if not os.access(_SHM, os.W_OK | os.X_OK):
+        return None
+    status = os.statvfs(_SHM)
+    return Space(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
+
+
+def judge_shm(limit: int, space: Space | None) -> Finding:
+    """/dev/shm has to hold the whole pool."""
+    if space is None:
+        return Finding(Level.FAIL, "/dev/shm", "missing, or not writable", "mount a tmpfs there, mode 1777")
+    if space.total == 0:
+        return Finding(Level.OK, "/dev/shm", "has no size of its own")
+    wanted = format_bytes(limit)
+    text = f"{format_bytes(space.free)} free of {format_bytes(space.total)}, for a memory_limit of {wanted}"
+    fix = f"mount -o remount,size={_mebibytes(2 * limit)}M {_SHM} (containers: --shm-size), or a lower memory_limit"
+    if space.total < limit:
+        return Finding(Level.FAIL, "/dev/shm", text, fix)
+    if space.free < limit:
+        return Finding(Level.WARN, "/dev/shm", text, f"see what fills it: ls -lS {_SHM}; else {fix}")
+    return Finding(Level.OK, "/dev/shm", text)
+
+
+class Group(NamedTuple):
+    """A cgroup that limits memory; in bytes."""
+
+    path: str
+    limit: int
+    used: int
+
+
+def memory_groups() -> list[Group]:
+    """This process's cgroup and those above it, as far as they limit memory."""
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            entries = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return []
+    groups: list[Group] = []
+    for _, controllers, path in entries:
+        if controllers == "":
+            groups += _lineage(_CGROUPS + path, _CGROUPS, "memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            base = f"{_CGROUPS}/memory"
+            groups += _lineage(base + path, base, "memory.limit_in_bytes", "memory.usage_in_bytes")
+    return groups
+
+
+def _lineage(path: str, base: str, limit_file: str, usage_file: str) -> Iterator[Group]:
+    path = path.rstrip("/")
+    while path.startswith(base):
+        limit, used = _number(f"{path}/{limit_file}"), _number(f"{path}/{usage_file}")
+        if limit is not None and used is not None and limit < _NO_LIMIT:
+            yield Group(path, limit, used)
+        path = os.path.dirname(path)
+
+
+def judge_cgroups(limit: int, groups: list[Group]) -> Finding:
+    """Over a cgroup's limit the kernel kills; the tightest one counts."""
+    if not groups:
+        return Finding(Level.OK, "cgroup", "no limit on memory")
+    tightest = min(groups, key=lambda group: group.limit - group.used)
+    text = f"{tightest.path} allows {format_bytes(tightest.limit)}, {format_bytes(tightest.used)} are used"
+    fix = f"raise its memory limit by {format_bytes(limit)}, or set a lower memory_limit"
+    if min(group.limit for group in groups) < limit:
+        return Finding(Level.FAIL, "cgroup", text, fix)
+    if tightest.limit - tightest.used < limit:
+        return Finding(Level.WARN, "cgroup", f"{text} (caches included)", fix)
+    return Finding(Level.OK, "cgroup", text)
+
+
+# --- who removes segments -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Login:
+    """What decides whether logind deletes a user's segments at the last logout."""
+
+    uid: int
+    user: str
+    logind_runs: bool
+    remove_ipc: bool
+    lingers: bool
+    #: The highest uid of a system user.
+    last_system_uid: int = 999
+
+
+def check_remove_ipc() -> Finding:
+    """Gather what `judge_remove_ipc` needs."""
+    uid = os.getuid()
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    return judge_remove_ipc(
+        Login(
+            uid=uid,
+            user=user,
+            logind_runs=os.path.isdir("/run/systemd/seats"),
+            remove_ipc=removes_ipc(_read_all(_logind_files())),
+            lingers=os.path.exists(f"/var/lib/systemd/linger/{user}"),
+        )
+    )
+
+
+def judge_remove_ipc(login: Login) -> Finding:
+    """System users and lingering users are spared."""
+    if not login.logind_runs:
+        return Finding(Level.OK, "RemoveIPC", "no logind here")
+    if login.uid <= login.last_system_uid:
+        return Finding(Level.OK, "RemoveIPC", f"{login.user} is a system user, whom logind spares")
+    if not login.remove_ipc:
+        return Finding(Level.OK, "RemoveIPC", "switched off")
+    if login.lingers:
+        return Finding(Level.OK, "RemoveIPC", f"{login.user} lingers, so that no logout is the last")
+    return Finding(
+        Level.WARN,
+        "RemoveIPC",
+        f"logind deletes the segments of {login.user} at the last logout, while brokers run",
+        f"run shmpoold as a system user, or `loginctl enable-linger {login.user}`, or RemoveIPC=no in logind.conf",
+    )
+
+
+def removes_ipc(texts: list[str]) -> bool:
+    """Whether RemoveIPC is on, by the configuration's files in their order: on unless one
+    says no, the last one decides."""
+    values = re.findall(r"^[ \t]*RemoveIPC[ \t]*=[ \t]*(\S*)", "\n".join(texts), re.MULTILINE)
+    return not values or values[-1].lower() not in ("no", "false", "off", "0", "n", "f")
+
+
+def _logind_files() -> list[str]:
+    """The main file, then the drop-ins by their names, as systemd reads them."""
+    places = ("/usr/lib/systemd", "/run/systemd", "/etc/systemd")
+    drop_ins = {os.path.basename(path): path for place in places for path in glob.glob(f"{place}/logind.conf.d/*.conf")}
+    return ["/etc/systemd/logind.conf", *(drop_ins[name] for name in sorted(drop_ins))]
+
+
+class Leftover(NamedTuple):
+    """A pool without a broker; *nbytes* is what its segments hold."""
+
+    pool_id: int
+    segments: int
+    nbytes: int
+
+
+def check_leftovers() -> Finding:
+    """Segments of pools whose broker is gone."""
+    try:
+        names = os.listdir(_SHM)
+    except OSError as error:
+        return Finding(Level.WARN, "leftovers", f"unknown: {_SHM}: {error.strerror}")
+    pools: dict[int, list[str]] = {}
+    for name in names:
+        if (pool_id := parse_pool_id(name)) is not None:
+            pools.setdefault(pool_id, []).append(name)
+    alone = [
+        Leftover(pool_id, len(segments), sum(map(_held, segments)))
+        for pool_id, segments in pools.items()
+        if not has_broker(pool_id)
+    ]
+    return judge_leftovers(len(pools), alone)
+
+
+def judge_leftovers(pools: int, leftovers: list[Leftover]) -> Finding:
+    """They may be a kept pool, waiting for its next broker, so it is no failure."""
+    if not leftovers:
+        return Finding(Level.OK, "leftovers", f"none ({pools} pools here, each with its broker)" if pools else "none")
+    nbytes = format_bytes(sum(leftover.nbytes for leftover in leftovers))
+    named = ", ".join(f"{leftover.pool_id:016x}" for leftover in leftovers)
+    text = f"{nbytes} in {_SHM} of pools without a broker in sight: {named}"
+    return Finding(Level.WARN, "leftovers", text, "`shmpoold --cleanup` removes what nobody living owns")
+
+
+def has_broker(pool_id: int) -> bool:
+    """Whether the broker that the pool's header names has the pool mapped. True when that
+    cannot be told, because header or process are another user's."""
+    name = header_name(pool_id)
+    try:
+        with open(f"{_SHM}/{name}", "rb") as file:
+            raw = file.read(_LARGEST_HEADER)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    words = memoryview(raw[: len(raw) // 8 * 8]).cast("Q")
+    if len(words) < FIRST_SEAT or header_fault(words) is not None:
+        return False
+    try:
+        with open(f"/proc/{words[BROKER_PID]}/maps", encoding="utf-8", errors="replace") as maps:
+            return name in maps.read()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+
+
+def _held(name: str) -> int:
+    try:
+        return os.stat(f"{_SHM}/{name}", follow_symlinks=False).st_blocks * 512
+    except OSError:
+        return 0
+
+
+# --- the rest -------------------------------------------------------------------------------------
+
+
+def judge_descriptors(soft: int) -> Finding:
+    """By the soft limit on open files."""
+    if soft == resource.RLIM_INFINITY:
+        return Finding(Level.OK, "open files", "no limit")
+    clients = max(0, soft - _FEW_DESCRIPTORS) // _DESCRIPTORS_A_CLIENT
+    text = f"{soft} a process; a broker started here serves about {clients} clients"
+    if soft < _FEW_DESCRIPTORS:
+        return Finding(Level.FAIL, "open files", text, "ulimit -n 1024")
+    if soft < 1024:
+        return Finding(Level.WARN, "open files", text, "ulimit -n 4096 (systemd: LimitNOFILE)")
+    return Finding(Level.OK, "open files", text)
+
+
+def check_broker(address: str) -> Finding:
+    """Whether one answers; none need run."""
+    if not os.path.exists(address):
+        return Finding(Level.OK, "broker", f"none at {address}; shmpool.Broker() and `shmpool run` bring their own")
+    try:
+        return judge_broker(address, query(address, timeout=2.0))
+    except BrokerUnavailable as error:
+        return Finding(Level.FAIL, "broker", str(error), f"restart it, or remove {address} if nothing serves it")
+    except ShmpoolError as error:
+        return Finding(Level.FAIL, "broker", str(error), "install the same version on both sides")
+
+
+def judge_broker(address: str, stats: Stats) -> Finding:
+    """By its own alerts."""
+    text = f"answers at {address}, {len(stats.clients)} clients"
+    if stats.alerts:
+        return Finding(
+            Level.WARN, "broker", f"{text}; {'; '.join(stats.alerts)}", "see `shmpool stats` and `shmpool leases`"
+        )
+    return Finding(Level.OK, "broker", text)
+
+
+def _number(path: str) -> int | None:
+    text = _read(path).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _read_all(paths: list[str]) -> list[str]:
+    return [_read(path) for path in paths]
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _mebibytes(nbytes: int) -> int:
+    return -(-nbytes // 2**20)

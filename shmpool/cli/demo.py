@@ -1,0 +1,204 @@
+"""``shmpool demo``: the main job on real files, shown.
+
+The job itself is `shmpool.demo`; here are its options, the progress bar and the tables.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Final, NoReturn
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from ..demo.crew import CrewFailed
+from ..demo.files import Corpus, Trouble, scan
+from ..demo.job import POOL, QUEUE, Job, Report, Timed, processors
+from ..protocol.sizing import MIB, format_bytes
+from .look import console, duration, number, printable, table
+from .sizes import size
+
+_DEFAULT_LIMIT: Final = 256 * MIB
+_MIN_LIMIT: Final = 32 * MIB
+#: Of the default corpus: what was installed into the Python library and is not part of it.
+_LEFT_OUT: Final = frozenset({"site-packages", "dist-packages", "__pycache__"})
+#: Names shown on a terminal for each kind of trouble, unless all are asked for.
+_SHOWN_NAMES: Final = 10
+_MAX_WORKERS: Final = 8
+
+
+@click.command("demo")
+@click.argument("path", required=False, type=click.Path(exists=True))
+@click.option("--memory-limit", type=size, metavar="SIZE", help="The pool's memory.  [default: 256MiB, or what fits]")
+@click.option("--readers", type=click.IntRange(1, 64), default=2, help="Processes that read files.  [default: 2]")
+@click.option("--workers", type=click.IntRange(1, 64), help="Processes that digest.  [default: one a processor]")
+@click.option("--no-compare", is_flag=True, help="Leave multiprocessing.Queue out.")
+@click.option("--names", is_flag=True, help="Name every file left out, also on a terminal.")
+def command(
+    path: str | None, memory_limit: int | None, readers: int, workers: int | None, no_compare: bool, names: bool
+) -> None:
+    """Pass every file below PATH through a pool, between real processes, and check it.
+
+    Readers put files into shared buffers, workers compute SHA-256 and BLAKE2b from them
+    without a copy, and each digest is compared with one computed from the file itself.
+    PATH is the Python installation's own library if it is not given.
+
+    Exit status 0: every digest of an unchanged file matched.
+    """
+    out = console()
+    corpus = _find_files(out, path)
+    workers = workers or max(2, min(_MAX_WORKERS, processors()))
+    limit = memory_limit or _fitting_limit()
+    out.print(f"{readers} readers and {workers} workers, a private broker with {format_bytes(limit)}\n")
+    signal.signal(signal.SIGTERM, _on_terminate)
+    with _progress(out, corpus) as advance:
+        try:
+            report = Job(corpus, limit, readers, workers, advance).run(compare=not no_compare)
+        except CrewFailed as error:
+            raise click.ClickException(str(error)) from error
+    show(out, report, all_names=names or not out.is_terminal)
+    sys.exit(0 if report.ok else 1)
+
+
+def _find_files(out: Console, path: str | None) -> Corpus:
+    root = path if path is not None else sysconfig.get_path("stdlib")
+    corpus = scan(root, frozenset() if path is not None else _LEFT_OUT)
+    line = Text(f"{number(len(corpus.paths))} files, {format_bytes(corpus.nbytes)}, in ") + printable(root)
+    if path is None:
+        line.append(f"\nwithout {', '.join(sorted(_LEFT_OUT))}; name a PATH to take everything below it")
+    out.print(line)
+    return corpus
+
+
+def _fitting_limit() -> int:
+    """The default, or what /dev/shm leaves of it: it is small in many containers."""
+    shm = os.statvfs("/dev/shm")
+    if shm.f_blocks == 0:  # a tmpfs without a size of its own
+        return _DEFAULT_LIMIT
+    return max(_MIN_LIMIT, min(_DEFAULT_LIMIT, shm.f_bavail * shm.f_frsize * 3 // 4))
+
+
+def _on_terminate(signum: int, frame: object) -> NoReturn:
+    """End in order, so that no process is left behind."""
+    sys.exit(128 + signum)
+
+
+@contextmanager
+def _progress(out: Console, corpus: Corpus) -> Iterator[_Bars]:
+    columns = (
+        TextColumn("{task.description:<26}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
+        yield _Bars(progress, corpus.nbytes)
+
+
+class _Bars:
+    """A bar for each part of the job, made when it begins."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, what: str, nbytes: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=self._total)
+        self._progress.advance(self._tasks[what], nbytes)
+
+
+# --- the report ------------------------------------------------------------------------------
+
+
+def show(out: Console, report: Report, *, all_names: bool) -> None:
+    """Print all of it: what was left out first, the verdict last."""
+    for trouble, paths in report.troubles.items():
+        _show_names(out, trouble, paths, all_names=all_names)
+    out.print(_categories(report))
+    _show_speed(out, report)
+    _show_failures(out, report)
+
+
+def _show_names(out: Console, trouble: Trouble, paths: list[str], *, all_names: bool) -> None:
+    if not paths:
+        return
+    out.print(f"{number(len(paths))} {trouble.value}:", style="yellow")
+    shown = paths if all_names else paths[:_SHOWN_NAMES]
+    for path in shown:
+        out.print(Text("  ") + printable(path), soft_wrap=True)
+    if len(shown) < len(paths):
+        out.print(f"  and {number(len(paths) - len(shown))} more; --names shows all")
+
+
+def _categories(report: Report) -> object:
+    shown = table(
+        "Through shmpool, median time per object", "size", "files>", "bytes>", "strategy",
+        "lease to release>", "reading>", "digests>",
+    )  # fmt: skip
+    for line in report.lines.values():
+        if line.files:
+            times = (duration(median(ns) / 1e9) for ns in (line.pool_ns, line.file_ns, line.digest_ns))
+            strategies = ", ".join(sorted(strategy.value for strategy in line.strategies))
+            name = line.category.value.replace("_", " ")
+            shown.add_row(name, number(line.files), format_bytes(line.nbytes), strategies, *times)
+    return shown
+
+
+def _show_speed(out: Console, report: Report) -> None:
+    passes = [(POOL, report.pool)] + ([(QUEUE, report.queue)] if report.queue else [])
+    shown = table(
+        "The same job twice" if report.queue else "The job", "", "seconds>", "files/s>", "MiB/s>", "cpu seconds>"
+    )
+    for name, timed in passes:
+        shown.add_row(
+            name,
+            f"{timed.seconds:.2f}",
+            number(_per_second(timed)),
+            number(timed.rate / MIB),
+            f"{timed.cpu_seconds:.2f}",
+        )
+    if report.pool.files:
+        out.print(shown)
+    if report.queue and report.queue.seconds and report.pool.seconds:
+        ratio = report.queue.seconds / report.pool.seconds
+        share = report.pool.cpu_seconds / max(report.queue.cpu_seconds, 1e-9)
+        out.print(
+            f"ratio: through shmpool the job is {ratio:.2f} times as fast as over multiprocessing.Queue,"
+            f" for {share:.0%} of the processor time"
+        )
+    elif report.queue_failure:
+        out.print(Text(f"no comparison: {report.queue_failure}", style="yellow"))
+    if report.slot_leases:
+        share = report.hits / report.slot_leases
+        out.print(f"{share:.1%} of {number(report.slot_leases)} slot leases needed no message to the broker")
+
+
+def _per_second(timed: Timed) -> float:
+    return timed.files / timed.seconds if timed.seconds else 0.0
+
+
+def _show_failures(out: Console, report: Report) -> None:
+    for casualty in report.casualties:
+        out.print(Text(casualty, style="red"))
+    for path in report.mismatched:
+        out.print(Text("wrong digest: ", style="red") + printable(path), soft_wrap=True)
+    for path, why in report.lost:
+        out.print(Text(f"not verified ({why}): ", style="red") + printable(path), soft_wrap=True)
+    if report.ok:
+        out.print(
+            f"{number(report.verified)} files verified: SHA-256 and BLAKE2b of each are those of the file itself",
+            style="green",
+        )
+    else:
+        failed = len(report.mismatched) + len(report.lost)
+        out.print(f"{number(report.verified)} files verified, {number(failed)} not", style="red")

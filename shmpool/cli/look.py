@@ -1,0 +1,54 @@
+"""What the commands share of their looks: consoles, tables, words for numbers."""
+
+from __future__ import annotations
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+#: For output that is piped, tables are not squeezed into 80 columns.
+_PIPED_WIDTH = 160
+
+socket_option = click.option("--socket", metavar="PATH", help="The broker's socket.  [default: $SHMPOOL_SOCKET]")
+
+
+def console(*, stderr: bool = False) -> Console:
+    """For people; colours and width as the terminal has them."""
+    found = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    if not found.is_terminal:
+        found = Console(stderr=stderr, highlight=False, width=_PIPED_WIDTH)
+    return found
+
+
+def table(title: str, *columns: str) -> Table:
+    """A table; a column whose name ends with ``>`` is for numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        is_number = column.endswith(">")
+        made.add_column(column.rstrip(">"), justify="right" if is_number else "left", no_wrap=is_number)
+    return made
+
+
+def printable(text: str) -> Text:
+    """Text from outside, such as a file's name: no markup, no control characters, no
+    bytes that no terminal can show."""
+    clean = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    shown = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in clean)
+    return Text("".join(shown), overflow="fold")
+
+
+def number(value: float) -> str:
+    """``12,345``."""
+    return f"{value:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """``850 ns``, ``12.3 us``, ``4.5 s``, ``3 min``."""
+    for unit, size in (("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3), ("s", 1.0)):
+        if seconds < 1000 * size and not (unit == "s" and seconds >= 120):
+            value = seconds / size
+            return f"{value:.0f} {unit}" if value >= 100 or unit == "ns" else f"{value:.3g} {unit}"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,98 @@
+"""``shmpool stats``: the broker's figures, once or again and again."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import click
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from ..addresses import resolve
+from ..protocol.sizing import format_bytes
+from ..stats import Stats, query
+from .look import console, duration, number, printable, socket_option, table
+
+
+@click.command("stats")
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+@click.option("--watch", is_flag=True, help="Show them until Ctrl-C.")
+@click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, help="Seconds for --watch.  [default: 1]")
+@socket_option
+def command(as_json: bool, watch: bool, interval: float, socket: str | None) -> None:
+    """Show the figures of a broker: gets, hits, memory, tiers, clients."""
+    if as_json and watch:
+        raise click.UsageError("--json and --watch exclude each other")
+    address = resolve(socket)
+    if watch:
+        _watch(address, interval)
+    elif as_json:
+        click.echo(json.dumps(query(address).to_dict(), indent=2))
+    else:
+        console().print(render(query(address)))
+
+
+def _watch(address: str, interval: float) -> None:
+    """Ends with Ctrl-C, which is no error here, or when the broker is gone."""
+    with Live(render(query(address)), console=console(), auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(interval)
+                live.update(render(query(address)), refresh=True)
+        except KeyboardInterrupt:
+            pass
+
+
+def render(stats: Stats) -> RenderableType:
+    """All figures, for people."""
+    parts: list[RenderableType] = [_head(stats), _operations(stats), _tiers(stats), _clients(stats)]
+    parts += [Text("alert: ", style="yellow") + printable(alert) for alert in stats.alerts]
+    return Group(*parts)
+
+
+def _head(stats: Stats) -> Text:
+    memory = stats.memory
+    slot_gets = stats.pool_hits + stats.pool_misses
+    rate = f" ({stats.pool_hits / slot_gets:.1%})" if slot_gets else ""
+    return Text.assemble(
+        ("pool ", "bold"),
+        f"{stats.pool_id}, epoch {stats.epoch}\n",
+        ("memory ", "bold"),
+        f"{format_bytes(memory['held'])} held of {format_bytes(memory['limit'])}",
+        f" ({stats.memory_efficiency:.0%} of what is in use is payload)\n",
+        ("buffers ", "bold"),
+        f"{number(stats.total_gets)} gets, {number(stats.total_puts)} puts, {number(stats.active_buffers)} active\n",
+        ("hits ", "bold"),
+        f"{number(stats.pool_hits)} hits{rate}, {number(stats.pool_misses)} misses\n",
+    )
+
+
+def _operations(stats: Stats) -> RenderableType:
+    shown = table("Leases", "category", "leases>", "average>")
+    for category, count in stats.operations.items():
+        latency = stats.average_latency_ns.get(category, 0)
+        shown.add_row(category.replace("_", " "), number(count), duration(latency / 1e9) if latency else "-")
+    by_strategy = ", ".join(f"{name} {number(count)}" for name, count in stats.strategies.items())
+    return Group(shown, Text(f"by strategy: {by_strategy}\n"))
+
+
+def _tiers(stats: Stats) -> RenderableType:
+    columns = ("capacity", "warm", "free", "idle", "leased", "published")
+    shown = table("Tiers, in slots", "tier", *(f"{column}>" for column in columns))
+    for tier in stats.tiers:
+        name = tier.kind if tier.kind == "direct" else f"{tier.kind} {format_bytes(tier.size)}"
+        shown.add_row(name, *(number(getattr(tier, column)) for column in columns))
+    return shown
+
+
+def _clients(stats: Stats) -> RenderableType:
+    shown = table("Clients", "seat>", "pid>", "uid>", "leases>", "holds>", "command")
+    for client in stats.clients:
+        command = printable(client.command)
+        if not client.connected:
+            command.append(" (away)", style="yellow")
+        numbers = (client.seat, client.pid, client.uid, client.leases)
+        shown.add_row(*map(str, numbers), format_bytes(client.bytes), command)
+    return shown

@@ -1,0 +1,68 @@
+"""What the commands' tests share: running scripts and commands in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import shmpool
+import shmpoold
+
+T = TypeVar("T")
+
+PATIENCE = 30.0
+ROOTS = [str(Path(package.__path__[0]).parent) for package in (shmpool, shmpoold)]
+#: The environment of a process that finds the packages and, unless told, no broker.
+ENV = {
+    **{key: value for key, value in os.environ.items() if key not in ("SHMPOOL_SOCKET", "XDG_RUNTIME_DIR")},
+    "PYTHONPATH": os.pathsep.join([*ROOTS, *filter(None, [os.environ.get("PYTHONPATH")])]),
+}
+
+
+def command(*args: str) -> list[str]:
+    """The command line of ``shmpool ARGS``."""
+    return [sys.executable, "-m", "shmpool.cli", *args]
+
+
+def shmpool_command(*args: str, timeout: float = PATIENCE, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run ``shmpool ARGS`` to its end."""
+    return subprocess.run(command(*args), env={**ENV, **env}, capture_output=True, text=True, timeout=timeout)
+
+
+def script(text: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python script to its end, with all warnings on."""
+    line = [sys.executable, "-X", "dev", "-c", text, *args]
+    return subprocess.run(line, env={**ENV, **env}, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def eventually(look: Callable[[], T], what: str) -> T:
+    """What *look* returns once that is true."""
+    deadline = time.monotonic() + PATIENCE
+    while not (seen := look()):
+        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE} s"
+        time.sleep(0.01)
+    return seen
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def segments() -> set[str]:
+    """The names of all pools' segments on this host."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith("shmpool-")}
+
+
+def segments_of(pid: int) -> set[str]:
+    """The names of the segments that a process maps."""
+    maps = Path(f"/proc/{pid}/maps").read_text().split()
+    return {Path(word).name for word in maps if word.startswith("/dev/shm/shmpool-")}

@@ -1,0 +1,171 @@
+"""``shmpool doctor``: each judgement with made-up facts, and the whole on this host."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+
+import pytest
+from cli_helpers import eventually, is_alive, shmpool_command
+
+import shmpool
+from shmpool.cli import checks
+from shmpool.cli.checks import Finding, Group, Leftover, Level, Login, Space
+from shmpool.stats import query
+
+MIB = 2**20
+LIMIT = 256 * MIB
+
+
+def assert_useful(finding: Finding) -> None:
+    assert finding.text
+    assert bool(finding.fix) == (finding.level is not Level.OK)
+
+
+@pytest.mark.parametrize(
+    ("space", "level"),
+    [
+        (None, Level.FAIL),
+        (Space(64 * MIB, 64 * MIB), Level.FAIL),
+        (Space(LIMIT, LIMIT), Level.OK),
+        (Space(2 * LIMIT, LIMIT - 1), Level.WARN),
+        (Space(0, 0), Level.OK),
+    ],
+)
+def test_shm_has_to_hold_the_pool(space: Space | None, level: Level) -> None:
+    finding = checks.judge_shm(LIMIT, space)
+    assert finding.level is level
+    assert_useful(finding)
+    if space and space.total == 64 * MIB:
+        assert "remount,size=512M" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("groups", "level"),
+    [
+        ([], Level.OK),
+        ([Group("/a", 1024 * MIB, 10 * MIB)], Level.OK),
+        ([Group("/a", 300 * MIB, 100 * MIB)], Level.WARN),
+        ([Group("/a/b", 1024 * MIB, 10 * MIB), Group("/a", 128 * MIB, 10 * MIB)], Level.FAIL),
+    ],
+)
+def test_the_tightest_cgroup_counts(groups: list[Group], level: Level) -> None:
+    finding = checks.judge_cgroups(LIMIT, groups)
+    assert finding.level is level
+    assert_useful(finding)
+
+
+def login(**facts: object) -> Login:
+    usual: dict[str, object] = {"uid": 1000, "user": "ann", "logind_runs": True, "remove_ipc": True, "lingers": False}
+    return Login(**{**usual, **facts})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("facts", "level"),
+    [
+        (login(), Level.WARN),
+        (login(logind_runs=False), Level.OK),
+        (login(uid=0, user="root"), Level.OK),
+        (login(uid=999), Level.OK),
+        (login(remove_ipc=False), Level.OK),
+        (login(lingers=True), Level.OK),
+    ],
+)
+def test_logind_is_a_danger_to_users_who_log_in(facts: Login, level: Level) -> None:
+    finding = checks.judge_remove_ipc(facts)
+    assert finding.level is level
+    assert_useful(finding)
+
+
+@pytest.mark.parametrize(
+    ("texts", "removes"),
+    [
+        ([], True),
+        (["[Login]\n#RemoveIPC=no\n"], True),
+        (["[Login]\nRemoveIPC=no\n"], False),
+        (["[Login]\nRemoveIPC = off\n", "[Login]\nRemoveIPC=yes\n"], True),
+        (["RemoveIPC=yes", "RemoveIPC=0"], False),
+    ],
+)
+def test_the_last_word_on_remove_ipc_counts(texts: list[str], removes: bool) -> None:
+    assert checks.removes_ipc(texts) is removes
+
+
+@pytest.mark.parametrize(
+    ("name", "has_gil", "level"),
+    [("cpython", True, Level.OK), ("cpython", False, Level.FAIL), ("pypy", True, Level.FAIL)],
+)
+def test_only_cpython_with_the_gil_will_do(name: str, has_gil: bool, level: Level) -> None:
+    finding = checks.judge_python(name, "3.13.0", has_gil=has_gil)
+    assert finding.level is level
+    assert_useful(finding)
+
+
+@pytest.mark.parametrize(
+    ("soft", "level"),
+    [(64, Level.FAIL), (256, Level.WARN), (1024, Level.OK), (resource.RLIM_INFINITY, Level.OK)],
+)
+def test_open_files(soft: int, level: Level) -> None:
+    finding = checks.judge_descriptors(soft)
+    assert finding.level is level
+    assert_useful(finding)
+
+
+def test_leftovers_are_named_and_only_warned_of() -> None:
+    assert checks.judge_leftovers(2, []).level is Level.OK
+    finding = checks.judge_leftovers(2, [Leftover(255, 10, 5 * MIB)])
+    assert finding.level is Level.WARN
+    assert "00000000000000ff" in finding.text
+    assert "--cleanup" in finding.fix
+
+
+def test_a_living_brokers_pool_is_no_leftover_and_a_killed_ones_is() -> None:
+    with shmpool.Broker(memory_limit="16MiB", max_clients=8) as broker:
+        pool_id = int(query(broker.address).pool_id, 16)
+        assert checks.has_broker(pool_id)
+        os.kill(broker.pid, signal.SIGKILL)
+        eventually(lambda: not is_alive(broker.pid), "the broker's death")
+        assert not checks.has_broker(pool_id)
+        finding = checks.check_leftovers()
+        assert finding.level is Level.WARN
+        assert f"{pool_id:016x}" in finding.text
+    assert not checks.has_broker(pool_id)
+
+
+def test_a_broker_that_answers_is_well(broker: shmpool.Broker) -> None:
+    assert checks.check_broker(broker.address).level is Level.OK
+
+
+def test_no_broker_is_no_failure() -> None:
+    assert checks.check_broker("/nowhere/broker.sock").level is Level.OK
+
+
+def test_a_socket_without_a_broker_is_a_failure(tmp_path: os.PathLike[str]) -> None:
+    path = os.path.join(tmp_path, "broker.sock")
+    open(path, "w").close()
+    finding = checks.check_broker(path)
+    assert finding.level is Level.FAIL
+    assert_useful(finding)
+
+
+def test_the_whole_runs_here() -> None:
+    done = shmpool_command("doctor", "--memory-limit", "16MiB")
+    assert done.stderr == ""
+    subjects = ("kernel", "python", "/dev/shm", "cgroup", "RemoveIPC", "leftovers", "open files", "broker")
+    for subject in subjects:
+        assert subject in done.stdout
+    assert (done.returncode == 1) == any(line.startswith("fail") for line in done.stdout.splitlines())
+
+
+def test_a_limit_beyond_this_host_fails_and_says_the_fix() -> None:
+    done = shmpool_command("doctor", "--memory-limit", "1000TiB")
+    assert done.returncode == 1
+    assert "fix: mount -o remount" in done.stdout
+
+
+@pytest.mark.parametrize("text", ["", "x", "12 parsecs", "-1", "1e9"])
+def test_a_size_that_is_none_is_a_usage_error(text: str) -> None:
+    done = shmpool_command("doctor", f"--memory-limit={text}")
+    assert done.returncode == 2
+    assert "256MiB" in done.stderr

@@ -1,0 +1,158 @@
+"""What every test here lives under: a broker that is checked when it ends, and nothing
+left behind: no segments in /dev/shm, no processes, no descriptors.
+
+Markers: ``broker(**settings)`` configures the `broker` fixture; ``keeps_buffers`` says
+that the test means to leave buffers out when its pools are closed.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import psutil
+import pytest
+
+import shmpool
+from shmpool.protocol.header import BROKER_PID
+from shmpool.protocol.names import PREFIX, header_name, parse_pool_id
+from shmpool.stats import query, query_invariants
+
+SHM = Path("/dev/shm")
+#: Seconds that things which end by themselves are given to do so.
+PATIENCE = 5.0
+#: Helpers of multiprocessing that live as long as the process.
+STAYING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+
+T = TypeVar("T")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "broker(**settings): settings of the broker fixture")
+    config.addinivalue_line("markers", "keeps_buffers: this test leaves buffers out on purpose")
+
+
+def settle(look: Callable[[], T], seconds: float = PATIENCE) -> T:
+    """What *look* returns as soon as that is empty, or what it still is in the end."""
+    deadline = time.monotonic() + seconds
+    while (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
+# --- nothing is left behind ----------------------------------------------------------------------
+
+
+class Traces(NamedTuple):
+    """What a process can leave behind."""
+
+    segments: set[str]
+    processes: set[psutil.Process]
+    descriptors: set[int]
+
+
+def _traces() -> Traces:
+    segments = {name for name in os.listdir(SHM) if name.startswith(PREFIX)}
+    return Traces(segments, set(psutil.Process().children(recursive=True)), _descriptors())
+
+
+def _descriptors() -> set[int]:
+    staying = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)  # as long as the fork server
+    return {int(name) for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")} - {staying}
+
+
+def _leaks(before: Traces) -> list[str]:
+    now = _traces()
+    leaks = [f"segment {name}" for name in sorted(now.segments - before.segments) if not _is_foreign(name)]
+    leaks += [f"process {process}" for process in now.processes - before.processes if not _stays(process)]
+    leaks += [f"descriptor {fd} of {_target(fd)}" for fd in sorted(now.descriptors - before.descriptors)]
+    return leaks
+
+
+def _is_foreign(segment: str) -> bool:
+    """Whether it is another user's, or a living broker's that is none of ours: others may
+    use this host too."""
+    pool_id = parse_pool_id(segment)
+    try:
+        if (SHM / segment).stat().st_uid != os.getuid():
+            return True
+        raw = (SHM / header_name(pool_id or 0)).read_bytes()
+        broker = psutil.Process(int.from_bytes(raw[BROKER_PID * 8 :][:8], "little"))
+        return os.getpid() not in {parent.pid for parent in broker.parents()}
+    except (OSError, psutil.Error):
+        return False
+
+
+def _stays(process: psutil.Process) -> bool:
+    try:
+        return any(word in " ".join(process.cmdline()) for word in STAYING)
+    except psutil.Error:
+        return not process.is_running()
+
+
+def _target(fd: int) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return "(closed meanwhile)"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _resource_tracker() -> None:
+    """Started before anything is counted: it stays, with its pipe."""
+    resource_tracker.ensure_running()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    before = _traces()
+    yield
+    if _leaks(before):
+        gc.collect()
+    assert settle(lambda: _leaks(before)) == []
+
+
+# --- a broker of the test's own --------------------------------------------------------------------
+
+
+class CheckedBroker(shmpool.Broker):
+    """A real private broker that remembers the pools made by `connect`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.pools: list[shmpool.Pool] = []
+
+    def connect(self, **options: Any) -> shmpool.Pool:
+        self.pools.append(super().connect(**options))
+        return self.pools[-1]
+
+    def check(self, *, keeps_buffers: bool) -> None:
+        """Close the pools; then everything has come back, and the broker's invariants hold."""
+        for pool in self.pools:
+            pool.close()
+        if not keeps_buffers:
+            assert settle(lambda: query(self.address).active_buffers) == 0, "buffers did not come back"
+        assert query_invariants(self.address) is None
+        stats = query(self.address)
+        assert stats.memory["overhead"] <= stats.memory["held"] <= stats.memory["limit"]
+        assert not [alert for alert in stats.alerts if "quarantine" in alert]
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest) -> Iterator[CheckedBroker]:
+    marker = request.node.get_closest_marker("broker")
+    settings = {"memory_limit": "64MiB", "max_clients": 64, **(marker.kwargs if marker else {})}
+    with CheckedBroker(**settings) as broker:
+        yield broker
+        if broker.is_running():
+            broker.check(keeps_buffers=request.node.get_closest_marker("keeps_buffers") is not None)
+
+
+@pytest.fixture
+def pool(broker: CheckedBroker) -> shmpool.Pool:
+    return broker.connect()
