@@ -38,6 +38,12 @@ class DirectSlot(Slot):
     fd: int
     is_reserved: bool
 
+    @property
+    def first_chunks(self) -> int:
+        """In the place of the chunks: the publisher's seat. Custody passes at publish, and a
+        broker that starts anew must still know whose publication it is."""
+        return self.session.seat
+
     def close(self) -> None:
         """Close its descriptor, if it is open."""
         fd, self.fd = getattr(self, "fd", -1), -1

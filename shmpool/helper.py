@@ -9,7 +9,6 @@ after it; it never holds a lock while it waits.
 from __future__ import annotations
 
 import os
-import random
 import select
 import threading
 import time
@@ -68,6 +67,7 @@ class Helper:
         has_idle = True
         while not (self._is_stopping or session.is_over):
             if session.connection is None and not self._reconnect():
+                session.requests.serve()  # nobody raises the wanted flag for own slots now
                 continue
             timeout = max(0.0, rested_at - time.monotonic()) if has_idle else None
             if session.is_forsaken:
@@ -132,7 +132,7 @@ class Helper:
         self._pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
         poll = select.poll()
         poll.register(session.wakeup, select.POLLIN)
-        until = time.monotonic() + self._pause * random.uniform(0.5, 1.0)
+        until = time.monotonic() + self._pause * _jitter()
         while not self._is_stopping and (left := until - time.monotonic()) > 0:
             if poll.poll(left * 1000):
                 self._clear_wakeup()
@@ -143,3 +143,8 @@ class Helper:
             os.eventfd_read(self._session.wakeup)
         except BlockingIOError:
             pass
+
+
+def _jitter() -> float:
+    """0.5 to 1: clients that lost their broker together must not come back together."""
+    return 0.5 + int.from_bytes(os.urandom(2)) / 0x1FFFF

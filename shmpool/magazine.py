@@ -25,7 +25,7 @@ REAP_SCAN: Final = 64
 #: Slots asked for in one refill, at most.
 MAX_BATCH: Final = 64
 #: The last generation that a client uses, in its place in the grant word.
-_LAST: Final = (MAX_GENERATION - 1) * ONE_GENERATION
+LAST_BASE: Final = (MAX_GENERATION - 1) * ONE_GENERATION
 
 
 class Slot:
@@ -83,7 +83,9 @@ class Magazine:
     A slot in *ready* already has its next generation in *base*, whatever the ledger says.
     """
 
-    __slots__ = ("batch", "chunks", "max_batch", "published", "ready", "resting", "session", "size", "tier", "words")
+    __slots__ = (
+        "batch", "chunks", "max_batch", "newest", "published", "ready", "resting", "session", "size", "tier", "words",
+    )  # fmt: skip
 
     def __init__(self, session: Session, tier: Tier, chunks: int, max_bytes: int) -> None:
         self.session = session
@@ -97,6 +99,8 @@ class Magazine:
         self.max_batch = max(1, min(MAX_BATCH, max_bytes // self.size))
         #: What lay in *ready* at the last look of the helper, to see what rests there.
         self.resting: list[tuple[Slot, int]] = []
+        #: The newest publication at that look, with its generation.
+        self.newest: tuple[Slot, int] | None = None
 
     def reap(self, scan: int = REAP_SCAN) -> Slot | None:
         """Move done publications to *ready*; returns the newest of them, leased out of it.
@@ -113,7 +117,7 @@ class Magazine:
                 break
             if words[slot.last_cell] == slot.done and (slot.last_cell == slot.word + FIRST_CELL or slot.is_done(words)):
                 slot.base += ONE_GENERATION
-                if slot.base > _LAST:
+                if slot.base > LAST_BASE:
                     self.session.give_back([slot])
                 else:
                     ready.append(slot)
@@ -141,6 +145,16 @@ class Magazine:
         batch = self.batch
         self.batch = min(2 * batch, self.max_batch)
         return batch
+
+    def reap_rested(self) -> None:
+        """Reap, if nothing was published since the last call: who publishes reaps himself."""
+        try:
+            slot = self.published[-1]
+        except IndexError:
+            return
+        newest, self.newest = self.newest, (slot, slot.base)
+        if newest == self.newest and (done := self.reap(len(self.published))):
+            self.ready.append(done)
 
     def rested(self) -> list[Slot]:
         """Half of the slots that nobody used since the last call, the coldest first, taken

@@ -10,7 +10,7 @@ import os
 import threading
 from fcntl import fcntl
 
-from .protocol.header import counters_at, header_bytes, ledger_bytes
+from .protocol.header import SEAT_NONCE, SEAT_STATE, counters_at, header_bytes, ledger_bytes, seat_at
 from .protocol.ledger import (
     EXTENT,
     LINK,
@@ -27,7 +27,7 @@ from .protocol.names import header_name, ledger_name, tier_name
 from .protocol.sizing import Sizing, Tier, TierKind, rows_of
 from .protocol.states import CellState, State
 from .system import libc
-from .system.locks import F_OFD_SETLK, lock_bytes
+from .system.locks import F_OFD_SETLK, lock_bytes, unlock_bytes
 from .system.segments import open_segment
 from .windows import READ, WRITE, Piece, Windows
 
@@ -36,7 +36,7 @@ class Mapping:
     """The maps of one seat; the base of `Session`, which has the hot paths' attributes in
     one place. Thread-safe."""
 
-    def map(self, welcome: Welcome) -> None:
+    def map(self, welcome: Welcome, nonce: int) -> None:
         """Map what a welcome describes. Raises OSError."""
         self.pool_id = welcome.pool_id
         self.seat = welcome.seat
@@ -61,12 +61,24 @@ class Mapping:
         self._make_tags()
         self.has_checksums = welcome.checksums
         self.tickets_fd = os.open(welcome.tickets, os.O_RDWR | os.O_CLOEXEC)
-        fcntl(self.tickets_fd, F_OFD_SETLK, lock_bytes(SEAT_LOCKS + self.seat))
+        self._sit_down(nonce)
         #: Threads of one process share the tickets' descriptor and so its byte locks.
         self.ticket_gate = threading.Lock()
         self.barrier = libc.barrier if libc.needs_barrier() else None
         if self.barrier:
             libc.register_barrier()
+
+    def _sit_down(self, nonce: int) -> None:
+        """Take the seat's byte lock, and see that the seat is still ours: the welcome may be
+        an old broker's last, and a new one may have given the number to another."""
+        try:
+            fcntl(self.tickets_fd, F_OFD_SETLK, lock_bytes(SEAT_LOCKS + self.seat))
+        except BlockingIOError:
+            pass  # a child of the number's last owner inherited it; our pidfd tells of our end
+        at = seat_at(self.seat)
+        if not self.header[at + SEAT_STATE] or self.header[at + SEAT_NONCE] != nonce:
+            self.unmap()
+            raise OSError("the broker has given the seat up meanwhile")
 
     def _make_words(self, welcome: Welcome) -> None:
         """Map ledger and header. The broker has reserved them whole."""
@@ -124,6 +136,11 @@ class Mapping:
                     self._fds[key] = open_segment(tier_name(self.pool_id, tier.index), writable=writable)
                 fd = self._fds[key]
         return Piece(fd, (row - tier.base) * tier.size, count * tier.size)
+
+    def unlock_seat(self) -> None:
+        """Before the seat is given up: its next holder may be here before our descriptor
+        is closed."""
+        fcntl(self.tickets_fd, F_OFD_SETLK, unlock_bytes(SEAT_LOCKS + self.seat))
 
     def unmap(self) -> None:
         """Close the descriptors. Maps go with their last reference."""

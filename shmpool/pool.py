@@ -255,9 +255,11 @@ class Pool:
 
     def stats(self) -> Stats:
         """The broker's figures, the same as ``shmpool stats --json``. A round trip of its
-        own to the broker; raises `BrokerUnavailable`."""
+        own to the broker; raises `BrokerUnavailable`, `PoolClosed`."""
         from .stats import query
 
+        if self._is_closed:
+            raise PoolClosed("the pool is closed; connect() makes a new one")
         return query(self.address, timeout=self._timeout)
 
     # --- life ---------------------------------------------------------------------------------------

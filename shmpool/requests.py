@@ -40,7 +40,7 @@ _ANSWER: Final = 5.0
 class Request:
     """One lease that waits."""
 
-    __slots__ = ("_gate", "magazine", "message", "number", "refusal", "slot")
+    __slots__ = ("_gate", "is_granted", "magazine", "message", "number", "refusal", "slot")
 
     def __init__(self, message: Refill | Direct, magazine: Magazine | None) -> None:
         self.number = message.request
@@ -48,6 +48,8 @@ class Request:
         self.magazine = magazine
         self.slot: Slot | None = None
         self.refusal: Refusal | None = None
+        #: *slot* is the broker's grant, and not an own slot that came back.
+        self.is_granted = False
         self._gate = threading.Lock()
         self._gate.acquire()
 
@@ -93,28 +95,43 @@ class Requests:
         session = self._session
         started = time.monotonic()
         seconds = session.lease_timeout if timeout is None else timeout
-        deadline = started + (seconds if message.queue else _ANSWER)
+        deadline = started + (seconds if message.queue else _ANSWER if session.connection else 0.0)
         request = Request(message, magazine)
         with self._lock:
             self._waiting[request.number] = request
         try:
             session.send(message)
             self._wait(request, deadline)
-            if not (request.is_answered or session.is_over):
+            if not (request.is_answered or self._is_dismissed):
                 session.send(Cancel(request.number))
                 self._wait(request, time.monotonic() + (_LAST_WORD if session.connection else 0.0))
         except BaseException:
             session.send(Cancel(request.number))
-            session.put_aside(self._close(request))
+            self._return(self._close(request))
             raise
         slot = self._close(request)
+        if self._is_dismissed:
+            self._return(slot)
+            slot = None
         if slot is None:
             raise self._refused(request, nbytes, time.monotonic() - started)
+        if not request.is_granted:
+            session.send(Cancel(request.number))  # the broker need not look for one any more
         return slot
 
+    def _return(self, slot: Slot | None) -> None:
+        """Nobody needs it. After the seat's end it is not ours to return."""
+        if not self._session.is_over:
+            self._session.put_aside(slot)
+
+    @property
+    def _is_dismissed(self) -> bool:
+        return self._session.is_over or self._session.is_closing
+
     def _wait(self, request: Request, deadline: float) -> None:
-        while not (request.is_answered or self._session.is_over):
-            if self.reading.acquire(blocking=False):
+        while not (request.is_answered or self._is_dismissed):
+            # Without a connection the helper makes one, and reads it: it must find it unread.
+            if self._session.connection is not None and self.reading.acquire(blocking=False):
                 try:
                     in_time = self._read_for(request, deadline)
                 finally:
@@ -126,7 +143,8 @@ class Requests:
             self._take_own(request)
 
     def _read_for(self, request: Request, deadline: float) -> bool:
-        """Read the socket until something concerns this request; False at the deadline."""
+        """Read the socket until it ends or something concerns this request; False at the
+        deadline."""
         session = self._session
         poll = select.poll()
         poll.register(self._nudge, select.POLLIN)
@@ -143,7 +161,7 @@ class Requests:
                 return False
             session.receive(connection)
             connection = session.connection
-        return request.is_answered or request.wait(deadline)
+        return True
 
     def _stop_reading(self) -> None:
         """Let the next one read: another waiter, or the helper that stood aside."""
@@ -153,11 +171,20 @@ class Requests:
             session.wake_helper()
 
     def _take_own(self, request: Request) -> None:
-        """An own slot may have come back."""
-        if request.magazine is not None:
-            with self._lock:
-                if not request.is_answered:
-                    request.slot = request.magazine.take()
+        """An own slot may have come back: who has waited longest for one gets it."""
+        if request.magazine is None:
+            return
+        served: list[Request] = []
+        with self._lock:
+            for waiting in self._waiting.values():
+                if waiting.magazine is request.magazine and not waiting.is_answered:
+                    waiting.slot = request.magazine.take()
+                    if waiting.slot is None:
+                        break
+                    served.append(waiting)
+        for waiting in served:
+            if waiting is not request:
+                self._wake(waiting)
 
     def _close(self, request: Request) -> Slot | None:
         """From here on nothing is granted to this request; what already was, is returned."""
@@ -172,9 +199,9 @@ class Requests:
         with self._lock:
             request = self._waiting.get(number)
             if request is not None and slots and not request.is_answered:
-                request.slot = slots.pop(0)
+                request.slot, request.is_granted = slots.pop(0), True
+        self._session.put_aside(*slots)  # first: who wakes may want the next one at once
         self._wake(request)
-        self._session.put_aside(*slots)
 
     def refuse(self, refusal: Refusal) -> None:
         """The broker refused."""
@@ -193,6 +220,17 @@ class Requests:
                     request.slot = request.magazine.take()
         for request in waiting:
             self._wake(request)
+
+    def dismiss(self) -> None:
+        """The session closes: end all waiting. Returns when everybody has gone (at most
+        `_LAST_WORD`), so that the descriptors that they poll may be closed."""
+        deadline = time.monotonic() + _LAST_WORD
+        while self._waiting and time.monotonic() < deadline:
+            with self._lock:
+                waiting = list(self._waiting.values())
+            for request in waiting:
+                self._wake(request)
+            time.sleep(0.001)
 
     def _wake(self, request: Request | None) -> None:
         if request is not None:

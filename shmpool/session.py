@@ -8,7 +8,6 @@ child begins its own) or the broker comes back with another pool. What the hot p
 from __future__ import annotations
 
 import os
-import secrets
 import time
 import warnings
 from collections import deque
@@ -17,7 +16,7 @@ from .buffer import Record
 from .connection import Connection, ConnectionEnded, dial, greet
 from .direct import DirectSlot
 from .errors import BrokerUnavailable, InvalidSize, ProtocolError, ShmpoolError
-from .magazine import Magazine, Slot
+from .magazine import LAST_BASE, Magazine, Slot
 from .mapping import Mapping
 from .protocol import figures
 from .protocol.header import WANTED
@@ -48,13 +47,13 @@ class Session(Mapping):
         deadline = time.monotonic() + timeout
         self.address = address
         self.strict = strict
-        self.nonce = secrets.randbits(64)
+        self.nonce = int.from_bytes(os.urandom(8))
         self.is_over = False
         self.is_closing = False
         self.connection: Connection | None = dial(address, deadline)
         welcome = greet(self.connection, Role.WORKER, self.nonce, 0, 0, deadline)
         try:
-            self.map(welcome)
+            self.map(welcome, self.nonce)
         except OSError as error:
             self.connection.close()
             raise BrokerUnavailable(f"the pool of the broker at {address} cannot be mapped: {error}") from error
@@ -148,18 +147,19 @@ class Session(Mapping):
             if slot.magazine is not None:
                 slot.magazine.ready.appendleft(slot)
             else:  # a direct segment serves one object
-                slot.base += ONE_GENERATION
                 self.give_back([slot])
 
     # --- giving back -------------------------------------------------------------------------------
 
     def give_back(self, slots: list[Slot]) -> None:
-        """Return slots to the broker. Their *base* already names the next generation."""
+        """Return slots to the broker, each with a generation that no handle has named."""
         returned = State.RETURNED << STATE_SHIFT
         if self.barrier:
             self.barrier()
         for slot in slots:
             slot.window = None
+            if self.words[slot.word] & GENERATION_FIELD == slot.base:
+                slot.base += ONE_GENERATION  # granted or released, and not used since
             self._owned.pop(slot.row, None)
             self.words[slot.word] = slot.base | returned
         self._send_rows(Return, [slot.row for slot in slots])
@@ -177,8 +177,11 @@ class Session(Mapping):
         """A slot that was not published comes back: to its magazine, or to the broker if
         somebody waits for its tier. Takes no lock that a finalizer could meet."""
         slot.base += ONE_GENERATION
-        self.words[slot.word] = slot.base | self.idle
         assert slot.magazine is not None
+        if slot.base > LAST_BASE:
+            self.pass_on(slot, State.RETURNED)
+            return
+        self.words[slot.word] = slot.base | self.idle
         slot.magazine.ready.append(slot)
         if self.header[WANTED + slot.tier.index]:
             self.is_wanted = True
@@ -252,10 +255,11 @@ class Session(Mapping):
     def return_rested(self) -> bool:
         """Return what the magazines did not use; False when all of them are empty."""
         for magazine in list(self.magazines.values()):
+            magazine.reap_rested()
             slots = magazine.rested()
             if slots:
                 self.give_back(slots)
-        return any(magazine.ready for magazine in list(self.magazines.values()))
+        return any(magazine.ready or magazine.published for magazine in list(self.magazines.values()))
 
     def send_bells(self) -> None:
         """Tell the broker which rows to look at."""
@@ -343,6 +347,7 @@ class Session(Mapping):
     def say_goodbye(self) -> None:
         """Nothing is held any more: the seat may end."""
         self.send_bells()
+        self.unlock_seat()
         self.send(Goodbye())
         self.is_over = True
 

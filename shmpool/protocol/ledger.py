@@ -6,7 +6,8 @@ A row is 128 bytes, two cache lines, so that neighbours share none:
 word name         content, from the lowest bit
 ==== ============ ==========================================================
 0    grant word   seat 16, state 8, generation 40
-1    extent word  bytes asked for 40, tickets 8, chunks of the first extent 16;
+1    extent word  bytes asked for 40, tickets 8, chunks of the first extent 16
+                  (of a published direct segment: its publisher's seat);
                   of a FOLLOWER: its head's row 24, the run's birth 40
 2-14 cells        built like the grant word: PENDING equals the published
                   grant word, TAKEN names the reader's seat, DONE

@@ -90,17 +90,19 @@ class Sizing:
     chunk_sizes: tuple[int, ...] = (64 * KIB, 128 * KIB)
 
     def __post_init__(self) -> None:
-        bounds = (self.medium_object_threshold, self.large_object_threshold, self.very_large_object_threshold)
-        if not 0 < bounds[0] <= bounds[1] <= bounds[2] <= MAX_NBYTES:
+        given = (self.medium_object_threshold, self.large_object_threshold, self.very_large_object_threshold)
+        if any(type(value) is not int for value in (*given, *self.pooled_sizes, *self.chunk_sizes)):
+            raise ConfigError("thresholds and slot sizes are whole numbers of bytes")
+        if not 0 < given[0] <= given[1] <= given[2] <= MAX_NBYTES:
             raise ConfigError(
                 "thresholds must rise: 0 < medium_object_threshold <= large_object_threshold"
-                f" <= very_large_object_threshold, not {bounds}"
+                f" <= very_large_object_threshold, not {given}"
             )
         for key, sizes in (("pooled_sizes", self.pooled_sizes), ("chunk_sizes", self.chunk_sizes)):
             if not sizes or list(sizes) != sorted(set(sizes)):
                 raise ConfigError(f"{key} must be rising sizes, at least one, not {sizes}")
-            if any(size <= 0 or size % PAGE for size in sizes):
-                raise ConfigError(f"{key} must be multiples of the page, {PAGE} bytes, not {sizes}")
+            if any(size <= 0 or size % PAGE or size > MAX_NBYTES for size in sizes):
+                raise ConfigError(f"{key} must be multiples of the page, {PAGE} bytes, below 2**40, not {sizes}")
         if len(self.pooled_sizes) + len(self.chunk_sizes) >= MAX_TIERS:
             raise ConfigError(f"pooled_sizes and chunk_sizes together make at most {MAX_TIERS - 1} tiers")
 

@@ -67,6 +67,7 @@ TRANSITIONS: Final = (
     Transition(State.PUBLISHED, State.PUBLISHED, Actor.CLIENT, False, "handed to the broker"),
     Transition(State.IDLE, State.RETURNED, Actor.CLIENT, True, "given back"),
     Transition(State.PUBLISHED, State.RETURNED, Actor.CLIENT, True, "all done: given back"),
+    Transition(State.LEASED, State.RETURNED, Actor.CLIENT, True, "direct: released unpublished"),
     Transition(State.RETURNED, State.FREE, Actor.BROKER, False, "return seen"),
     Transition(State.IDLE, State.FREE, Actor.BROKER, True, "its client died"),
     Transition(State.LEASED, State.FREE, Actor.BROKER, True, "its client died"),

@@ -303,14 +303,14 @@ class World:
 
     def _disarm(self) -> None:
         self.broker.rows.words = self.ledger
-        self.broker.header = self.broker.seats._header = self.header
+        self.broker.lending.header = self.broker.seats._header = self.header
 
     def crash_during(self, event: Event, stores: int) -> bool:
         """Let the broker handle an event and die after so many stores: what it had decided
         is lost. False when the event was handled with fewer stores, and nothing happened."""
         fuse = Fuse(stores)
         self.broker.rows.words, header = self._words(fuse)
-        self.broker.header = self.broker.seats._header = header
+        self.broker.lending.header = self.broker.seats._header = header
         try:
             actions = self.broker.handle(event, self.now)
         except Crash:
@@ -590,7 +590,7 @@ class World:
     def assert_all_is_back(self, *, quarantined: int = 0) -> None:
         broker = self.broker
         self.check()
-        assert not broker.line and not broker._warming and not broker._creating
+        assert not broker.lending.line and not broker.lending.warming and not broker.lending.creating
         assert not self.owners
         assert all(publication.is_over for publication in self.publications.values())
         assert broker.inventory.granted == {}
@@ -808,7 +808,8 @@ class Client:
         if nbytes is None:
             nbytes = nbytes_of(world.ledger[at + EXTENT]) if is_direct else slot.tier.size * len(slot.rows)
         granted = grant_word(slot.generation, State.PUBLISHED, 0 if is_direct else self.seat)
-        world.ledger[at + EXTENT] = extent_word(nbytes, tickets, slot.spans[0][1])
+        shape = self.seat if is_direct else slot.spans[0][1]
+        world.ledger[at + EXTENT] = extent_word(nbytes, tickets, shape)
         for cell in range(tickets):
             world.ledger[at + FIRST_CELL + cell] = granted
         world.store(slot.row, granted)

@@ -9,7 +9,7 @@ from shmpool.protocol.codes import MEANINGS, Blame, Code
 from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import State
 from shmpoold.core.actions import Warm
-from shmpoold.core.broker import RECALL_EVERY
+from shmpoold.core.lending import RECALL_EVERY
 
 
 def keep(world: World, tier: int = SMALL) -> Client:
@@ -126,7 +126,7 @@ def test_those_who_failed_together_are_in_line_in_the_order_they_came(world: Wor
         world.deliver(client.link)
     while world.shell:
         world.answer(len(world.shell) - 1)  # the last one fails first
-    assert [request.connection for request in world.broker.line.all()] == [
+    assert [request.connection for request in world.broker.lending.line.all()] == [
         client.link.number for client in clients if client.link
     ]
 

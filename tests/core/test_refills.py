@@ -10,7 +10,7 @@ from shmpool.protocol.messages import Recall, Refill, Refusal, Return
 from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import State
 from shmpoold.core.actions import Cool, Send, Warm
-from shmpoold.core.broker import RECALL_EVERY
+from shmpoold.core.lending import RECALL_EVERY
 
 
 def fill(world: World, tier: int = SMALL, *, leave: int = 0, batch: int = 1) -> Client:
@@ -192,7 +192,7 @@ def test_cancelled_waiters_do_not_pile_up_behind_one_that_waits(world: World) ->
         impatient.cancel(impatient.refill(SMALL))
     world.run()
     assert len(impatient.refusals) == 50
-    assert sum(len(queue) for queue in world.broker.line._queues.values()) == 1
+    assert sum(len(queue) for queue in world.broker.lending.line._queues.values()) == 1
 
 
 @pytest.mark.parametrize("how", ["cancel", "disconnect", "die"])
@@ -364,7 +364,7 @@ def test_a_run_that_the_pool_can_never_hold_is_refused_and_not_queued(world: Wor
     client.refill(tier, chunks)
     world.run()
     assert [refusal.code for refusal in client.refusals] == [Code.TOO_LARGE]
-    assert not world.broker.line
+    assert not world.broker.lending.line
 
 
 def test_without_queueing_the_answer_is_exhausted_and_says_who_holds_most(world: World) -> None:
@@ -375,7 +375,7 @@ def test_without_queueing_the_answer_is_exhausted_and_says_who_holds_most(world:
     (refusal,) = client.refusals
     assert refusal.code == Code.EXHAUSTED
     assert f"pid {hoarder.process.pid}" in refusal.text and "memory_limit" in refusal.text
-    assert not world.broker.line
+    assert not world.broker.lending.line
 
 
 def test_the_first_who_waits_has_everybody_asked_at_once_and_then_regularly(world: World) -> None:
@@ -490,4 +490,4 @@ def test_a_number_that_is_already_under_way_ends_the_connection_and_its_requests
     client.send(Refill(1, SMALL, 1, 1, True))
     world.run()
     assert [fault.code for fault in client.faults] == [Code.BAD_MESSAGE]
-    assert not world.broker.line
+    assert not world.broker.lending.line

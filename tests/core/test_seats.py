@@ -93,7 +93,7 @@ def test_what_arrives_from_a_replaced_connection_does_nothing(world: World) -> N
     client.connect()
     world.run()
     assert world.dispatch(Received(older, Refill(1, SMALL, 1, 1, True))) == []
-    assert world.broker.inventory.granted == {} and not world.broker.line
+    assert world.broker.inventory.granted == {} and not world.broker.lending.line
 
 
 def test_the_late_end_of_a_replaced_connection_does_not_end_the_newer_one(world: World) -> None:

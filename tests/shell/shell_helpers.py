@@ -18,6 +18,7 @@ from typing import Any
 import shmpool.protocol
 import shmpoold
 from shmpool.protocol.framing import FrameDecoder, encode_frame
+from shmpool.protocol.ledger import SEAT_LOCKS
 from shmpool.protocol.messages import (
     FROM_BROKER,
     HELLO_MAGIC,
@@ -30,6 +31,7 @@ from shmpool.protocol.messages import (
     encode,
 )
 from shmpool.protocol.names import pool_prefix
+from shmpool.system.locks import ByteLocks
 
 PATIENCE = 20
 ROOTS = [str(Path(shmpool.protocol.__file__).parents[2]), str(Path(shmpoold.__file__).parents[1])]
@@ -73,6 +75,7 @@ class Wire:
         self.decoder = FrameDecoder()
         self.inbox: list[Message] = []
         self.nonce = secrets.randbits(64)
+        self.locks: ByteLocks | None = None
 
     def send(self, *messages: Message) -> None:
         self.socket.sendall(b"".join(encode_frame(encode(message)) for message in messages))
@@ -90,10 +93,16 @@ class Wire:
         self.send(Hello(HELLO_MAGIC, PROTOCOL_VERSION, role, self.nonce, pool_id, seat))
         welcome = self.receive()
         assert isinstance(welcome, Welcome), welcome
+        if role is Role.WORKER and self.locks is None:
+            self.locks = ByteLocks(welcome.tickets)
+            self.locks.try_lock(SEAT_LOCKS + welcome.seat)  # an earlier Wire of this process may have it
         return welcome
 
     def close(self) -> None:
         self.socket.close()
+        if self.locks is not None:
+            self.locks.close()
+            self.locks = None
 
 
 class BrokerProcess:

@@ -14,6 +14,7 @@ from shmpool.protocol.ledger import (
     GENERATION_FIELD,
     MAX_GENERATION,
     birth_of,
+    chunks_of,
     generation_of,
     grant_word,
     head_of,
@@ -24,7 +25,8 @@ from shmpool.protocol.ledger import (
 from shmpool.protocol.sizing import Tier, TierKind, page_round
 from shmpool.protocol.states import State
 
-from .actions import Cool, WatchAdopted
+from .actions import Cool, RemoveDirect, WatchAdopted
+from .damage import damaged_rows
 from .inventory import Holding
 from .slots import Span
 
@@ -41,16 +43,19 @@ def adopt(broker: Broker, now: float) -> None:
         broker.away.leave(seat, now)
     words = broker.rows.grant_words()
     followers = _followers(broker, words)
+    inventory = broker.inventory
+    most = max(inventory.limit, *(tier.size * tier.capacity for tier in broker.tiers))
+    damaged = damaged_rows(broker.rows, broker.tiers, words, followers, broker.seats.taken, most)
     holdings = []
     for tier in broker.tiers:
-        holdings += _adopt_tier(broker, tier, words, followers, now)
-    inventory = broker.inventory
+        holdings += _adopt_tier(broker, tier, words, followers, damaged, now)
     inventory.held = inventory.overhead + sum(
         slots.warm * slots.tier.size for slots in inventory.maps[:-1]
     ) + sum(holding.direct_bytes for holding in holdings)  # fmt: skip
     for holding in holdings:
         _place(broker, holding, words[holding.row], now)
     inventory.reserve(0)  # cools what is idle over a limit that was lowered meanwhile
+    inventory.adopted = inventory.held
     broker._next_cooling = now + broker.settings.buffer_lifetime
 
 
@@ -69,7 +74,7 @@ def _followers(broker: Broker, words: list[int]) -> dict[int, list[int]]:
 
 
 def _adopt_tier(
-    broker: Broker, tier: Tier, words: list[int], followers: dict[int, list[int]], now: float
+    broker: Broker, tier: Tier, words: list[int], followers: dict[int, list[int]], damaged: set[int], now: float
 ) -> list[Holding]:
     """Sort a tier's rows into unused, held and quarantined; returns what is held."""
     inventory, slots = broker.inventory, broker.inventory.maps[tier.index]
@@ -77,13 +82,16 @@ def _adopt_tier(
     claimed: set[int] = set()
     holdings = []
     for row in range(tier.base, tier.end):
-        if state_of(words[row]) in HEADS:
+        if state_of(words[row]) in HEADS and row not in damaged:
             members = [at for at in followers.get(row, ()) if tier.base <= at < tier.end]
             claimed.update(members)
             holdings.append(_holding(broker, tier, row, members))
     cold: list[Span] = []
     for row in range(tier.base, tier.end):
         state = state_of(words[row])
+        if row in damaged:
+            _set_aside(broker, tier, row)
+            continue
         if words[row] & ~GENERATION_FIELD == 0 and generation_of(words[row]) < MAX_GENERATION:  # COLD
             _extend(cold, row)
             continue
@@ -102,6 +110,15 @@ def _adopt_tier(
         if tier.kind is not TierKind.DIRECT:
             broker._out.append(Cool(tier.index, row, count))  # pages that a crash left in cold rows
     return holdings
+
+
+def _set_aside(broker: Broker, tier: Tier, row: int) -> None:
+    """Never give a damaged row out again. It may have pages and readers, so it counts as
+    warm and is not cooled."""
+    broker.inventory.maps[tier.index].set_warm(row, 1)
+    broker.inventory.quarantined.add(row)
+    if tier.kind is TierKind.DIRECT:
+        broker._out.append(RemoveDirect(row, birth_of(broker.rows.link(row))))
 
 
 def _holding(broker: Broker, tier: Tier, head: int, members: list[int]) -> Holding:
@@ -127,6 +144,13 @@ def _place(broker: Broker, holding: Holding, word: int, now: float) -> None:
         holding.seat = seat.number
         seat.gain(holding.row, holding.nbytes)
         return
+    if state_of(word) == State.PUBLISHED and holding.tier.kind is TierKind.DIRECT:
+        publisher = broker.seats.taken.get(chunks_of(broker.rows.extent(holding.row)))
+        if publisher is not None:
+            holding.seat = publisher.number
+            publisher.gain(holding.row, holding.nbytes)
+            broker.custody.accept(holding, now)
+            return
     holding.orphaned_at = now
     if state_of(word) == State.PUBLISHED:
         broker.rows.hand_over(holding.row)

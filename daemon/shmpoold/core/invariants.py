@@ -40,10 +40,10 @@ def check(broker: Broker) -> None:
                 assert row in used, f"{_story(row, state)}: it is used by nobody"
         held += slots.warm * tier.size
     held += sum(holding.direct_bytes for holding in inventory.granted.values())
-    held += sum(holding.direct_bytes for _, holding in broker._creating.values())
-    held += sum(_still_cold(broker, warming.holdings) for warming in set(broker._warming.values()))
+    held += sum(holding.direct_bytes for _, holding in broker.lending.creating.values())
+    held += sum(_still_cold(broker, warming.holdings) for warming in set(broker.lending.warming.values()))
     assert held == inventory.held, f"held is {inventory.held}, the slots say {held}"
-    assert held <= max(inventory.limit, inventory.overhead), f"held {held} of {inventory.limit}"
+    assert held <= max(inventory.limit, inventory.overhead, inventory.adopted), f"held {held} of {inventory.limit}"
     _check_holdings(broker)
 
 
@@ -54,8 +54,8 @@ def _story(row: int, state: int) -> str:
 def _used_rows(broker: Broker) -> dict[int, str]:
     used: dict[int, str] = dict.fromkeys(broker.inventory.quarantined, "quarantined")
     holdings = [(holding, "granted") for holding in broker.inventory.granted.values()]
-    holdings += [(holding, "warming") for job in set(broker._warming.values()) for holding in job.holdings]
-    holdings += [(holding, "being created") for _, holding in broker._creating.values()]
+    holdings += [(holding, "warming") for job in set(broker.lending.warming.values()) for holding in job.holdings]
+    holdings += [(holding, "being created") for _, holding in broker.lending.creating.values()]
     for holding, place in holdings:
         for first, count in holding.spans:
             for row in range(first, first + count):

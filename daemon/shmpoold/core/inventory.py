@@ -73,6 +73,9 @@ class Inventory:
         self.limit = limit
         self.overhead = header_bytes(seats) + ledger_bytes(rows_of(tiers), seats)
         self.held = self.overhead
+        #: What was held already when the pool was taken over: more than a limit lowered
+        #: meanwhile, or than a damaged ledger can account for. Nothing is reserved over the limit.
+        self.adopted = 0
         self.maps = [SlotMap(tier) for tier in tiers]
         self.granted: dict[int, Holding] = {}
         #: Rows that are never given out again: a client wrote nonsense, or the generation ran out.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass, field
 from heapq import nsmallest
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +72,8 @@ def stats(broker: Broker) -> dict[str, Any]:
     }
     gets = sum(by_strategy.values())
     misses = totals[MISSES]
-    active, payload, held_by_active = _active(broker)
-    held = broker.inventory.held
+    census = _take_census(broker)
+    active = sum(census.active_by_seat.values())
     return {
         "pool_id": f"{broker.pool_id:016x}",
         "epoch": broker.epoch,
@@ -91,16 +92,19 @@ def stats(broker: Broker) -> dict[str, Any]:
             name: totals[SAMPLED_NS + index] // totals[SAMPLES + index] if totals[SAMPLES + index] else 0
             for index, name in enumerate(CATEGORIES)
         },
-        "memory_efficiency": payload / held_by_active if held_by_active else 1.0,
+        "memory_efficiency": census.payload / census.active_bytes if census.active_bytes else 1.0,
         "memory": {
             "limit": broker.inventory.limit,
-            "held": held,
+            "held": broker.inventory.held,
             "overhead": broker.inventory.overhead,
-            "payload": payload,
-            "by_state": _memory_by_state(broker),
+            "payload": census.payload,
+            "by_state": {
+                "free": sum(slots.ready * slots.tier.size for slots in broker.inventory.maps),
+                **{state.name.lower(): census.bytes[state] for state in (State.IDLE, State.LEASED, State.PUBLISHED)},
+            },
         },
-        "tiers": [_tier(broker, tier) for tier in broker.tiers],
-        "clients": [_client(broker, number) for number in sorted(broker.seats.taken)],
+        "tiers": [_tier(broker, tier, census) for tier in broker.tiers],
+        "clients": [_client(broker, number, census) for number in sorted(broker.seats.taken)],
         "alerts": _alerts(broker),
     }  # fmt: skip
 
@@ -139,60 +143,58 @@ def _open_tickets(broker: Broker, holding: Holding) -> int:
     return len(broker.rows.open_cells(holding.row)) if _state(broker, holding) is State.PUBLISHED else 0
 
 
-def _is_active(broker: Broker, holding: Holding) -> bool:
-    """A lease, or a publication with an open ticket: not yet given back."""
-    return _state(broker, holding) is not State.IDLE
+@dataclass(slots=True)
+class _Census:
+    """All that is granted, looked at once. A buffer is *active* while it is leased, or
+    published with a ticket open: not yet given back."""
+
+    slots: Counter[tuple[int, State]] = field(default_factory=Counter)
+    bytes: Counter[State] = field(default_factory=Counter)
+    active_by_seat: Counter[int] = field(default_factory=Counter)
+    active_bytes: int = 0
+    payload: int = 0
 
 
-def _active(broker: Broker) -> tuple[int, int, int]:
-    """(buffers not given back, payload bytes, bytes that they hold)."""
-    count = payload = held = 0
+def _take_census(broker: Broker) -> _Census:
+    census = _Census()
     for holding in broker.inventory.granted.values():
-        if _is_active(broker, holding):
-            count += 1
-            held += holding.nbytes
-            published = _state(broker, holding) is State.PUBLISHED
+        state, nbytes = _state(broker, holding), holding.nbytes
+        census.slots[holding.tier.index, state] += sum(count for _, count in holding.spans)
+        census.bytes[state] += nbytes
+        if state is not State.IDLE:
+            census.active_by_seat[holding.seat] += 1
+            census.active_bytes += nbytes
             # What a lease was asked for stands in the ledger only from its publish on.
-            payload += min(nbytes_of(broker.rows.extent(holding.row)), holding.nbytes) if published else holding.nbytes
-    return count, payload, held
+            asked = nbytes_of(broker.rows.extent(holding.row)) if state is State.PUBLISHED else nbytes
+            census.payload += min(asked, nbytes)
+    return census
 
 
-def _memory_by_state(broker: Broker) -> dict[str, int]:
-    sums = Counter({"free": sum(slots.ready * slots.tier.size for slots in broker.inventory.maps)})
-    for holding in broker.inventory.granted.values():
-        sums[_state(broker, holding).name.lower()] += holding.nbytes
-    return {name: sums[name] for name in ("free", "idle", "leased", "published")}
-
-
-def _tier(broker: Broker, tier: Tier) -> dict[str, Any]:
+def _tier(broker: Broker, tier: Tier, census: _Census) -> dict[str, Any]:
     slots = broker.inventory.maps[tier.index]
-    states: Counter[State] = Counter()
-    for holding in broker.inventory.granted.values():
-        if holding.tier is tier:
-            states[_state(broker, holding)] += sum(count for _, count in holding.spans)
+    idle, leased, published = (census.slots[tier.index, s] for s in (State.IDLE, State.LEASED, State.PUBLISHED))
     return {
         "size": tier.size,
         "kind": tier.kind.name.lower(),
         "capacity": tier.capacity,
-        "warm": slots.warm if tier.size else sum(states.values()),
+        "warm": slots.warm if tier.size else idle + leased + published,
         "free": slots.ready,
-        "idle": states[State.IDLE],
-        "leased": states[State.LEASED],
-        "published": states[State.PUBLISHED],
+        "idle": idle,
+        "leased": leased,
+        "published": published,
     }
 
 
-def _client(broker: Broker, number: int) -> dict[str, Any]:
+def _client(broker: Broker, number: int, census: _Census) -> dict[str, Any]:
     seat = broker.seats.taken[number]
-    holdings = [broker.inventory.granted[row] for row in seat.rows]
     return {
         "seat": number,
         "pid": seat.peer.pid,
         "uid": seat.peer.uid,
         "command": seat.peer.command,
         "connected": seat.connection is not None,
-        "leases": sum(_is_active(broker, holding) for holding in holdings),
-        "bytes": sum(holding.nbytes for holding in holdings),
+        "leases": census.active_by_seat[number],
+        "bytes": seat.nbytes,
     }
 
 
@@ -204,7 +206,7 @@ def _total_counters(broker: Broker) -> list[int]:
 
 def _alerts(broker: Broker) -> list[str]:
     alerts = []
-    waiting = broker.line.all()
+    waiting = broker.lending.line.all()
     if waiting:
         alerts.append(f"{len(waiting)} requests wait for memory")
     away = [seat for seat in broker.seats.taken.values() if seat.connection is None and seat.rows]

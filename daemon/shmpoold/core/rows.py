@@ -12,6 +12,7 @@ from typing import Final
 
 from shmpool.protocol.ledger import (
     BROKER,
+    CHUNKS_SHIFT,
     EXTENT,
     FIRST_CELL,
     GENERATION_FIELD,
@@ -85,6 +86,11 @@ class Rows:
     def hand_over(self, row: int) -> None:
         """Make the broker the custodian of a publication whose publisher is gone."""
         self.words[row * ROW_WORDS] = grant_word(generation_of(self.grant(row)), State.PUBLISHED, BROKER)
+
+    def disown(self, row: int) -> None:
+        """The publisher of a direct segment in the broker's custody has gone: its seat's
+        number may soon be another's."""
+        self.words[row * ROW_WORDS + EXTENT] &= (1 << CHUNKS_SHIFT) - 1
 
     def open_cells(self, row: int) -> list[tuple[int, int]]:
         """(cell, word) of a publication's tickets that are not done; a cell that makes no

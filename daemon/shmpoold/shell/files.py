@@ -57,8 +57,12 @@ class RuntimeFiles:
         if not acquired:
             holder = _read_note(self._lock).get("pid", "unknown")
             raise AlreadyRunning(f"a broker already serves {self.socket_path} (pid {holder})")
-        note = _read_note(self._lock)
-        return Earlier(note["pool_id"], note.get("tickets") == _inode(self.tickets_path)) if note else None
+        try:
+            note = _read_note(self._lock)
+            return Earlier(note["pool_id"], note.get("tickets") == _inode(self.tickets_path)) if note else None
+        except OSError as error:
+            self._lock.release()
+            raise ConfigError(f"cannot read what the broker before us noted: {error.strerror}") from error
 
     def record(self, pool_id: int) -> None:
         """Note whose pool this is, for the next broker and for whoever asks."""
@@ -100,14 +104,18 @@ class RuntimeFiles:
 
     def remove(self) -> None:
         """The pool is gone: remove what is ours and give the lock up, in this order."""
-        self._unlink_socket()
-        _unlink(self.tickets_path)
-        self._lock.release(unlink=True)
+        try:
+            self._unlink_socket()
+            _unlink(self.tickets_path)
+        finally:
+            self._lock.release(unlink=True)
 
     def leave(self) -> None:
         """The pool is kept: only the socket goes."""
-        self._unlink_socket()
-        self._lock.release()
+        try:
+            self._unlink_socket()
+        finally:
+            self._lock.release()
 
     def _unlink_socket(self) -> None:
         """Not one that systemd made, and nothing that was in our way."""

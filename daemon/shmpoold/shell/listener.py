@@ -111,9 +111,14 @@ class Listener:
                 raise
             refusal = Fault(Code.FORBIDDEN, f"the broker cannot watch your process: {error.strerror}")
         # The pid was the peer's all the time if the peer still lives after the look at /proc.
-        began, command = processes.start_time(credentials.pid), processes.command(credentials.pid)
-        if pidfd < 0 or processes.has_ended(pidfd) or _has_hung_up(sock):
-            began, command = None, ""
+        try:
+            began, command = processes.start_time(credentials.pid), processes.command(credentials.pid)
+            if pidfd < 0 or processes.has_ended(pidfd) or _has_hung_up(sock):
+                began, command = None, ""
+        except BaseException:
+            if pidfd >= 0:
+                os.close(pidfd)
+            raise
         peer = Peer(credentials.pid, credentials.uid, credentials.gid, began or 0, command)
         self._serve(sock, peer, pidfd, refusal)
 

@@ -200,8 +200,10 @@ class SegmentStore:
     def remove_all(self) -> None:
         """Unlink every segment of the pool, direct ones too, and unmap. Processes that
         have them mapped keep what they have."""
-        remove_names(names_of(self.pool_id))
-        self.close()
+        try:
+            remove_names(names_of(self.pool_id))
+        finally:
+            self.close()
 
 
 def _fallocate(segment: UntrackedSharedMemory, offset: int, nbytes: int) -> None:
@@ -223,9 +225,16 @@ def names_of(pool_id: int) -> list[str]:
 
 
 def remove_names(names: Iterable[str]) -> None:
-    """Unlink segments by name; missing is fine."""
+    """Unlink segments by name; missing is fine. Raises OSError when one cannot be, and then
+    all others were."""
+    failure: OSError | None = None
     for name in names:
-        unlink_segment(name)
+        try:
+            unlink_segment(name)
+        except OSError as error:
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 def leftover_pools() -> dict[int, list[str]]:

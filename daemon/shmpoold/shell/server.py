@@ -207,9 +207,17 @@ class Server:
         self._last_number += 1
         connection = Connection(self, self._last_number, peer, pidfd, refusal)
         self._connections[connection.number] = connection
-        task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, sock))
+        task = self._loop.create_task(self._serve_socket(connection, sock))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
+
+    async def _serve_socket(self, connection: Connection, sock: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: connection, sock)
+        except OSError as error:
+            log.warning("connection %d could not be opened: %s", connection.number, error)
+            sock.close()
+            connection.connection_lost(error)
 
     def on_connected(self, connection: Connection) -> None:
         """An admitted peer is there."""

@@ -14,7 +14,7 @@ import os
 import resource
 import signal
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,6 +72,8 @@ async def _run(config: Config, parent: Parent) -> None:
     if activated is not None:
         config = config.model_copy(update={"socket": activated.getsockname()})
     with ExitStack() as stack:
+        if parent.pidfd is not None:
+            stack.callback(_leave_directory, config.socket)
         files = RuntimeFiles(config.socket, Access(config.group))
         earlier = files.acquire()
         # Until we serve it, an earlier broker's pool is not ours to remove.
@@ -94,6 +96,15 @@ async def _run(config: Config, parent: Parent) -> None:
     log.info("stopped; pool %016x is %s", pool.store.pool_id, "kept" if ending.keep else "removed")
 
 
+def _leave_directory(address: str) -> None:
+    """A private broker's directory was made for it; if the parent was killed, nobody else
+    removes it."""
+    directory = os.path.dirname(address)
+    if os.path.basename(directory).startswith("shmpool-"):
+        with suppress(OSError):
+            os.rmdir(directory)
+
+
 def _start(config: Config, files: RuntimeFiles, locks: ByteLocks, earlier: Earlier | None) -> tuple[pools.Pool, Server]:
     """The pool and a server for it, with all that an earlier broker left settled."""
     if earlier is not None and not earlier.has_tickets:
@@ -101,15 +112,28 @@ def _start(config: Config, files: RuntimeFiles, locks: ByteLocks, earlier: Earli
         pools.discard(earlier.pool_id)
         earlier = None
     pool = pools.open_pool(config, files.tickets_path, earlier.pool_id if earlier else None)
-    server = Server(pool.core, pool.store, locks)
-    if pool.is_adopted and not _adopt(server):
-        pool.store.remove_all()
-        pool = pools.open_pool(config, files.tickets_path, None)
+    try:
         server = Server(pool.core, pool.store, locks)
+        if pool.is_adopted and not _adopt(server):
+            pool.store.remove_all()
+            pool = pools.open_pool(config, files.tickets_path, None)
+            server = Server(pool.core, pool.store, locks)
+        _make_known(pool, files)
+    except BaseException:
+        (pool.store.close if pool.is_adopted else pool.store.remove_all)()
+        raise
+    return pool, server
+
+
+def _make_known(pool: pools.Pool, files: RuntimeFiles) -> None:
+    """Tidy up after an earlier broker, say what is damaged, and note whose pool this is."""
     if pool.is_adopted:
         pools.remove_orphaned_segments(pool.store)
+        if damaged := len(pool.core.inventory.quarantined):
+            log.error(
+                "pool %016x: %d rows of its ledger are damaged and not given out again", pool.store.pool_id, damaged
+            )
     files.record(pool.store.pool_id)
-    return pool, server
 
 
 def _adopt(server: Server) -> bool:

@@ -1,0 +1,108 @@
+"""What a restart scan must not trust: rows that say what neither broker nor client writes.
+
+A flipped bit, or a peer that scribbled on the ledger. Such rows are quarantined with all
+that hangs together with them: giving one out could give somebody else's memory twice. Not
+every damage can be told: a seat or a length that has become another one that might be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Final
+
+from shmpool.protocol.ledger import (
+    BROKER,
+    EXTENT,
+    FIRST_CELL,
+    LINK,
+    MAX_EXTENTS,
+    MAX_TICKETS,
+    ROW_WORDS,
+    STATE_MASK,
+    STATE_SHIFT,
+    chunks_of,
+    chunks_of_link,
+    generation_of,
+    nbytes_of,
+    next_row_of,
+    seat_of,
+    state_of,
+    tickets_of,
+)
+from shmpool.protocol.sizing import Tier, TierKind
+from shmpool.protocol.states import CellState, State
+
+if TYPE_CHECKING:
+    from .rows import Rows
+
+_HELD: Final = frozenset((State.IDLE, State.LEASED, State.PUBLISHED))
+_NOBODYS: Final = frozenset((State.COLD, State.FREE, State.RETURNED))
+_MARKS: Final = frozenset((State.PUBLISHED, CellState.TAKEN, CellState.DONE))
+
+
+def damaged_rows(
+    rows: Rows,
+    tiers: Collection[Tier],
+    words: list[int],
+    followers: Mapping[int, list[int]],
+    seats: Collection[int],
+    most_bytes: int,
+) -> set[int]:
+    """The rows that make no sense. *words* are the grant words, *followers* the rows that
+    follow each head, *seats* those that are taken; no direct segment is larger than
+    *most_bytes*."""
+    extents, cells, links = (_column(rows, word) for word in (EXTENT, FIRST_CELL, LINK))
+    damaged: set[int] = set()
+    for tier in tiers:
+        for row in range(tier.base, tier.end):
+            word, state = words[row], state_of(words[row])
+            if state in _HELD:
+                run = _run(tier, row, extents[row], links)
+                if _is_held(word, extents[row], seats, tier, most_bytes) and run == [row, *followers.get(row, ())]:
+                    continue
+                damaged.update(at for at in run if words[at] >> STATE_SHIFT & STATE_MASK == State.FOLLOWER)
+            elif state not in _NOBODYS or _is_nobodys(word, cells[row]):
+                continue
+            damaged.add(row)
+            damaged.update(followers.get(row, ()))
+    return damaged
+
+
+def _is_held(word: int, extent: int, seats: Collection[int], tier: Tier, most_bytes: int) -> bool:
+    """Whether somebody there is has this row: a seat is cleared after its rows."""
+    is_published = state_of(word) == State.PUBLISHED
+    if seat_of(word) not in seats and not (is_published and seat_of(word) == BROKER):
+        return False
+    if is_published and not 1 <= tickets_of(extent) <= MAX_TICKETS:
+        return False
+    return tier.kind is not TierKind.DIRECT or nbytes_of(extent) <= most_bytes
+
+
+def _is_nobodys(word: int, cell: int) -> bool:
+    """Whether a row that says so can be nobody's: its last publication is of an earlier
+    generation."""
+    return seat_of(word) == BROKER and not (state_of(cell) in _MARKS and generation_of(cell) >= generation_of(word))
+
+
+def _column(rows: Rows, word: int) -> list[int]:
+    column = rows.words[word : rows.count * ROW_WORDS : ROW_WORDS]
+    return column.tolist() if isinstance(column, memoryview) else list(column)
+
+
+def _run(tier: Tier, head: int, extent: int, links: list[int]) -> list[int]:
+    """The rows of a lease by its head's words, lowest first behind the head; empty for
+    links that no broker writes."""
+    first, count, following = head, chunks_of(extent), next_row_of(links[head])
+    if tier.kind is not TierKind.CHUNK:
+        return [] if following else [head]
+    members: list[int] = []
+    for _ in range(MAX_EXTENTS):
+        if not (tier.base <= first < tier.end and 0 < count <= tier.end - first):
+            return []
+        members += range(first, first + count)
+        if not following:
+            return [head, *sorted(members[1:])]
+        first = min(following, tier.end)
+        if first < tier.end:
+            count, following = chunks_of_link(links[first]), next_row_of(links[first])
+    return []
