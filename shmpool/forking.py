@@ -104,18 +104,22 @@ def is_in_use(session: Session) -> bool:
 def leave(session: Session, helper: Helper) -> None:
     """Say goodbye: the seat ends. Nothing of the session may be in use."""
     helper.stop()
-    session.close_magazines()
-    session.say_goodbye()
+    if not session.is_over:
+        session.close_magazines()
+        session.say_goodbye()
     session.close_descriptors()
 
 
 def _linger(session: Session) -> None:
-    """Keep the seat until the last view is gone, then say goodbye."""
-    while session in _lingering and not session.is_over:
+    """Keep the seat until the last view is gone, then say goodbye. Without a broker there is
+    nobody to say it to, but the seat's byte lock must be held as long: a broker that comes
+    back takes its release for the end of all views."""
+    while session in _lingering:
         helper, buffers = _lingering[session]
         if not session.windows.waiting and not any(type(ref()) is LiveBuffer for ref in buffers):
-            session.close_magazines()
-            if not session.owns_any:
+            if not session.is_over:
+                session.close_magazines()
+            if session.is_over or not session.owns_any:
                 if _lingering.pop(session, None):
                     leave(session, helper)
                 return

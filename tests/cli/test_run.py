@@ -143,7 +143,7 @@ def test_a_killed_run_takes_its_broker_along() -> None:
         os.killpg(process.pid, signal.SIGKILL)
     eventually(lambda: not os.path.exists(address), "the broker's end")
     eventually(lambda: not [name for name in segments() if pool_id in name], "the segments' end")
-    os.rmdir(os.path.dirname(address))  # nobody was left to do it
+    eventually(lambda: not os.path.exists(os.path.dirname(address)), "its directory's end")
 
 
 @pytest.mark.parametrize(

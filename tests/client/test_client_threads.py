@@ -1,0 +1,183 @@
+"""One Pool, many threads: nothing is lost, nothing is given twice, nobody sees another's bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import random
+import threading
+import warnings
+from collections.abc import Callable
+
+import client_workers
+import pytest
+from client_helpers import KIB, MIB, child, eventually, hear
+from conftest import Connect, Start
+
+import shmpool
+
+SIZES = [0, 700, 5000, 40_000, 200_000, 300_000, MIB + 5]
+
+
+def run_threads(count: int, work: Callable[[int], None]) -> None:
+    """Run *work* in threads at once; the first error of any is raised."""
+    errors: list[BaseException] = []
+    barrier = threading.Barrier(count)
+
+    def run(which: int) -> None:
+        try:
+            barrier.wait()
+            work(which)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(which,), daemon=True) for which in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "a thread hangs"
+    if errors:
+        raise errors[0]
+
+
+def pass_around(pool: shmpool.Pool, reader: shmpool.Pool, rounds: int, sizes: list[int], timeout: float) -> None:
+    """Eight threads lease, fill, publish, and open what any of them has published."""
+    box: queue.Queue[tuple[shmpool.Handle, bytes]] = queue.Queue()
+
+    def work(which: int) -> None:
+        dice = random.Random(which)
+        for _ in range(rounds):
+            nbytes = dice.choice(sizes)
+            with pool.lease(nbytes, timeout=timeout) as lease:
+                lease.write(dice.randbytes(nbytes))
+                digest = hashlib.sha256(lease.view).digest()
+                box.put((lease.publish(), digest))
+            handle, digest = box.get()
+            with reader.open(handle) as buffer:
+                assert hashlib.sha256(buffer.view).digest() == digest
+
+    run_threads(8, work)
+    assert box.empty()
+
+
+def test_eight_threads_of_one_pool_keep_all_content(pool: shmpool.Pool) -> None:
+    before = pool.stats()
+    pass_around(pool, pool, 150, SIZES, 20)
+    after = pool.stats()
+    assert after.active_buffers == 0
+    assert after.lease_timeouts == before.lease_timeouts
+
+
+def test_eight_threads_share_a_pool_that_is_too_small(start: Start) -> None:
+    """They wait for each other all the time."""
+    broker = start(memory_limit="2MiB", pooled_sizes=["256KiB"], chunk_sizes=["256KiB"])
+    with broker.connect() as pool, broker.connect() as reader:
+        pass_around(pool, reader, 60, [200 * KIB, 250 * KIB], 30)
+        assert pool.stats().lease_timeouts == 0
+
+
+def test_counters_of_one_thread_are_exact(pool: shmpool.Pool) -> None:
+    before = pool.stats()
+    for nbytes in (100, 50_000, 300_000, MIB):
+        for _ in range(100):
+            pool.lease(nbytes).release()
+    after = pool.stats()
+    assert after.total_gets - before.total_gets == 400
+    assert after.total_puts - before.total_puts == 400
+    assert {key: after.operations[key] - before.operations[key] for key in after.operations} == dict.fromkeys(
+        ("small", "medium", "large", "very_large"), 100
+    )
+    assert after.pool_hits - before.pool_hits == 297
+    assert after.pool_misses - before.pool_misses == 3
+
+
+def test_finalizers_in_many_threads_lose_nothing(pool: shmpool.Pool) -> None:
+    """Arrays die in other threads than the one that opened them."""
+    import numpy as np
+
+    def work(which: int) -> None:
+        kept: list[object] = []
+        for number in range(100):
+            with pool.lease(2000) as lease:
+                lease.view[:] = bytes([which]) * 2000
+                handle = lease.publish()
+            with pool.open(handle) as buffer:
+                kept.append(np.frombuffer(buffer.view, dtype=np.uint8))
+            if len(kept) > 3:
+                dying = kept.pop(0)
+                assert set(dying.tolist()) == {which}  # type: ignore[attr-defined]
+                ends.put(dying)
+                del dying
+            if number % 2:
+                ends.get()
+
+    ends: queue.Queue[object] = queue.Queue()
+    for _ in range(1000):
+        ends.put(None)
+    run_threads(8, work)
+    while not ends.empty():
+        ends.get()
+    eventually(lambda: pool.stats().active_buffers == 0)
+
+
+def test_two_processes_with_threads_exchange_everything(connect: Connect) -> None:
+    pool = connect()
+    with child("spawn", client_workers.exchange, pool.address, 60, SIZES) as (_, pipe):
+        handles = hear(pipe)
+        assert len(handles) == 240
+        box: queue.Queue[tuple[shmpool.Handle, bytes]] = queue.Queue()
+        for pair in handles:
+            box.put(pair)
+
+        def work(which: int) -> None:
+            while True:
+                try:
+                    handle, digest = box.get_nowait()
+                except queue.Empty:
+                    return
+                with pool.open(handle) as buffer:
+                    assert hashlib.sha256(buffer.view).digest() == digest
+
+        run_threads(4, work)
+
+
+def test_pools_are_opened_and_closed_by_many_threads(connect: Connect) -> None:
+    pool = connect()
+
+    def work(which: int) -> None:
+        for _ in range(5):
+            with shmpool.connect(pool.address) as own, own.lease(100) as lease:
+                lease.view[:8] = os.urandom(8)
+                own.discard(lease.publish())
+
+    run_threads(6, work)
+    eventually(lambda: len(pool.stats().clients) == 1)
+
+
+def test_close_in_one_thread_ends_the_others_cleanly(start: Start) -> None:
+    broker = start(handle_ttl="100ms")  # what was published last cannot be discarded any more
+    pool, other = broker.connect(), broker.connect()
+    leased = threading.Semaphore(0)
+
+    def work(which: int) -> None:
+        if which == 0:
+            for _ in range(200):
+                leased.acquire()
+            pool.close()
+            return
+        with pytest.raises((shmpool.PoolClosed, shmpool.LeaseReleased)):
+            use_for_ever()
+
+    def use_for_ever() -> None:
+        while True:
+            lease = pool.lease(100, timeout=5)
+            leased.release()
+            pool.discard(lease.publish())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        run_threads(4, work)
+    eventually(lambda: len(other.stats().clients) == 1)
+    other.close()
