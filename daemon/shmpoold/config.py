@@ -162,6 +162,10 @@ class Config(BaseModel):
         le=365 * _DAY,
         description="Memory that nobody used for so long is given back to the host (seconds).",
     )
+    scrub: bool = Field(
+        default=False,
+        description="A slot that moves between users gets new, zeroed pages first.",
+    )
     checksums: bool = Field(
         default=False,
         description="Clients sum what they publish and verify what they open (12 readers at most).",
@@ -254,6 +258,7 @@ def to_settings(config: Config, tickets_path: str) -> Settings:
         magazine_bytes=config.magazine_bytes,
         magazine_idle=config.magazine_idle,
         buffer_lifetime=config.buffer_lifetime,
+        scrub=config.scrub,
         checksums=config.checksums,
         tickets=tickets_path,
     )

@@ -153,6 +153,7 @@ class Process:
     pid: int
     start_time: int
     is_alive: bool = True
+    uid: int = 1000
 
 
 @dataclass(slots=True, eq=False)
@@ -663,7 +664,7 @@ class Client:
         world, number = self.world, next(self.world._numbers)
         self._is_greeted = False
         self.link = world.links[number] = Link(number, self)
-        peer = Peer(self.process.pid, 1000, 1000, self.process.start_time, f"worker {self.process.pid}")
+        peer = Peer(self.process.pid, self.process.uid, 1000, self.process.start_time, f"worker {self.process.pid}")
         self.link.outbox.append(Connected(number, peer))
         return self.link
 

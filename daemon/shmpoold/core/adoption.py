@@ -28,6 +28,7 @@ from shmpool.protocol.states import State
 from .actions import Cool, RemoveDirect, WatchAdopted
 from .damage import damaged_rows
 from .inventory import Holding
+from .scrubber import UNKNOWN
 from .slots import Span
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def _adopt_tier(
             words[row] = grant_word(broker.rows.move(row, State.FREE), State.FREE, BROKER)
             state = State.FREE
         if state == State.FREE and seat_of(words[row]) == BROKER:
+            inventory.scrubber.note(((row, 1),), UNKNOWN)
             inventory.give(tier, row, generation_of(words[row]), now)
         elif state not in HEADS and row not in claimed:
             inventory.quarantined.add(row)
@@ -136,6 +138,8 @@ def _place(broker: Broker, holding: Holding, word: int, now: float) -> None:
     inventory = broker.inventory
     inventory.granted[holding.row] = holding
     holding.granted_at = now
+    writer = broker.seats.taken.get(seat_of(word))
+    inventory.scrubber.note(holding.spans, writer.peer.uid if writer else UNKNOWN)
     if generation_of(word) < holding.birth:
         inventory.quarantine(holding)
         return

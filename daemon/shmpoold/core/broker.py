@@ -71,6 +71,7 @@ from .events import (
 from .inventory import WARM_SLICE, Holding, Inventory
 from .lending import RECALL_EVERY, Lending
 from .rows import Rows
+from .scrubber import Scrubber
 from .seats import Away, Seat, Seats
 from .settings import Settings
 
@@ -122,7 +123,14 @@ class Broker:
         self.tiers = read_tiers(header)
         self.rows = Rows(ledger, rows_of(self.tiers))
         self.seats = Seats(header, header[SEATS])
-        self.inventory = Inventory(self.rows, self.tiers, settings.memory_limit, self.seats.count, self._out.append)
+        self.inventory = Inventory(
+            self.rows,
+            self.tiers,
+            settings.memory_limit,
+            self.seats.count,
+            self._out.append,
+            Scrubber(settings.scrub),
+        )
         self.custody = Custody(self.rows, self.inventory, settings.handle_ttl, self._out.append, self._free)
         self.lending = Lending(self.rows, header, self.seats, self.inventory, self._out.append)
         self.clients: dict[int, Client] = {}

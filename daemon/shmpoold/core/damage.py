@@ -18,8 +18,6 @@ from shmpool.protocol.ledger import (
     MAX_EXTENTS,
     MAX_TICKETS,
     ROW_WORDS,
-    STATE_MASK,
-    STATE_SHIFT,
     chunks_of,
     chunks_of_link,
     generation_of,
@@ -52,15 +50,23 @@ def damaged_rows(
     follow each head, *seats* those that are taken; no direct segment is larger than
     *most_bytes*."""
     extents, cells, links = (_column(rows, word) for word in (EXTENT, FIRST_CELL, LINK))
+    led = {row for members in followers.values() for row in members}
     damaged: set[int] = set()
     for tier in tiers:
         for row in range(tier.base, tier.end):
             word, state = words[row], state_of(words[row])
             if state in _HELD:
                 run = _run(tier, row, extents[row], links)
-                if _is_held(word, extents[row], seats, tier, most_bytes) and run == [row, *followers.get(row, ())]:
+                if (
+                    run == [row, *followers.get(row, ())]
+                    and _is_somebodys(word, extents[row], seats, tier, most_bytes)
+                    and (state != State.PUBLISHED or _is_publication(rows, row, word, extents[row]))
+                ):
                     continue
-                damaged.update(at for at in run if words[at] >> STATE_SHIFT & STATE_MASK == State.FOLLOWER)
+                damaged.update(at for at in run if state_of(words[at]) == State.FOLLOWER and at not in led)
+            elif state == State.FOLLOWER:
+                if row in led or (tier.kind is TierKind.CHUNK and _is_nobodys(word, cells[row])):
+                    continue
             elif state not in _NOBODYS or _is_nobodys(word, cells[row]):
                 continue
             damaged.add(row)
@@ -68,14 +74,22 @@ def damaged_rows(
     return damaged
 
 
-def _is_held(word: int, extent: int, seats: Collection[int], tier: Tier, most_bytes: int) -> bool:
-    """Whether somebody there is has this row: a seat is cleared after its rows."""
-    is_published = state_of(word) == State.PUBLISHED
-    if seat_of(word) not in seats and not (is_published and seat_of(word) == BROKER):
-        return False
-    if is_published and not 1 <= tickets_of(extent) <= MAX_TICKETS:
+def _is_somebodys(word: int, extent: int, seats: Collection[int], tier: Tier, most_bytes: int) -> bool:
+    """Whether there is whom a held row names: a seat is cleared after its rows."""
+    is_custody = state_of(word) == State.PUBLISHED and seat_of(word) == BROKER
+    if not is_custody and seat_of(word) not in seats:
         return False
     return tier.kind is not TierKind.DIRECT or nbytes_of(extent) <= most_bytes
+
+
+def _is_publication(rows: Rows, row: int, word: int, extent: int) -> bool:
+    """Whether its tickets are as many as cells were made for this generation. (The last
+    cell may be a checksum.)"""
+    tickets = tickets_of(extent)
+    if not 1 <= tickets <= MAX_TICKETS:
+        return False
+    following = rows.words[row * ROW_WORDS + FIRST_CELL + tickets] if tickets < MAX_TICKETS - 1 else 0
+    return state_of(following) not in _MARKS or generation_of(following) != generation_of(word)
 
 
 def _is_nobodys(word: int, cell: int) -> bool:

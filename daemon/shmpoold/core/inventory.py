@@ -26,6 +26,7 @@ from shmpool.protocol.states import State
 
 from .actions import Action, Cool, CreateDirect, RemoveDirect
 from .rows import Rows
+from .scrubber import Scrubber
 from .slots import SlotMap, Span
 
 #: Pages are reserved in slices of at most so many bytes (0.1 ms each), so that warming
@@ -66,7 +67,13 @@ class Inventory:
     header counted)."""
 
     def __init__(
-        self, rows: Rows, tiers: tuple[Tier, ...], limit: int, seats: int, emit: Callable[[Action], None]
+        self,
+        rows: Rows,
+        tiers: tuple[Tier, ...],
+        limit: int,
+        seats: int,
+        emit: Callable[[Action], None],
+        scrubber: Scrubber,
     ) -> None:
         self.rows = rows
         self.tiers = tiers
@@ -80,6 +87,7 @@ class Inventory:
         self.granted: dict[int, Holding] = {}
         #: Rows that are never given out again: a client wrote nonsense, or the generation ran out.
         self.quarantined: set[int] = set()
+        self.scrubber = scrubber
         self._emit = emit
 
     def tier_of(self, row: int) -> Tier:
@@ -227,20 +235,33 @@ class Inventory:
                 slots.take(row, count)
                 if not self._are_sound(slots, [(row, count)]):
                     continue
-                for at in range(row, row + count):
-                    self.rows.move(at, State.COLD)  # before the pages go: a crash between only wastes them
                 slots.put_back(row, count)
-                slots.set_cold(row, count)
-                self._emit(Cool(slots.tier.index, row, count))
+                self._cool(slots, row, count)
                 cooled += count * slots.tier.size
                 self.held -= count * slots.tier.size
             if cooled >= nbytes:
                 break
         return cooled
 
+    def scrub(self, holding: Holding) -> None:
+        """Let a taken holding go cold, so that it is warmed with new pages; its memory stays
+        counted."""
+        slots = self.maps[holding.tier.index]
+        for first, length in holding.spans:
+            for at in range(first, first + length):
+                if slots.is_warm(at):
+                    self._cool(slots, at, 1)
+
+    def _cool(self, slots: SlotMap, row: int, count: int) -> None:
+        for at in range(row, row + count):
+            self.rows.move(at, State.COLD)  # before the pages go: a crash between only wastes them
+        slots.set_cold(row, count)
+        self.scrubber.forget(row, count)
+        self._emit(Cool(slots.tier.index, row, count))
+
     # --- granting and freeing ---------------------------------------------------------------------
 
-    def grant(self, holding: Holding, seat: int, now: float) -> None:
+    def grant(self, holding: Holding, seat: int, uid: int, now: float) -> None:
         """Write it into the ledger as (IDLE, seat): followers first, the head's grant word
         last, so that one store commits the whole."""
         head = holding.row
@@ -259,6 +280,7 @@ class Inventory:
         self.rows.describe(head, extent, link_word(following, birth))
         self.rows.move(head, State.IDLE, seat)
         holding.seat, holding.granted_at, holding.birth = seat, now, birth
+        self.scrubber.note(holding.spans, uid)
         self.granted[head] = holding
 
     def free(self, holding: Holding, now: float) -> None:

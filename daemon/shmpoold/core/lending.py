@@ -119,19 +119,26 @@ class Lending:
         holdings: list[Holding] = []
         while len(holdings) < count and (holding := self.inventory.take_ready(tier, request.chunks)):
             holdings.append(holding)
-        if holdings:
-            self._grant(request, holdings, now)
+        self._grant_or_warm(request, holdings, now)
         return bool(holdings)
 
     def _serve_cold(self, request: Request, tier: Tier, now: float) -> bool:
         count = 1 if self.line or tier is not request.tier else request.count
         holdings = self.inventory.take_cold(tier, request.chunks, count)
+        self._grant_or_warm(request, holdings, now)
+        return bool(holdings)
+
+    def _grant_or_warm(self, request: Request, holdings: list[Holding], now: float) -> None:
+        """Grant what was taken, once all of it is warm and nothing of it another user's."""
+        uid = self.seats.taken[request.seat].peer.uid
+        for holding in holdings:
+            if self.inventory.scrubber.is_needed(holding.spans, uid):
+                self.inventory.scrub(holding)
         slices = deque(self.inventory.to_warm(holdings))
         if slices:
             self._warm_next(Warming(request, holdings, slices))
-        elif holdings:  # a scattered run of warm pieces
+        elif holdings:
             self._grant(request, holdings, now)
-        return bool(holdings)
 
     def _create_direct(self, request: Request) -> bool:
         holding = self.inventory.take_direct(request.nbytes)
@@ -142,7 +149,7 @@ class Lending:
     def _grant(self, request: Request, holdings: list[Holding], now: float) -> None:
         seat = self.seats.taken[request.seat]
         for holding in holdings:
-            self.inventory.grant(holding, seat.number, now)
+            self.inventory.grant(holding, seat.number, seat.peer.uid, now)
             seat.gain(holding.row, holding.nbytes)
         self.line.end(request)
         self._send(request.connection, Grant(request.number, [holding.row for holding in holdings]))

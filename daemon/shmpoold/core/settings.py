@@ -24,6 +24,8 @@ class Settings:
     magazine_idle: float = 1.0
     #: A warm slot that nobody used for so long is cooled.
     buffer_lifetime: float = 60.0
+    #: A slot that moves between uids gets new, zeroed pages first.
+    scrub: bool = False
     #: Clients sum what they publish and verify what they open.
     checksums: bool = False
     #: The path of the file with the tickets' byte locks, for the clients.

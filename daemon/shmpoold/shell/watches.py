@@ -45,17 +45,21 @@ class Watches:
         if pid == 0:
             log.warning("seat %d is of a process out of sight: taken for alive", seat)
             return
+        pidfd = -1
         try:
             pidfd = os.pidfd_open(pid)
+            # Looked at after the pidfd was opened: what it names cannot change any more.
+            is_same = processes.is_same_process(pid, began)
         except ProcessLookupError:
             self._died(seat)
             return
         except OSError as error:
+            if pidfd >= 0:
+                os.close(pidfd)
             log.warning("cannot watch pid %d of seat %d yet: %s", pid, seat, error.strerror)
             self._retries[seat] = self._loop.call_later(RETRY, self.adopt, seat, pid, began)
             return
-        # Looked at after the pidfd was opened: what it names cannot change any more.
-        if processes.is_same_process(pid, began):
+        if is_same:
             self.watch(seat, pidfd)
         else:
             os.close(pidfd)
