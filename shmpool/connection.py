@@ -24,6 +24,7 @@ from .protocol.messages import (
     Hello,
     Message,
     MessageError,
+    Recall,
     Role,
     Welcome,
     decode,
@@ -33,6 +34,8 @@ from .protocol.messages import (
 #: Bytes that may wait for a broker that does not read, before the connection is given up.
 MAX_OUTBOX = 1024 * 1024
 _RECEIVE = 64 * 1024
+#: Seconds until a full backlog is tried again.
+_BACKLOG_PAUSE = 0.005
 
 
 class ConnectionEnded(Exception):
@@ -160,7 +163,14 @@ def dial(address: str, deadline: float) -> Connection:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.settimeout(max(0.001, deadline - time.monotonic()))
-        sock.connect(address)
+        while True:
+            try:
+                sock.connect(address)
+                break
+            except BlockingIOError:  # so many connect just now that the broker's backlog is full
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_BACKLOG_PAUSE)
         sock.settimeout(None)
     except OSError as error:
         sock.close()
@@ -179,11 +189,15 @@ def greet(connection: Connection, role: Role, nonce: int, pool_id: int, seat: in
         messages = connection.receive_one(deadline)
         while not messages:
             messages = connection.receive_one(deadline)
-        answer = messages[0]
-        if isinstance(answer, Fault):
-            raise fault_error(answer)
-        if not isinstance(answer, Welcome) or len(messages) > 1:
-            raise RemoteProtocolError(f"the broker answered Hello with {type(answer).__name__}")
+        answer, *more = messages
+        for message in messages:
+            if isinstance(message, Fault):  # maybe right behind the welcome: the broker stops
+                raise fault_error(message)
+        # A Recall may follow at once; it need not be kept, for it comes again.
+        if not isinstance(answer, Welcome) or not all(isinstance(message, Recall) for message in more):
+            raise RemoteProtocolError(
+                f"the broker answered Hello with {[type(message).__name__ for message in messages]}"
+            )
         return answer
     except ConnectionEnded as error:
         connection.close()

@@ -22,6 +22,7 @@ from .buffer import EndedBuffer, LiveBuffer
 from .direct import DirectLease
 from .errors import LeakedView
 from .lease import EndedLease, LiveLease
+from .windows import cover_all
 
 if TYPE_CHECKING:
     from .helper import Helper
@@ -149,6 +150,7 @@ def _after_fork_in_child() -> None:
     for pool in list(pools):
         pool._lock = threading.Lock()
         pool._session = pool._helper = None
+    cover_all()
     for session in sessions:
         session.abandon()
 

@@ -70,11 +70,15 @@ class Mapping:
 
     def _sit_down(self, nonce: int) -> None:
         """Take the seat's byte lock, and see that the seat is still ours: the welcome may be
-        an old broker's last, and a new one may have given the number to another."""
+        an old broker's last, and a new one may have given the number to another. Raises
+        BlockingIOError when another has the lock: maybe a child of the number's last owner
+        that inherited it. Without it we must not sit here: when that child ends, the byte is
+        free, and a broker that probes it takes us for gone."""
         try:
             fcntl(self.tickets_fd, F_OFD_SETLK, lock_bytes(SEAT_LOCKS + self.seat))
         except BlockingIOError:
-            pass  # a child of the number's last owner inherited it; our pidfd tells of our end
+            self.unmap()
+            raise
         at = seat_at(self.seat)
         if not self.header[at + SEAT_STATE] or self.header[at + SEAT_NONCE] != nonce:
             self.unmap()

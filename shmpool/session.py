@@ -47,19 +47,11 @@ class Session(Mapping):
         deadline = time.monotonic() + timeout
         self.address = address
         self.strict = strict
-        self.nonce = int.from_bytes(os.urandom(8))
         self.is_over = False
         self.is_closing = False
-        self.connection: Connection | None = dial(address, deadline)
-        welcome = greet(self.connection, Role.WORKER, self.nonce, 0, 0, deadline)
-        try:
-            self.map(welcome, self.nonce)
-        except OSError as error:
-            self.connection.close()
-            raise BrokerUnavailable(f"the pool of the broker at {address} cannot be mapped: {error}") from error
-        except BaseException:
-            self.connection.close()
-            raise
+        self.connection: Connection | None
+        while not self._take_seat(deadline):
+            pass  # the broker has that seat to clear, and another for us, or none at all
         self._make_tables()
         self.requests = Requests(self)
         #: The helper does not read: a waiting thread does.
@@ -76,6 +68,25 @@ class Session(Mapping):
         self.records: dict[int, Record] = {}
         #: Its pool was garbage-collected unclosed.
         self.is_forsaken = False
+
+    def _take_seat(self, deadline: float) -> bool:
+        """Connect, and map the pool. False when the seat's lock cannot be had: the seat is
+        left as it is, and the broker clears it when the lock is free."""
+        self.nonce = int.from_bytes(os.urandom(8))
+        self.connection = connection = dial(self.address, deadline)
+        welcome = greet(connection, Role.WORKER, self.nonce, 0, 0, deadline)
+        try:
+            self.map(welcome, self.nonce)
+        except BlockingIOError:
+            connection.close()
+            return False
+        except OSError as error:
+            connection.close()
+            raise BrokerUnavailable(f"the pool of the broker at {self.address} cannot be mapped: {error}") from error
+        except BaseException:
+            connection.close()
+            raise
+        return True
 
     # --- magazines ---------------------------------------------------------------------------------
 
@@ -326,9 +337,11 @@ class Session(Mapping):
 
     @property
     def owns_any(self) -> bool:
-        """Whether this seat is the custodian of anything: after `close_magazines`, of what
-        is leased or just being leased."""
-        return bool(self._owned)
+        """Whether this seat is the custodian of anything (after `close_magazines`: of what
+        is leased or just being leased), or has a ticket taken."""
+        words, taken = self.words, self.taken
+        tickets = [words[record.cell] & ~GENERATION_FIELD for record in list(self.records.values())]
+        return bool(self._owned) or taken in tickets
 
     def close_magazines(self) -> None:
         """Return what is idle and hand the publications to the broker."""
@@ -360,9 +373,9 @@ class Session(Mapping):
         self.wakeup = -1
 
     def abandon(self) -> None:
-        """In a forked child: put the parent's memory out of reach and forget the seat."""
+        """In a forked child: forget the seat. The parent's memory is out of reach already."""
         self.is_over = True
-        self.windows.cover_all()
+        self.windows.forget_callbacks()
         for slot in self._owned.values():
             if isinstance(slot, DirectSlot):
                 slot.close()  # else this process would keep the segment's memory

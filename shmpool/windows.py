@@ -37,11 +37,20 @@ class Window(mmap.mmap):
     address: int
 
 
+#: The windows of all sessions, also of ended ones of which only a view is left.
+_all_alive: weakref.WeakSet[Window] = weakref.WeakSet()
+
+
+def cover_all() -> None:
+    """After a fork, in the child: put every window out of reach."""
+    for window in list(_all_alive):
+        libc.cover(window.address, len(window))
+
+
 class Windows:
-    """All windows of one session: makes them, and covers them in a forked child."""
+    """All windows of one session: makes them, and tells when their last views die."""
 
     def __init__(self) -> None:
-        self._alive: weakref.WeakSet[Window] = weakref.WeakSet()
         self._watched: set[weakref.ref[Window]] = set()
 
     def make(self, pieces: Iterable[Piece], protection: int, *, populate: bool = True) -> Window:
@@ -54,7 +63,7 @@ class Windows:
         length = sum(piece.length for piece in pieces)
         window = Window(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=protection)
         at = window.address = libc.address_of(window)
-        self._alive.add(window)
+        _all_alive.add(window)
         for piece in pieces:
             libc.map_over(at, piece.length, protection, piece.fd, piece.offset)
             at += piece.length
@@ -84,11 +93,9 @@ class Windows:
         """Windows that only users' views keep alive."""
         return len(self._watched)
 
-    def cover_all(self) -> None:
-        """After a fork, in the child: put every window out of reach, forget the callbacks."""
+    def forget_callbacks(self) -> None:
+        """After a fork, in the child: the parent's views are not ours to wait for."""
         self._watched.clear()
-        for window in list(self._alive):
-            libc.cover(window.address, len(window))
 
 
 class _Holder:

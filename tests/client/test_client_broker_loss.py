@@ -10,7 +10,7 @@ import time
 import client_workers
 import numpy as np
 import pytest
-from client_helpers import KIB, MIB, child, eventually, hear, out, pattern
+from client_helpers import KIB, MIB, child, eventually, hear, in_fork, out, pattern
 from conftest import StartDaemon
 
 import shmpool
@@ -277,6 +277,27 @@ def test_another_pool_at_the_same_address_ends_the_old_leases_and_serves_new_one
         assert publish_and_read(pool, pool) == b"after"
         assert pool.stats().epoch == 1
         eventually(lambda: pool.stats().active_buffers == 0)
+
+
+def test_view_of_a_pool_that_was_replaced_is_out_of_a_forked_child_s_reach(daemon: StartDaemon, address: str) -> None:
+    broker = daemon()
+    with shmpool.connect(address) as pool:
+        lease = pool.lease(1000)
+        kept = lease.view[:]
+        kept[:] = b"o" * 1000
+        broker.end(signal.SIGTERM)
+        daemon()
+        eventually(lambda: pool._session is not None and pool._session.is_over)
+        del lease
+        publish_and_read(pool, pool)
+
+        def scribble() -> bytes:
+            seen = bytes(kept[:4])
+            kept[:4] = b"CHLD"
+            return seen
+
+        assert in_fork(scribble) == bytes(4)
+        assert kept == b"o" * 1000
 
 
 def test_stopped_broker_delays_only_who_needs_it(daemon: StartDaemon, address: str) -> None:

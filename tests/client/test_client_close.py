@@ -101,12 +101,15 @@ def test_buffer_opened_before_the_close_is_valid_until_its_release(connect: Conn
         lease.release()
 
 
+@pytest.mark.parametrize("leases_too", [True, False])
 @pytest.mark.parametrize("nbytes", SIZES[:2])
-def test_frozen_objects_are_not_overlooked(connect: Connect, nbytes: int) -> None:
+def test_frozen_objects_are_not_overlooked(connect: Connect, nbytes: int, leases_too: bool) -> None:
     """``gc.freeze`` hides objects from the collector, and from whoever asks it."""
     pool, other = connect(), connect()
     lease, buffer = pool.lease(nbytes), pool.open(publish(other, pattern(nbytes)))
     lease.view[:] = pattern(nbytes, 2)
+    if not leases_too:
+        lease.release()
     gc.freeze()
     try:
         with warnings.catch_warnings():

@@ -24,6 +24,7 @@ from shmpool.protocol.header import WANTED, header_bytes, ledger_bytes
 from shmpool.protocol.ledger import (
     EXTENT,
     FIRST_CELL,
+    GENERATION_FIELD,
     LINK,
     ROW_WORDS,
     birth_of,
@@ -224,6 +225,7 @@ class World:
         self.direct_rows = direct_rows
         with patch.object(sizing, "DIRECT_ROWS", direct_rows):
             self.tiers = make_tiers(self.settings.memory_limit, self.settings.sizing)
+        self._tier_of_row = [self.tiers[0]] + [tier for tier in self.tiers for _ in range(tier.capacity)]
         seats = self.settings.max_clients
         self.overhead = ledger_bytes(rows_of(self.tiers), seats) + header_bytes(seats)
         self.ledger = make_words(ledger_bytes(rows_of(self.tiers), seats) // 8, as_list=as_lists)
@@ -494,7 +496,8 @@ class World:
         return self.host_room is None or self._reserved() + nbytes <= self.host_room
 
     def _reserved(self) -> int:
-        return sum(self.tier_of(row).size for row in self.warm) + sum(self.direct.values())
+        tiers = self._tier_of_row
+        return sum([tiers[row].size for row in self.warm]) + sum(self.direct.values())
 
     # --- the shadow -------------------------------------------------------------------------------
 
@@ -523,7 +526,7 @@ class World:
     # --- reading the ledger -----------------------------------------------------------------------
 
     def tier_of(self, row: int) -> Tier:
-        return next(tier for tier in self.tiers if row < tier.end)
+        return self._tier_of_row[row]
 
     def grant(self, row: int) -> int:
         return self.ledger[row * ROW_WORDS]
@@ -731,11 +734,12 @@ class Client:
             return
         assert welcome.resumed, f"a living client has lost its seat {self.seat}"
         assert welcome.seat == self.seat
-        for tier in self.world.tiers:
-            for row in range(tier.base, tier.end):
-                slot = self.adopt_row(row)
-                if slot is not None:
-                    self.ready.append(slot)
+        idle = grant_word(0, State.IDLE, self.seat)
+        words = self.world.ledger[: self.world.tiers[-1].end * ROW_WORDS : ROW_WORDS]
+        for row in [row for row, word in enumerate(words) if word & ~GENERATION_FIELD == idle]:
+            slot = self.adopt_row(row)
+            if slot is not None:
+                self.ready.append(slot)
         for message in self.requests.values():
             self.send(message)
 

@@ -146,9 +146,7 @@ def test_warming_is_answered_later_and_one_for_each_turn(tmp_path: Path) -> None
     play(tmp_path, act)
 
 
-def test_what_the_host_refuses_is_told_and_the_rest_is_obeyed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_host_refuses_is_told_and_the_rest_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def act(stage: Stage) -> None:
         row = TIERS[-1].base
         stage.store.create_direct(row, 1, 4096)  # the name is taken

@@ -199,9 +199,7 @@ def test_stranger_is_told_that_it_may_not_connect(start_broker: StartBroker, con
     assert connect().hello().seat == 1
 
 
-def test_impossible_request_is_refused_and_the_connection_goes_on(
-    start_broker: StartBroker, connect: Connect
-) -> None:
+def test_impossible_request_is_refused_and_the_connection_goes_on(start_broker: StartBroker, connect: Connect) -> None:
     start_broker()
     wire = connect()
     wire.hello()

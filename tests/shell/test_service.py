@@ -65,9 +65,7 @@ def test_group_may_reach_the_socket_and_the_tickets(start_broker: StartBroker, a
     assert os.stat(directory).st_mode & 0o777 == 0o750
 
 
-def test_second_broker_is_refused_and_harms_nothing(
-    start_broker: StartBroker, connect: Connect, address: str
-) -> None:
+def test_second_broker_is_refused_and_harms_nothing(start_broker: StartBroker, connect: Connect, address: str) -> None:
     broker = start_broker()
     before = segments_of(broker.pool_id)
     second = start_broker()

@@ -21,6 +21,7 @@ from shmpool.protocol.ledger import (
     chunks_of,
     chunks_of_link,
     generation_of,
+    head_of,
     nbytes_of,
     next_row_of,
     seat_of,
@@ -65,7 +66,7 @@ def damaged_rows(
                     continue
                 damaged.update(at for at in run if state_of(words[at]) == State.FOLLOWER and at not in led)
             elif state == State.FOLLOWER:
-                if row in led or (tier.kind is TierKind.CHUNK and _is_nobodys(word, cells[row])):
+                if row in led or (_is_nobodys(word, cells[row]) and _was_left(tier, words, extents[row])):
                     continue
             elif state not in _NOBODYS or _is_nobodys(word, cells[row]):
                 continue
@@ -96,6 +97,16 @@ def _is_nobodys(word: int, cell: int) -> bool:
     """Whether a row that says so can be nobody's: its last publication is of an earlier
     generation."""
     return seat_of(word) == BROKER and not (state_of(cell) in _MARKS and generation_of(cell) >= generation_of(word))
+
+
+def _was_left(tier: Tier, words: list[int], extent: int) -> bool:
+    """Whether the head that a FOLLOWER names can have moved on without it: a broker died
+    while it granted or freed the run."""
+    head = head_of(extent)
+    if tier.kind is not TierKind.CHUNK or not tier.base <= head < tier.end:
+        return False
+    state, seat = state_of(words[head]), seat_of(words[head])
+    return state in _HELD or (seat == BROKER and (state in _NOBODYS or state == State.FOLLOWER))
 
 
 def _column(rows: Rows, word: int) -> list[int]:

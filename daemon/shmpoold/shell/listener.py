@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import select
 import socket
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from ..core.events import Peer
 ACCEPTS_PER_TURN: Final = 16
 #: Seconds without accepting when the process has no descriptors left.
 PAUSE: Final = 0.1
+#: Descriptors that connections leave to what those who have one need: segments, pidfds.
+RESERVE: Final = 16
 _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 log = logging.getLogger(__name__)
@@ -76,6 +79,7 @@ class Listener:
     def _on_ready(self) -> None:
         try:
             for _ in range(ACCEPTS_PER_TURN):
+                self._require_descriptors()
                 sock, _ = self._sock.accept()
                 try:
                     self._admit(sock)
@@ -91,6 +95,15 @@ class Listener:
             log.warning("not accepting for %.1f s: %s", PAUSE, error.strerror)
             self._loop.remove_reader(self._sock)
             self._pause = self._loop.call_later(PAUSE, self.start)
+
+    def _require_descriptors(self) -> None:
+        """Raise EMFILE when only the reserve is left: whoever is in must not be held up. The
+        kernel gives the lowest number that is free."""
+        lowest = os.dup(self._sock.fileno())
+        os.close(lowest)
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit != resource.RLIM_INFINITY and lowest >= limit - RESERVE:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def _admit(self, sock: socket.socket) -> None:
         """Identify the peer while nothing has been said yet."""
