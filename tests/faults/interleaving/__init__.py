@@ -1,0 +1,22 @@
+"""An exhaustive interleaving check of the real ledger code.
+
+The client (`Pool.lease`, `publish`, `open`, `release`, `discard`, magazines, sessions) and the
+broker's core run unchanged, over memory and byte locks that hand control to an explorer at
+every shared read, store, lock, unlock and message. The explorer visits every state that one
+slot with a few processes can get into, with deaths, endless pauses and restarts of the broker
+at any step, under sequential consistency and with x86's store buffers.
+
+Covered: one pooled slot, up to two tickets, the words of its row, the seat table and the wanted
+flag, the tickets' locks, the messages on each connection, the payload (one word that stands for
+all bytes), expiry, discard, custody, adoption, reconnecting.
+
+Not covered: runs and direct segments, several slots, cooling, threads of one process (what the
+helper thread does is done where its client waits or between two calls), forks, views that
+outlive their buffer, the shell's sockets (a connection is two queues that end with the process),
+processors that reorder more than x86, counters (each has one writer and decides nothing).
+
+`memory` has the words and what may be stored in them, `machines` runs parties one step at a
+time, `clients` and `brokers` have the processes (real code, patched where it meets the kernel),
+`start` how all begins, `world` what a step does and what must hold, `rest` what must hold in the
+end, `explorer` the search, `scenarios` and `mutants` what is explored.
+"""

@@ -1,0 +1,170 @@
+"""Brokers: the real core and the real closing of tickets, over the instrumented memory.
+
+The shell's part is done as the shell does it: actions are carried out in order, what they bring
+about at once is handled before anything else, and a broker that takes a pool up settles the dead
+before it serves anybody. Times are normalised so that waiting comes back to the same state: a
+tick is always due, an expired one comes long after everything.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+from shmpool.protocol.messages import FROM_CLIENT, Recall, decode, encode
+from shmpoold.core.actions import (
+    Action,
+    Close,
+    CloseTicket,
+    ProbeSeat,
+    Send,
+    Unwatch,
+    Warm,
+    WatchAdopted,
+    WatchConnected,
+)
+from shmpoold.core.custody import FIRST
+from shmpoold.core.events import Connected, Disconnected, Event, ProcessDied, Received, Ticked, TicketClosed, Warmed
+from shmpoold.shell.tickets import TicketCloser
+from shmpoold.shell.watches import Watches
+
+from .fingerprints import fingerprint
+from .machines import Context
+from .memory import Words
+from .start import Start, party_of, peer_of
+
+SOON, LATE, NEVER = 1.0, 10_000.0, float("inf")
+
+
+class ByteLocks:
+    """The broker's own open file of the tickets' locks."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def try_lock(self, offset: int) -> bool:
+        return bool(self._context.ask("lock", offset))
+
+    def unlock(self, offset: int) -> None:
+        self._context.ask("unlock", offset)
+
+
+class Loop:
+    """As much of an event loop as `TicketCloser` asks for; the world says when a timer fires.
+    *ticket* is the one that is being closed just now."""
+
+    def __init__(self) -> None:
+        self.ticket: CloseTicket | None = None
+        self.timers: list[tuple[CloseTicket | None, Callable[[], None]]] = []
+
+    def call_later(self, delay: float, fire: Callable[[], None]) -> object:
+        self.timers.append((self.ticket, fire))
+        return object()
+
+    def fire(self) -> None:
+        self.ticket, fire = self.timers.pop(0)
+        fire()
+
+
+class BrokerProcess:
+    """One broker's life. *epoch* 1 begins with the conversation of `Start`, later ones adopt."""
+
+    def __init__(self, context: Context, start: Start, epoch: int) -> None:
+        self._context = context
+        self._start = start
+        self._epoch = epoch
+        self._known = set(range(1, start.clients + 1)) if epoch == 1 else set()
+        self._events: deque[Event] = deque()
+        context.seat = 0
+        self._ledger = Words(context, start.layout.ledger, start.layout.searched, start.ledger)
+        self._header = Words(context, start.layout.header, {}, start.header)
+        self._loop = Loop()
+        locks: Any = ByteLocks(context)
+        ledger: Any = self._ledger
+        with patch("asyncio.get_running_loop", lambda: self._loop):
+            self._closer = TicketCloser(ledger, locks, lambda row: self._events.append(TicketClosed(row)))
+            self._watches = Watches(locks, lambda seat: self._events.append(ProcessDied(seat)))
+
+    def run(self) -> None:
+        context = self._context
+        if self._epoch == 1:
+            context.memory = list(self._start.blank)
+            self.core = self._start.make_core(self._ledger, self._header)  # type: ignore[arg-type]
+            self._start.converse(self.core)
+            context.memory = None
+        else:
+            self.core = self._start.make_core(self._ledger, self._header, self._epoch)  # type: ignore[arg-type]
+            self._carry_out(self.core.adopt(0.0))
+            self._drain(0.0)
+        while True:
+            self._normalise()
+            is_due = self.core.next_deadline() not in (None, NEVER)
+            self._turn(context.ask("await", is_due, len(self.core.custody) > 0, bool(self._loop.timers)))
+
+    def _turn(self, what: tuple[Any, ...]) -> None:
+        kind, now = what[0], SOON if what[0] != "expiry" else LATE
+        if kind == "message":
+            _, number, pid, frame = what
+            if number not in self._known:
+                self._known.add(number)
+                self._events.append(Connected(number, peer_of(party_of(pid))))
+            self._events.append(Received(number, decode(frame, FROM_CLIENT)))
+        elif kind == "hangup":
+            self._known.discard(what[1])
+            self._events.append(Disconnected(what[1]))
+        elif kind == "died":
+            self._events.append(ProcessDied(what[1]))
+        elif kind == "retry":
+            self._loop.fire()
+        else:
+            self._events.append(Ticked())
+        self._drain(now if kind in ("tick", "expiry") else 0.0)
+
+    def _drain(self, now: float) -> None:
+        while self._events:
+            self._carry_out(self.core.handle(self._events.popleft(), now))
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        ask = self._context.ask
+        for action in actions:
+            if isinstance(action, Send):
+                ask("send", action.connection, encode(action.message))
+            elif isinstance(action, Close):
+                ask("drop", action.connection)
+            elif isinstance(action, CloseTicket):
+                self._loop.ticket = action
+                self._closer.close_ticket(action)
+            elif isinstance(action, WatchConnected):
+                ask("watch", action.seat, self.core.clients[action.connection].peer.pid)
+            elif isinstance(action, WatchAdopted):
+                if ask("is dead", action.pid):
+                    self._events.append(ProcessDied(action.seat))
+                else:
+                    ask("watch", action.seat, action.pid)
+            elif isinstance(action, ProbeSeat):
+                self._watches.probe(action.seat)
+            elif isinstance(action, Unwatch):
+                self._watches.unwatch(action.seat)
+                ask("unwatch", action.seat)
+            elif isinstance(action, Warm):
+                self._events.append(Warmed(action.tier, action.row, action.count))
+
+    def _normalise(self) -> None:
+        core = self.core
+        core.custody._swept_at, core.custody._interval = 0.0, FIRST
+        core.lending.next_recall = core.lending.next_warming = 0.0
+        core._next_cooling = NEVER
+        core.away._due = dict.fromkeys(sorted(core.away._due), (0.0, core.away.FIRST))
+        for holding in core.inventory.granted.values():
+            if holding.orphaned_at is not None:
+                holding.orphaned_at = 0.0
+        quarantined = sorted(core.inventory.quarantined)
+        assert not quarantined, f"rows {quarantined} are quarantined, and nobody scribbled"
+        timers = [ticket for ticket, _ in self._loop.timers]
+        self._context.marks = ("ready",) if core.inventory.maps[0].has_ready else ()
+        self._context.cut((self._epoch, tuple(sorted(self._known)), tuple(timers), fingerprint(core)))
+
+
+RECALL = encode(Recall())

@@ -1,0 +1,419 @@
+"""Clients: the real session, pool, leases and buffers, patched where they meet the kernel.
+
+What the helper thread does in a product's process is done here where its client waits for a
+grant, and between two calls (`Client.turn`, `Client.serve`).
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from fcntl import F_UNLCK
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import shmpool.mapping
+import shmpool.pool
+import shmpool.requests
+import shmpool.session
+import shmpool.tickets
+from shmpool import BrokerUnavailable, HandleUsed, LeaseTimeout, StaleHandle
+from shmpool.connection import ConnectionEnded
+from shmpool.pool import Pool
+from shmpool.protocol.figures import COUNTER_WORDS
+from shmpool.protocol.handle import unpack_handle
+from shmpool.protocol.ledger import FIRST_CELL, NBYTES_BITS, state_of
+from shmpool.protocol.messages import FROM_BROKER, Message, decode, encode
+from shmpool.protocol.states import CellState
+from shmpool.requests import Request, Requests
+from shmpool.session import Session
+
+from .fingerprints import fingerprint
+from .machines import Context
+from .memory import Words
+from .start import NBYTES, Start, nonce_of
+
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+class Gone(Exception):
+    """A client that goes away in the middle of its part."""
+
+
+class Wrong(Exception):
+    """A client was treated in a way that no client ever should be."""
+
+
+# --- what stands for the kernel --------------------------------------------------------------------
+
+
+class Window(bytearray):
+    """Stands for a map. Views hang on it as they do on one, so its reference count is right."""
+
+
+class Windows:
+    """Stands for `shmpool.windows.Windows`: no view outlives its buffer here."""
+
+    waiting = 0
+
+    def make(self, pieces: Any, protection: int, *, populate: bool = True) -> Window:
+        return Window(16)
+
+
+class Connection:
+    """A socket whose two directions are queues of the world's. *pending* is what `poll` saw."""
+
+    has_outbox = False
+
+    def __init__(self, context: Context, number: int) -> None:
+        self.number = number
+        self.pending: Any = None
+        self._context = context
+
+    def send(self, message: Message) -> None:
+        if self._context.memory is None:
+            self._context.ask("send", self.number, encode(message))
+
+    def try_send(self, message: Message) -> bool:
+        self.send(message)
+        return True
+
+    def wait(self) -> bool:
+        """Until there is something to receive; False when a deadline passed first."""
+        self.pending = self._context.ask("receive", self.number)
+        return self.pending != "timeout"
+
+    def receive(self) -> list[Message]:
+        frame, self.pending = self.pending, None
+        if frame == "end":
+            raise ConnectionEnded("the broker is gone")
+        return [decode(frame, FROM_BROKER)]
+
+    def receive_one(self, deadline: float) -> list[Message]:
+        if self._context.memory is not None:
+            self.pending = self._context.inbox.pop(0)
+        else:
+            self.wait()
+        return self.receive()
+
+    def unread(self) -> bytes | None:
+        """What has come and nobody has received: for a mutant."""
+        frame: bytes | None = self._context.ask("unread", self.number)
+        return frame
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the broker's end is gone."""
+        return self._context.memory is None and bool(self._context.ask("ended", self.number))
+
+    def close(self) -> None:
+        if self._context.memory is None:
+            self._context.ask("close", self.number)
+
+
+def _context() -> Context:
+    assert Context.current is not None
+    return Context.current
+
+
+def offset_of(lock: bytes) -> int:
+    """The byte that a struct flock is about."""
+    return int(_FLOCK.unpack(lock)[2])
+
+
+def fcntl(fd: int, command: int, lock: bytes) -> None:
+    """F_OFD_SETLK on one byte of the tickets' file."""
+    kind, offset = _FLOCK.unpack(lock)[0], offset_of(lock)
+    context = _context()
+    if context.memory is not None:
+        return  # the seat's byte: it is locked when the scenario starts
+    if kind == F_UNLCK:
+        context.ask("unlock", offset)
+    elif not context.ask("lock", offset):
+        raise BlockingIOError
+
+
+class Clock:
+    """Each party has its own, so that it depends on nobody; patience ends at the second look."""
+
+    @staticmethod
+    def monotonic() -> float:
+        _context().now += 0.006
+        return _context().now
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        _context().now += 1.0
+
+
+def _dial(address: str, deadline: float) -> Connection:
+    context = _context()
+    return Connection(context, context.index + 1 if context.memory is not None else context.ask("connect"))
+
+
+def _make_words(session: Session, welcome: Any) -> None:
+    context, start = _context(), _context().machine.start
+    context.seat = welcome.seat
+    session.words = Words(context, start.layout.ledger, start.layout.searched, start.ledger)  # type: ignore[assignment]
+    session.header = Words(context, start.layout.header, {}, start.header)  # type: ignore[assignment]
+    session.counters = len(start.ledger) - COUNTER_WORDS
+
+
+def _read_for(requests: Requests, request: Request, deadline: float) -> bool:
+    """`Requests._read_for`, without the polling; and what the helper would do meanwhile."""
+    client, session = Client.of(_context()), requests._session
+    while session.connection is not None and not request.is_answered:
+        if not client.pump("waiting"):
+            return False
+    return True
+
+
+def _wait(request: Request, deadline: float) -> bool:
+    """`Request.wait`: the helper goes on until it wakes this thread."""
+    client = Client.of(_context())
+    while not request._gate.acquire(blocking=False):
+        if client.session.connection is not None:
+            return True  # the helper has made one; it nudges nobody, but the waiter looks again in time
+        client.reconnect()
+    return True
+
+
+@contextmanager
+def patched() -> Iterator[None]:
+    """The product's modules over the instrumented kernel, while an exploration runs."""
+    system = SimpleNamespace(
+        open=lambda *_: -1, close=lambda *_: None, eventfd=lambda *_: -1, eventfd_write=lambda *_: None,
+        urandom=lambda size: nonce_of(_context().index).to_bytes(size, "big"),
+        O_RDWR=0, O_CLOEXEC=0, EFD_CLOEXEC=0, EFD_NONBLOCK=0,
+    )  # fmt: skip
+    with ExitStack() as stack:
+        for module, name, stand_in in (
+            (shmpool.pool, "fcntl", fcntl),
+            (shmpool.tickets, "fcntl", fcntl),
+            (shmpool.tickets, "time", Clock),
+            (shmpool.mapping, "fcntl", fcntl),
+            (shmpool.mapping, "os", system),
+            (shmpool.mapping, "Windows", Windows),
+            (shmpool.mapping.libc, "needs_barrier", lambda: False),
+            (shmpool.mapping.Mapping, "_make_words", _make_words),
+            (shmpool.requests, "os", system),
+            (shmpool.requests.Requests, "_read_for", _read_for),
+            (shmpool.requests.Request, "wait", _wait),
+            (shmpool.session, "dial", _dial),
+            (shmpool.session, "os", system),
+        ):
+            stack.enter_context(patch.object(module, name, stand_in))
+        yield
+
+
+# --- a client ----------------------------------------------------------------------------------------
+
+
+class Client:
+    """A process that uses one pool: what scenarios let it do. Made at the party's first step;
+    *joins* is for one that is not connected at the start."""
+
+    def __init__(self, context: Context, start: Start, *, joins: bool = False) -> None:
+        self._context = context
+        self._step = 0
+        context.client = self
+        if not joins:
+            context.memory = list(start.memory)
+            context.inbox = [start.welcomes[context.index]]
+        session = self.session = context.session = self._connect()
+        session._fds = {(0, True): -1, (0, False): -1}
+        if not joins and context.index == 0:
+            session._handle(decode(start.grant, FROM_BROKER))
+        context.memory = None
+        self.pool = pool = object.__new__(Pool)
+        pool.address, pool._strict, pool._is_closed = "here", False, False
+        pool._lock, pool._session, pool._helper = threading.Lock(), session, None
+        self.handle = b""
+
+    def _connect(self) -> Session:
+        """Tried twice: who finds no broker then goes away."""
+        try:
+            return Session("here", 1.0, strict=False)
+        except BrokerUnavailable:
+            self._context.seat = None
+        try:
+            return Session("here", 1.0, strict=False)
+        except BrokerUnavailable:
+            self._context.seat = None
+            raise Gone from None
+
+    @staticmethod
+    def of(context: Context) -> Client:
+        return context.client  # type: ignore[no-any-return]
+
+    def _cut(self) -> None:
+        """Between two calls: the past is what the objects say."""
+        self._step += 1
+        self._mark()
+
+    def _mark(self) -> None:
+        context, session = self._context, self.session
+        context.cut((self._step, self.handle, fingerprint(session, context.lease, context.buffer)))
+
+    # --- writing -----------------------------------------------------------------------------------
+
+    def lease(self) -> bool:
+        """False when it timed out."""
+        self._cut()
+        try:
+            self._context.lease = self.pool.lease(NBYTES)
+        except LeaseTimeout:
+            return False
+        return True
+
+    def write(self) -> None:
+        """Write what only this generation's readers may see: its future grant word."""
+        lease = self._context.lease
+        self._context.store(self._context.machine.start.layout.payload, lease._granted())
+        self._context.ask("pass")  # it writes for a while: nobody else may
+
+    def publish(self, tickets: int = 1) -> None:
+        """Publish, and post the handles."""
+        lease = self._context.lease
+        handles = [lease.publish()] if tickets == 1 else lease.publish_many(tickets)
+        self._context.lease = None
+        self.handle = handles[0]
+        for handle in handles:
+            self._context.ask("post", bytes(handle))
+
+    def release_lease(self) -> None:
+        """Release unpublished."""
+        self._context.lease.release()
+        self._context.lease = None
+
+    def return_idle(self) -> None:
+        """Give everything idle back to the broker."""
+        self._cut()
+        self.session.return_all()
+        self.turn()
+
+    def produce(self, times: int, tickets: int = 1) -> None:
+        """Lease, write, publish, and look at what the broker wants."""
+        for _ in range(times):
+            if not self.lease():
+                return
+            self.write()
+            self.publish(tickets)
+            self.turn()
+
+    def produce_from_own(self, times: int, tickets: int = 1) -> None:
+        """The same without the broker: waits until the slot comes back by itself."""
+        context, layout = self._context, self._context.machine.start.layout
+        magazine = self.session.pooled[0]
+        for _ in range(times):
+            while not magazine.ready and (done := magazine.reap(1)) is None:
+                cells = [(number, context.read(number)) for number in layout.cells]
+                open_cell = next((pair for pair in cells if state_of(pair[1]) != CellState.DONE), None)
+                if open_cell is not None:
+                    context.ask("until", *open_cell)
+                self._mark()
+            if not magazine.ready:
+                magazine.ready.append(done)
+            self.produce(1, tickets)
+
+    def discard(self) -> None:
+        """Discard the first ticket of the last publication."""
+        self._cut()
+        try:
+            self.pool.discard(self.handle)  # type: ignore[arg-type]
+        except (StaleHandle, HandleUsed):
+            pass
+        self.turn()
+
+    # --- reading --------------------------------------------------------------------------------------
+
+    def receive(self, number: int) -> bytes:
+        """The handle that was posted as the so-manieth; waits for it."""
+        self._cut()
+        self.handle = self._context.ask("fetch", number)
+        return self.handle
+
+    def open(self) -> bool:
+        """Open the handle; False when it is refused."""
+        self._cut()
+        context = self._context
+        try:
+            context.buffer = self.pool.open(self.handle)  # type: ignore[arg-type]
+        except (StaleHandle, HandleUsed):
+            return False
+        _, granted, tail = unpack_handle(self.handle)
+        context.won |= {(granted, (tail >> NBYTES_BITS & 15) + FIRST_CELL)}
+        return True
+
+    def release(self) -> None:
+        self._context.buffer.release()
+        self._context.buffer = None
+
+    def consume(self, number: int) -> None:
+        """Receive, open, hold and release."""
+        self.receive(number)
+        if self.open():
+            self._context.ask("pass")  # it reads for a while: the payload is looked at in every state
+            self.release()
+        self.turn()
+
+    # --- the helper's part ------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """What the helper does after each of its waits."""
+        self._cut()
+        self._help()
+
+    def pump(self, mark: str = "") -> bool:
+        """Wait for the broker and do what it says; False when a deadline passed first."""
+        session, context = self.session, self._context
+        connection: Any = session.connection
+        if connection is None:
+            self.reconnect()
+            return True
+        context.marks = (mark,)
+        self._mark()
+        in_time = connection.wait()
+        context.marks = ()
+        if in_time:
+            session.receive(connection)
+            self._help()
+        return in_time
+
+    def _help(self) -> None:
+        session = self.session
+        if session.is_wanted:
+            session.answer_recall()
+        session.send_bells()
+
+    def reconnect(self) -> None:
+        """As the helper does it, without pauses."""
+        session = self.session
+        while session.connection is None:
+            self._mark()
+            session.reconnect(1.0)
+            if session.is_over:
+                raise Wrong("a living client has lost its seat")
+
+    def serve(self) -> None:
+        """Nothing more to do: only the helper goes on."""
+        self._cut()
+        while True:
+            self.pump()
+
+    def close(self) -> None:
+        """`Pool.close` and the end of the process: nothing is in use."""
+        session = self.session
+        self._cut()
+        session.is_closing = True
+        session.close_magazines()
+        session.say_goodbye()
+        self._context.seat = None
+        session.close_descriptors()
+
+    def exit(self) -> None:
+        """The end of the process without a word."""
+        self.session.is_over = True

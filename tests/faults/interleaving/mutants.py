@@ -1,0 +1,244 @@
+"""Seeded mistakes: each leaves one ingredient of the protocol out, and must be found.
+
+Most are made from the product's own source by replacing a line, so that a mutant is always
+today's code but for that line; where the line is no longer there, `rewritten` says so.
+"""
+
+from __future__ import annotations
+import __future__
+
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+from shmpool import tickets
+from shmpool.buffer import EndedBuffer, LiveBuffer
+from shmpool.lease import LiveLease
+from shmpool.magazine import Magazine, Slot
+from shmpool.pool import Pool
+from shmpool.protocol.ledger import GENERATION_FIELD, ROW_WORDS, SEAT_LOCKS, STATE_SHIFT
+from shmpool.protocol.messages import Message
+from shmpool.protocol.states import CellState
+from shmpool.session import Session
+from shmpoold.core.broker import Broker
+from shmpoold.core.custody import Custody
+from shmpoold.core.rows import Rows
+
+from . import brokers, clients, world
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """*scenario* is where it shows, in all *modes*; in the other mode it does not."""
+
+    name: str
+    scenario: str
+    make: Callable[[], AbstractContextManager[None]]
+    modes: tuple[str, ...] = ("SC", "TSO")
+
+
+def rewritten(function: Any, *replacements: tuple[str, str]) -> Any:
+    """The function with parts of its source replaced."""
+    source = textwrap.dedent(inspect.getsource(function))
+    for old, new in replacements:
+        assert source.count(old) == 1, f"{function.__qualname__} no longer has one {old!r}: mend the mutant"
+        source = source.replace(old, new)
+    code = compile(source, f"<mutant of {function.__qualname__}>", "exec", __future__.annotations.compiler_flag)
+    made: dict[str, Any] = {}
+    exec(code, function.__globals__, made)
+    return made[function.__name__]
+
+
+def rewrite(owner: Any, name: str, *replacements: tuple[str, str]) -> Callable[[], AbstractContextManager[None]]:
+    """A mutant of one method."""
+
+    @contextmanager
+    def make() -> Iterator[None]:
+        with patch.object(owner, name, rewritten(getattr(owner, name), *replacements)):
+            yield
+
+    return make
+
+
+def together(*makers: Callable[[], AbstractContextManager[None]]) -> Callable[[], AbstractContextManager[None]]:
+    """A mutant of several mistakes."""
+
+    @contextmanager
+    def make() -> Iterator[None]:
+        with ExitStack() as stack:
+            for maker in makers:
+                stack.enter_context(maker())
+            yield
+
+    return make
+
+
+# --- those that are no single line ----------------------------------------------------------------------
+
+
+@contextmanager
+def lock_left_out() -> Iterator[None]:
+    """Tickets are taken without their lock. Seats keep theirs."""
+
+    def fcntl(fd: int, command: int, lock: bytes, real: Any = clients.fcntl) -> None:
+        if clients.offset_of(lock) >= SEAT_LOCKS:
+            real(fd, command, lock)
+
+    with patch.object(clients, "fcntl", fcntl):
+        yield
+
+
+@contextmanager
+def broker_closes_without_lock() -> Iterator[None]:
+    """Expiry looks and stores without the ticket's lock."""
+
+    class NoLocks(brokers.ByteLocks):
+        def try_lock(self, offset: int) -> bool:
+            return offset < SEAT_LOCKS or super().try_lock(offset)
+
+        def unlock(self, offset: int) -> None:
+            if offset >= SEAT_LOCKS:
+                super().unlock(offset)
+
+    with patch.object(brokers, "ByteLocks", NoLocks):
+        yield
+
+
+@contextmanager
+def lock_is_no_barrier() -> Iterator[None]:
+    """A lock in user space that does not order stores; the kernel's does."""
+    with patch.object(world.World, "locks_are_barriers", False):
+        yield
+
+
+@contextmanager
+def done_before_the_view_is_gone() -> Iterator[None]:
+    """Release tells everybody first and lets go of the view afterwards."""
+
+    def release(self: LiveBuffer) -> None:
+        record, granted = self._record, self._granted
+        words = record.session.words
+        words[record.cell] = granted & GENERATION_FIELD | CellState.DONE << STATE_SHIFT
+        is_changed = words[record.word] != granted
+        self.view.release()
+        del self.view
+        self.__class__ = EndedBuffer  # type: ignore[assignment]
+        if is_changed:
+            record.session.ring(record.row)
+
+    with patch.object(LiveBuffer, "release", release):
+        yield
+
+
+@contextmanager
+def old_replies_kept() -> Iterator[None]:
+    """What an old socket still had is handled after the new one's first message."""
+    receive, lose = Session.receive, Session.lose_connection
+
+    def lose_connection(self: Session) -> None:
+        connection: Any = self.connection
+        late = vars(self).setdefault("late", [])
+        while (frame := connection.unread()) is not None:
+            late.append(frame)
+        lose(self)
+
+    def receive_both(self: Session, connection: Any) -> None:
+        receive(self, connection)
+        if self.connection is not None:
+            for frame in vars(self).pop("late", []):
+                message: Message = clients.decode(frame, clients.FROM_BROKER)
+                self._handle(message)
+
+    with patch.object(Session, "lose_connection", lose_connection), patch.object(Session, "receive", receive_both):
+        yield
+
+
+@contextmanager
+def grants_trusted() -> Iterator[None]:
+    """A grant is taken for the truth, the row is not read."""
+
+    def adopt_row(self: Session, row: int) -> Slot | None:
+        word = self.words[row * ROW_WORDS]
+        tier = self.tier_of(row)
+        slot = Slot(self, tier, ((row, 1),), tier.size, word & GENERATION_FIELD)
+        slot.magazine = self.magazine(tier, 1)
+        return slot if self._owned.setdefault(row, slot) is slot else None
+
+    with patch.object(Session, "adopt_row", adopt_row):
+        yield
+
+
+TRUSTING = "        holding = self.inventory.granted.get(row)\n        if holding: self._free(holding, now)"
+
+MUTANTS: tuple[Mutant, ...] = (
+    # The five of the issue.
+    Mutant("the lock left out", "reader x reader, one handle", lock_left_out),
+    Mutant(
+        "a cell of another generation accepted", "reader x reader, one handle",
+        rewrite(Pool, "open", (
+            "words[record.cell] == granted == words[record.word]",
+            "words[record.cell] & 0xFFFFFF == granted & 0xFFFFFF == words[record.word] & 0xFFFFFF",
+        )),
+    ),
+    Mutant(
+        "the seat cleared before its rows", "restart x sweep",
+        rewrite(Broker, "_end_seat",
+                ("self.away.come_back(seat)\n", "self.away.come_back(seat)\n    self.seats.clear(seat)\n"),
+                ("self._out.append(Unwatch(seat.number))\n    self.seats.clear(seat)",
+                 "self._out.append(Unwatch(seat.number))")),
+    ),
+    Mutant(
+        "a doorbell trusted", "close x reader's bell",
+        rewrite(Broker, "_on_bell", ("        self._settle(row, now)", TRUSTING)),
+    ),
+    Mutant("the old socket's replies not discarded", "restart x return", together(old_replies_kept, grants_trusted)),
+    # More.
+    Mutant("expiry without the lock", "reader x expiry", broker_closes_without_lock),
+    Mutant("a lock that is no barrier", "reader x reader, one handle", lock_is_no_barrier, ("TSO",)),
+    Mutant("DONE before the view is gone", "publisher x reader", done_before_the_view_is_gone),
+    Mutant(
+        "the grant word before the cells", "publisher x reader",
+        rewrite(LiveLease, "publish",
+                ("    words[word + FIRST_CELL] = granted\n", "    words[word] = granted\n"),
+                ("    words[word] = granted\n    self.__class__",
+                 "    words[word + FIRST_CELL] = granted\n    self.__class__")),
+    ),
+    Mutant(
+        "the generation not bumped", "reader x reader, one handle",
+        rewrite(Magazine, "reap", ("slot.base += ONE_GENERATION", "slot.base += 0")),
+    ),
+    Mutant(
+        "a run of tickets judged by its last", "readers of two tickets",
+        rewrite(Slot, "is_done", ("all(words[cell] == done for", "any(words[cell] == done for")),
+    ),
+    Mutant(
+        "a ticket closed without a look", "reader x discard",
+        rewrite(tickets, "_locked", ("if explanation :=", "if mark == session.taken and (explanation :="),
+                ("granted, nbytes):\n                raise", "granted, nbytes)):\n                raise")),
+    ),
+    Mutant(
+        "a dead reader's tickets left open", "restart x sweep",
+        rewrite(Broker, "_end_seat", ("list(self.rows.cells_taken_by(seat.number))", "[]")),
+    ),
+    Mutant(
+        "custody ended with tickets out", "publisher's death x sweep",
+        rewrite(Custody, "look", ("if not self._rows.open_cells(row):", "if True:")),
+    ),
+    Mutant(
+        "a free that keeps the generation", "publisher's death x sweep",
+        rewrite(Rows, "move", ("generation_of(word) + bumps", "generation_of(word)")),
+    ),
+    Mutant(
+        "a reader that does not look for the custodian", "close x reader's bell",
+        rewrite(LiveBuffer, "release",
+                ("if words[record.word] != granted or session.header[record.wanted]:", "if False:")),
+        ("SC",),
+    ),
+    # Store buffers can hide a reader's DONE from the broker and the custodian from the reader.
+    Mutant("no sweep", "close x reader's bell", rewrite(Custody, "next_sweep", ("if not self._queue:", "if True:")),
+           ("TSO",)),
+)  # fmt: skip

@@ -1,0 +1,231 @@
+"""What is explored: who takes part, what they do, and what may befall them.
+
+The pairwise scenarios are small enough for every run of the tests; `WHOLE` is all at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .brokers import BrokerProcess
+from .clients import Client, Gone
+from .machines import Context
+
+Role = Callable[[Client], None]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """*roles* are by name; the first has the slot at the start. Those in *joining* connect
+    once something is published. *faults* is how many of them die (*mortal*) or stop for ever
+    (*pausable*), *restarts* how often the broker dies. *bells_suffice* in these modes: there
+    the sweep has nothing to find."""
+
+    name: str
+    roles: tuple[tuple[str, Role], ...]
+    mortal: frozenset[str] = frozenset()
+    pausable: frozenset[str] = frozenset()
+    joining: frozenset[str] = frozenset()
+    tickets: int = 1
+    faults: int = 0
+    restarts: int = 0
+    expiry: bool = False
+    timeouts: bool = False
+    bells_suffice: tuple[str, ...] = ()
+
+    @property
+    def connected(self) -> int:
+        return len(self.roles) - len(self.joining)
+
+    @property
+    def seats(self) -> int:
+        return len(self.roles)
+
+    def bodies(self) -> list[tuple[str, Callable[[Context], None]]]:
+        return [(name, self._body(name, role)) for name, role in self.roles]
+
+    def _body(self, name: str, role: Role) -> Callable[[Context], None]:
+        def body(context: Context) -> None:
+            if name in self.joining:
+                context.ask("fetch", 0)
+            with contextlib.suppress(Gone):
+                role(Client(context, context.machine.start, joins=name in self.joining))
+
+        return body
+
+    def broker(self, epoch: int) -> Callable[[Context], None]:
+        return lambda context: BrokerProcess(context, context.machine.start, epoch).run()
+
+
+# --- roles -----------------------------------------------------------------------------------------
+
+
+def produce(times: int = 1, *, then: Callable[[Client], None] = Client.serve, tickets: int = 1) -> Role:
+    """Lease, write and publish, asking the broker for what the magazine does not have."""
+
+    def role(client: Client) -> None:
+        client.produce(times, tickets)
+        then(client)
+
+    return role
+
+
+def recycle(client: Client) -> None:
+    """Publish, and publish again in the same slot once its reader is done."""
+    client.produce(1)
+    client.produce_from_own(1)
+    client.serve()
+
+
+def recycle_for_two(client: Client) -> None:
+    client.produce(1, tickets=2)
+    client.produce_from_own(1, tickets=2)
+    client.serve()
+
+
+def discard_and_recycle(client: Client) -> None:
+    client.produce(1)
+    client.discard()
+    client.produce_from_own(1)
+    client.serve()
+
+
+def give_up(client: Client) -> None:
+    """Lease, write, release unpublished, and leave."""
+    if client.lease():
+        client.write()
+        client.release_lease()
+    client.close()
+
+
+def come_and_go(client: Client) -> None:
+    """Release unpublished and give the slot back, and want one again, and again."""
+    for _ in range(2):
+        if client.lease():
+            client.release_lease()
+        client.return_idle()
+    client.produce(1)
+    client.serve()
+
+
+def read(*numbers: int) -> Role:
+    """Open and release the handles that were posted as these."""
+
+    def role(client: Client) -> None:
+        for number in numbers:
+            client.consume(number)
+        client.serve()
+
+    return role
+
+
+def both(*names: str) -> dict[str, frozenset[str]]:
+    """These may die, or stop for ever."""
+    return {"mortal": frozenset(names), "pausable": frozenset(names)}
+
+
+# --- pairs -------------------------------------------------------------------------------------------
+
+SCENARIOS: tuple[Scenario, ...] = (
+    Scenario(
+        "publisher x reader",
+        (("publisher", produce(2)), ("reader", read(0, 1))),
+        **both("publisher", "reader"), faults=1,
+    ),
+    Scenario(
+        "reader x reader, one handle",
+        (("publisher", recycle), ("reader1", read(0)), ("reader2", read(0))),
+        **both("reader1"), faults=1,
+    ),
+    Scenario(
+        "readers of two tickets",
+        (("publisher", recycle_for_two), ("reader1", read(0)), ("reader2", read(1))),
+        tickets=2,
+    ),
+    Scenario(
+        "reader x discard",
+        (("publisher", discard_and_recycle), ("reader", read(0, 1))),
+        **both("publisher", "reader"), faults=1,
+    ),
+    Scenario(
+        "reader x expiry",
+        (("publisher", produce(then=Client.exit)), ("reader", read(0)), ("heir", produce())),
+        **both("reader"), faults=1, expiry=True,
+    ),
+    Scenario(
+        "publisher's death x sweep",
+        (("publisher", produce()), ("reader", read(0)), ("heir", produce())),
+        mortal=frozenset({"publisher"}), faults=1,
+    ),
+    Scenario(
+        "reader's death x sweep",
+        (("publisher", recycle), ("reader", read(0, 1))),
+        **both("reader"), faults=1,
+    ),
+    Scenario(
+        "restart x publisher",
+        (("publisher", produce(2)), ("reader", read(0, 1))),
+        restarts=1,
+    ),
+    Scenario(
+        "restart x leaving publisher",
+        (("publisher", give_up), ("heir", produce())),
+        restarts=1,
+    ),
+    Scenario(
+        "restart x return",
+        (("publisher", come_and_go), ("heir", produce())),
+        restarts=1,
+    ),
+    Scenario(
+        "restart x reader",
+        (("publisher", produce(then=Client.exit)), ("reader", read(0))),
+        **both("reader"), faults=1, restarts=1,
+    ),
+    Scenario(
+        "restart x sweep",
+        (("publisher", recycle), ("reader", read(0))),
+        mortal=frozenset({"publisher", "reader"}), faults=1, restarts=1,
+    ),
+    Scenario(
+        "newcomer x sweep",
+        (("publisher", recycle), ("reader", read(0)), ("newcomer", read(1))),
+        mortal=frozenset({"reader"}), faults=1, joining=frozenset({"newcomer"}),
+    ),
+    Scenario(
+        "restart x newcomer",
+        (("publisher", produce(then=Client.exit)), ("newcomer", read(0))),
+        restarts=1, joining=frozenset({"newcomer"}),
+    ),
+    Scenario(
+        "close x reader's bell",
+        (("publisher", produce(then=Client.close)), ("reader", read(0))),
+        bells_suffice=("SC",),
+    ),
+    Scenario(
+        "idle publisher x waiter",
+        (("publisher", produce()), ("reader", read(0)), ("heir", produce())),
+    ),
+)  # fmt: skip
+
+SCENARIO = {scenario.name: scenario for scenario in SCENARIOS}
+
+# --- everybody ---------------------------------------------------------------------------------------
+
+
+def publish_discard_and_close(client: Client) -> None:
+    """Two tickets, of which one is discarded in vain or not; then the slot again; then the end."""
+    client.produce(1, tickets=2)
+    client.discard()
+    client.produce(1, tickets=2)
+    client.close()
+
+
+#: The first handle is delivered twice.
+WHOLE = Scenario(
+    "whole",
+    (("publisher", publish_discard_and_close), ("reader1", read(0, 2)), ("reader2", read(0, 1))),
+    **both("publisher", "reader1", "reader2"), faults=2, restarts=1, expiry=True, tickets=2,
+)  # fmt: skip

@@ -1,0 +1,95 @@
+"""How every scenario begins: a pool of one slot, its clients connected, the slot granted.
+
+The beginning is a conversation with the real core that nothing interrupts. It is held once for
+the memory that all parties start from, and again by each broker that is made from scratch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableSequence
+from typing import Any
+
+from shmpool.protocol.header import header_bytes, ledger_bytes
+from shmpool.protocol.messages import HELLO_MAGIC, PROTOCOL_VERSION, Grant, Hello, Refill, Role, Welcome, encode
+from shmpool.protocol.sizing import MIB, PAGE, Sizing, Tier, TierKind, rows_of
+from shmpoold.core.actions import Action, Send, Warm, WatchConnected
+from shmpoold.core.broker import Broker, format_header
+from shmpoold.core.events import Connected, Event, Peer, Received, Warmed
+from shmpoold.core.settings import Settings
+
+from .memory import Layout
+
+POOL_ID = 0xC0FFEE
+#: One slot; the chunk tier is there because a pool has one, and has no memory to warm.
+TIERS = (
+    Tier(0, TierKind.POOLED, PAGE, 1, 1),
+    Tier(1, TierKind.CHUNK, PAGE, 2, 1),
+    Tier(2, TierKind.DIRECT, 0, 3, 1),
+)
+SIZING = Sizing(PAGE // 2, PAGE + 1, MIB, pooled_sizes=(PAGE,), chunk_sizes=(PAGE,))
+NBYTES = 8
+FIRST_REQUEST = 1
+
+
+def nonce_of(index: int) -> int:
+    return 1000 + index
+
+
+def peer_of(index: int) -> Peer:
+    """The process of a party; its pid is told from every seat."""
+    return Peer(pid=100 + index, uid=1, gid=1, start_time=1, command="")
+
+
+def party_of(pid: int) -> int:
+    return pid - 100
+
+
+def hello(index: int) -> Hello:
+    return Hello(HELLO_MAGIC, PROTOCOL_VERSION, Role.WORKER, nonce_of(index), 0, 0)
+
+
+class Start:
+    """The pool before the first step. *clients* parties are connected, with connections
+    and seats 1 to *clients*; the first of them has the slot in its magazine."""
+
+    def __init__(self, clients: int, seats: int, tickets: int) -> None:
+        self.clients = clients
+        self.layout = Layout(tickets, seats)
+        self.settings = Settings(memory_limit=MIB, sizing=SIZING, max_clients=seats)
+        self.ledger = [0] * (ledger_bytes(rows_of(TIERS), seats) // 8)
+        self.header = [0] * (header_bytes(seats) // 8)
+        format_header(self.header, POOL_ID, TIERS, seats)
+        ledger, header = list(self.ledger), list(self.header)
+        self.welcomes: dict[int, bytes] = {}
+        self.grant = b""
+        self.watches: frozenset[tuple[int, int]] = frozenset()
+        self.converse(self.make_core(ledger, header))
+        #: Counters never say that it is time for a sample.
+        self.ledger[rows_of(TIERS) * 16 :] = [1] * (len(self.ledger) - rows_of(TIERS) * 16)
+        self.blank = self.layout.snapshot(self.ledger, self.header)
+        self.memory = self.layout.snapshot(ledger, header)
+
+    def make_core(self, ledger: MutableSequence[int], header: MutableSequence[int], epoch: int = 1) -> Broker:
+        return Broker(ledger, header, self.settings, POOL_ID, epoch, broker_pid=7)
+
+    def converse(self, core: Broker) -> None:
+        """Bring a new core to where all scenarios begin."""
+        for index in range(self.clients):
+            core.handle(Connected(index + 1, peer_of(index)), 0.0)
+            for action in core.handle(Received(index + 1, hello(index)), 0.0):
+                if isinstance(action, Send) and isinstance(action.message, Welcome):
+                    self.welcomes[index] = encode(action.message)
+                elif isinstance(action, WatchConnected):
+                    self.watches |= {(action.seat, peer_of(index).pid)}
+        events: list[Event] = [Received(1, Refill(FIRST_REQUEST, 0, 1, 1, True))]
+        while events:
+            for action in core.handle(events.pop(), 0.0):
+                events += self._answer(action)
+        assert self.grant, "the beginning ends with the slot granted"
+
+    def _answer(self, action: Action) -> list[Any]:
+        if isinstance(action, Warm):
+            return [Warmed(action.tier, action.row, action.count)]
+        if isinstance(action, Send) and isinstance(action.message, Grant):
+            self.grant = encode(action.message)
+        return []

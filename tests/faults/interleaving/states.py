@@ -1,0 +1,84 @@
+"""A state of the world: numbers for its parts, and the parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .machines import Node
+
+if TYPE_CHECKING:
+    from .world import World
+
+State_ = tuple[int, ...]
+
+
+class Conn(NamedTuple):
+    """A connection: frames on their way to the broker and to the client."""
+
+    party: int
+    up: tuple[bytes, ...] = ()
+    down: tuple[bytes, ...] = ()
+    is_client_there: bool = True
+    is_broker_there: bool = True
+
+
+class Step(NamedTuple):
+    """One step: "step", "time" or "fault"; who did what, for `World.text`; where it leads."""
+
+    kind: str
+    party: int
+    what: tuple[Any, ...]
+    state: State_
+
+
+class Draft:
+    """A state taken apart. Its parts are shared with other states: they are replaced, never
+    changed in place, but for the list of nodes."""
+
+    __slots__ = ("alive", "budget", "buffers", "conns", "last_conn", "locks", "memory", "nodes", "origin", "paused",
+                 "post", "state", "watches")  # fmt: skip
+
+    def __init__(self, world: World, state: State_) -> None:
+        self.state = state
+        processors, nets = world._processors.parts[state[1]], world._nets.parts[state[2]]
+        fates = world._fates.parts[state[3]]
+        self.memory: tuple[int, ...] = world._memories.parts[state[0]]
+        #: Byte -> party.
+        self.locks: dict[int, int]
+        #: For each party what it has stored and nobody else sees yet.
+        self.buffers: tuple[tuple[tuple[int, int], ...], ...]
+        self.locks, self.buffers = processors
+        self.conns: dict[int, Conn]
+        #: Handles that were sent, to whoever wants one.
+        self.post: tuple[bytes, ...]
+        self.last_conn: int
+        self.watches: frozenset[tuple[int, int]]
+        self.conns, self.post, self.last_conn, self.watches = nets
+        self.alive: int
+        self.paused: int
+        #: Deaths and pauses left, restarts had.
+        self.budget: tuple[int, int]
+        self.alive, self.paused, self.budget = fates
+        self.nodes: list[Node] = [world.nodes[number] for number in state[4:]]
+        self.origin = (self.memory, processors, nets, fates)
+
+    def set_buffer(self, party: int, buffer: tuple[tuple[int, int], ...]) -> None:
+        if self.buffers[party] != buffer:
+            self.buffers = (*self.buffers[:party], buffer, *self.buffers[party + 1 :])
+
+    def set_conn(self, number: int, conn: Conn) -> None:
+        self.conns = {**self.conns, number: conn}
+
+
+class Interned:
+    """Parts of states, numbered by what they are equal to."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Any, int] = {}
+        self.parts: list[Any] = []
+
+    def number(self, key: Any, part: Any) -> int:
+        number = self._numbers.setdefault(key, len(self.parts))
+        if number == len(self.parts):
+            self.parts.append(part)
+        return number

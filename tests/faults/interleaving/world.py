@@ -1,0 +1,397 @@
+"""The world that parties live in: memory, store buffers, locks, connections, life and death.
+
+`World.successors` gives every state that one step of anybody leads to, and raises or yields
+`Violation` for what must never happen:
+
+- two parties that may write the slot, or one that may while another reads it;
+- a reader with an open buffer whose payload is not what it opened;
+- two parties that opened one ticket, ever;
+- a word stored by anybody but the holder of its token (`memory.Judge`);
+- an error in a party's code, or a row that the broker had to quarantine.
+
+Death frees locks and loses the messages that were not sent; what is still in a store buffer is
+lost too, which is no other than a death before those stores. A pause is for ever and keeps all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from shmpool.protocol.ledger import SEAT_LOCKS
+
+from .brokers import RECALL
+from .machines import Machine, Node
+from .memory import Judge, Layout, Violation, describe
+from .scenarios import Scenario
+from .start import Start, party_of, peer_of
+from .states import Conn, Draft, Interned, State_, Step
+
+
+class World:
+    """All states of one scenario. *is_tso*: stores go through a buffer of their processor."""
+
+    #: A system call shows all earlier stores to everybody, those for locks too.
+    locks_are_barriers = True
+
+    def __init__(self, scenario: Scenario, *, is_tso: bool) -> None:
+        self.scenario = scenario
+        self.is_tso = is_tso
+        self.start = Start(scenario.connected, scenario.seats, scenario.tickets)
+        self.layout: Layout = self.start.layout
+        self.nodes: list[Node] = []
+        self.machines = [
+            Machine(index, name, body, self.start, self.nodes) for index, (name, body) in enumerate(scenario.bodies())
+        ]
+        self.brokers = [
+            Machine(len(self.machines), f"broker{epoch}", scenario.broker(epoch), self.start, self.nodes)
+            for epoch in range(1, scenario.restarts + 2)
+        ]
+        self.broker_at = len(self.machines)
+        self._judge = Judge(self.layout)
+        self._memories, self._processors, self._nets, self._fates = Interned(), Interned(), Interned(), Interned()
+
+    def close(self) -> None:
+        for machine in self.machines + self.brokers:
+            machine.close()
+
+    # --- states ------------------------------------------------------------------------------------
+
+    def initial(self) -> State_:
+        parties, clients = self.broker_at + 1, self.start.clients
+        draft = object.__new__(Draft)
+        draft.memory = tuple(self.start.memory)
+        draft.locks = {SEAT_LOCKS + index + 1: index for index in range(clients)}
+        draft.buffers = ((),) * parties
+        draft.conns = {index + 1: Conn(index) for index in range(clients)}
+        draft.post, draft.last_conn, draft.watches = (), clients, self.start.watches
+        draft.alive, draft.paused = (1 << parties) - 1, 0
+        draft.budget = (self.scenario.faults, 0)
+        draft.nodes = [machine.root for machine in self.machines] + [self.brokers[0].root]
+        draft.state, draft.origin = (-1,) * 4, (None,) * 4  # type: ignore[assignment]
+        return self._freeze(draft)
+
+    def _freeze(self, draft: Draft) -> State_:
+        (memory, processors, nets, fates), state = draft.origin, draft.state
+        one, two, three, four = state[:4]
+        if draft.memory is not memory:
+            one = self._memories.number(draft.memory, draft.memory)
+        if processors is None or draft.locks is not processors[0] or draft.buffers is not processors[1]:
+            key: Any = (tuple(sorted(draft.locks.items())), draft.buffers)
+            two = self._processors.number(key, (draft.locks, draft.buffers))
+        net = (draft.conns, draft.post, draft.last_conn, draft.watches)
+        if nets is None or any(now is not before for now, before in zip(net, nets, strict=True)):
+            three = self._nets.number((tuple(sorted(draft.conns.items())), *net[1:]), net)
+        fate = (draft.alive, draft.paused, draft.budget)
+        if fate != fates:
+            four = self._fates.number(fate, fate)
+        return (one, two, three, four, *[node.number for node in draft.nodes])
+
+    # --- steps ---------------------------------------------------------------------------------------
+
+    def successors(self, state: State_) -> Iterator[Step]:
+        """Every next state. Raises Violation when a step leads to none that may be."""
+        before = Draft(self, state)
+        for party, node in enumerate(before.nodes):
+            if self.is_tso and before.buffers[party]:
+                draft = Draft(self, state)
+                (number, value), *rest = draft.buffers[party]
+                draft.set_buffer(party, tuple(rest))
+                yield self._finish(draft, "step", party, ("drain", number, value), self._commit, number, value)
+            if not before.alive >> party & 1 or before.paused >> party & 1:
+                continue
+            for kind, choice in self._choices(before, party, node.request):
+                what = node.request if choice is None else (*node.request, choice)
+                yield self._finish(Draft(self, state), kind, party, what, self._perform, choice)
+            if node.request[0] != "read":
+                yield from self._fates_of(state, before, party, node)
+
+    def _finish(
+        self, draft: Draft, kind: str, party: int, what: tuple[Any, ...], act: Callable[..., None], *args: Any
+    ) -> Step:
+        try:
+            act(draft, party, *args)
+            self._check(draft)
+        except Violation as violation:
+            raise Violation(f"{self.text(party, what)}: {violation}") from None
+        return Step(kind, party, what, self._freeze(draft))
+
+    def _fates_of(self, state: State_, before: Draft, party: int, node: Node) -> Iterator[Step]:
+        """Death, pause and restart. Only before something that others can see: earlier ones
+        make no difference."""
+        faults, restarts = before.budget
+        if party == self.broker_at:
+            if restarts < self.scenario.restarts:
+                draft = Draft(self, state)
+                self._restart(draft)
+                yield Step("fault", party, ("die", "and the next one starts"), self._freeze(draft))
+            return
+        name = self.machines[party].name
+        if not faults:
+            return
+        if name in self.scenario.mortal and node.request[0] != "pass":
+            draft = Draft(self, state)
+            draft.budget = (faults - 1, restarts)
+            draft.set_buffer(party, ())
+            self._end_process(draft, party)
+            yield Step("fault", party, ("die",), self._freeze(draft))
+        if name in self.scenario.pausable:
+            draft = Draft(self, state)
+            draft.budget = (faults - 1, restarts)
+            draft.paused |= 1 << party
+            draft.nodes[party] = self.machines[party].still(node, "paused")
+            yield Step("fault", party, ("stop", "for ever"), self._freeze(draft))
+
+    def _choices(self, draft: Draft, party: int, request: tuple[Any, ...]) -> list[tuple[str, Any]]:
+        """What may come of a request now; nothing while it has to wait."""
+        what = request[0]
+        if what == "receive":
+            conn = draft.conns[request[1]]
+            choices: list[tuple[str, Any]] = [("step", "message")] if conn.down else []
+            if not conn.is_broker_there:
+                choices.append(("step", "end"))
+            if self.scenario.timeouts and draft.nodes[party].marks == ("waiting",) and not choices:
+                choices.append(("time", "timeout"))
+            return choices
+        if what == "fetch":
+            return [("step", None)] if len(draft.post) > request[1] else []
+        if what == "until":
+            return [("step", None)] if draft.memory[request[1]] != request[2] else []
+        if what == "await":
+            return self._events(draft, *request[1:])
+        return [("step", None)]
+
+    def _events(self, draft: Draft, is_due: bool, has_custody: bool, has_timers: bool) -> list[tuple[str, Any]]:
+        events: list[tuple[str, Any]] = []
+        for number, conn in draft.conns.items():
+            if conn.is_broker_there and conn.up:
+                events.append(("step", ("message", number, peer_of(conn.party).pid, conn.up[0])))
+            elif conn.is_broker_there and not conn.is_client_there:
+                events.append(("step", ("hangup", number)))
+        for seat, pid in draft.watches:
+            if not draft.alive >> party_of(pid) & 1:
+                events.append(("step", ("died", seat)))
+        if has_timers:
+            events.append(("time", ("retry",)))
+        if is_due:
+            events.append(("time", ("tick",)))
+        if is_due and has_custody and self.scenario.expiry and not has_timers:
+            events.append(("time", ("expiry",)))
+        return events
+
+    def _perform(self, draft: Draft, party: int, choice: Any) -> None:
+        """Answer a party's request and let it go on to its next."""
+        what, *args = draft.nodes[party].request
+        if what == "store":
+            answer: Any = None
+            if self.is_tso:
+                draft.set_buffer(party, (*draft.buffers[party], (args[0], args[1])))
+            else:
+                self._commit(draft, party, args[0], args[1])
+        elif what == "read":
+            answer = self._read(draft, party, args[0])
+        elif what in ("pass", "until"):
+            answer = None
+        else:
+            if self.locks_are_barriers or what not in ("lock", "unlock"):
+                for number, value in draft.buffers[party]:
+                    self._commit(draft, party, number, value)
+                draft.set_buffer(party, ())
+            if what == "end":
+                return self._end_process(draft, party)
+            answer = getattr(self, f"_on_{what.replace(' ', '_')}")(draft, party, choice, *args)
+        return self._follow(draft, party, answer)
+
+    def _follow(self, draft: Draft, party: int, answer: Any) -> None:
+        """To the next step of which the others can tell when it is done: what only the party
+        itself sees, and what others can only wait for, is done at once."""
+        node = draft.nodes[party]
+        while True:
+            after = node.machine.advance(node, answer)
+            if after.won is not node.won and after.won != node.won:
+                draft.nodes[party] = after
+                self._check_won(draft, party)
+            node = after
+            draft.nodes[party] = node
+            what = node.request[0]
+            if what == "error":
+                raise Violation(f"an error: {node.request[1]}")
+            if what == "read":
+                number = node.request[1]
+                is_own = party == self.broker_at and number in self.layout.broker_only
+                if is_own or any(number == stored for stored, _ in draft.buffers[party]):
+                    answer = self._read(draft, party, number)
+                else:
+                    return
+            elif what == "store" and self.is_tso:
+                draft.set_buffer(party, (*draft.buffers[party], node.request[1:]))
+                answer = None
+            elif what == "fetch" and len(draft.post) > node.request[1]:
+                answer = draft.post[node.request[1]]
+            elif what in ("watch", "unwatch") or (
+                what in ("send", "post") and not draft.buffers[party] and not self._may_fall(draft, party)
+            ):
+                answer = getattr(self, f"_on_{what}")(draft, party, None, *node.request[1:])
+            else:
+                return
+
+    def _may_fall(self, draft: Draft, party: int) -> bool:
+        """Whether it may still die or stop."""
+        faults, restarts = draft.budget
+        if party == self.broker_at:
+            return restarts < self.scenario.restarts
+        name = self.machines[party].name
+        return faults > 0 and (name in self.scenario.mortal or name in self.scenario.pausable)
+
+    def _read(self, draft: Draft, party: int, number: int) -> int:
+        for stored, value in reversed(draft.buffers[party]):
+            if stored == number:
+                return value
+        return draft.memory[number]
+
+    def _commit(self, draft: Draft, party: int, number: int, value: int) -> None:
+        seat = draft.nodes[party].seat
+        self._judge.check(draft.memory, number, value, seat, lambda holder: self.is_living(draft, holder))
+        draft.memory = (*draft.memory[:number], value, *draft.memory[number + 1 :])
+
+    def is_living(self, draft: Draft, seat: int) -> bool:
+        return any(node.seat == seat and draft.alive >> party & 1 for party, node in enumerate(draft.nodes))
+
+    # --- the kernel -------------------------------------------------------------------------------------
+
+    def _on_lock(self, draft: Draft, party: int, choice: Any, offset: int) -> bool:
+        if offset not in draft.locks:
+            draft.locks = {**draft.locks, offset: party}
+        return draft.locks[offset] == party
+
+    def _on_unlock(self, draft: Draft, party: int, choice: Any, offset: int) -> None:
+        if draft.locks.get(offset) == party:
+            draft.locks = {at: holder for at, holder in draft.locks.items() if at != offset}
+
+    def _on_send(self, draft: Draft, party: int, choice: Any, number: int, frame: bytes) -> None:
+        conn = draft.conns.get(number)
+        if conn is None:
+            return
+        if party != self.broker_at:
+            if conn.is_broker_there:
+                draft.set_conn(number, conn._replace(up=(*conn.up, frame)))
+        elif conn.is_client_there and conn.is_broker_there and not (frame == RECALL and conn.down[-1:] == (RECALL,)):
+            draft.set_conn(number, conn._replace(down=(*conn.down, frame)))
+
+    def _on_receive(self, draft: Draft, party: int, choice: str, number: int) -> Any:
+        if choice != "message":
+            return choice
+        conn = draft.conns[number]
+        draft.set_conn(number, conn._replace(down=conn.down[1:]))
+        return conn.down[0]
+
+    def _on_unread(self, draft: Draft, party: int, choice: Any, number: int) -> bytes | None:
+        return self._on_receive(draft, party, "message", number) if draft.conns[number].down else None
+
+    def _on_ended(self, draft: Draft, party: int, choice: Any, number: int) -> bool:
+        return not draft.conns[number].is_broker_there
+
+    def _on_connect(self, draft: Draft, party: int, choice: Any) -> int:
+        draft.last_conn += 1
+        draft.set_conn(draft.last_conn, Conn(party))
+        return draft.last_conn
+
+    def _on_close(self, draft: Draft, party: int, choice: Any, number: int) -> None:
+        self._change(draft, number, down=(), is_client_there=False)
+
+    def _on_drop(self, draft: Draft, party: int, choice: Any, number: int) -> None:
+        self._change(draft, number, up=(), is_broker_there=False)
+
+    def _change(self, draft: Draft, number: int, **changes: Any) -> None:
+        conn = draft.conns.get(number)
+        if conn is not None:
+            conn = conn._replace(**changes)
+            draft.set_conn(number, conn)
+            if not (conn.is_client_there or conn.is_broker_there):
+                self._forget(draft, number)
+
+    def _forget(self, draft: Draft, number: int) -> None:
+        draft.conns = {at: conn for at, conn in draft.conns.items() if at != number}
+
+    def _on_post(self, draft: Draft, party: int, choice: Any, handle: bytes) -> None:
+        draft.post += (handle,)
+
+    def _on_fetch(self, draft: Draft, party: int, choice: Any, number: int) -> bytes:
+        return draft.post[number]
+
+    def _on_await(self, draft: Draft, party: int, choice: Any, *flags: bool) -> Any:
+        if choice[0] == "message":
+            conn = draft.conns[choice[1]]
+            draft.set_conn(choice[1], conn._replace(up=conn.up[1:]))
+        elif choice[0] == "hangup":
+            self._forget(draft, choice[1])
+        return choice
+
+    def _on_watch(self, draft: Draft, party: int, choice: Any, seat: int, pid: int) -> None:
+        draft.watches |= {(seat, pid)}
+
+    def _on_unwatch(self, draft: Draft, party: int, choice: Any, seat: int) -> None:
+        draft.watches = frozenset(watch for watch in draft.watches if watch[0] != seat)
+
+    def _on_is_dead(self, draft: Draft, party: int, choice: Any, pid: int) -> bool:
+        return not draft.alive >> party_of(pid) & 1
+
+    def _end_process(self, draft: Draft, party: int) -> None:
+        draft.alive &= ~(1 << party)
+        self._free_locks(draft, party)
+        for number, conn in list(draft.conns.items()):
+            if conn.party == party and conn.is_client_there:
+                self._change(draft, number, down=(), is_client_there=False)
+        draft.nodes[party] = self.machines[party].still(draft.nodes[party], "dead")
+
+    def _free_locks(self, draft: Draft, party: int) -> None:
+        draft.locks = {offset: holder for offset, holder in draft.locks.items() if holder != party}
+
+    def _restart(self, draft: Draft) -> None:
+        faults, restarts = draft.budget
+        draft.budget = (faults, restarts + 1)
+        self._free_locks(draft, self.broker_at)
+        draft.set_buffer(self.broker_at, ())
+        draft.watches = frozenset()
+        for number in list(draft.conns):
+            self._change(draft, number, up=(), is_broker_there=False)
+        draft.nodes[self.broker_at] = self.brokers[restarts + 1].root
+
+    # --- what must hold ------------------------------------------------------------------------------------
+
+    def _check(self, draft: Draft) -> None:
+        holders = [
+            (party, node.holds)
+            for party, node in enumerate(draft.nodes)
+            if node.holds is not None and draft.alive >> party & 1
+        ]
+        writers = [party for party, holds in holders if holds[0] == "W"]
+        if writers and len(holders) > 1:
+            story = ", ".join(f"{self._name(party)} has {holds}" for party, holds in holders)
+            raise Violation(f"a writer is not alone: {story}")
+        payload = draft.memory[self.layout.payload]
+        for party, (letter, granted) in holders:
+            if letter == "R" and payload != granted:
+                name = self._name(party)
+                raise Violation(f"{name} opened {describe(granted)} and reads the bytes of {describe(payload)}")
+
+    def _check_won(self, draft: Draft, party: int) -> None:
+        for other, node in enumerate(draft.nodes):
+            if other != party and (both := node.won & draft.nodes[party].won):
+                names = f"{self._name(party)} and {self._name(other)}"
+                raise Violation(f"a double grant: {names} both opened {describe(min(both)[0])}")
+
+    # --- words for people --------------------------------------------------------------------------------------
+
+    def _name(self, party: int) -> str:
+        return "broker" if party == self.broker_at else self.machines[party].name
+
+    def text(self, party: int, what: tuple[Any, ...]) -> str:
+        """A step for people."""
+        verb, *args = what
+        words = [str(arg) for arg in args]
+        if verb in ("read", "store", "drain"):
+            words[0] = self.layout.names[args[0]]
+        if verb in ("store", "drain"):
+            words[1] = f"= {describe(args[1])}"
+        return " ".join([self._name(party), verb, *words])

@@ -1,0 +1,45 @@
+"""``python -m tests.soak``: run, print the account, exit 1 when it does not close."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import secrets
+import sys
+
+from .engine import Options, Soak
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--workers", type=int, default=6, help="worker processes at a time (2 or more)")
+    parser.add_argument("--kill-workers", action="store_true", help="kill and stop workers; they die by themselves too")
+    parser.add_argument("--kill-broker", action="store_true", help="kill the broker, and start it again")
+    parser.add_argument("--worker-interval", type=float, default=0.2, metavar="S", help="mean time between kills")
+    parser.add_argument("--broker-interval", type=float, default=5.0, metavar="S", help="mean time between kills")
+    parser.add_argument("--memory-limit", default="192MiB")
+    parser.add_argument("--seed", type=int, help="of the random choices; what the kernel makes of them differs")
+    parser.add_argument("--json", action="store_true", help="print the account as one JSON object")
+    arguments = parser.parse_args()
+    if arguments.workers < 2:
+        parser.error("--workers must be 2 or more: they read what others write")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    options = Options(
+        seconds=arguments.minutes * 60,
+        workers=arguments.workers,
+        seed=secrets.randbits(32) if arguments.seed is None else arguments.seed,
+        kill_workers=arguments.kill_workers,
+        kill_broker=arguments.kill_broker,
+        worker_interval=arguments.worker_interval,
+        broker_interval=arguments.broker_interval,
+        memory_limit=arguments.memory_limit,
+        is_talkative=not arguments.json,
+    )
+    account = Soak(options).run()
+    print(account.to_json() if arguments.json else account.to_text())
+    return 0 if account.is_closed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
