@@ -141,8 +141,7 @@ def open_direct(slot: DirectSlot) -> None:
     try:
         slot.fd = open_segment(name, writable=True)
     except BaseException:
-        slot.base += ONE_GENERATION
-        slot.session.pass_on(slot, State.RETURNED)
+        slot.session.give_back([slot])
         raise
     slot.is_reserved = False
 

@@ -32,12 +32,16 @@ from .system.segments import open_segment
 from .windows import READ, WRITE, Piece, Windows
 
 
+class SeatTaken(Exception):
+    """The seat of a welcome cannot be had any more; another one can."""
+
+
 class Mapping:
     """The maps of one seat; the base of `Session`, which has the hot paths' attributes in
     one place. Thread-safe."""
 
     def map(self, welcome: Welcome, nonce: int) -> None:
-        """Map what a welcome describes. Raises OSError."""
+        """Map what a welcome describes. Raises OSError and SeatTaken."""
         self.pool_id = welcome.pool_id
         self.seat = welcome.seat
         self.tiers = tuple(Tier(i, TierKind(t[0]), *t[1:]) for i, t in enumerate(welcome.tiers))
@@ -69,20 +73,20 @@ class Mapping:
             libc.register_barrier()
 
     def _sit_down(self, nonce: int) -> None:
-        """Take the seat's byte lock, and see that the seat is still ours: the welcome may be
-        an old broker's last, and a new one may have given the number to another. Raises
-        BlockingIOError when another has the lock: maybe a child of the number's last owner
-        that inherited it. Without it we must not sit here: when that child ends, the byte is
-        free, and a broker that probes it takes us for gone."""
+        """Take the seat's byte lock, and see that the seat is still ours. Raises SeatTaken: the
+        welcome may be an old broker's last, and a new one may have cleared the seat and given
+        its number to another; or a child of the number's last owner has inherited the lock.
+        Without it we must not sit here: when that child ends, the byte is free, and a broker
+        that probes it takes us for gone."""
         try:
             fcntl(self.tickets_fd, F_OFD_SETLK, lock_bytes(SEAT_LOCKS + self.seat))
-        except BlockingIOError:
+        except BlockingIOError as error:
             self.unmap()
-            raise
+            raise SeatTaken from error
         at = seat_at(self.seat)
         if not self.header[at + SEAT_STATE] or self.header[at + SEAT_NONCE] != nonce:
             self.unmap()
-            raise OSError("the broker has given the seat up meanwhile")
+            raise SeatTaken
 
     def _make_words(self, welcome: Welcome) -> None:
         """Map ledger and header. The broker has reserved them whole."""

@@ -8,6 +8,7 @@ child begins its own) or the broker comes back with another pool. What the hot p
 from __future__ import annotations
 
 import os
+import threading
 import time
 import warnings
 from collections import deque
@@ -17,7 +18,7 @@ from .connection import Connection, ConnectionEnded, dial, greet
 from .direct import DirectSlot
 from .errors import BrokerUnavailable, InvalidSize, ProtocolError, ShmpoolError
 from .magazine import LAST_BASE, Magazine, Slot
-from .mapping import Mapping
+from .mapping import Mapping, SeatTaken
 from .protocol import figures
 from .protocol.header import WANTED
 from .protocol.ledger import EXTENT, GENERATION_FIELD, ONE_GENERATION, ROW_WORDS, STATE_SHIFT, nbytes_of
@@ -58,6 +59,9 @@ class Session(Mapping):
         self.helper_stands_aside = False
         #: Every slot whose custodian is this seat, by its head's row.
         self._owned: dict[int, Slot] = {}
+        #: For rows that say IDLE: to know one and to give one back exclude each other. No
+        #: finalizer takes it: what they pass on is LEASED or PUBLISHED.
+        self._owned_lock = threading.Lock()
         #: A release saw the wanted flag.
         self.is_wanted = False
         #: What finalizers and hot paths leave for the helper: it must take no lock.
@@ -70,14 +74,14 @@ class Session(Mapping):
         self.is_forsaken = False
 
     def _take_seat(self, deadline: float) -> bool:
-        """Connect, and map the pool. False when the seat's lock cannot be had: the seat is
-        left as it is, and the broker clears it when the lock is free."""
+        """Connect, and map the pool. False when the seat cannot be had: it is left as it is,
+        and the broker clears it when its lock is free."""
         self.nonce = int.from_bytes(os.urandom(8))
         self.connection = connection = dial(self.address, deadline)
         welcome = greet(connection, Role.WORKER, self.nonce, 0, 0, deadline)
         try:
             self.map(welcome, self.nonce)
-        except BlockingIOError:
+        except SeatTaken:
             connection.close()
             return False
         except OSError as error:
@@ -171,8 +175,9 @@ class Session(Mapping):
             slot.window = None
             if self.words[slot.word] & GENERATION_FIELD == slot.base:
                 slot.base += ONE_GENERATION  # granted or released, and not used since
-            self._owned.pop(slot.row, None)
-            self.words[slot.word] = slot.base | returned
+            with self._owned_lock:  # a row that is forgotten and still IDLE looks like a lost grant
+                self._owned.pop(slot.row, None)
+                self.words[slot.word] = slot.base | returned
         self._send_rows(Return, [slot.row for slot in slots])
 
     def pass_on(self, slot: Slot, state: State) -> None:
@@ -242,17 +247,21 @@ class Session(Mapping):
     def adopt_row(self, row: int) -> Slot | None:
         """The record of a row that says (IDLE, this seat) and that is not known yet; None
         for any other."""
-        word = self.words[row * ROW_WORDS]
-        if word & ~GENERATION_FIELD != self.idle:
-            return None
-        tier, spans, base = self.tier_of(row), self.spans_of(row), word & GENERATION_FIELD
+        with self._owned_lock:
+            word = self.words[row * ROW_WORDS]
+            if word & ~GENERATION_FIELD != self.idle or row in self._owned:
+                return None
+            slot = self._owned[row] = self._make_slot(row, word & GENERATION_FIELD)
+        return slot
+
+    def _make_slot(self, row: int, base: int) -> Slot:
+        tier, spans = self.tier_of(row), self.spans_of(row)
         if tier.kind is TierKind.DIRECT:
-            slot: Slot = DirectSlot(self, tier, spans, nbytes_of(self.words[row * ROW_WORDS + EXTENT]), base)
-        else:
-            chunks = sum(count for _, count in spans)
-            slot = Slot(self, tier, spans, chunks * tier.size, base)
-            slot.magazine = self.magazine(tier, chunks)
-        return slot if self._owned.setdefault(row, slot) is slot else None
+            return DirectSlot(self, tier, spans, nbytes_of(self.words[row * ROW_WORDS + EXTENT]), base)
+        chunks = sum(count for _, count in spans)
+        slot = Slot(self, tier, spans, chunks * tier.size, base)
+        slot.magazine = self.magazine(tier, chunks)
+        return slot
 
     def return_all(self) -> None:
         """Reap, and return everything that is idle."""

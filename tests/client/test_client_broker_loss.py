@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 import client_workers
 import numpy as np
@@ -314,3 +315,31 @@ def test_stopped_broker_delays_only_who_needs_it(daemon: StartDaemon, address: s
             broker.process.send_signal(signal.SIGCONT)
         with pool.lease(64 * KIB, timeout=10) as lease:
             lease.write(pattern(64 * KIB))
+
+
+def test_slot_given_back_during_a_reconnect_is_not_taken_for_a_lost_grant(broker: shmpool.Broker) -> None:
+    """The helper adopts rows that say (IDLE, own seat) and that it does not know; another
+    thread gives one back just then. Forced: the reconnect runs between forget and store."""
+    with broker.connect() as pool, broker.connect() as other:
+        pool.lease(100).release()
+        session = pool._session
+        assert session is not None
+        reconnects: list[threading.Thread] = []
+
+        class Owned(dict[int, Any]):
+            def pop(self, row: int, default: Any = None) -> Any:
+                slot = super().pop(row, default)
+                reconnects.append(threading.Thread(target=session._adopt_unknown))
+                reconnects[-1].start()
+                reconnects[-1].join(0.5)  # it ends by then, unless it rightly waits for us
+                return slot
+
+        session._owned = Owned(session._owned)
+        session.return_all()
+        for thread in reconnects:
+            thread.join()
+        assert reconnects
+        assert not any(magazine.ready for magazine in session.magazines.values())
+        session._owned = dict(session._owned)
+        with pool.lease(100) as mine, other.lease(100) as theirs:
+            assert mine._slot.row != theirs._slot.row

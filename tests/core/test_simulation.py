@@ -35,7 +35,8 @@ def test_nothing_is_lost_and_nothing_given_twice_whatever_happens(pytestconfig: 
     seeds = [random.randrange(1 << 32) for _ in range(5)] if seed is None else [seed]
     for seed in seeds:
         simulation = simulate(seed, events // len(seeds))
-        assert simulation.world.most_actions < 100, "one event brought an unbounded number of actions"
+        # At most: 13 tickets of each of some 30 publications that expire at once.
+        assert simulation.world.most_actions < 500, "one event brought an unbounded number of actions"
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

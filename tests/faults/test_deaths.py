@@ -7,12 +7,14 @@ is asserted is only there for a machine that does other things.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +38,12 @@ from fault_worker import SIZES
 
 import shmpool
 from shmpool import Handle
+from shmpool.mapping import Mapping
+from shmpool.protocol.ledger import SEAT_LOCKS
+from shmpool.protocol.messages import Welcome
 from shmpool.stats import query
+from shmpool.system.locks import ByteLocks
+from shmpoold.shell.watches import Watches
 
 #: From a death to the last free slot, on a machine that is busy with other things.
 SOON = 5.0
@@ -498,3 +505,51 @@ def test_seat_s_inherited_lock_does_not_cost_its_next_owner_anything(start: Star
                     for number, text in enumerate(one.ask("publish_leases")):
                         with pool.open(Handle(bytes.fromhex(text))) as buffer:
                             assert buffer.view == pattern(SIZES[number], number)
+
+
+def test_client_whose_broker_dies_before_it_has_sat_down_gets_another_seat(
+    start: StartDaemon, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has its welcome, and is slow; the next broker finds its seat's byte free, and clears the
+    seat. (Stopped workers in the soak found this.)"""
+    broker = start()
+    welcomed, go_on = threading.Event(), threading.Event()
+    map_words = Mapping._make_words
+
+    def slowly(self: Mapping, welcome: Welcome) -> None:
+        welcomed.set()
+        assert go_on.wait(PATIENCE)
+        map_words(self, welcome)
+
+    monkeypatch.setattr(Mapping, "_make_words", slowly)
+    pools: list[shmpool.Pool] = []
+    thread = threading.Thread(target=lambda: pools.append(shmpool.connect(address, timeout=PATIENCE)))
+    thread.start()
+    assert welcomed.wait(PATIENCE)
+    broker.end(signal.SIGKILL)
+    start()
+    eventually(lambda: not query(address).clients, "the seat's clearing")
+    go_on.set()
+    thread.join(PATIENCE)
+    (pool,) = pools
+    with pool, pool.open(publish(pool, 5000)) as buffer:
+        assert buffer.view == pattern(5000)
+
+
+def test_seat_that_is_probed_and_found_free_stays_locked_until_it_is_cleared(tmp_path: Path) -> None:
+    path = tmp_path / "tickets.lock"
+    path.touch()
+
+    async def probe() -> None:
+        with ByteLocks(str(path)) as own, ByteLocks(str(path)) as client:
+            died: list[int] = []
+            watches = Watches(own, died.append)
+            assert client.try_lock(SEAT_LOCKS + 4)
+            watches.probe(3)
+            watches.probe(4)
+            assert died == [3]
+            assert not client.try_lock(SEAT_LOCKS + 3)
+            watches.unwatch(3)
+            assert client.try_lock(SEAT_LOCKS + 3)
+
+    asyncio.run(probe())

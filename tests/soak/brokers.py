@@ -72,6 +72,6 @@ class Brokers:
             self.process.kill()
             self.process.wait()
 
-    def has_failed(self) -> bool:
-        """Whether it ended without being asked to."""
+    def has_ended(self) -> bool:
+        """Whether there was one and it runs no more."""
         return self.process is not None and self.process.poll() is not None

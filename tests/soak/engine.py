@@ -79,6 +79,8 @@ class Soak:
         self.killed: set[int] = set()
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
         self.appointments = 0
+        #: How late the engine itself was at most: a machine that stops us stops the broker, too.
+        self.longest_delay = 0.0
         self.is_closing = False
 
     def run(self) -> Account:
@@ -97,6 +99,7 @@ class Soak:
             self._clear_up()
         self.account.seconds = time.monotonic() - started
         self.account.read_board(self.board)
+        self.account.figures["longest_delay_of_the_engine_seconds"] = round(self.longest_delay, 3)
         if left := _segments() - segments - _foreign_segments(self.brokers.pool_ids):
             self.account.violations.append(f"segments are left in /dev/shm: {sorted(left)}")
         return self.account
@@ -111,6 +114,7 @@ class Soak:
         """Handle what happens, until *deadline* or until *done*."""
         while not done() and (now := time.monotonic()) < deadline:
             due = min(deadline, self.agenda[0][0] if self.agenda else deadline)
+            self.longest_delay = max(self.longest_delay, now - due)
             for fd, _ in self.poll.poll(max(0.0, due - now) * 1000 + 1):
                 if fd == self.complaints.fileno():
                     self._note(self.complaints.recv(16384).decode(errors="replace"))
@@ -199,7 +203,7 @@ class Soak:
     def _kill_the_broker(self) -> None:
         if self.is_closing:
             return
-        if self.brokers.has_failed():
+        if self.brokers.has_ended():
             self._note("the broker ended by itself")
         elif self.random.random() < 0.85:
             self.brokers.end(signal.SIGKILL)
@@ -211,6 +215,8 @@ class Soak:
         self._after(pause, self._restart_the_broker)
 
     def _restart_the_broker(self) -> None:
+        if not self.brokers.has_ended():
+            return  # the end of the run has started it already
         self.brokers.start()
         self._after(self.options.broker_interval * self.random.uniform(0.3, 1.7), self._kill_the_broker)
 
@@ -220,7 +226,7 @@ class Soak:
         """Everything stops; then everything must have come back."""
         deadline = time.monotonic() + CLOSING_PATIENCE
         self.is_closing = True
-        if self.brokers.has_failed():
+        if self.brokers.has_ended():
             self.brokers.start()
         for pid in list(self.stopped):
             self._continue(pid)

@@ -28,6 +28,8 @@ class Watches:
         self._died = died
         self._pidfds: dict[int, int] = {}
         self._retries: dict[int, asyncio.TimerHandle] = {}
+        #: Seats whose byte we hold, while they are settled.
+        self._locked: set[int] = set()
 
     def watch(self, seat: int, pidfd: int) -> None:
         """Watch a process by its pidfd, which is now ours; -1 for one that has ended."""
@@ -66,13 +68,18 @@ class Watches:
             self._died(seat)
 
     def probe(self, seat: int) -> None:
-        """See whether the client has let go of its seat though its process lives."""
+        """See whether the client has let go of its seat though its process lives. Then the
+        byte stays locked until the seat is cleared: a client that has its welcome, but was not
+        yet so far as to lock it, must not take the seat for its own meanwhile."""
         if self._locks.try_lock(SEAT_LOCKS + seat):
-            self._locks.unlock(SEAT_LOCKS + seat)
+            self._locked.add(seat)
             self._died(seat)
 
     def unwatch(self, seat: int) -> None:
         """Forget a seat; nothing happens when it was not watched."""
+        if seat in self._locked:
+            self._locked.remove(seat)
+            self._locks.unlock(SEAT_LOCKS + seat)
         retry = self._retries.pop(seat, None)
         if retry is not None:
             retry.cancel()
