@@ -77,9 +77,6 @@ class Watches:
 
     def unwatch(self, seat: int) -> None:
         """Forget a seat; nothing happens when it was not watched."""
-        if seat in self._locked:
-            self._locked.remove(seat)
-            self._locks.unlock(SEAT_LOCKS + seat)
         retry = self._retries.pop(seat, None)
         if retry is not None:
             retry.cancel()
@@ -87,6 +84,9 @@ class Watches:
         if pidfd is not None:
             self._loop.remove_reader(pidfd)
             os.close(pidfd)
+        if seat in self._locked:  # last: should it fail, nothing else is left undone
+            self._locked.remove(seat)
+            self._locks.unlock(SEAT_LOCKS + seat)
 
     def close(self) -> None:
         """Forget all."""
