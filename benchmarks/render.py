@@ -1,0 +1,104 @@
+"""A report as text for a terminal, and as markdown for the README."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from .report import Bar, Report, Table
+from .units import show
+
+console = Console(width=int(os.environ.get("COLUMNS", "118")), highlight=False)
+
+_STYLES = {"met": "green", "missed": "bold red", "absent": "yellow"}
+
+
+def print_report(report: Report) -> None:
+    """Print it on the terminal."""
+    console.print(f"[bold]{report.name}[/]: {report.question}")
+    console.print(f"[dim]{report.command}\n{', '.join(machine_words(report))}[/]\n")
+    for table in report.tables:
+        console.print(f"[bold]{table.title}[/]")
+        console.print(_rich_table(table))
+    for name, reason in report.absent.items():
+        console.print(f"[yellow]absent[/] {name}: {reason}", soft_wrap=True)
+    if report.bars:
+        console.print("[bold]bars[/]")
+        console.print(_rich_bars(report.bars))
+    for note in report.notes:
+        console.print(note)
+    console.print()
+
+
+def machine_words(report: Report) -> Iterator[str]:
+    machine = report.machine
+    yield machine["processor"]
+    yield f"{machine['cores']} cores"
+    yield machine["kernel"]
+    yield f"Python {machine['python']}"
+
+
+def _rich_table(table: Table) -> RichTable:
+    rich = RichTable(box=box.SIMPLE_HEAD)
+    for column in table.columns:
+        rich.add_column(column.name, justify="left" if column.unit == "" else "right")
+    for index, row in enumerate(table.rows):
+        if table.is_grouped and index and row[0] != table.rows[index - 1][0]:
+            rich.add_section()
+        rich.add_row(*_cells(table, row))
+    return rich
+
+
+def _cells(table: Table, row: list) -> list[str]:
+    return [show(value, column.unit) for value, column in zip(row, table.columns, strict=True)]
+
+
+def _rich_bars(bars: list[Bar]) -> RichTable:
+    rich = RichTable(box=box.SIMPLE_HEAD)
+    for name in ("bar", "required", "measured", ""):
+        rich.add_column(name, justify="right" if name in ("required", "measured") else "left")
+    for bar in bars:
+        rich.add_row(*_bar_cells(bar), f"[{_STYLES[bar.state]}]{bar.state}[/]")
+    return rich
+
+
+def _bar_cells(bar: Bar) -> tuple[str, str, str]:
+    measured = show(bar.measured, bar.unit)
+    if bar.measured is not None and bar.spread is not None:
+        low, high = (show(value, bar.unit) for value in bar.spread)
+        measured += f" ({low}-{high})"
+    return bar.name, f"{'<=' if bar.is_most else '>='} {show(bar.required, bar.unit)}", measured
+
+
+# --- markdown ------------------------------------------------------------------------------
+
+
+def markdown(report: Report) -> str:
+    """The report as a section of a README."""
+    lines = [f"### {report.name}", "", report.question, ""]
+    lines += [f"`{report.command}` on {', '.join(machine_words(report))}.", ""]
+    for table in report.tables:
+        lines += [f"**{table.title}**", "", *_markdown_rows(table), ""]
+    for name, reason in report.absent.items():
+        lines += [f"Absent: {name}, {reason}", ""]
+    if report.bars:
+        lines += ["| bar | required | measured | |", "|---|---:|---:|---|"]
+        lines += [f"| {' | '.join(_bar_cells(bar))} | {_emphasised(bar.state)} |" for bar in report.bars]
+        lines.append("")
+    lines += [line for note in report.notes for line in (note, "")]
+    return "\n".join(lines)
+
+
+def _emphasised(state: str) -> str:
+    return state if state == "met" else f"**{state}**"
+
+
+def _markdown_rows(table: Table) -> Iterator[str]:
+    yield f"| {' | '.join(column.name for column in table.columns)} |"
+    yield f"|{'|'.join('---' if column.unit == '' else '---:' for column in table.columns)}|"
+    for row in table.rows:
+        yield f"| {' | '.join(_cells(table, row))} |"
