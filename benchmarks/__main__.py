@@ -16,7 +16,7 @@ from .render import console, markdown, print_report
 from .report import Report
 from .units import parse_size
 
-NAMES = ("cycle", "footprint")
+NAMES = ("cycle", "footprint", "broker")
 
 
 class _Sizes(click.ParamType):
