@@ -16,10 +16,13 @@ from .render import console
 from .units import KIB, MIB
 
 SIZES = tuple(size * KIB for size in (1, 4, 16, 64, 128, 256, 512, 768, 1024, 4096, 10240))
+ROUNDS = 5
+SECONDS = 0.04
 #: From here on an object is very large, and by default a direct segment.
 VERY_LARGE = MIB
 
-OURS, CHUNKED, FLOOR, FRESH, PIPE, PLASMA = "shmpool", "shmpool chunked", "floor", "fresh segment", "Pipe", "Plasma"
+OURS, CHUNKED, FLOOR = "shmpool", "shmpool chunked", "floor"
+FRESH, PIPE, QUEUE, PYZMQ, PLASMA = "fresh segment", "Pipe", "Queue", "pyzmq", "Plasma"
 ICEORYX2, ICEORYX2_VIEWS, ICEORYX2_EVENT = "iceoryx2 poll", "iceoryx2 views", "iceoryx2 event"
 
 _LIMIT = {"memory_limit": "1GiB"}
@@ -30,9 +33,9 @@ ENTRIES = (
     Entry(ICEORYX2, "iceoryx2", only_spins=True),
     Entry(ICEORYX2_VIEWS, "iceoryx2", {"has_views": True}, only_spins=True),
     Entry(ICEORYX2_EVENT, "iceoryx2", {"has_events": True}),
-    Entry(PIPE, "pipe"),
-    Entry("Queue", "queue"),
-    Entry("pyzmq", "zmq"),
+    Entry(PIPE, "pipe", moves_all=True),
+    Entry(QUEUE, "queue", moves_all=True),
+    Entry(PYZMQ, "zmq", moves_all=True),
     Entry(FRESH, "fresh"),
     Entry(PLASMA, "plasma"),
 )
@@ -49,12 +52,13 @@ MODE_NAMES = {
 BOTH_WAYS = ("copy", "touch")
 
 CAVEATS = (
-    "spin: who waits polls for 200 us before it sleeps; blocking: it sleeps at once. shmpool, fresh segment, Plasma and"
-    " floor send tokens over the same pipe. Pipe, Queue, pyzmq and iceoryx2 have a channel of their own; a Queue always"
-    " sleeps, iceoryx2 poll and views never do. Acknowledgements take the same pipe for all.",
-    "shmpool chunked has very_large_object_threshold raised to 16 MiB; shmpool, as it is by default, is direct from 1 MiB"
-    " on. There the ratios are those of shmpool chunked.",
+    "spin: who waits polls for 200 us before it sleeps; blocking: it sleeps at once. shmpool, fresh segment, Plasma"
+    " and floor send tokens over the same pipe. Pipe, Queue, pyzmq and iceoryx2 have a channel of their own; a Queue"
+    " always sleeps, iceoryx2 poll and views never do. Acknowledgements take the same pipe for all.",
+    "shmpool chunked has very_large_object_threshold raised to 16 MiB; shmpool, as it is by default, is direct from"
+    " 1 MiB on. There the ratios are those of shmpool chunked.",
     "iceoryx2 poll and event reach the bytes by their bare address, iceoryx2 views by the memoryviews of its payloads.",
+    "Pipe, Queue and pyzmq move all bytes in every mode, so they are not measured in the two mixed ones.",
 )
 
 
@@ -64,8 +68,8 @@ class Contest:
     def __init__(self, pairs: dict[str, Pair], absent: dict[str, str], options: Options) -> None:
         self._pairs = pairs
         self.absent = absent
-        self._rounds = options.rounds or 5
-        self._seconds = options.seconds or 0.05
+        self._rounds = options.rounds or ROUNDS
+        self._seconds = options.seconds or SECONDS
 
     def run(self, plan: Plan, others: Mapping[str, Contestant] | None = None) -> dict[str, Series]:
         """Interleave all who take the plan. A pair that fails is out from then on."""

@@ -44,10 +44,14 @@ class Entry:
     from_nbytes: int = 0
     #: It polls by nature, so there is no blocking column for it.
     only_spins: bool = False
+    #: It moves all the bytes whatever the mode, so the mixed ones would tell nothing.
+    moves_all: bool = False
 
     def takes(self, plan: Plan) -> bool:
         """Whether it is measured with that plan."""
-        return plan.nbytes >= self.from_nbytes and (plan.spin > 0 or not self.only_spins)
+        if plan.nbytes < self.from_nbytes or (self.moves_all and plan.fills != plan.drains):
+            return False
+        return plan.spin > 0 or not self.only_spins
 
 
 class Pair:

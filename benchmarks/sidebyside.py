@@ -51,9 +51,9 @@ class Comparison:
 
     in_flight: int
     title: str
-    #: The two figures that are shown of a contestant, the first of them plotted.
-    columns: tuple[Column, Column]
-    figures: Callable[[Series, Plan], tuple[Value, Value]]
+    #: By mode, the figures that are shown of a contestant, the first of them plotted.
+    columns: Callable[[str], tuple[Column, ...]]
+    figures: Callable[[Series, Plan], tuple[Value, ...]]
     bars: Callable[[Outcome], Iterator[Bar]]
     #: What is measured along with a plan, in the runner itself.
     others: Callable[[str, Plan], Mapping[str, Contestant]] = lambda mode, plan: {}
@@ -89,25 +89,26 @@ class Comparison:
             return running.run(plan, self.others(mode, plan))
 
     def _table(self, mode: str) -> Table:
+        figures = self.columns(mode)
         columns = [Column("size", "B"), Column("system")]
         for waits in ("spin", "blocking") if mode in BOTH_WAYS else ("spin",):
-            columns += [Column(f"{column.name}, {waits}", column.unit) for column in self.columns]
+            columns += [Column(f"{column.name}, {waits}", column.unit) for column in figures]
             columns.append(Column(f"ratio, {waits}", "x"))
         title = f"{self.title}, {MODE_NAMES[mode]}; ratio: how many times as fast shmpool is"
-        name = f"{self.columns[0].name}, spin"
-        return Table(title, columns, plot=Plot("size", (name,), "system", MODE_NAMES[mode]), is_grouped=True)
+        plot = Plot("size", (f"{figures[0].name}, spin",), "system", MODE_NAMES[mode])
+        return Table(title, columns, plot=plot, is_grouped=True)
 
     def _rows(self, outcomes: list[Outcome]) -> Iterator[list[Value]]:
         """A row for each contestant, with what it did spinning and then blocking."""
         for label in dict.fromkeys(label for outcome in outcomes for label in outcome.series):
             row: list[Value] = [outcomes[0].plan.nbytes, label]
             for outcome in outcomes:
-                row += self._figures(label, outcome)
+                row += self._cells(label, outcome)
             yield row
 
-    def _figures(self, label: str, outcome: Outcome) -> tuple[Value, Value, Value]:
+    def _cells(self, label: str, outcome: Outcome) -> list[Value]:
         mine, ours = outcome.series.get(label), outcome.series.get(outcome.ours)
         if mine is None:
-            return None, None, None
+            return [None] * (len(self.columns(outcome.mode)) + 1)
         ratio = None if ours is None or label == outcome.ours else ours.ratio_to(mine)
-        return *self.figures(mine, outcome.plan), ratio
+        return [*self.figures(mine, outcome.plan), ratio]

@@ -1,5 +1,4 @@
-"""stream: How many objects and bytes a second pass between two processes, 16 in flight, beside
-what users would pick instead?"""
+"""stream: How many objects and bytes a second pass between two processes, beside the peers?"""
 
 from __future__ import annotations
 
@@ -28,14 +27,14 @@ THAN_PIPE = 1 / 1.5
 #: Copied, from this size on: an object takes at most so many warm memcpys of its size.
 MEMCPYS_FROM = 256 * KIB
 MOST_MEMCPYS = 2.0
-MEMCPY = "memcpy (one process)"
+MEMCPY = "memcpy"
 
 
 def run(options: Options) -> Report:
     comparison = Comparison(
         in_flight=16,
         title="16 in flight",
-        columns=(Column("objects/s", "1/s"), Column("bytes/s", "B/s")),
+        columns=_columns,
         figures=_rates,
         bars=_bars,
         others=_memcpy,
@@ -43,8 +42,15 @@ def run(options: Options) -> Report:
     return comparison.run(Report.of(__doc__, options), options)
 
 
-def _rates(series: Series, plan: Plan) -> tuple[Value, Value]:
-    return 1 / series.median, plan.nbytes / series.median
+def _columns(mode: str) -> tuple[Column, ...]:
+    objects, data = Column("objects", "1/s"), Column("bytes", "B/s")
+    return (objects,) if mode == "touch" else (objects, data)
+
+
+def _rates(series: Series, plan: Plan) -> tuple[Value, ...]:
+    """Bytes a second where bytes are moved."""
+    objects, data = 1 / series.median, plan.nbytes / series.median
+    return (objects, data) if plan.fills or plan.drains else (objects,)
 
 
 def _memcpy(mode: str, plan: Plan) -> Mapping[str, Contestant]:
