@@ -12,26 +12,16 @@ import click
 
 from . import report as reports
 from .options import Options
+from .parameters import Sizes
 from .render import console, markdown, print_report
 from .report import Report
-from .units import parse_size
 
-NAMES = ("cycle", "footprint", "broker")
-
-
-class _Sizes(click.ParamType):
-    name = "SIZE,…"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        try:
-            return tuple(parse_size(word) for word in value.split(","))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+NAMES = ("handoff", "stream", "strategies", "cycle", "memcpy", "messages", "footprint", "broker")
 
 
 def _shared_options() -> list[click.Parameter]:
     return [
-        click.Option(["--sizes"], type=_Sizes(), help="Sizes to measure, like 4KiB,1MiB."),
+        click.Option(["--sizes"], type=Sizes(), help="Sizes to measure, like 4KiB,1MiB."),
         click.Option(["--rounds"], type=click.IntRange(1), help="Rounds to measure."),
         click.Option(["--seconds"], type=click.FloatRange(0, min_open=True), help="Seconds for each round."),
         click.Option(["--json"], type=click.Path(dir_okay=False), help="Write the report to this file."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -45,11 +46,17 @@ def machine_words(report: Report) -> Iterator[str]:
 def _rich_table(table: Table) -> RichTable:
     rich = RichTable(box=box.SIMPLE_HEAD)
     for column in table.columns:
-        rich.add_column(column.name, justify="left" if column.unit == "" else "right")
-    for index, row in enumerate(table.rows):
-        if table.is_grouped and index and row[0] != table.rows[index - 1][0]:
+        justify: Literal["left", "right"] = "left" if column.unit == "" else "right"
+        rich.add_column(column.name.replace(", ", "\n"), justify=justify, no_wrap=True)
+    group = None
+    for row in table.rows:
+        cells = _cells(table, row)
+        if table.is_grouped and row[0] == group:
+            cells[0] = ""
+        elif table.is_grouped and group is not None:
             rich.add_section()
-        rich.add_row(*_cells(table, row))
+        group = row[0]
+        rich.add_row(*cells)
     return rich
 
 

@@ -40,7 +40,10 @@ def seconds_name(seconds: float) -> str:
 
 
 def _rate_name(per_second: float) -> str:
-    return f"{per_second:,.0f}/s" if per_second >= 100 else f"{_three_digits(per_second)}/s"
+    for factor, unit in ((1e6, "M"), (1e3, "k")):
+        if per_second >= factor:
+            return f"{_three_digits(per_second / factor)} {unit}/s"
+    return f"{_three_digits(per_second)}/s"
 
 
 def _ratio_name(ratio: float | Sequence[float]) -> str:
@@ -60,7 +63,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "B": size_name,
     "s": seconds_name,
     "1/s": _rate_name,
-    "B/s": lambda rate: f"{rate / GIB:.2f} GiB/s" if rate >= GIB else f"{rate / MIB:.0f} MiB/s",
+    "B/s": lambda rate: f"{_three_digits(rate / MIB)} MiB/s" if rate < GIB else f"{_three_digits(rate / GIB)} GiB/s",
     "s/B": lambda cost: f"{cost * 1e9 * KIB:.1f} ns/KiB",
     "x": _ratio_name,
     "%": lambda part: f"{part * 100:.1f} %",

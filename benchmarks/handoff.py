@@ -1,0 +1,49 @@
+"""handoff: How long does one object take to another process, and the answer back, beside the peers?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from . import sidebyside
+from .contest import FRESH, ICEORYX2_EVENT, OURS, PIPE, PLASMA
+from .options import Options
+from .report import Bar, Column, Report
+from .sidebyside import Comparison, Outcome
+from .units import KIB, MIB
+
+PARAMETERS = sidebyside.PARAMETERS
+
+#: Up to which size -> how many times faster than Plasma.
+THAN_PLASMA = {256 * KIB: 4.0, 768 * KIB: 2.5, MIB: 2.0, 4 * MIB: 1.5, 10 * MIB: 1.3}
+#: At which size -> how many times faster than a fresh segment; from 1 MiB on with direct segments.
+THAN_FRESH = {256 * KIB: 6.0, 512 * KIB: 4.0, MIB: 1.5, 10 * MIB: 1.3}
+SMALL = 16 * KIB
+THAN_PIPE = 1 / 1.5
+THAN_ICEORYX2_EVENT = 1.0
+
+
+def run(options: Options) -> Report:
+    comparison = Comparison(
+        in_flight=1,
+        title="one in flight",
+        columns=lambda mode: (Column("p50", "s"), Column("p99", "s")),
+        figures=lambda series, plan: (series.percentile(50), series.percentile(99)),
+        bars=_bars,
+    )
+    return comparison.run(Report.of(__doc__, options), options)
+
+
+def _bars(outcome: Outcome) -> Iterator[Bar]:
+    nbytes = outcome.plan.nbytes
+    if outcome.mode != "copy":
+        return
+    yield from outcome.bar(THAN_ICEORYX2_EVENT, outcome.ours, ICEORYX2_EVENT)
+    if not outcome.plan.spin:
+        return
+    if nbytes <= max(THAN_PLASMA):
+        required = next(required for most, required in THAN_PLASMA.items() if nbytes <= most)
+        yield from outcome.bar(required, outcome.ours, PLASMA)
+    if nbytes in THAN_FRESH:
+        yield from outcome.bar(THAN_FRESH[nbytes], OURS, FRESH)
+    if nbytes <= SMALL:
+        yield from outcome.bar(THAN_PIPE, OURS, PIPE)

@@ -1,0 +1,88 @@
+"""stream: How many objects and bytes a second pass between two processes, beside the peers?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from . import sidebyside
+from .contest import FLOOR, ICEORYX2, ICEORYX2_VIEWS, OURS, PIPE
+from .measure import Contestant, Series
+from .memcpy import copying
+from .options import Options
+from .plan import Plan
+from .report import Bar, Column, Report, Value
+from .sidebyside import Comparison, Outcome
+from .units import KIB, MIB, size_name
+
+PARAMETERS = sidebyside.PARAMETERS
+
+#: Touched, up to this size: so many objects a second, and this part of iceoryx2's.
+TOUCHED_UP_TO = 256 * KIB
+TOUCHED_A_SECOND = 200_000
+OF_ICEORYX2 = 0.8
+#: Copied, from which size on -> this part of the floor's bytes/s.
+OF_THE_FLOOR = {MIB: 0.9, 512 * KIB: 0.8, 256 * KIB: 0.7, 64 * KIB: 0.5}
+SMALL = 16 * KIB
+THAN_PIPE = 1 / 1.5
+#: Copied, from this size on: an object takes at most so many warm memcpys of its size.
+MEMCPYS_FROM = 256 * KIB
+MOST_MEMCPYS = 2.0
+MEMCPY = "memcpy"
+
+
+def run(options: Options) -> Report:
+    comparison = Comparison(
+        in_flight=16,
+        title="16 in flight",
+        columns=_columns,
+        figures=_rates,
+        bars=_bars,
+        others=_memcpy,
+    )
+    return comparison.run(Report.of(__doc__, options), options)
+
+
+def _columns(mode: str) -> tuple[Column, ...]:
+    objects, data = Column("objects", "1/s"), Column("bytes", "B/s")
+    return (objects,) if mode == "touch" else (objects, data)
+
+
+def _rates(series: Series, plan: Plan) -> tuple[Value, ...]:
+    """Bytes a second where bytes are moved."""
+    objects, data = 1 / series.median, plan.nbytes / series.median
+    return (objects, data) if plan.fills or plan.drains else (objects,)
+
+
+def _memcpy(mode: str, plan: Plan) -> Mapping[str, Contestant]:
+    return {MEMCPY: copying(plan.nbytes)} if mode == "copy" and plan.spin else {}
+
+
+def _bars(outcome: Outcome) -> Iterator[Bar]:
+    if outcome.plan.spin and outcome.mode == "touch":
+        yield from _touched(outcome)
+    elif outcome.plan.spin and outcome.mode == "copy":
+        yield from _copied(outcome)
+
+
+def _touched(outcome: Outcome) -> Iterator[Bar]:
+    if outcome.plan.nbytes > TOUCHED_UP_TO or OURS not in outcome.labels:
+        return
+    ours = outcome.series.get(OURS)
+    name = f"touch {size_name(outcome.plan.nbytes)}: {OURS}"
+    yield Bar(name, TOUCHED_A_SECOND, ours and 1 / ours.median, "1/s")
+    yield from outcome.bar(OF_ICEORYX2, OURS, ICEORYX2)
+    yield from outcome.bar(OF_ICEORYX2, OURS, ICEORYX2_VIEWS)
+
+
+def _copied(outcome: Outcome) -> Iterator[Bar]:
+    nbytes = outcome.plan.nbytes
+    if nbytes <= SMALL:
+        yield from outcome.bar(THAN_PIPE, OURS, PIPE)
+    if nbytes >= min(OF_THE_FLOOR):
+        required = next(required for least, required in OF_THE_FLOOR.items() if nbytes >= least)
+        yield from outcome.bar(required, outcome.ours, FLOOR)
+    if nbytes >= MEMCPYS_FROM and outcome.ours in outcome.labels:
+        ours, memcpy = outcome.series.get(outcome.ours), outcome.series[MEMCPY]
+        cost = memcpy.ratio_to(ours) if ours else None
+        name = f"copy {size_name(nbytes)}: {outcome.ours}, in warm memcpys"
+        yield Bar(name, MOST_MEMCPYS, cost and cost.median, is_most=True, spread=cost and (cost.low, cost.high))
