@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from .report import Bar, Report, Table
+from .report import Bar, Report, Table, Value
 from .units import show
 
 console = Console(width=int(os.environ.get("COLUMNS", "118")), highlight=False)
@@ -60,7 +60,7 @@ def _rich_table(table: Table) -> RichTable:
     return rich
 
 
-def _cells(table: Table, row: list) -> list[str]:
+def _cells(table: Table, row: list[Value]) -> list[str]:
     return [show(value, column.unit) for value, column in zip(row, table.columns, strict=True)]
 
 

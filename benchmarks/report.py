@@ -71,12 +71,14 @@ class Bar:
         return "met" if is_met else "missed"
 
     @classmethod
-    def of_ratio(cls, name: str, required: float, ours: Series | None, theirs: Series | None) -> Bar:
-        """Ours is at least *required* times as fast as theirs."""
+    def of_ratio(
+        cls, name: str, required: float, ours: Series | None, theirs: Series | None, *, is_most: bool = False
+    ) -> Bar:
+        """Ours is at least, or at most, *required* times as fast as theirs."""
         if ours is None or theirs is None:
-            return cls(name, required, None)
+            return cls(name, required, None, is_most=is_most)
         ratio = ours.ratio_to(theirs)
-        return cls(name, required, ratio.median, spread=(ratio.low, ratio.high))
+        return cls(name, required, ratio.median, is_most=is_most, spread=(ratio.low, ratio.high))
 
 
 @dataclass
