@@ -106,6 +106,10 @@ class Report:
         """No bar was missed, and none could not be judged."""
         return all(bar.state == "met" for bar in self.bars)
 
+    @property
+    def has_plot(self) -> bool:
+        return any(table.plot is not None for table in self.tables)
+
     def to_json(self) -> dict[str, Any]:
         document = asdict(self)
         for bar, written in zip(self.bars, document["bars"], strict=True):
