@@ -61,13 +61,16 @@ def main(context: click.Context) -> None:
 
 @main.command("report")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
-@click.option("--plots", type=click.Path(file_okay=False), help="Also plot each report into this folder.")
-def report(files: tuple[str, ...], plots: str | None) -> None:
+@click.option("--whole", is_flag=True, help="All columns of every table.")
+@click.option("--plots", type=click.Path(file_okay=False), help="Plot each report into this folder, and show it.")
+def report(files: tuple[str, ...], whole: bool, plots: str | None) -> None:
     """Print JSON reports as markdown, as the README has them."""
     for one in (one for file in files for one in reports.read(file)):
-        click.echo(markdown(one))
-        if plots is not None and any(table.plot for table in one.tables):
+        picture = None
+        if plots is not None and one.has_plot:
+            picture = f"{Path(plots).name}/{one.name}.png"
             _plot(one, Path(plots) / f"{one.name}.png")
+        click.echo(markdown(one, picture=picture, is_whole=whole))
 
 
 def _run_all(**values: Any) -> None:
@@ -93,7 +96,7 @@ def _run(
             reports.write(done, json)
     if plot is not None:
         for one in done:
-            if any(table.plot for table in one.tables):
+            if one.has_plot:
                 _plot(one, Path(plot) if len(done) == 1 else Path(plot).with_stem(f"{Path(plot).stem}-{one.name}"))
     sys.exit(0 if all(one.is_met for one in done) else 1)
 
@@ -103,7 +106,7 @@ def _plot(one: Report, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     plot(one, path)
-    console.print(f"[dim]plotted to {path}[/]")
+    click.echo(f"plotted to {path}", err=True)
 
 
 def _module(name: str) -> ModuleType:

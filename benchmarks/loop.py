@@ -7,37 +7,52 @@ the producer is never more than `in_flight` objects ahead. Standard library only
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 from .channel import Channel
 from .peers.base import Peer
-from .plan import Plan, payload
+from .plan import Plan, blank_target, payload
+
+#: Makes so many objects and sends them on.
+Give = Callable[[int], None]
 
 
 class OtherSideGone(Exception):
     """The channel ended in the middle of a lap."""
 
 
-def produce(peer: Peer, plan: Plan, there: Channel, back: Channel) -> tuple[float, list[float]]:
-    """Hand the plan's objects over: seconds in all, and for each where one is in flight."""
+def producing(peer: Peer, plan: Plan, there: Channel, back: Channel) -> Callable[[], tuple[float, list[float]]]:
+    """Prepare a lap of the producer's. It hands the plan's objects over, and says how many
+    seconds that took, and each of them where one is in flight."""
     put = peer.producer(plan, payload(plan.nbytes))
     give = _give_tokens(put, there) if peer.token_bytes else _give_alone(put)
-    started = time.perf_counter()
-    samples = _one_by_one(give, plan, back) if plan.in_flight == 1 else _streamed(give, plan, back)
-    return time.perf_counter() - started, samples
+
+    def run() -> tuple[float, list[float]]:
+        started = time.perf_counter()
+        samples = _one_by_one(give, plan, back) if plan.in_flight == 1 else _streamed(give, plan, back)
+        return time.perf_counter() - started, samples
+
+    return run
 
 
-def consume(peer: Peer, plan: Plan, there: Channel, back: Channel) -> bool:
-    """Take the plan's objects; whether the bytes that were copied out are the producer's."""
-    target = bytearray(plan.nbytes)
+def consuming(peer: Peer, plan: Plan, there: Channel, back: Channel) -> Callable[[], bool]:
+    """Prepare a lap of the consumer's. It takes the plan's objects, and says whether the
+    bytes that were copied out are the producer's."""
+    target = blank_target(plan.nbytes)
     take = peer.consumer(plan, target)
-    if peer.token_bytes:
-        _take_tokens(take, peer.token_bytes, plan, there, back)
-    else:
-        _take_alone(take, plan, back)
-    return not (plan.fills and plan.drains) or target == payload(plan.nbytes)
+
+    def run() -> bool:
+        if peer.token_bytes:
+            _take_tokens(take, peer.token_bytes, plan, there, back)
+        else:
+            _take_alone(take, plan, back)
+        return not (plan.fills and plan.drains) or target == payload(plan.nbytes)
+
+    return run
 
 
-def _one_by_one(give, plan: Plan, back: Channel) -> list[float]:
+def _one_by_one(give: Give, plan: Plan, back: Channel) -> list[float]:
     clock, samples = time.perf_counter, []
     for _ in range(plan.objects):
         started = clock()
@@ -48,7 +63,7 @@ def _one_by_one(give, plan: Plan, back: Channel) -> list[float]:
     return samples
 
 
-def _streamed(give, plan: Plan, back: Channel) -> list[float]:
+def _streamed(give: Give, plan: Plan, back: Channel) -> list[float]:
     credits, sent = plan.in_flight, 0
     while sent < plan.objects:
         count = min(credits, plan.batch, plan.objects - sent)
@@ -69,14 +84,14 @@ def _receive_some(back: Channel, most: int) -> int:
     return count
 
 
-def _give_tokens(put, there: Channel):
+def _give_tokens(put: Callable[[], bytes], there: Channel) -> Give:
     def give(count: int) -> None:
         there.send(put() if count == 1 else b"".join([put() for _ in range(count)]))
 
     return give
 
 
-def _give_alone(put):
+def _give_alone(put: Callable[[], Any]) -> Give:
     def give(count: int) -> None:
         for _ in range(count):
             put()
@@ -84,7 +99,7 @@ def _give_alone(put):
     return give
 
 
-def _take_tokens(take, width: int, plan: Plan, there: Channel, back: Channel) -> None:
+def _take_tokens(take: Callable[[bytes], None], width: int, plan: Plan, there: Channel, back: Channel) -> None:
     taken = 0
     while taken < plan.objects:
         tokens = there.receive(width * plan.in_flight)
@@ -97,7 +112,7 @@ def _take_tokens(take, width: int, plan: Plan, there: Channel, back: Channel) ->
         back.send(b"x" * count)
 
 
-def _take_alone(take, plan: Plan, back: Channel) -> None:
+def _take_alone(take: Callable[[], None], plan: Plan, back: Channel) -> None:
     taken = 0
     while taken < plan.objects:
         count = min(plan.batch, plan.objects - taken)

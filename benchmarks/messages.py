@@ -14,7 +14,7 @@ from typing import Any
 from shmpool.connection import Connection
 
 from .channel import Channel
-from .loop import consume, produce
+from .loop import consuming, producing
 from .options import Options
 from .peers.shmpool import Shmpool
 from .plan import SPIN, Plan
@@ -55,9 +55,9 @@ def _count(nbytes: int) -> tuple[int, int]:
     process.start()
     peer.begin_producer()
     for plan in plans:
+        control.recv()
         with counting() as sent:
-            control.recv()
-            produce(peer, plan, there, back)
+            producing(peer, plan, there, back)()
     by_consumer = control.recv()
     process.join()
     peer.end_producer()
@@ -71,7 +71,7 @@ def _consume(peer: Shmpool, plans: list[Plan], there: Channel, back: Channel, co
     for plan in plans:
         with counting() as sent:
             control.send("ready")
-            consume(peer, plan, there, back)
+            consuming(peer, plan, there, back)()
     control.send(len(sent))
     peer.end_consumer()
     os._exit(0)

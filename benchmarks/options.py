@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,5 +34,5 @@ class Options:
             if value is True:
                 words.append(f"--{key}")
             elif value not in (None, False, ()):
-                words += [f"--{key}", ",".join(value) if isinstance(value, tuple) else str(value)]
+                words += [f"--{key}", shlex.quote(",".join(value) if isinstance(value, tuple) else str(value))]
         return " ".join(words)

@@ -108,7 +108,7 @@ class Pair:
 
     def close(self) -> None:
         """Let both processes end, and wait for it."""
-        self._close_pipes()
+        self._close_streams()
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -116,15 +116,15 @@ class Pair:
 
     def kill(self) -> None:
         """End all processes of the pair at once."""
-        self._close_pipes()
+        self._close_streams()
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
         self._process.wait()
 
-    def _close_pipes(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
+    def _close_streams(self) -> None:
+        for stream in (self._process.stdin, self._process.stdout, self._complaints):
             assert stream is not None
             try:
                 stream.close()

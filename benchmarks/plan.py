@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,3 +37,17 @@ class Plan:
 def payload(nbytes: int) -> bytes:
     """What is handed over: the same random bytes on both sides, written before the clock starts."""
     return random.Random(nbytes).randbytes(nbytes)
+
+
+@lru_cache(maxsize=1)
+def _target(nbytes: int) -> bytearray:
+    return bytearray(nbytes)
+
+
+def blank_target(nbytes: int) -> bytearray:
+    """Where it is copied to: the same memory in every lap, with a byte of each page cleared,
+    so that no page has to be found while the clock runs and no old bytes pass for new ones."""
+    target = _target(nbytes)
+    pages = slice(None, None, mmap.PAGESIZE)
+    target[pages] = bytes(len(target[pages]))
+    return target

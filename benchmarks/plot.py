@@ -10,19 +10,11 @@ from typing import Any
 from .report import Plot, Report, Table
 from .units import AXES, show
 
-#: One colour and marker for each line of a figure; told apart without colour as well.
+#: Colour and marker of each line of a figure; told apart without colour as well.
 _COLOURS = (
-    "#d62728",
-    "#1f77b4",
-    "#2ca02c",
-    "#9467bd",
-    "#ff7f0e",
-    "#8c564b",
-    "#e377c2",
-    "#17becf",
-    "#bcbd22",
-    "#444444",
-)
+    "#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b",
+    "#e377c2", "#17becf", "#bcbd22", "#444444", "#7fbf7f",
+)  # fmt: skip
 _MARKERS = "osD^v<>Pph*"
 
 
@@ -61,7 +53,7 @@ def _draw(table: Table, panel: Any, styles: dict[str, dict[str, Any]]) -> None:
     assert wanted is not None
     units = {column.name: column.unit for column in table.columns}
     for label, points in _lines(table, wanted):
-        style = styles.setdefault(label, _style(len(styles)))
+        style = styles.setdefault(label, _style(label, styles))
         panel.plot(*zip(*sorted(points), strict=True), label=label, **style)
     panel.set(xscale="log", yscale="log", title=wanted.title or table.title)
     ticks = sorted({x for _, points in _lines(table, wanted) for x, _ in points})
@@ -93,7 +85,11 @@ def _points(xs: list[Any], ys: list[Any]) -> list[tuple[float, float]]:
     return [(x, y) for x, y in zip(xs, middle, strict=True) if y is not None]
 
 
-def _style(index: int) -> dict[str, Any]:
+def _style(label: str, styles: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The first line of a figure is the one it is about; "NAME more" looks like "NAME", dashed."""
+    if (base := styles.get(label.rsplit(" ", 1)[0])) is not None:
+        return {**base, "linestyle": "--"}
+    index = len(styles)
     return {
         "color": _COLOURS[index % len(_COLOURS)],
         "marker": _MARKERS[index % len(_MARKERS)],

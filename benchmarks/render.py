@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from .report import Bar, Report, Table
+from .report import Bar, Column, Report, Table, Value
 from .units import show
 
 console = Console(width=int(os.environ.get("COLUMNS", "118")), highlight=False)
@@ -60,7 +60,7 @@ def _rich_table(table: Table) -> RichTable:
     return rich
 
 
-def _cells(table: Table, row: list) -> list[str]:
+def _cells(table: Table, row: list[Value]) -> list[str]:
     return [show(value, column.unit) for value, column in zip(row, table.columns, strict=True)]
 
 
@@ -84,12 +84,16 @@ def _bar_cells(bar: Bar) -> tuple[str, str, str]:
 # --- markdown ------------------------------------------------------------------------------
 
 
-def markdown(report: Report) -> str:
-    """The report as a section of a README."""
+def markdown(report: Report, *, picture: str | None = None, is_whole: bool = False) -> str:
+    """The report as a section of a README. What is plotted line by line is shown as one table
+    of sizes by systems, unless *is_whole* asks for all columns. *picture*: where its plot is."""
     lines = [f"### {report.name}", "", report.question, ""]
     lines += [f"`{report.command}` on {', '.join(machine_words(report))}.", ""]
+    if picture is not None:
+        lines += [f"![{report.name}]({picture})", ""]
     for table in report.tables:
-        lines += [f"**{table.title}**", "", *_markdown_rows(table), ""]
+        shown = table if is_whole else _crossed(table)
+        lines += [f"**{shown.title}**", "", *_markdown_rows(shown), ""]
     for name, reason in report.absent.items():
         lines += [f"Absent: {name}, {reason}", ""]
     if report.bars:
@@ -98,6 +102,19 @@ def markdown(report: Report) -> str:
         lines.append("")
     lines += [line for note in report.notes for line in (note, "")]
     return "\n".join(lines)
+
+
+def _crossed(table: Table) -> Table:
+    """A row for each x of the plot, a column for each of its lines."""
+    plot = table.plot
+    if plot is None or plot.line is None:
+        return table
+    units = {column.name: column.unit for column in table.columns}
+    xs, lines, ys = (table.column(name) for name in (plot.x, plot.line, plot.y[0]))
+    cells = {(x, line): y for x, line, y in zip(xs, lines, ys, strict=True)}
+    columns = [Column(plot.x, units[plot.x]), *(Column(str(line), units[plot.y[0]]) for line in dict.fromkeys(lines))]
+    rows = [[x, *(cells.get((x, line)) for line in dict.fromkeys(lines))] for x in dict.fromkeys(xs)]
+    return Table(f"{plot.title}: {plot.y[0]}", columns, rows)
 
 
 def _emphasised(state: str) -> str:

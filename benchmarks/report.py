@@ -71,12 +71,14 @@ class Bar:
         return "met" if is_met else "missed"
 
     @classmethod
-    def of_ratio(cls, name: str, required: float, ours: Series | None, theirs: Series | None) -> Bar:
-        """Ours is at least *required* times as fast as theirs."""
+    def of_ratio(
+        cls, name: str, required: float, ours: Series | None, theirs: Series | None, *, is_most: bool = False
+    ) -> Bar:
+        """Ours is at least, or at most, *required* times as fast as theirs."""
         if ours is None or theirs is None:
-            return cls(name, required, None)
+            return cls(name, required, None, is_most=is_most)
         ratio = ours.ratio_to(theirs)
-        return cls(name, required, ratio.median, spread=(ratio.low, ratio.high))
+        return cls(name, required, ratio.median, is_most=is_most, spread=(ratio.low, ratio.high))
 
 
 @dataclass
@@ -103,6 +105,10 @@ class Report:
     def is_met(self) -> bool:
         """No bar was missed, and none could not be judged."""
         return all(bar.state == "met" for bar in self.bars)
+
+    @property
+    def has_plot(self) -> bool:
+        return any(table.plot is not None for table in self.tables)
 
     def to_json(self) -> dict[str, Any]:
         document = asdict(self)

@@ -69,7 +69,7 @@ def _touched(outcome: Outcome) -> Iterator[Bar]:
         return
     ours = outcome.series.get(OURS)
     name = f"touch {size_name(outcome.plan.nbytes)}: {OURS}"
-    yield Bar(name, TOUCHED_A_SECOND, ours and 1 / ours.median, "1/s")
+    yield Bar(name, TOUCHED_A_SECOND, None if ours is None else 1 / ours.median, "1/s")
     yield from outcome.bar(OF_ICEORYX2, OURS, ICEORYX2)
     yield from outcome.bar(OF_ICEORYX2, OURS, ICEORYX2_VIEWS)
 
@@ -83,6 +83,5 @@ def _copied(outcome: Outcome) -> Iterator[Bar]:
         yield from outcome.bar(required, outcome.ours, FLOOR)
     if nbytes >= MEMCPYS_FROM and outcome.ours in outcome.labels:
         ours, memcpy = outcome.series.get(outcome.ours), outcome.series[MEMCPY]
-        cost = memcpy.ratio_to(ours) if ours else None
         name = f"copy {size_name(nbytes)}: {outcome.ours}, in warm memcpys"
-        yield Bar(name, MOST_MEMCPYS, cost and cost.median, is_most=True, spread=cost and (cost.low, cost.high))
+        yield Bar.of_ratio(name, MOST_MEMCPYS, memcpy, ours, is_most=True)

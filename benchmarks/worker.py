@@ -11,11 +11,12 @@ import multiprocessing
 import os
 import sys
 import traceback
+from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TextIO
 
 from .channel import Channel
-from .loop import OtherSideGone, consume, produce
+from .loop import OtherSideGone, consuming, producing
 from .peers.base import Absent, Peer
 from .plan import Plan
 
@@ -51,7 +52,7 @@ def main(name: str, settings: dict[str, Any]) -> None:
     pair.close()
 
 
-def _reply(replies, document: dict[str, Any]) -> None:
+def _reply(replies: TextIO, document: dict[str, Any]) -> None:
     replies.write(json.dumps(document) + "\n")
     replies.flush()
 
@@ -82,9 +83,10 @@ class _Pair:
         return self._run(plan, plan.objects)
 
     def _run(self, plan: Plan, objects: int) -> tuple[float, list[float]]:
-        plan = Plan(**{**plan.__dict__, "objects": objects})
+        plan = replace(plan, objects=objects)
+        produce = producing(self._peer, plan, self._there, self._back)
         self._say(plan)
-        lap = produce(self._peer, plan, self._there, self._back)
+        lap = produce()
         if self._control.recv() is not True:
             raise RuntimeError("the bytes that arrived are not those that were sent")
         return lap
@@ -121,8 +123,9 @@ class _Pair:
             control.send(True)
             while (plan := control.recv()) is not None:
                 self._there.set_spin(plan.spin)
+                consume = consuming(self._peer, plan, self._there, self._back)
                 control.send(True)
-                control.send(consume(self._peer, plan, self._there, self._back))
+                control.send(consume())
             self._peer.end_consumer()
         except (EOFError, OtherSideGone):
             pass  # the producer is gone, and so is what there was to tell

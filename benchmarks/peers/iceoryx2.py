@@ -30,6 +30,7 @@ class Iceoryx2(Peer):
         self._has_events = has_events
         self._has_views = has_views
         self._name = f"shmpool-benchmarks/{os.getpid()}"
+        self._publisher: Any = None
         self._publisher_of = 0
 
     def _begin(self) -> None:
@@ -64,7 +65,7 @@ class Iceoryx2(Peer):
         return _then(send, self._notifier.notify) if self._notifier is not None else send
 
     def _replace_publisher(self, nbytes: int) -> None:
-        if self._publisher_of:
+        if self._publisher is not None:
             self._publisher.delete()
         self._publisher_of = nbytes
         self._publisher = (
@@ -79,28 +80,39 @@ class Iceoryx2(Peer):
         return read(self._receiver(plan.spin), target, plan)
 
     def _receiver(self, spin: float) -> Callable[[], Any]:
-        receive, clock, listener = self._subscriber.receive, time.perf_counter, self._listener
+        receive = self._subscriber.receive
+        if self._listener is None:
+            return _polling(receive)
+        return _waiting(receive, self._listener.blocking_wait, spin)
 
-        def poll() -> Any:
-            while (sample := receive()) is None:
-                pass
+
+def _polling(receive: Callable[[], Any]) -> Callable[[], Any]:
+    def poll() -> Any:
+        while (sample := receive()) is None:
+            pass
+        return sample
+
+    return poll
+
+
+def _waiting(receive: Callable[[], Any], wait: Callable[[], object], spin: float) -> Callable[[], Any]:
+    clock = time.perf_counter
+
+    def sleep() -> Any:
+        while (sample := receive()) is None:
+            wait()
+        return sample
+
+    def poll_then_sleep() -> Any:
+        if (sample := receive()) is not None:
             return sample
+        until = clock() + spin
+        while (sample := receive()) is None:
+            if clock() >= until:
+                wait()
+        return sample
 
-        def sleep() -> Any:
-            while (sample := receive()) is None:
-                listener.blocking_wait()
-            return sample
-
-        def poll_then_sleep() -> Any:
-            until = clock() + spin
-            while (sample := receive()) is None:
-                if clock() >= until:
-                    listener.blocking_wait()
-            return sample
-
-        if listener is None:
-            return poll
-        return poll_then_sleep if spin else sleep
+    return poll_then_sleep if spin else sleep
 
 
 def _then(send: Callable[[], None], notify: Callable[[], object]) -> Callable[[], None]:

@@ -25,9 +25,10 @@ class Shmpool(Peer):
     begin_consumer = begin_producer
 
     def producer(self, plan: Plan, source: bytes) -> Callable[[], bytes]:
-        lease, nbytes = self._pool.lease, plan.nbytes
+        nbytes = plan.nbytes
+        lease: Callable[[int], shmpool.Lease] = self._pool.lease
         if self._strategy is not shmpool.Strategy.ADAPTIVE:
-            lease = _with_strategy(lease, self._strategy)
+            lease = _with_strategy(self._pool.lease, self._strategy)
 
         def fill() -> bytes:
             leased = lease(nbytes)
