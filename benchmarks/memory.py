@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import shmpool
 
-from .faults import count_faults
+from .faults import faults_of
 from .measure import Series, interleave, timed
 from .mixes import MIXES, Mix, sizes_of
 from .options import Options
@@ -247,8 +247,8 @@ def _faults(report: Report, sizes: tuple[int, ...]) -> Table:
          Column("fresh: producer", "count"), Column("fresh: consumer", "count")],
     )  # fmt: skip
     for nbytes in sizes:
-        ours = count_faults(Shmpool(memory_limit="256MiB"), nbytes, HANDED_OVER)
-        fresh = count_faults(Fresh(), nbytes, HANDED_OVER)
+        ours = faults_of(Shmpool(memory_limit="256MiB"), nbytes, HANDED_OVER)
+        fresh = faults_of(Fresh(), nbytes, HANDED_OVER)
         table.rows.append([nbytes, -(-nbytes // PAGE), *ours, *fresh])
         if nbytes >= LARGE:
             report.bars.append(_bar("page faults", nbytes, sum(ours), sum(fresh)))

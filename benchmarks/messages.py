@@ -4,20 +4,16 @@ Every message that the two clients send is counted at their sockets. The bar is 
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection as Control
 from typing import Any
 
 from shmpool.connection import Connection
 
-from .channel import Channel
-from .loop import consuming, producing
+from .bothsides import count_on_both_sides
 from .options import Options
 from .peers.shmpool import Shmpool
-from .plan import SPIN, Plan
+from .plan import Plan
 from .report import Bar, Column, Report, Table
 from .units import KIB, MIB, size_name
 
@@ -47,39 +43,13 @@ def run(options: Options) -> Report:
 
 def _count(nbytes: int) -> tuple[int, int]:
     """Messages of the producer and of the consumer."""
-    peer = Shmpool(memory_limit="256MiB", magazine_idle=3600)
-    there, back = Channel(SPIN), Channel(SPIN)
-    control, theirs = multiprocessing.Pipe()
     plans = [Plan(nbytes, IN_FLIGHT, False, False, objects=objects) for objects in (OBJECTS // 4, OBJECTS)]
-    process = multiprocessing.get_context("fork").Process(target=_consume, args=(peer, plans, there, back, theirs))
-    process.start()
-    peer.begin_producer()
-    for plan in plans:
-        control.recv()
-        with counting() as sent:
-            producing(peer, plan, there, back)()
-    by_consumer = control.recv()
-    process.join()
-    peer.end_producer()
-    there.close()
-    back.close()
-    return len(sent), by_consumer
-
-
-def _consume(peer: Shmpool, plans: list[Plan], there: Channel, back: Channel, control: Control) -> None:
-    peer.begin_consumer()
-    for plan in plans:
-        with counting() as sent:
-            control.send("ready")
-            consuming(peer, plan, there, back)()
-    control.send(len(sent))
-    peer.end_consumer()
-    os._exit(0)
+    return count_on_both_sides(Shmpool(memory_limit="256MiB", magazine_idle=3600), plans, counting)
 
 
 @contextmanager
-def counting() -> Iterator[list[Any]]:
-    """A list of every message that a client of this process sends from now on."""
+def counting() -> Iterator[Callable[[], int]]:
+    """Counts the messages that the clients of this process send."""
     send, sent = Connection.send, []
 
     def noting(connection: Connection, message: Any) -> None:
@@ -88,6 +58,6 @@ def counting() -> Iterator[list[Any]]:
 
     Connection.send = noting  # type: ignore[method-assign]
     try:
-        yield sent
+        yield lambda: len(sent)
     finally:
         Connection.send = send  # type: ignore[method-assign]
