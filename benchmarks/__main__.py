@@ -16,7 +16,19 @@ from .parameters import Sizes
 from .render import console, markdown, print_report
 from .report import Report
 
-NAMES = ("handoff", "stream", "strategies", "cycle", "memcpy", "messages", "footprint", "broker", "memory", "latency")
+NAMES = (
+    "handoff",
+    "stream",
+    "strategies",
+    "cycle",
+    "memcpy",
+    "messages",
+    "footprint",
+    "broker",
+    "memory",
+    "latency",
+    "soak",
+)
 
 
 def _shared_options() -> list[click.Parameter]:
