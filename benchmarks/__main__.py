@@ -28,6 +28,7 @@ NAMES = (
     "memory",
     "latency",
     "soak",
+    "gate",
 )
 
 

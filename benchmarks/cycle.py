@@ -23,7 +23,7 @@ def run(options: Options) -> Report:
     )
     with shmpool.Broker(memory_limit="256MiB") as broker, broker.connect() as pool:
         for size in options.sizes or SIZES:
-            contestants = {"pair": _pair(pool, size), "cycle": _cycle(pool, size)}
+            contestants = {"pair": pair_of(pool, size), "cycle": cycle_of(pool, size)}
             series = interleave(
                 contestants, rounds=options.rounds or ROUNDS, seconds=options.seconds or SECONDS, least=1000
             )
@@ -35,7 +35,7 @@ def run(options: Options) -> Report:
     return report
 
 
-def _pair(pool: shmpool.Pool, size: int) -> Contestant:
+def pair_of(pool: shmpool.Pool, size: int) -> Contestant:
     def body(objects: int) -> None:
         lease = pool.lease
         for _ in range(objects):
@@ -44,7 +44,7 @@ def _pair(pool: shmpool.Pool, size: int) -> Contestant:
     return timed(body)
 
 
-def _cycle(pool: shmpool.Pool, size: int) -> Contestant:
+def cycle_of(pool: shmpool.Pool, size: int) -> Contestant:
     def body(objects: int) -> None:
         lease, open_ = pool.lease, pool.open
         for _ in range(objects):
