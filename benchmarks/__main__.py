@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -100,6 +101,8 @@ def _run(
     **more: Any,
 ) -> None:
     """Run them one after the other; exit 0 when all bars are met."""
+    if plot is not None and find_spec("matplotlib") is None:
+        raise click.UsageError("--plot needs matplotlib, which the extra `bench` installs")
     options = Options(sizes, rounds, seconds, more)
     done: list[Report] = []
     for name in names:

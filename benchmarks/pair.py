@@ -22,7 +22,7 @@ from .plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 #: A pair that says nothing for so long is given up. Seconds.
-PATIENCE = 120.0
+PATIENCE = 60.0
 
 
 class PairFailed(Exception):

@@ -34,9 +34,10 @@ class Peer:
         tokens it sends the object."""
         raise NotImplementedError
 
-    def consumer(self, plan: Plan, target: bytearray) -> Callable[..., None]:
+    def consumer(self, plan: Plan, target: memoryview) -> Callable[..., None]:
         """A function that takes the object of one token, reads it, into *target* if the
-        plan says so, and frees it; without tokens it waits for the next object."""
+        plan says so, and frees it; without tokens it waits for the next object. (*target*
+        is no bytearray: assigning to a slice of one makes a copy of the value first.)"""
         raise NotImplementedError
 
     def end_consumer(self) -> None:

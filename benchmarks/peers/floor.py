@@ -37,7 +37,7 @@ class Floor(Peer):
 
         return fill if plan.fills else touch
 
-    def consumer(self, plan: Plan, target: bytearray) -> Callable[[bytes], None]:
+    def consumer(self, plan: Plan, target: memoryview) -> Callable[[bytes], None]:
         slots = self._slots(plan)
 
         def drain(token: bytes) -> None:

@@ -35,7 +35,7 @@ class Fresh(Peer):
 
         return fill if plan.fills else touch
 
-    def consumer(self, plan: Plan, target: bytearray) -> Callable[[bytes], None]:
+    def consumer(self, plan: Plan, target: memoryview) -> Callable[[bytes], None]:
         nbytes = plan.nbytes
 
         def drain(token: bytes) -> None:

@@ -10,6 +10,7 @@ import ctypes
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..plan import Plan
@@ -21,6 +22,8 @@ except ImportError as error:
     raise Absent(f"iceoryx2 is not installed ({error})") from error
 
 MOST_IN_FLIGHT = 16
+#: In one long run a wake-up never came, and the pair hung in an unbounded wait.
+LONGEST_WAIT = iox2.Duration.from_millis(100)
 
 
 class Iceoryx2(Peer):
@@ -75,7 +78,7 @@ class Iceoryx2(Peer):
             .create()
         )
 
-    def consumer(self, plan: Plan, target: bytearray) -> Callable[[], None]:
+    def consumer(self, plan: Plan, target: memoryview) -> Callable[[], None]:
         read = _read_view if self._has_views else _read_address
         return read(self._receiver(plan.spin), target, plan)
 
@@ -83,7 +86,7 @@ class Iceoryx2(Peer):
         receive = self._subscriber.receive
         if self._listener is None:
             return _polling(receive)
-        return _waiting(receive, self._listener.blocking_wait, spin)
+        return _waiting(receive, partial(self._listener.timed_wait, LONGEST_WAIT), spin)
 
 
 def _polling(receive: Callable[[], Any]) -> Callable[[], Any]:
@@ -138,7 +141,7 @@ def _write_address(loan: Callable[[int], Any], source: bytes, plan: Plan) -> Cal
     return send
 
 
-def _read_address(receive: Callable[[], Any], target: bytearray, plan: Plan) -> Callable[[], None]:
+def _read_address(receive: Callable[[], Any], target: memoryview, plan: Plan) -> Callable[[], None]:
     move, byte_at, nbytes = ctypes.memmove, ctypes.c_ubyte.from_address, plan.nbytes
     address = ctypes.addressof(ctypes.c_char.from_buffer(target))
 
@@ -174,7 +177,7 @@ def _write_view(loan: Callable[[int], Any], source: bytes, plan: Plan) -> Callab
     return fill if plan.fills else touch
 
 
-def _read_view(receive: Callable[[], Any], target: bytearray, plan: Plan) -> Callable[[], None]:
+def _read_view(receive: Callable[[], Any], target: memoryview, plan: Plan) -> Callable[[], None]:
     def drain() -> None:
         sample = receive()
         target[:] = sample.payload().as_memory_view().cast("B")

@@ -32,7 +32,7 @@ class Pipe(Peer):
 
         return send
 
-    def consumer(self, plan: Plan, target: bytearray) -> Callable[[], None]:
+    def consumer(self, plan: Plan, target: memoryview) -> Callable[[], None]:
         """Receiving copies the bytes out in any case."""
         receive, clock, spin = self._receiver.recv_bytes_into, time.perf_counter, plan.spin
         poller = select.poll()

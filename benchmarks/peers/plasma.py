@@ -61,12 +61,12 @@ class Plasma(Peer):
 
         return fill if plan.fills else touch
 
-    def consumer(self, plan: Plan, target: bytearray) -> Callable[[bytes], None]:
+    def consumer(self, plan: Plan, target: memoryview) -> Callable[[bytes], None]:
         get, delete, object_id = self._client.get_buffers, self._client.delete, plasma.ObjectID
 
         def drain(token: bytes) -> None:
             names = [object_id(token)]
-            target[:] = get(names)[0]
+            target[:] = memoryview(get(names)[0]).cast("B")
             delete(names)
 
         def touch(token: bytes) -> None:

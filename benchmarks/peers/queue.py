@@ -25,7 +25,7 @@ class Queue(Peer):
 
         return send
 
-    def consumer(self, plan: Plan, target: bytearray) -> Callable[[], None]:
+    def consumer(self, plan: Plan, target: memoryview) -> Callable[[], None]:
         get = self._queue.get
 
         def drain() -> None:

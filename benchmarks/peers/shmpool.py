@@ -42,7 +42,7 @@ class Shmpool(Peer):
 
         return fill if plan.fills else touch
 
-    def consumer(self, plan: Plan, target: bytearray) -> Callable[[bytes], None]:
+    def consumer(self, plan: Plan, target: memoryview) -> Callable[[bytes], None]:
         open_, handle = self._pool.open, shmpool.Handle
 
         def drain(token: bytes) -> None:

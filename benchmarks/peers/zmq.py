@@ -44,7 +44,7 @@ class Zmq(Peer):
 
         return send
 
-    def consumer(self, plan: Plan, target: bytearray) -> Callable[[], None]:
+    def consumer(self, plan: Plan, target: memoryview) -> Callable[[], None]:
         receive = _polling(self._socket, plan.spin) if plan.spin else self._socket.recv
 
         def drain() -> None:
