@@ -3,8 +3,8 @@ sizes are mixed and 1 to 8 workers share a pool, beside a fresh segment for each
 
 The workers stand in a ring (see `ring`), each with one object on its way; a single one hands
 over to itself. Sizes are log-normal with a median of 24 KiB, 2 % of them very large; all bytes
-are copied in and out. Where every worker has a core, who waits polls for 200 us before it
-sleeps; else it sleeps at once, and the hand-off includes its turn to run."""
+are copied in and out. Where there is a core for every worker, each keeps to its own and
+polls for 200 us before it sleeps; else it sleeps at once, and the hand-off includes its turn to run."""
 
 from __future__ import annotations
 
@@ -58,24 +58,21 @@ def run(options: Options) -> Report:
 
 def _measure(count: int, rounds: int, seconds: float) -> dict[str, Samples]:
     resource_tracker.ensure_running()  # one for all, as with `multiprocessing`
-    spin = SPIN if count <= len(os.sched_getaffinity(0)) else 0.0
-    channels = [Channel(spin) for _ in range(count)]
+    has_cores = count <= len(os.sched_getaffinity(0))
+    channels = [Channel(SPIN if has_cores else 0.0) for _ in range(count)]
     samples: dict[str, Samples] = {name: _no_samples() for name in (OURS, FRESH)}
-    try:
-        with (
-            shmpool.Broker(memory_limit="512MiB") as broker,
-            Crew(count, in_ring(channels, _systems(broker.address), REALISTIC)) as crew,
-        ):
+    with shmpool.Broker(memory_limit="512MiB") as broker:
+        ring = in_ring(channels, _systems(broker.address), REALISTIC, has_cores=has_cores)
+        with Crew(count, ring) as crew:
             for name in samples:  # what becomes warm does so now
                 crew.ask((name, start_time(), seconds))
             for _ in range(rounds):
-                for name, all_of_it in samples.items():
+                for name, noted in samples.items():
                     for answer in crew.ask((name, start_time(), seconds)):
                         for key, times in answer.items():
-                            all_of_it[key].extend(times)
-    finally:
-        for channel in channels:
-            channel.close()
+                            noted[key].extend(times)
+    for channel in channels:
+        channel.close()
     return samples
 
 

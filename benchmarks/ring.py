@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import shmpool
 
 from .channel import Channel
+from .cores import pin_to_core
 from .crew import Answer, wait_until
 from .mixes import LARGEST, Mix, sizes_of
 from .units import KIB, MIB
@@ -85,13 +86,19 @@ class Fresh:
 
 
 def in_ring(
-    channels: list[Channel], systems: Callable[[], AbstractContextManager[dict[str, System]]], mix: Mix
+    channels: list[Channel],
+    systems: Callable[[], AbstractContextManager[dict[str, System]]],
+    mix: Mix,
+    *,
+    has_cores: bool,
 ) -> Callable[[int], AbstractContextManager[Answer]]:
     """What starts a worker of a crew as large as there are channels. A question is (system,
-    moment to begin, seconds), the answer its samples."""
+    moment to begin, seconds), the answer its samples. *has_cores*: there is a core for each."""
 
     @contextmanager
     def start(place: int) -> Iterator[Answer]:
+        if has_cores:
+            pin_to_core(place)
         inbox, outbox = channels[place], channels[(place + 1) % len(channels)]
         sizes = cycle(sizes_of(mix, _SIZES, seed=place))
         source, target = bytes(LARGEST), bytearray(LARGEST)

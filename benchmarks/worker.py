@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TextIO
 
 from .channel import Channel
+from .cores import pin_to_core
 from .loop import OtherSideGone, consuming, producing
 from .peers.base import Absent, Peer
 from .plan import Plan
@@ -68,7 +69,7 @@ class _Pair:
         self._process = multiprocessing.get_context("fork").Process(target=self._be_consumer, args=(theirs,))
         self._process.start()
         theirs.close()
-        _pin(0)
+        pin_to_core(0)
         self._there.keep_writer()
         self._back.keep_reader()
         self._peer.begin_producer()
@@ -114,7 +115,7 @@ class _Pair:
     def _be_consumer(self, control: Connection) -> None:
         self._control.close()
         sys.stdin.close()
-        _pin(1)
+        pin_to_core(1)
         self._there.keep_reader()
         self._back.keep_writer()
         try:
@@ -133,14 +134,6 @@ class _Pair:
             control.send(traceback.format_exc())
             os._exit(1)
         os._exit(0)
-
-
-def _pin(core: int) -> None:
-    """Producer and consumer on a core each, where there are two. Else the kernel may wake the
-    one on the other's core, and the same lap is fast or slow by turns."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) > core and len(cores) > 1:
-        os.sched_setaffinity(0, {cores[core]})
 
 
 if __name__ == "__main__":
