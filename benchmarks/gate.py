@@ -39,7 +39,7 @@ from .units import KIB, size_name
 
 #: `all` leaves it out: it judges the others' code, and says nothing new.
 IS_APART = True
-BASELINE = Path(__file__).with_name("baseline.json")
+BASELINE = str(Path(__file__).with_name("baseline.json"))
 ROUNDS = 60
 SECONDS = 0.002
 ATTEMPTS = 3
@@ -51,7 +51,8 @@ SIZES = (64 * KIB, 256 * KIB)
 ALLOWED = {"standard library": 1.3, "floor": 1.3, "fresh segment": 1.6, "echo": 1.5}
 
 PARAMETERS = [
-    click.Option(["--record"], is_flag=True, help=f"Write {BASELINE.name} anew from this run."),
+    click.Option(["--record"], is_flag=True, help="Write the baseline anew from this run."),
+    click.Option(["--baseline"], type=click.Path(dir_okay=False), help="Another baseline than the repository's."),
 ]
 
 #: What is compared, by (name, reference) -> how many times longer ours takes.
@@ -61,29 +62,36 @@ Ratios = dict[tuple[str, str], float]
 def run(options: Options) -> Report:
     report = Report.of(__doc__, options)
     rounds, seconds = options.rounds or ROUNDS, options.seconds or SECONDS
-    recorded = {} if options.more.get("record") else _read()
+    path, records = Path(options.more.get("baseline") or BASELINE), options.more.get("record")
+    recorded = {} if records else _read(path)
     now: Ratios = {}
     for measure in (_one_process, _hand_off, _miss):
         now |= _measure(partial(measure, rounds, seconds), recorded)
-    if options.more.get("record"):
-        _write(now)
-        report.notes.append(f"recorded in {BASELINE.name}")
+    if records:
+        _write(path, now)
         recorded = now
+    _judge(report, recorded, now)
+    return report
+
+
+def _judge(report: Report, recorded: Ratios, now: Ratios) -> None:
     table = Table(
         "times the reference's",
         [Column("measure"), Column("reference"), Column("recorded", "x"), Column("now", "x"), Column("allowed", "x")],
     )
-    for key, ratio in now.items():
-        before = recorded.get(key)
-        allowed = None if before is None else before * ALLOWED[key[1]]
-        table.rows.append([*key, before, ratio, allowed])
-        if allowed is None:
-            report.absent[" / ".join(key)] = f"not in {BASELINE.name}: run with --record"
-        elif ratio < before * FASTER:
-            report.notes.append(f"{' / '.join(key)} is faster than recorded: record it, so that it stays so")
-        report.bars.append(Bar(" / ".join(key), allowed or 0.0, ratio if allowed else None, is_most=True))
     report.tables.append(table)
-    return report
+    for key, ratio in now.items():
+        name, before = " / ".join(key), recorded.get(key)
+        if before is None:
+            table.rows.append([*key, None, ratio, None])
+            report.absent[name] = "not in the baseline: run with --record"
+            report.bars.append(Bar(name, 0.0, None, is_most=True))
+            continue
+        allowed = before * ALLOWED[key[1]]
+        table.rows.append([*key, before, ratio, allowed])
+        report.bars.append(Bar(name, allowed, ratio, is_most=True))
+        if ratio < before * FASTER:
+            report.notes.append(f"{name} is faster than recorded: record it, so that it stays so")
 
 
 def _measure(measure: Callable[[], Ratios], recorded: Ratios) -> Ratios:
@@ -140,14 +148,14 @@ def _miss(rounds: int, seconds: float) -> Ratios:
 # --- the baseline ----------------------------------------------------------------------------------
 
 
-def _read() -> Ratios:
-    document = json.loads(BASELINE.read_text())
+def _read(path: Path) -> Ratios:
+    document = json.loads(path.read_text())
     return {(entry["measure"], entry["reference"]): entry["ratio"] for entry in document["ratios"]}
 
 
-def _write(ratios: Ratios) -> None:
+def _write(path: Path, ratios: Ratios) -> None:
     entries = [
         {"measure": measure, "reference": reference, "ratio": round(ratio, 4)}
         for (measure, reference), ratio in ratios.items()
     ]
-    BASELINE.write_text(json.dumps({"machine": machine(), "ratios": entries}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": machine(), "ratios": entries}, indent=1) + "\n")
