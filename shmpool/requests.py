@@ -82,7 +82,9 @@ class Requests:
         self._last_number = 0
         #: Who holds it reads the socket.
         self.reading = threading.Lock()
-        #: Makes a waiter that reads look at its request again.
+        #: The thread that reads while it waits, 0 for none.
+        self._reader = 0
+        #: Makes it look at its request again.
         self._nudge = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def next_number(self) -> int:
@@ -160,6 +162,7 @@ class Requests:
             # Without a connection the helper makes one, and reads it: it must find it unread.
             if self._session.connection is not None and self.reading.acquire(blocking=False):
                 try:
+                    self._reader = threading.get_ident()
                     in_time = self._read_for(request, deadline)
                 finally:
                     self._stop_reading()
@@ -191,10 +194,12 @@ class Requests:
         return True
 
     def _stop_reading(self) -> None:
-        """Let the next one read: another waiter, or the helper that stood aside."""
+        """Let the next one read. The helper looks again by itself when it stood aside; for
+        another waiter it must do so at once."""
+        self._reader = 0
         self.reading.release()
         session = self._session
-        if session.helper_stands_aside or self._waiters > 1 or session.connection is None:
+        if self._waiters > 1 or session.connection is None:
             session.wake_helper()
 
     def _take_own(self, request: Request) -> None:
@@ -272,7 +277,7 @@ class Requests:
     def _wake(self, request: Request | None) -> None:
         if request is not None:
             request.wake()
-            if self.reading.locked():
+            if self._reader not in (0, threading.get_ident()):
                 os.eventfd_write(self._nudge, 1)
 
     def messages(self) -> list[Message]:
