@@ -1,7 +1,7 @@
 """The token channel: a pipe, read blocking or with a brief spin before it sleeps.
 
 Where tokens travel, every contestant uses this same channel: a halted core's wake-up,
-some 45 us on small virtual machines, would hide everything else."""
+some 45 us on small virtual machines, would hide everything else. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ import time
 
 
 class Channel:
-    """One direction. `spin` is in seconds; 0 sleeps at once."""
+    """One direction, made before the fork; each side then closes the end it does not use."""
 
-    def __init__(self, spin: float) -> None:
+    def __init__(self, spin: float = 0.0) -> None:
         self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        self._spin = spin
-        self._poll: select.poll | None = None
+        self._poll = select.poll()
+        self._poll.register(self._reader, select.POLLIN)
+        self.set_spin(spin)
 
-    def send(self, token: bytes) -> None:
-        os.write(self._writer, token)
+    def set_spin(self, spin: float) -> None:
+        """How long `receive` polls before it sleeps, in seconds; 0 sleeps at once."""
+        self._spin = spin
+        if self._reader >= 0:
+            os.set_blocking(self._reader, not spin)
+
+    def send(self, tokens: bytes) -> None:
+        os.write(self._writer, tokens)
 
     def receive(self, most: int) -> bytes:
         """At least a byte, at most *most*; b"" at the end of the stream."""
@@ -35,14 +41,20 @@ class Channel:
             if not until:
                 until = now + self._spin
             elif now >= until:
-                if self._poll is None:
-                    self._poll = select.poll()
-                    self._poll.register(reader, select.POLLIN)
                 self._poll.poll()
+
+    def keep_reader(self) -> None:
+        """This process only reads: the end of the stream shows when the writer is gone."""
+        os.close(self._writer)
+        self._writer = -1
+
+    def keep_writer(self) -> None:
+        """This process only writes."""
+        os.close(self._reader)
+        self._reader = -1
 
     def close(self) -> None:
         for fd in (self._reader, self._writer):
-            try:
+            if fd >= 0:
                 os.close(fd)
-            except OSError:
-                pass  # the other side's half was closed before
+        self._reader = self._writer = -1

@@ -1,55 +1,57 @@
-"""cycle: lease + release from a warm magazine, and the whole cycle, in one process."""
+"""cycle: What do lease + release, and the whole cycle, cost in one process?"""
 
 from __future__ import annotations
 
-import time
-
 import shmpool
 
-from .measure import KIB, console, interleave, micros, show, size_name
+from .measure import Contestant, interleave, timed
+from .options import Options
+from .report import Bar, Column, Report, Table
+from .units import KIB, size_name
 
 SIZES = (KIB, 4 * KIB, 64 * KIB, 255 * KIB, 512 * KIB)
-BAR_PAIR_US = 2.0
+ROUNDS = 7
+SECONDS = 0.05
+MOST_FOR_A_PAIR = 2e-6
 
 
-def run(sizes: tuple[int, ...] = SIZES, rounds: int = 7, objects: int = 20000) -> bool:
-    rows, met = [], True
-    with shmpool.Broker(memory_limit="256MiB") as broker, broker.connect() as pool:
-        for size in sizes:
-            series = interleave({"pair": _pair(pool, size), "cycle": _cycle(pool, size)}, objects, rounds)
-            pair = series["pair"]
-            met &= pair.median * 1e6 <= BAR_PAIR_US
-            rows.append([size_name(size), micros(pair.median), micros(pair.best), micros(series["cycle"].median)])
-    show(
-        "cycle: one process, a warm magazine",
-        ["size", "lease + release", "best", "lease, touch, publish, open, touch, release"],
-        rows,
+def run(options: Options) -> Report:
+    report = Report.of(__doc__, options)
+    table = Table(
+        "one process, a warm magazine; the whole cycle is lease, touch, publish, open, touch, release",
+        [Column("size", "B"), Column("lease + release", "s"), Column("best", "s"), Column("whole cycle", "s")],
     )
-    console.print(f"bar: lease + release at most {BAR_PAIR_US} us: {'met' if met else 'MISSED'}")
-    return met
+    with shmpool.Broker(memory_limit="256MiB") as broker, broker.connect() as pool:
+        for size in options.sizes or SIZES:
+            contestants = {"pair": _pair(pool, size), "cycle": _cycle(pool, size)}
+            series = interleave(
+                contestants, rounds=options.rounds or ROUNDS, seconds=options.seconds or SECONDS, least=1000
+            )
+            pair, cycle = series["pair"], series["cycle"]
+            table.rows.append([size, pair.median, pair.best, cycle.median])
+            name = f"lease + release, {size_name(size)}"
+            report.bars.append(Bar(name, MOST_FOR_A_PAIR, pair.median, "s", is_most=True))
+    report.tables.append(table)
+    return report
 
 
-def _pair(pool, size):
-    def body(objects: int) -> float:
+def _pair(pool: shmpool.Pool, size: int) -> Contestant:
+    def body(objects: int) -> None:
         lease = pool.lease
-        started = time.perf_counter()
         for _ in range(objects):
             lease(size).release()
-        return time.perf_counter() - started
 
-    return body
+    return timed(body)
 
 
-def _cycle(pool, size):
-    def body(objects: int) -> float:
+def _cycle(pool: shmpool.Pool, size: int) -> Contestant:
+    def body(objects: int) -> None:
         lease, open_ = pool.lease, pool.open
-        started = time.perf_counter()
         for _ in range(objects):
             leased = lease(size)
             leased.view[0] = 1
             buffer = open_(leased.publish())
             buffer.view[0]
             buffer.release()
-        return time.perf_counter() - started
 
-    return body
+    return timed(body)

@@ -1,4 +1,5 @@
-"""footprint: the broker's resident memory with 64 clients, a worker's import and attach."""
+"""footprint: How much memory has the broker with 64 clients, and how long does a worker take
+to import and attach?"""
 
 from __future__ import annotations
 
@@ -11,11 +12,14 @@ import psutil
 
 import shmpool
 
-from .measure import MIB, console
+from .options import Options
+from .report import Bar, Column, Report, Table
+from .units import MIB
 
 CLIENTS = 64
-BAR_RSS = 60 * MIB
-BAR_ATTACH_MS = 80.0
+ROUNDS = 9
+MOST_RESIDENT = 60 * MIB
+MOST_TO_ATTACH = 0.080
 
 _WORKER = """
 import sys, time
@@ -25,34 +29,46 @@ imported = time.perf_counter()
 pool = shmpool.connect(sys.argv[1])
 with pool.lease(1000) as lease:
     lease.publish()
-print((imported - started) * 1e3, (time.perf_counter() - imported) * 1e3)
+print(imported - started, time.perf_counter() - imported)
 pool.close()
 """
 
 
-def run(rounds: int = 9) -> bool:
+def run(options: Options) -> Report:
+    report = Report.of(__doc__, options)
     with shmpool.Broker(memory_limit="256MiB") as broker:
-        pools = [broker.connect() for _ in range(CLIENTS)]
-        for pool in pools:
-            pool.lease(1000).release()
-            pool.lease(500_000).release()
-        process = psutil.Process(broker.pid)
-        memory = process.memory_full_info()
-        for pool in pools:
-            pool.close()
-        attach = [_attach(broker.address) for _ in range(rounds)]
+        memory = _memory_with_clients(broker)
+        attach = [_attach(broker.address) for _ in range(options.rounds or ROUNDS)]
+    imports, leases = (statistics.median(times) for times in zip(*attach, strict=True))
     total = statistics.median(sum(times) for times in attach)
-    met = memory.rss <= BAR_RSS and total <= BAR_ATTACH_MS
-    console.print(
-        f"broker with {CLIENTS} clients: {memory.rss / MIB:.1f} MiB resident"
-        f" (of that {memory.shared / MIB:.1f} MiB shared; {memory.uss / MIB:.1f} MiB its own); bar {BAR_RSS // MIB} MiB"
-    )
-    console.print(
-        f"worker: import {statistics.median(t[0] for t in attach):.1f} ms, connect and first lease"
-        f" {statistics.median(t[1] for t in attach):.1f} ms, together {total:.1f} ms; bar {BAR_ATTACH_MS:g} ms"
-    )
-    console.print(f"bars: {'met' if met else 'MISSED'}")
-    return met
+    report.tables = [
+        Table(
+            f"broker with {CLIENTS} clients",
+            [Column("resident", "B"), Column("of that shared", "B"), Column("its own", "B")],
+            [[memory.rss, memory.shared, memory.uss]],
+        ),
+        Table(
+            "a worker's start",
+            [Column("import", "s"), Column("connect and first lease", "s"), Column("together", "s")],
+            [[imports, leases, total]],
+        ),
+    ]
+    report.bars = [
+        Bar("broker resident", MOST_RESIDENT, memory.rss, "B", is_most=True),
+        Bar("import, connect and first lease", MOST_TO_ATTACH, total, "s", is_most=True),
+    ]
+    return report
+
+
+def _memory_with_clients(broker: shmpool.Broker) -> psutil.pfullmem:
+    pools = [broker.connect() for _ in range(CLIENTS)]
+    for pool in pools:
+        pool.lease(1000).release()
+        pool.lease(500_000).release()
+    memory = psutil.Process(broker.pid).memory_full_info()
+    for pool in pools:
+        pool.close()
+    return memory
 
 
 def _attach(address: str) -> tuple[float, float]:

@@ -7,79 +7,110 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from rich.console import Console
-from rich.table import Table
 
-KIB = 1024
-MIB = 1024 * KIB
-console = Console(width=int(os.environ.get("COLUMNS", "118")), highlight=False)
+class Ratio(NamedTuple):
+    """How many times faster one is than the other: above 1, the first is faster."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Lap(NamedTuple):
+    """One contestant's part of one round: what it took in all, and each object if noted."""
+
+    seconds: float
+    samples: Sequence[float] = ()
+
+
+#: Handles so many objects, and says how long it took.
+Contestant = Callable[[int], Lap]
 
 
 @dataclass
 class Series:
-    """What one contestant measured: seconds for each object, one figure a round."""
+    """What one contestant measured: seconds for each object, a figure a round, and the
+    samples of all rounds where objects were timed one by one."""
 
     rounds: list[float] = field(default_factory=list)
+    samples: list[float] = field(default_factory=list)
+
+    def add(self, lap: Lap, objects: int) -> None:
+        self.rounds.append(lap.seconds / objects)
+        self.samples.extend(lap.samples)
 
     @property
     def median(self) -> float:
+        """The median round's."""
         return statistics.median(self.rounds)
 
     @property
     def best(self) -> float:
+        """The best round's."""
         return min(self.rounds)
 
-    def ratio_to(self, other: Series) -> tuple[float, float, float]:
-        """(median, low, high) of other / self, round by round: above 1, self is faster."""
+    def percentile(self, percent: float) -> float | None:
+        """Of the single objects; None where they were not timed."""
+        return percentile(self.samples, percent) if self.samples else None
+
+    def ratio_to(self, other: Series) -> Ratio:
+        """other / self, round by round: above 1, self is faster."""
         ratios = sorted(theirs / mine for theirs, mine in zip(other.rounds, self.rounds, strict=True))
-        return statistics.median(ratios), ratios[0], ratios[-1]
+        return Ratio(statistics.median(ratios), ratios[0], ratios[-1])
 
 
-def interleave(contestants: dict[str, Callable[[int], float]], objects: int, rounds: int) -> dict[str, Series]:
-    """Run every contestant once a round, so that a noisy phase hits all alike. Each takes a
-    number of objects and returns the seconds that they took; one warm-up run is dropped."""
+def percentile(samples: Sequence[float], percent: float) -> float:
+    """The smallest sample that *percent* of them do not exceed."""
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, max(0, -int(-len(ordered) * percent // 100) - 1))]
+
+
+def interleave(
+    contestants: Mapping[str, Contestant], *, rounds: int, seconds: float, least: int = 16
+) -> dict[str, Series]:
+    """Run every contestant once a round, so that a noisy phase hits all alike. Each gets as
+    many objects as it handles in *seconds*, not fewer than *least*; the runs that find out
+    how many warm it up and are dropped."""
+    objects = {name: _warm_up(run, seconds, least) for name, run in contestants.items()}
     series = {name: Series() for name in contestants}
-    for run in contestants.values():
-        run(max(1, objects // 4))
     for _ in range(rounds):
         for name, run in contestants.items():
-            series[name].rounds.append(run(objects) / objects)
+            series[name].add(run(objects[name]), objects[name])
     return series
 
 
-def timed(body: Callable[[], object]) -> float:
-    """Seconds that *body* takes."""
-    started = time.perf_counter()
-    body()
-    return time.perf_counter() - started
+def _warm_up(run: Contestant, seconds: float, least: int) -> int:
+    """Run it, longer each time, until a third of *seconds* is filled: objects for a round."""
+    objects = least
+    while True:
+        took = run(objects).seconds
+        if took >= seconds / 3:
+            return max(least, int(objects * seconds / took))
+        objects = max(objects * 2, min(objects * 16, int(objects * seconds / 2 / max(took, 1e-9))))
 
 
-def size_name(nbytes: int) -> str:
-    return f"{nbytes // MIB} MiB" if nbytes >= MIB and nbytes % MIB == 0 else f"{nbytes / KIB:g} KiB"
+def timed(body: Callable[[int], object]) -> Contestant:
+    """A contestant of a function that handles so many objects, timed as a whole."""
+
+    def run(objects: int) -> Lap:
+        started = time.perf_counter()
+        body(objects)
+        return Lap(time.perf_counter() - started)
+
+    return run
 
 
-def micros(seconds: float) -> str:
-    return f"{seconds * 1e6:,.2f} us" if seconds < 1e-4 else f"{seconds * 1e6:,.0f} us"
-
-
-def ratio(figures: tuple[float, float, float]) -> str:
-    return f"{figures[0]:.2f} ({figures[1]:.2f}-{figures[2]:.2f})"
-
-
-def show(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-
-
-def machine() -> str:
-    """One line about where this was measured."""
+def machine() -> dict[str, str]:
+    """Where this was measured."""
     with open("/proc/cpuinfo") as lines:
         model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
-    return f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+    return {
+        "processor": model,
+        "cores": str(len(os.sched_getaffinity(0))),
+        "kernel": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
+        "python": platform.python_version(),
+    }

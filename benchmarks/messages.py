@@ -1,80 +1,93 @@
-"""messages: what a steady producer -> consumer stream says to the broker, counted on both
-clients' sockets: nothing."""
+"""messages: What does a steady stream between two processes say to the broker?
+
+Every message that the two clients send is counted at their sockets. The bar is none at all."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection as Control
+from typing import Any
 
-import shmpool
 from shmpool.connection import Connection
 
 from .channel import Channel
-from .measure import KIB, MIB, console, show, size_name
-from .stream import HANDLE, IN_FLIGHT, _produce
+from .loop import consuming, producing
+from .options import Options
+from .peers.shmpool import Shmpool
+from .plan import SPIN, Plan
+from .report import Bar, Column, Report, Table
+from .units import KIB, MIB, size_name
 
 SIZES = (KIB, 64 * KIB, 255 * KIB, 256 * KIB, MIB - 1)
+OBJECTS = 20_000
+IN_FLIGHT = 16
 
 
-def run(sizes: tuple[int, ...] = SIZES, objects: int = 20000) -> bool:
-    rows, met = [], True
-    with shmpool.Broker(memory_limit="256MiB", magazine_idle=3600) as broker:
-        for size in sizes:
-            producer, consumer = _count(broker.address, size, objects)
-            met &= producer == consumer == 0
-            rows.append([size_name(size), f"{objects:,}", str(producer), str(consumer)])
-    show("messages: sent to the broker in the steady state", ["size", "objects", "by producer", "by consumer"], rows)
-    console.print(f"bar: 0 for each object: {'met' if met else 'MISSED'}")
-    return met
+def run(options: Options) -> Report:
+    report = Report.of(__doc__, options)
+    table = Table(
+        f"{IN_FLIGHT} in flight, after {OBJECTS // 4:,} objects to get steady",
+        [
+            Column("size", "B"),
+            Column("objects", "count"),
+            Column("by producer", "count"),
+            Column("by consumer", "count"),
+        ],
+    )
+    for nbytes in options.sizes or SIZES:
+        by_producer, by_consumer = _count(nbytes)
+        table.rows.append([nbytes, OBJECTS, by_producer, by_consumer])
+        report.bars.append(Bar(size_name(nbytes), 0, by_producer + by_consumer, "count", is_most=True))
+    report.tables.append(table)
+    return report
 
 
-def _count(address: str, size: int, objects: int) -> tuple[int, int]:
-    there, back, result = Channel(200e-6), Channel(200e-6), Channel(0)
-    process = multiprocessing.get_context("fork").Process(target=_consume, args=(address, there, back, result))
+def _count(nbytes: int) -> tuple[int, int]:
+    """Messages of the producer and of the consumer."""
+    peer = Shmpool(memory_limit="256MiB", magazine_idle=3600)
+    there, back = Channel(SPIN), Channel(SPIN)
+    control, theirs = multiprocessing.Pipe()
+    plans = [Plan(nbytes, IN_FLIGHT, False, False, objects=objects) for objects in (OBJECTS // 4, OBJECTS)]
+    process = multiprocessing.get_context("fork").Process(target=_consume, args=(peer, plans, there, back, theirs))
     process.start()
-    sent: list[object] = []
-    with shmpool.connect(address) as pool:
-        _produce(pool, size, there, back, objects // 4)
-        with counting(sent):
-            _produce(pool, size, there, back, objects)
-        there.send(b"\0" * HANDLE)
-        theirs = int.from_bytes(result.receive(8), "little")
-        process.join()
-    for channel in (there, back, result):
-        channel.close()
-    return len(sent), theirs
+    peer.begin_producer()
+    for plan in plans:
+        control.recv()
+        with counting() as sent:
+            producing(peer, plan, there, back)()
+    by_consumer = control.recv()
+    process.join()
+    peer.end_producer()
+    there.close()
+    back.close()
+    return len(sent), by_consumer
 
 
-class counting:
-    """Notes every message that a client of this process sends."""
-
-    def __init__(self, sent: list[object]) -> None:
-        self._sent = sent
-
-    def __enter__(self) -> None:
-        self._send = Connection.send
-        sent, send = self._sent, self._send
-
-        def noting(connection, message):
-            sent.append(message)
-            send(connection, message)
-
-        Connection.send = noting
-
-    def __exit__(self, *_) -> None:
-        Connection.send = self._send
-
-
-def _consume(address: str, there: Channel, back: Channel, result: Channel) -> None:
-    sent: list[object] = []
-    with shmpool.connect(address) as pool:
-        seen = 0
-        with counting(sent):
-            while (tokens := there.receive(HANDLE * IN_FLIGHT))[:HANDLE] != b"\0" * HANDLE:
-                for at in range(0, len(tokens), HANDLE):
-                    pool.open(shmpool.Handle(tokens[at : at + HANDLE])).release()
-                seen += len(tokens)
-                back.send(b"x" * (len(tokens) // HANDLE))
-            count = len(sent)
-    result.send(count.to_bytes(8, "little"))
+def _consume(peer: Shmpool, plans: list[Plan], there: Channel, back: Channel, control: Control) -> None:
+    peer.begin_consumer()
+    for plan in plans:
+        with counting() as sent:
+            control.send("ready")
+            consuming(peer, plan, there, back)()
+    control.send(len(sent))
+    peer.end_consumer()
     os._exit(0)
+
+
+@contextmanager
+def counting() -> Iterator[list[Any]]:
+    """A list of every message that a client of this process sends from now on."""
+    send, sent = Connection.send, []
+
+    def noting(connection: Connection, message: Any) -> None:
+        sent.append(message)
+        send(connection, message)
+
+    Connection.send = noting  # type: ignore[method-assign]
+    try:
+        yield sent
+    finally:
+        Connection.send = send  # type: ignore[method-assign]

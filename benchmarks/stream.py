@@ -1,97 +1,87 @@
-"""stream: lease, touch, publish, token over a pipe, open, touch, release, between two
-processes with 16 objects in flight, at every pooled size and a chunked one."""
+"""stream: How many objects and bytes a second pass between two processes, beside the peers?"""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import time
+from collections.abc import Iterator, Mapping
 
-import shmpool
+from . import sidebyside
+from .contest import FLOOR, ICEORYX2, ICEORYX2_VIEWS, OURS, PIPE
+from .measure import Contestant, Series
+from .memcpy import copying
+from .options import Options
+from .plan import Plan
+from .report import Bar, Column, Report, Value
+from .sidebyside import Comparison, Outcome
+from .units import KIB, MIB, size_name
 
-from .channel import Channel
-from .measure import KIB, Series, console, show, size_name
+PARAMETERS = sidebyside.PARAMETERS
 
-SIZES = (KIB, 4 * KIB, 16 * KIB, 32 * KIB, 64 * KIB, 128 * KIB, 255 * KIB, 512 * KIB)
-IN_FLIGHT = 16
-BAR_PER_SECOND = 150_000
-HANDLE = 24
-BATCH = 8
+#: Touched, up to this size: so many objects a second, and this part of iceoryx2's.
+TOUCHED_UP_TO = 256 * KIB
+TOUCHED_A_SECOND = 200_000
+OF_ICEORYX2 = 0.8
+#: Copied, from which size on -> this part of the floor's bytes/s.
+OF_THE_FLOOR = {MIB: 0.9, 512 * KIB: 0.8, 256 * KIB: 0.7, 64 * KIB: 0.5}
+SMALL = 16 * KIB
+THAN_PIPE = 1 / 1.5
+#: Copied, from this size on: an object takes at most so many warm memcpys of its size.
+MEMCPYS_FROM = 256 * KIB
+MOST_MEMCPYS = 2.0
+MEMCPY = "memcpy"
 
 
-def run(sizes: tuple[int, ...] = SIZES, rounds: int = 7, objects: int = 60000) -> bool:
-    rows, met = [], True
-    with shmpool.Broker(memory_limit="256MiB") as broker:
-        for size in sizes:
-            before = broker_messages(broker)
-            series = _stream(broker.address, size, rounds, objects)
-            misses = broker_messages(broker) - before
-            rate, best = 1 / series.median, 1 / series.best
-            met &= rate >= BAR_PER_SECOND
-            rows.append(
-                [size_name(size), f"{rate:,.0f}/s", f"{best:,.0f}/s", f"{misses} of {objects * (rounds + 1):,}"]
-            )
-    show(
-        f"stream: two processes, touch, {IN_FLIGHT} in flight, tokens over a pipe",
-        ["size", "objects, median", "best", "leases that asked the broker"],
-        rows,
+def run(options: Options) -> Report:
+    comparison = Comparison(
+        in_flight=16,
+        title="16 in flight",
+        columns=_columns,
+        figures=_rates,
+        bars=_bars,
+        others=_memcpy,
     )
-    console.print(f"bar: {BAR_PER_SECOND:,} objects/s at every pooled size: {'met' if met else 'MISSED'}")
-    return met
+    return comparison.run(Report.of(__doc__, options), options)
 
 
-def broker_messages(broker) -> int:
-    with broker.connect() as pool:
-        return pool.stats().pool_misses
+def _columns(mode: str) -> tuple[Column, ...]:
+    objects, data = Column("objects", "1/s"), Column("bytes", "B/s")
+    return (objects,) if mode == "touch" else (objects, data)
 
 
-def _stream(address: str, size: int, rounds: int, objects: int) -> Series:
-    there, back = Channel(spin=200e-6), Channel(spin=200e-6)
-    consumer = multiprocessing.get_context("fork").Process(target=_consume, args=(address, there, back))
-    consumer.start()
-    series = Series()
-    with shmpool.connect(address) as pool:
-        _produce(pool, size, there, back, objects)
-        for _ in range(rounds):
-            started = time.perf_counter()
-            _produce(pool, size, there, back, objects)
-            series.rounds.append((time.perf_counter() - started) / objects)
-        there.send(b"\0" * HANDLE)
-        consumer.join()
-    there.close()
-    back.close()
-    return series
+def _rates(series: Series, plan: Plan) -> tuple[Value, ...]:
+    """Bytes a second where bytes are moved."""
+    objects, data = 1 / series.median, plan.nbytes / series.median
+    return (objects, data) if plan.fills or plan.drains else (objects,)
 
 
-def _produce(pool, size: int, there: Channel, back: Channel, objects: int) -> None:
-    lease = pool.lease
-    credits, sent = IN_FLIGHT, 0
-    while sent < objects:
-        batch = []
-        for _ in range(min(credits, BATCH, objects - sent)):
-            leased = lease(size)
-            leased.view[0] = 1
-            batch.append(leased.publish())
-        there.send(b"".join(batch))
-        sent += len(batch)
-        credits -= len(batch)
-        if credits < BATCH:
-            credits += len(back.receive(IN_FLIGHT))
-    while credits < IN_FLIGHT:
-        credits += len(back.receive(IN_FLIGHT))
+def _memcpy(mode: str, plan: Plan) -> Mapping[str, Contestant]:
+    return {MEMCPY: copying(plan.nbytes)} if mode == "copy" and plan.spin else {}
 
 
-def _consume(address: str, there: Channel, back: Channel) -> None:
-    make = shmpool.Handle
-    with shmpool.connect(address) as pool:
-        open_ = pool.open
-        while True:
-            tokens = there.receive(HANDLE * IN_FLIGHT)
-            if tokens[:HANDLE] == b"\0" * HANDLE:
-                break
-            for at in range(0, len(tokens), HANDLE):
-                buffer = open_(make(tokens[at : at + HANDLE]))
-                buffer.view[0]
-                buffer.release()
-            back.send(b"x" * (len(tokens) // HANDLE))
-    os._exit(0)
+def _bars(outcome: Outcome) -> Iterator[Bar]:
+    if outcome.plan.spin and outcome.mode == "touch":
+        yield from _touched(outcome)
+    elif outcome.plan.spin and outcome.mode == "copy":
+        yield from _copied(outcome)
+
+
+def _touched(outcome: Outcome) -> Iterator[Bar]:
+    if outcome.plan.nbytes > TOUCHED_UP_TO or OURS not in outcome.labels:
+        return
+    ours = outcome.series.get(OURS)
+    name = f"touch {size_name(outcome.plan.nbytes)}: {OURS}"
+    yield Bar(name, TOUCHED_A_SECOND, None if ours is None else 1 / ours.median, "1/s")
+    yield from outcome.bar(OF_ICEORYX2, OURS, ICEORYX2)
+    yield from outcome.bar(OF_ICEORYX2, OURS, ICEORYX2_VIEWS)
+
+
+def _copied(outcome: Outcome) -> Iterator[Bar]:
+    nbytes = outcome.plan.nbytes
+    if nbytes <= SMALL:
+        yield from outcome.bar(THAN_PIPE, OURS, PIPE)
+    if nbytes >= min(OF_THE_FLOOR):
+        required = next(required for least, required in OF_THE_FLOOR.items() if nbytes >= least)
+        yield from outcome.bar(required, outcome.ours, FLOOR)
+    if nbytes >= MEMCPYS_FROM and outcome.ours in outcome.labels:
+        ours, memcpy = outcome.series.get(outcome.ours), outcome.series[MEMCPY]
+        name = f"copy {size_name(nbytes)}: {outcome.ours}, in warm memcpys"
+        yield Bar.of_ratio(name, MOST_MEMCPYS, memcpy, ours, is_most=True)

@@ -1,0 +1,72 @@
+"""shmpool, as its users write it, with a broker of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import shmpool
+
+from ..plan import Plan
+from .base import Peer
+
+
+class Shmpool(Peer):
+    token_bytes = 24
+
+    def __init__(self, strategy: str = "adaptive", **broker: Any) -> None:
+        """*broker*: the configuration of its broker."""
+        self._strategy = shmpool.Strategy(strategy)
+        self._broker = shmpool.Broker(**broker)
+
+    def begin_producer(self) -> None:
+        self._pool = self._broker.connect()
+
+    begin_consumer = begin_producer
+
+    def producer(self, plan: Plan, source: bytes) -> Callable[[], bytes]:
+        nbytes = plan.nbytes
+        lease: Callable[[int], shmpool.Lease] = self._pool.lease
+        if self._strategy is not shmpool.Strategy.ADAPTIVE:
+            lease = _with_strategy(self._pool.lease, self._strategy)
+
+        def fill() -> bytes:
+            leased = lease(nbytes)
+            leased.write(source)
+            return leased.publish()
+
+        def touch() -> bytes:
+            leased = lease(nbytes)
+            leased.view[0] = 1
+            return leased.publish()
+
+        return fill if plan.fills else touch
+
+    def consumer(self, plan: Plan, target: memoryview) -> Callable[[bytes], None]:
+        open_, handle = self._pool.open, shmpool.Handle
+
+        def drain(token: bytes) -> None:
+            buffer = open_(handle(token))
+            target[:] = buffer.view
+            buffer.release()
+
+        def touch(token: bytes) -> None:
+            buffer = open_(handle(token))
+            buffer.view[0]
+            buffer.release()
+
+        return drain if plan.drains else touch
+
+    def end_consumer(self) -> None:
+        self._pool.close()
+
+    def end_producer(self) -> None:
+        self._pool.close()
+        self._broker.close()
+
+
+def _with_strategy(lease: Callable[..., shmpool.Lease], strategy: shmpool.Strategy) -> Callable[[int], shmpool.Lease]:
+    def leased(nbytes: int) -> shmpool.Lease:
+        return lease(nbytes, strategy=strategy)
+
+    return leased

@@ -1,0 +1,53 @@
+"""What one pair of processes is asked to do in one lap. Standard library only."""
+
+from __future__ import annotations
+
+import mmap
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+
+#: Objects whose tokens and credits travel together when many are in flight.
+BATCH = 8
+#: How long who waits for a token polls before it sleeps, where it may. Seconds.
+SPIN = 200e-6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hand over *objects* objects of *nbytes* bytes, at most *in_flight* of them at a time."""
+
+    nbytes: int
+    in_flight: int = 1
+    #: The producer copies all the bytes in, or touches one.
+    fills: bool = True
+    #: The consumer copies all the bytes out, or touches one.
+    drains: bool = True
+    #: Seconds of polling before sleeping; 0 sleeps at once.
+    spin: float = SPIN
+    objects: int = 1
+
+    @property
+    def batch(self) -> int:
+        """Objects that are sent, and acknowledged, together."""
+        return min(BATCH, self.in_flight)
+
+
+@lru_cache(maxsize=1)
+def payload(nbytes: int) -> bytes:
+    """What is handed over: the same random bytes on both sides, written before the clock starts."""
+    return random.Random(nbytes).randbytes(nbytes)
+
+
+@lru_cache(maxsize=1)
+def _target(nbytes: int) -> bytearray:
+    return bytearray(nbytes)
+
+
+def blank_target(nbytes: int) -> bytearray:
+    """Where it is copied to: the same memory in every lap, with a byte of each page cleared,
+    so that no page has to be found while the clock runs and no old bytes pass for new ones."""
+    target = _target(nbytes)
+    pages = slice(None, None, mmap.PAGESIZE)
+    target[pages] = bytes(len(target[pages]))
+    return target

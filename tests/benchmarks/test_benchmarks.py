@@ -1,0 +1,76 @@
+"""The benchmarks run and report what they measured; no times are judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+STATES = {"met", "missed", "absent"}
+
+
+def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+
+
+def test_without_a_name_they_are_listed():
+    listed = benchmarks()
+    assert listed.returncode == 0, listed.stderr
+    names = {line.split()[0] for line in listed.stdout.splitlines()}
+    assert {"handoff", "stream", "strategies", "cycle", "messages", "footprint"} <= names
+
+
+def test_a_report_holds_raw_figures_with_their_units(tmp_path):
+    written = tmp_path / "handoff.json"
+    run = benchmarks(
+        *("handoff", "--sizes", "1KiB,1MiB", "--peers", "shmpool,shmpool chunked,floor,Pipe", "--modes", "copy"),
+        *("--rounds", "2", "--seconds", "0.002", "--json", str(written)),
+    )
+    assert run.returncode in (0, 1), run.stderr
+    [report] = json.loads(written.read_text())["reports"]
+    assert report["name"] == "handoff"
+    assert report["absent"] == {}
+    [table] = report["tables"]
+    units = [column["unit"] for column in table["columns"]]
+    assert units == ["B", "", "s", "s", "x", "s", "s", "x"]
+    rows = {(row[0], row[1]): row for row in table["rows"]}
+    assert set(rows) == {
+        *((1024, name) for name in ("shmpool", "floor", "Pipe")),
+        *((1024**2, name) for name in ("shmpool", "shmpool chunked", "floor", "Pipe")),
+    }
+    assert all(0 < row[2] <= row[3] for row in rows.values())
+    median, low, high = rows[1024, "floor"][4]
+    assert low <= median <= high
+    assert [bar["name"] for bar in report["bars"]] == ["copy 1 KiB: shmpool to Pipe"]
+    assert {bar["state"] for bar in report["bars"]} <= STATES
+
+
+def test_a_report_prints_as_markdown(tmp_path):
+    written = tmp_path / "memcpy.json"
+    assert benchmarks("memcpy", "--sizes", "4KiB", "--rounds", "2", "--json", str(written)).returncode == 0
+    printed = benchmarks("report", str(written))
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout.startswith("### memcpy\n")
+    assert "`python -m benchmarks memcpy --sizes 4KiB --rounds 2`" in printed.stdout
+    assert "| 4 KiB |" in printed.stdout
+
+
+def test_a_peer_that_cannot_start_is_reported_with_the_reason():
+    code = """if True:
+        from benchmarks.contest import contest
+        from benchmarks.options import Options
+        from benchmarks.pair import Entry
+        from benchmarks.plan import Plan
+        broken = Entry("broken", "shmpool", {"memory_limit": "a lot"})
+        with contest([broken, Entry("floor", "floor")], Options(rounds=1, seconds=0.001)) as running:
+            assert list(running.run(Plan(1000))) == ["floor"]
+        print(running.absent)
+    """
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    assert "'broken'" in run.stdout
+    assert "memory_limit" in run.stdout
