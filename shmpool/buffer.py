@@ -173,11 +173,13 @@ def finish(record: Record, granted: int) -> None:
 
 
 def _ring(record: Record, granted: int) -> None:
-    """After DONE: have the broker look, if it is the custodian or somebody waits. A row of
-    another generation was reaped already."""
+    """After DONE: have the broker look, soon if it is the custodian, at once if somebody waits.
+    A row of another generation was reaped already."""
     session = record.session
-    if session.words[record.word] == granted & ~SEAT_MASK or session.header[record.wanted]:
+    if session.header[record.wanted]:
         session.ring(record.row)
+    elif session.words[record.word] == granted & ~SEAT_MASK:
+        session.bells.soon(record.row)
 
 
 def _is_over() -> NoReturn:

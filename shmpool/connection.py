@@ -70,12 +70,12 @@ class Connection:
         """Whether something waits until the socket takes it."""
         return bool(self._outbox)
 
-    def send(self, message: Message) -> None:
+    def send(self, *messages: Message) -> None:
         """Send, or keep for `flush` what the socket does not take now. Errors are left
         for the receiving side to find."""
-        frame = encode_frame(encode(message))
+        frames = b"".join(encode_frame(encode(message)) for message in messages)
         with self._send_lock:
-            self._outbox += frame
+            self._outbox += frames
             self._flush()
 
     def try_send(self, message: Message) -> bool:

@@ -74,6 +74,7 @@ def _session_of(thing: Any) -> Session | None:
 def finish(session: Session, helper: Helper) -> None:
     """Close a session: see `Pool.close`."""
     session.is_closing = True
+    session.ahead.give_up()
     session.requests.dismiss()
     if session.is_over:
         helper.stop()

@@ -69,10 +69,12 @@ class Helper:
             if session.connection is None and not self._reconnect():
                 session.requests.serve()  # nobody raises the wanted flag for own slots now
                 continue
-            timeout = max(0.0, rested_at - time.monotonic()) if has_idle else None
+            pauses = [session.bells.pause()]
+            if has_idle:
+                pauses.append(max(0.0, rested_at - time.monotonic()))
             if session.is_forsaken:
-                timeout = FORSAKEN_POLL
-            self._wait_and_handle(timeout)
+                pauses.append(FORSAKEN_POLL)
+            self._wait_and_handle(min((pause for pause in pauses if pause is not None), default=None))
             if session.is_forsaken and self._is_left():
                 return
             if session.is_wanted:

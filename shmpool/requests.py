@@ -38,9 +38,9 @@ _ANSWER: Final = 5.0
 
 
 class Request:
-    """One lease that waits."""
+    """One lease that waits, or will."""
 
-    __slots__ = ("_gate", "is_granted", "magazine", "message", "number", "refusal", "slot")
+    __slots__ = ("_gate", "is_awaited", "is_granted", "magazine", "message", "number", "refusal", "slot")
 
     def __init__(self, message: Refill | Direct, magazine: Magazine | None) -> None:
         self.number = message.request
@@ -48,6 +48,8 @@ class Request:
         self.magazine = magazine
         self.slot: Slot | None = None
         self.refusal: Refusal | None = None
+        #: A thread waits for the answer.
+        self.is_awaited = False
         #: *slot* is the broker's grant, and not an own slot that came back.
         self.is_granted = False
         self._gate = threading.Lock()
@@ -80,7 +82,9 @@ class Requests:
         self._last_number = 0
         #: Who holds it reads the socket.
         self.reading = threading.Lock()
-        #: Makes a waiter that reads look at its request again.
+        #: The thread that reads while it waits, 0 for none.
+        self._reader = 0
+        #: Makes it look at its request again.
         self._nudge = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def next_number(self) -> int:
@@ -92,32 +96,57 @@ class Requests:
     def ask(self, message: Refill | Direct, magazine: Magazine | None, nbytes: int, timeout: float | None) -> Slot:
         """Send a request and wait for a slot. Raises `LeaseTimeout` or what the refusal
         means; whatever is raised, a slot that was granted meanwhile is not lost."""
-        session = self._session
         started = time.monotonic()
-        seconds = session.lease_timeout if timeout is None else timeout
-        deadline = started + (seconds if message.queue else _ANSWER if session.connection else 0.0)
         request = Request(message, magazine)
-        with self._lock:
-            self._waiting[request.number] = request
         try:
-            session.send(message)
-            self._wait(request, deadline)
-            if not (request.is_answered or self._is_dismissed):
-                session.send(Cancel(request.number))
-                self._wait(request, time.monotonic() + (_LAST_WORD if session.connection else 0.0))
+            self.begin(request)
+            self._settle(request, timeout)
         except BaseException:
-            session.send(Cancel(request.number))
-            self._return(self._close(request))
+            self.abandon(request)
             raise
         slot = self._close(request)
-        if self._is_dismissed:
-            self._return(slot)
-            slot = None
         if slot is None:
             raise self._refused(request, nbytes, time.monotonic() - started)
         if not request.is_granted:
-            session.send(Cancel(request.number))  # the broker need not look for one any more
+            self._session.send(Cancel(request.number))  # the broker need not look for one any more
         return slot
+
+    def begin(self, request: Request) -> None:
+        """Send a request; `ask` waits for the answer at once, `settle_ahead` later."""
+        with self._lock:
+            self._waiting[request.number] = request
+        self._session.send(request.message)
+
+    def settle_ahead(self, request: Request, timeout: float | None) -> Slot | None:
+        """What a request got that was begun before; waits for the answer if it must. None
+        when it was refused, or there is no answer in time."""
+        try:
+            self._settle(request, timeout)
+        except BaseException:
+            self.abandon(request)
+            raise
+        return self._close(request)
+
+    def abandon(self, request: Request) -> None:
+        """Nobody waits for this request any more; what it got or will get is returned."""
+        slot = self._close(request)
+        if slot is None and request.refusal is None:
+            self._session.send(Cancel(request.number))
+        self._return(slot)
+
+    def _settle(self, request: Request, timeout: float | None) -> None:
+        """Wait until a request is answered, or withdrawn at its deadline."""
+        session = self._session
+        if request.is_answered:
+            return
+        request.is_awaited = True
+        seconds = session.lease_timeout if timeout is None else timeout
+        if not request.message.queue:
+            seconds = _ANSWER if session.connection else 0.0
+        self._wait(request, time.monotonic() + seconds)
+        if not (request.is_answered or self._is_dismissed):
+            session.send(Cancel(request.number))
+            self._wait(request, time.monotonic() + (_LAST_WORD if session.connection else 0.0))
 
     def _return(self, slot: Slot | None) -> None:
         """Nobody needs it. After the seat's end it is not ours to return."""
@@ -133,6 +162,7 @@ class Requests:
             # Without a connection the helper makes one, and reads it: it must find it unread.
             if self._session.connection is not None and self.reading.acquire(blocking=False):
                 try:
+                    self._reader = threading.get_ident()
                     in_time = self._read_for(request, deadline)
                 finally:
                     self._stop_reading()
@@ -164,10 +194,12 @@ class Requests:
         return True
 
     def _stop_reading(self) -> None:
-        """Let the next one read: another waiter, or the helper that stood aside."""
+        """Let the next one read. The helper looks again by itself when it stood aside; for
+        another waiter it must do so at once."""
+        self._reader = 0
         self.reading.release()
         session = self._session
-        if session.helper_stands_aside or len(self._waiting) > 1 or session.connection is None:
+        if self._waiters > 1 or session.connection is None:
             session.wake_helper()
 
     def _take_own(self, request: Request) -> None:
@@ -187,10 +219,20 @@ class Requests:
                 self._wake(waiting)
 
     def _close(self, request: Request) -> Slot | None:
-        """From here on nothing is granted to this request; what already was, is returned."""
+        """From here on nothing is granted to this request; what already was, is returned, and
+        when nobody may have it any more it goes back."""
         with self._lock:
             self._waiting.pop(request.number, None)
-            return request.slot
+            slot = request.slot
+        if self._is_dismissed:
+            self._return(slot)
+            return None
+        return slot
+
+    @property
+    def _waiters(self) -> int:
+        """How many threads wait."""
+        return sum(request.is_awaited for request in list(self._waiting.values()))
 
     # --- answers -----------------------------------------------------------------------------
 
@@ -225,7 +267,7 @@ class Requests:
         """The session closes: end all waiting. Returns when everybody has gone (at most
         `_LAST_WORD`), so that the descriptors that they poll may be closed."""
         deadline = time.monotonic() + _LAST_WORD
-        while self._waiting and time.monotonic() < deadline:
+        while self._waiters and time.monotonic() < deadline:
             with self._lock:
                 waiting = list(self._waiting.values())
             for request in waiting:
@@ -235,7 +277,7 @@ class Requests:
     def _wake(self, request: Request | None) -> None:
         if request is not None:
             request.wake()
-            if self.reading.locked():
+            if self._reader not in (0, threading.get_ident()):
                 os.eventfd_write(self._nudge, 1)
 
     def messages(self) -> list[Message]:

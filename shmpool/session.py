@@ -11,8 +11,9 @@ import os
 import threading
 import time
 import warnings
-from collections import deque
 
+from .ahead import Ahead
+from .bells import Bells
 from .buffer import Record
 from .connection import Connection, ConnectionEnded, dial, greet
 from .direct import DirectSlot
@@ -55,6 +56,7 @@ class Session(Mapping):
             pass  # the broker has that seat to clear, and another for us, or none at all
         self._make_tables()
         self.requests = Requests(self)
+        self.ahead = Ahead(self)
         #: The helper does not read: a waiting thread does.
         self.helper_stands_aside = False
         #: Every slot whose custodian is this seat, by its head's row.
@@ -64,8 +66,7 @@ class Session(Mapping):
         self._owned_lock = threading.Lock()
         #: A release saw the wanted flag.
         self.is_wanted = False
-        #: What finalizers and hot paths leave for the helper: it must take no lock.
-        self.bells: deque[int] = deque()
+        self.bells = Bells(self.wake_helper)
         self.wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.warned_of_views = False
         #: What this reader knows of cells that it opened, by row * 16 + cell.
@@ -147,12 +148,19 @@ class Session(Mapping):
             return slot
         self.count(figures.MISSES)
         queue = timeout != 0
+        if not queue:
+            self.ahead.give_up()  # nobody will be recalled for this request, so neither are we
         message = Refill(self.requests.next_number(), magazine.tier.index, magazine.chunks, magazine.grow(), queue)
         return self.requests.ask(message, magazine, nbytes, timeout)
 
     def obtain_direct(self, nbytes: int, timeout: float | None) -> Slot:
-        """A direct segment's row, granted by the broker."""
-        return self.requests.ask(Direct(self.requests.next_number(), nbytes, timeout != 0), None, nbytes, timeout)
+        """A direct segment's row, granted by the broker, maybe ahead."""
+        slot = self.ahead.take(nbytes, timeout)
+        if slot is None:
+            message = Direct(self.requests.next_number(), nbytes, timeout != 0)
+            slot = self.requests.ask(message, None, nbytes, timeout)
+        self.ahead.ask(nbytes)
+        return slot
 
     def put_aside(self, *slots: Slot | None) -> None:
         """Slots that nobody waits for any more: into their magazines, or back."""
@@ -178,16 +186,18 @@ class Session(Mapping):
             with self._owned_lock:  # a row that is forgotten and still IDLE looks like a lost grant
                 self._owned.pop(slot.row, None)
                 self.words[slot.word] = slot.base | returned
-        self._send_rows(Return, [slot.row for slot in slots])
+        rows = [slot.row for slot in slots]
+        for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE):
+            self.send(Return(rows[at : at + MAX_ROWS_PER_MESSAGE]))
 
     def pass_on(self, slot: Slot, state: State) -> None:
-        """Make the broker the custodian of one row by one store, and have it look. Takes no
+        """Make the broker the custodian of one row by one store, and have it look soon. Takes no
         lock that a finalizer could meet."""
         self._owned.pop(slot.row, None)
         if self.barrier:
             self.barrier()
         self.words[slot.word] = slot.base | state << STATE_SHIFT
-        self.ring(slot.row)
+        self.bells.soon(slot.row)
 
     def keep_or_return(self, slot: Slot) -> None:
         """A slot that was not published comes back: to its magazine, or to the broker if
@@ -208,8 +218,7 @@ class Session(Mapping):
         From any thread and from finalizers."""
         connection = self.connection
         if connection is None or not connection.try_send(Bell([row])):
-            self.bells.append(row)
-            self.wake_helper()
+            self.bells.now(row)
 
     def wake_helper(self) -> None:
         """Make the helper thread look at what is left for it."""
@@ -265,6 +274,7 @@ class Session(Mapping):
 
     def return_all(self) -> None:
         """Reap, and return everything that is idle."""
+        self.ahead.give_up()
         for magazine in list(self.magazines.values()):
             slot = magazine.reap(len(magazine.published))
             slots = magazine.empty() + ([slot] if slot else [])
@@ -273,33 +283,32 @@ class Session(Mapping):
                 self.give_back(slots)
 
     def return_rested(self) -> bool:
-        """Return what the magazines did not use; False when all of them are empty."""
+        """Return what was not used; False when nothing idle is left."""
+        lies_ahead = self.ahead.give_up_rested()
         for magazine in list(self.magazines.values()):
             magazine.reap_rested()
             slots = magazine.rested()
             if slots:
                 self.give_back(slots)
-        return any(magazine.ready or magazine.published for magazine in list(self.magazines.values()))
-
-    def send_bells(self) -> None:
-        """Tell the broker which rows to look at."""
-        rows = set()
-        while self.bells:
-            rows.add(self.bells.popleft())
-        self._send_rows(Bell, sorted(rows))
-
-    def _send_rows(self, kind: type[Return] | type[Bell], rows: list[int]) -> None:
-        for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE):
-            self.send(kind(rows[at : at + MAX_ROWS_PER_MESSAGE]))
+        return lies_ahead or any(magazine.ready or magazine.published for magazine in list(self.magazines.values()))
 
     def send(self, message: Message) -> None:
+        """Send a message, and the bells that are left with it."""
         connection = self.connection
         if connection is not None:
-            connection.send(message)
+            connection.send(*self.bells.take(), message)
             if connection.has_outbox:
                 self.wake_helper()
         elif isinstance(message, Return | Bell):
-            self.bells.extend(message.rows)  # for the next connection
+            self.bells.now(*message.rows)  # for the next connection
+
+    def send_bells(self) -> None:
+        """Tell the broker which rows to look at."""
+        connection = self.connection
+        if connection is not None and self.bells:
+            connection.send(*self.bells.take())
+            if connection.has_outbox:
+                self.wake_helper()
 
     # --- reconnecting --------------------------------------------------------------------------------
 
@@ -364,7 +373,8 @@ class Session(Mapping):
                 self._owned.pop(slot.row, None)
                 self.words[slot.word] = slot.base | handed
                 rows.append(slot.row)
-        self._send_rows(Bell, rows)
+        self.bells.now(*rows)
+        self.send_bells()
 
     def say_goodbye(self) -> None:
         """Nothing is held any more: the seat may end."""

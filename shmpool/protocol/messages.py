@@ -301,13 +301,17 @@ def decode(body: bytes, allowed: frozenset[int]) -> Message:
 
 def _check(kind: int, values: list[Any]) -> None:
     cls, checks = SCHEMA[kind]
-    name = getattr(cls, "__name__", kind)
     if len(values) != len(checks):
-        raise MessageError(f"{name} has {len(checks)} fields, this one has {len(values)}")
-    for index, (value, check) in enumerate(zip(values, checks, strict=True)):
+        raise MessageError(f"{_name(cls)} has {len(checks)} fields, this one has {len(values)}")
+    for check, value in zip(checks, values):  # noqa: B905  # of one length
         if not check(value):
+            index = next(at for at, is_sound in enumerate(checks) if not is_sound(values[at]))
             field = cls._fields[index]  # type: ignore[attr-defined]
-            raise MessageError(f"{name}.{field} may not be {_shown(value)}")
+            raise MessageError(f"{_name(cls)}.{field} may not be {_shown(value)}")
+
+
+def _name(cls: Callable[..., Message]) -> str:
+    return getattr(cls, "__name__", "a message")
 
 
 def _shown(value: Any) -> str:

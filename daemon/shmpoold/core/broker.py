@@ -337,6 +337,7 @@ class Broker:
 
     def _on_direct(self, client: Client, message: Direct, now: float) -> None:
         assert client.seat
+        self.custody.look_at_oldest(now)
         if wrong := self.lending.direct(client.connection, client.seat, message, now):
             self._fault(client, Code.BAD_MESSAGE, wrong)
 

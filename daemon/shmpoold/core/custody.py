@@ -19,6 +19,8 @@ from .rows import Rows, is_published
 
 #: How many publications one sweep looks at, so that a turn of the loop stays short.
 SWEPT_PER_TURN = 512
+#: How many of the oldest are looked at when somebody asks for a direct segment.
+LOOKED_AT_PER_REQUEST = 4
 #: Seconds between sweeps: while somebody waits; at first; at the longest.
 HURRY, FIRST, LONGEST = 0.005, 0.05, 1.0
 
@@ -64,6 +66,14 @@ class Custody:
         if not self._rows.open_cells(row):
             self._free(holding, now)
 
+    def look_at_oldest(self, now: float) -> None:
+        """Before more memory is asked for: readers ring only soon after they are done."""
+        for _ in range(min(len(self._queue), LOOKED_AT_PER_REQUEST)):
+            holding = self._queue.popleft()
+            if self._is_kept(holding):
+                self._queue.append(holding)
+                self.look(holding.row, now)
+
     def forget(self, holding: Holding) -> None:
         """It is being freed. Its place in the queue goes at the next sweep."""
         holding.in_custody = False
@@ -83,10 +93,13 @@ class Custody:
         self._interval = min(2 * self._interval, LONGEST)
         for _ in range(min(len(self._queue), SWEPT_PER_TURN)):
             holding = self._queue.popleft()
-            if holding.in_custody and self._inventory.granted.get(holding.row) is holding:
+            if self._is_kept(holding):
                 self._queue.append(holding)
                 self._close_expired(holding, now)
                 self.look(holding.row, now)
+
+    def _is_kept(self, holding: Holding) -> bool:
+        return holding.in_custody and self._inventory.granted.get(holding.row) is holding
 
     def _close_expired(self, holding: Holding, now: float) -> None:
         if holding.orphaned_at is None or now - holding.orphaned_at < self._ttl:

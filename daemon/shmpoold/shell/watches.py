@@ -84,9 +84,18 @@ class Watches:
         if pidfd is not None:
             self._loop.remove_reader(pidfd)
             os.close(pidfd)
-        if seat in self._locked:  # last: should it fail, nothing else is left undone
-            self._locked.remove(seat)
+        if seat in self._locked:
+            self._unlock(seat)
+
+    def _unlock(self, seat: int) -> None:
+        """Let the seat's next client have its byte. Should the kernel refuse (it needs memory to
+        divide a range), that client's `watch` tries again, before it hears of its seat."""
+        try:
             self._locks.unlock(SEAT_LOCKS + seat)
+        except OSError as error:
+            log.warning("seat %d stays locked until it is taken: %s", seat, error.strerror)
+        else:
+            self._locked.remove(seat)
 
     def close(self) -> None:
         """Forget all."""

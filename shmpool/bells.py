@@ -1,0 +1,64 @@
+"""Bells: rows that the broker is to look at, until a message takes them along.
+
+Ringing at once wakes the broker just when a hand-off needs the cores: for direct segments,
+whose every use needs the broker, that cost more than the copy. So what only gives memory back
+rings *soon*: with the next message, or when the helper looks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from .protocol.messages import MAX_ROWS_PER_MESSAGE, Bell
+
+#: The longest that a bell waits for a message, in seconds.
+SOON: Final = 0.01
+#: So many empty looks in a row, and the helper looks no more until it is woken.
+QUIET_LOOKS: Final = 20
+
+
+class Bells:
+    """The bells of one session. Appending takes no lock: finalizers may."""
+
+    __slots__ = ("_is_watched", "_quiet_looks", "_rows", "_wake")
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._rows: deque[int] = deque()
+        self._wake = wake
+        #: The helper looks every `SOON`.
+        self._is_watched = False
+        self._quiet_looks = QUIET_LOOKS
+
+    def __bool__(self) -> bool:
+        return bool(self._rows)
+
+    def now(self, *rows: int) -> None:
+        """Ring as soon as the helper can."""
+        self._rows.extend(rows)
+        self._wake()
+
+    def soon(self, row: int) -> None:
+        """Ring with the next message, `SOON` at the latest."""
+        self._rows.append(row)
+        self._quiet_looks = 0
+        if not self._is_watched:
+            self._wake()
+
+    def pause(self) -> float | None:
+        """For the helper, before it waits: when it has to look again, None when not before it
+        is woken. Bells that come after this call wake it, or are found then."""
+        self._quiet_looks += 1
+        self._is_watched = self._quiet_looks < QUIET_LOOKS
+        return SOON if self._is_watched or self._rows else None
+
+    def take(self) -> list[Bell]:
+        """The messages that ring them all. By any thread."""
+        rows = set()
+        with suppress(IndexError):
+            while True:
+                rows.add(self._rows.popleft())
+        ordered = sorted(rows)
+        return [Bell(ordered[at : at + MAX_ROWS_PER_MESSAGE]) for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE)]
