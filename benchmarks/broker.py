@@ -171,10 +171,10 @@ def _cpu_of(process: psutil.Process) -> float:
 
 def _add_clients(report: Report, broker: shmpool.Broker, echo: EchoServer, rounds: int, seconds: float) -> None:
     table = Table(
-        "clients at a time, a process each",
+        "clients at a time, a process each; CPU is the server's for each",
         [Column("clients", "count"), Column("misses", "1/s"), Column("p50", "s"), Column("p99", "s"),
-         Column("broker's CPU for each", "s"), Column("echoes", "1/s"), Column("echo's p99", "s"),
-         Column("server's CPU for each", "s"), Column("misses / echoes", "x")],
+         Column("CPU", "s"), Column("echoes", "1/s"), Column("echo p99", "s"), Column("echo CPU", "s"),
+         Column("misses / echoes", "x")],
         plot=Plot("clients", ("misses", "echoes"), title="a second, by clients at a time"),
     )  # fmt: skip
     for clients in CLIENTS:
