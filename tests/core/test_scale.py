@@ -3,6 +3,7 @@ asserted; what is asserted is the amount of work for each event."""
 
 from __future__ import annotations
 
+import gc
 import time
 from unittest.mock import Mock, patch
 
@@ -213,10 +214,12 @@ def test_adoption_reads_each_row_a_few_times_and_asks_for_little(large_world: Wo
     world._obey_all(actions)
     world.check()
     broker = world._make_broker()
-    started = time.perf_counter()
+    gc.disable()  # as the shell does
+    started = time.process_time()
     broker.adopt(world.now)
-    seconds = time.perf_counter() - started
-    print(f"\nadopted {broker.rows.count} rows, {len(broker.inventory.granted)} holdings in {seconds * 1000:.0f} ms")
+    seconds = time.process_time() - started
+    gc.enable()
+    print(f"\nadopted {broker.rows.count} rows, {len(broker.inventory.granted)} holdings in {seconds * 1000:.0f} ms of CPU")
     assert len(broker.inventory.granted) == len(world.broker.inventory.granted)
     assert broker.inventory.held == world.broker.inventory.held
     assert len(broker.rows.grant_words()) == broker.rows.count

@@ -8,6 +8,7 @@ No opinions here; an error in the core costs a connection, never the daemon.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 from collections import deque
@@ -106,9 +107,11 @@ class Server:
         """Take over what an earlier broker left, and settle those who have died since.
         Before `serve`, if at all."""
         self._is_dispatching = True
+        gc.disable()  # a hundred thousand objects that all stay: collections would only look at them
         try:
             self._carry_out(self._core.adopt(self._loop.time()))
         finally:
+            gc.enable()
             self._is_dispatching = False
         self._drain()
         self._carry_out(self._core.finish_chores(self._loop.time()))
