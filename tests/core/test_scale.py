@@ -219,7 +219,8 @@ def test_adoption_reads_each_row_a_few_times_and_asks_for_little(large_world: Wo
     broker.adopt(world.now)
     seconds = time.process_time() - started
     gc.enable()
-    print(f"\nadopted {broker.rows.count} rows, {len(broker.inventory.granted)} holdings in {seconds * 1000:.0f} ms of CPU")
+    held = len(broker.inventory.granted)
+    print(f"\nadopted {broker.rows.count} rows in {seconds * 1000:.0f} ms of CPU, of them {held} held")
     assert len(broker.inventory.granted) == len(world.broker.inventory.granted)
     assert broker.inventory.held == world.broker.inventory.held
     assert len(broker.rows.grant_words()) == broker.rows.count
