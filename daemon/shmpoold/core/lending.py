@@ -29,6 +29,10 @@ from .slots import Span
 RECALL_EVERY = 0.05
 #: How many waiters are served in one turn of the loop.
 SERVED_PER_TURN = 64
+#: Rows that one request is granted at most, unless a single run has more.
+GRANTED_PER_REQUEST = 256
+#: Requests that one connection may have under way.
+MOST_REQUESTS = 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -74,9 +78,8 @@ class Lending:
         tier = self.tiers[message.tier] if message.tier < len(self.tiers) else None
         if tier is None or tier.kind is TierKind.DIRECT or (tier.kind is TierKind.POOLED and message.chunks != 1):
             return f"no refill of {message.chunks} chunks of tier {message.tier}"
-        request = Request(
-            connection, seat.number, message.request, tier, message.chunks, message.count, 0, message.queue, now
-        )
+        count = max(1, min(message.count, GRANTED_PER_REQUEST // message.chunks))
+        request = Request(connection, seat.number, message.request, tier, message.chunks, count, 0, message.queue, now)
         return self._ask(request, now)
 
     def direct(self, connection: int, seat: Seat, message: Direct, now: float) -> str | None:
@@ -93,6 +96,10 @@ class Lending:
                 f" {format_bytes(most)} (memory_limit {format_bytes(self.inventory.limit)} less its ledger)"
             )
             self._send(request.connection, Refusal(request.number, Code.TOO_LARGE, text))
+            return None
+        if self.line.count(request.connection) >= MOST_REQUESTS:
+            text = f"{MOST_REQUESTS} requests of this client are under way"
+            self._send(request.connection, Refusal(request.number, Code.QUOTA, text))
             return None
         if not self.line.begin(request):
             return f"request {request.number} is already under way"

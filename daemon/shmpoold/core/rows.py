@@ -7,7 +7,7 @@ read with suspicion: it may be anything.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Collection, Iterator, MutableSequence
 from typing import Final
 
 from shmpool.protocol.ledger import (
@@ -106,8 +106,8 @@ class Rows:
         at = row * ROW_WORDS + FIRST_CELL + cell
         self.words[at] = self.words[at] & GENERATION_FIELD | CellState.DONE << STATE_SHIFT
 
-    def cells_taken_by(self, seat: int) -> Iterator[tuple[int, int]]:
-        """(row, cell) of every cell that says TAKEN by this seat.
+    def cells_taken_by(self, seats: Collection[int]) -> Iterator[tuple[int, int]]:
+        """(row, cell) of every cell that says TAKEN by one of these seats.
 
         States are byte-aligned, so their bytes are searched for a single one: 5 ms for 10^5
         rows, where a loop over the cells, or a search for state and seat at once, takes 50.
@@ -116,11 +116,11 @@ class Rows:
         rows = words[: self.count * ROW_WORDS]
         raw = rows.tobytes() if isinstance(rows, memoryview) else array("Q", rows).tobytes()
         states = raw[STATE_SHIFT // 8 :: 8]
-        taken = grant_word(0, CellState.TAKEN, seat)
+        taken = {grant_word(0, CellState.TAKEN, seat) for seat in seats}
         at = states.find(CellState.TAKEN)
         while at >= 0:
             row, word = divmod(at, ROW_WORDS)
-            if FIRST_CELL <= word < FIRST_CELL + MAX_TICKETS and words[at] & ~GENERATION_FIELD == taken:
+            if FIRST_CELL <= word < FIRST_CELL + MAX_TICKETS and words[at] & ~GENERATION_FIELD in taken:
                 yield row, word - FIRST_CELL
             at = states.find(CellState.TAKEN, at + 1)
 
