@@ -60,6 +60,13 @@ class Lending:
         self.seats = seats
         self.inventory = inventory
         self.tiers = inventory.tiers
+        #: By tier, those that may serve it: itself, and of the pooled ones the larger.
+        self._tiers_for = [
+            [tier] + [t for t in self.tiers if tier.kind is t.kind is TierKind.POOLED and t.size > tier.size]
+            for tier in self.tiers
+        ]
+        #: Any wanted flag is up.
+        self._has_flags = True
         self.line = WaitingLine()
         #: By the slice that is being warmed: (tier, first row).
         self.warming: dict[tuple[int, int], Warming] = {}
@@ -112,14 +119,11 @@ class Lending:
         asked for; False when it has to wait."""
         if request.tier.kind is TierKind.DIRECT:
             return may_warm and self._create_direct(request)
-        tiers = [request.tier]
-        if request.tier.kind is TierKind.POOLED:
-            tiers += [t for t in self.tiers if t.kind is TierKind.POOLED and t.size > request.tier.size]
         # The request's own tier, warm, then cold; only then the larger ones.
-        return any(
-            self._serve_ready(request, tier, now) or (may_warm and self._serve_cold(request, tier, now))
-            for tier in tiers
-        )
+        for tier in self._tiers_for[request.tier.index]:
+            if self._serve_ready(request, tier, now) or (may_warm and self._serve_cold(request, tier, now)):
+                return True
+        return False
 
     def _serve_ready(self, request: Request, tier: Tier, now: float) -> bool:
         count = 1 if self.line or tier is not request.tier else request.count
@@ -290,6 +294,8 @@ class Lending:
     def raise_flags(self) -> None:
         """The wanted flags in the header: short of memory, every tier can help; short of
         rows, the tier itself and the larger ones."""
+        if not (self.line or self._has_flags):
+            return
         wanted: set[int] = set()
         for request in self.line.heads():
             if request.failure or request.wanted_bytes > self.inventory.room:
@@ -300,6 +306,7 @@ class Lending:
             flag = int(tier.index in wanted)
             if self.header[WANTED + tier.index] != flag:
                 self.header[WANTED + tier.index] = flag
+        self._has_flags = bool(wanted)
 
     def _send(self, connection: int, message: Message) -> None:
         self._emit(Send(connection, message))

@@ -65,14 +65,15 @@ class Rows:
     def move(self, row: int, target: State, seat: int = BROKER) -> int:
         """Commit a move by one store; the generation grows where the table says so.
         Returns the generation after it."""
-        word = self.grant(row)
-        source = state_of(word)
-        bumps = ALLOWED.get((State(source), target)) if source in _STATES else None
+        at = row * ROW_WORDS
+        word = self.words[at]
+        bumps = ALLOWED.get((state_of(word), target))  # type: ignore[arg-type]  # a State is its number
         if bumps is None:
+            source = state_of(word)
             name = State(source).name if source in _STATES else f"state {source}"
             raise InvalidTransition(f"row {row}: {name} -> {target.name} (grant word {word:#x})")
-        generation = min(generation_of(word) + bumps, MAX_GENERATION)
-        self.words[row * ROW_WORDS] = grant_word(generation, target, seat)
+        generation: int = min(generation_of(word) + bumps, MAX_GENERATION)
+        self.words[at] = grant_word(generation, target, seat)
         return generation
 
     def skip(self, row: int) -> None:
