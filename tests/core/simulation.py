@@ -5,14 +5,25 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 from harness import Client, Link, Ticket, World, small_settings
 
 from shmpool.protocol.messages import Bell, Query, Return, Role, Topic
 from shmpool.protocol.sizing import KIB, TierKind
+from shmpoold.core import chores, custody, lending
 from shmpoold.core.events import Disconnected, Received, Ticked
 
+#: How much is done in one turn: what is small here takes several turns, like what is large there.
+BOUNDS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
+    (chores, "STEPS_PER_TURN", (1, 2, 10, 256)),
+    (custody, "SWEPT_PER_TURN", (1, 5, 512)),
+    (custody, "CLOSED_PER_TURN", (1, 5, 128)),
+    (lending, "SERVED_PER_TURN", (1, 3, 64)),
+)
 MOST_CLIENTS = 9
 MOST_TICKETS = 60
 
@@ -35,12 +46,18 @@ class Simulation:
             self._weights.append(weight)
 
     def run(self, events: int) -> None:
+        with ExitStack() as stack:
+            for module, name, values in BOUNDS:
+                stack.enter_context(patch.object(module, name, self.random.choice(values)))
+            self._run(events)
+            self.world.wind_down()
+
+    def _run(self, events: int) -> None:
         world, choices = self.world, self.random.choices
         while world.events < events:
             for move in choices(self._moves, self._weights, k=256):
                 if move() is not False:
                     self.done[move.__name__] += 1
-        world.wind_down()
 
     # --- choosing -----------------------------------------------------------------------------------
 

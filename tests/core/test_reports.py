@@ -20,6 +20,9 @@ def ask(world: World, topic: Topic = Topic.STATS) -> Any:
     operator.connect(Role.OPERATOR)
     operator.send(Query(7, topic))
     world.run()
+    while not any(answer.last for answer in operator.answers):  # a long one takes several turns
+        world.tick()
+        world.run()
     assert all(answer.request == 7 for answer in operator.answers)
     assert [answer.last for answer in operator.answers] == [False] * (len(operator.answers) - 1) + [True]
     assert all(len(answer.payload) <= MAX_BLOB for answer in operator.answers)

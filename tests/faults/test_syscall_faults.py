@@ -131,14 +131,14 @@ def try_all(address: str, prepare: Callable[[], None]) -> None:
     assert trial.error is None
     assert segments_left() == set()
     calls = trial.faults.calls
-    not_reached = 0
     for n, number in numbers(calls):
         prepare()
         before = segments_left()
         trial = Trial(address, Faults(n, number))
         try:
             trial.run()
-            not_reached += trial.faults.fired is None  # how often a socket is read is not the same each time
+            # Which timers come before the end is chance: some runs have a few calls less.
+            assert trial.faults.fired or n > 0.8 * len(calls)
             if trial.error is not None and before:  # the kept pool stays, less what the dead had, or it is gone
                 assert segments_left() <= before
                 again = Trial(address)
@@ -150,7 +150,6 @@ def try_all(address: str, prepare: Callable[[], None]) -> None:
         except BaseException as error:
             error.add_note(f"call {n}, {calls[n]}, fails with {errno.errorcode[number]}")
             raise
-    assert not_reached < len(calls) / 20
 
 
 def test_a_new_broker_survives_the_failure_of_any_call_or_says_why_not(tmp_path: Path) -> None:

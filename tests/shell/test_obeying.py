@@ -57,6 +57,9 @@ class ScriptedCore:
     def adopt(self, now: float) -> list[Action]:
         return self._adopt
 
+    def finish_chores(self, now: float) -> list[Action]:
+        return []
+
     def handle(self, event: Event, now: float) -> list[Action]:
         self.heard.append(event)
         if isinstance(event, Ticked):

@@ -87,24 +87,18 @@ def _adopt_tier(
             members = [at for at in followers.get(row, ()) if tier.base <= at < tier.end]
             claimed.update(members)
             holdings.append(_holding(broker, tier, row, members))
-    cold: list[Span] = []
+    is_cold = bytearray(tier.capacity)
     for row in range(tier.base, tier.end):
-        state = state_of(words[row])
+        word = words[row]
         if row in damaged:
             _set_aside(broker, tier, row)
-            continue
-        if words[row] & ~GENERATION_FIELD == 0 and generation_of(words[row]) < MAX_GENERATION:  # COLD
-            _extend(cold, row)
-            continue
-        slots.set_warm(row, 1)
-        if state == State.FOLLOWER and row not in claimed:
-            words[row] = grant_word(broker.rows.move(row, State.FREE), State.FREE, BROKER)
-            state = State.FREE
-        if state == State.FREE and seat_of(words[row]) == BROKER:
-            inventory.scrubber.note(((row, 1),), UNKNOWN)
-            inventory.give(tier, row, generation_of(words[row]), now)
-        elif state not in HEADS and row not in claimed:
-            inventory.quarantined.add(row)
+        elif word & ~GENERATION_FIELD == 0 and generation_of(word) < MAX_GENERATION:  # COLD
+            is_cold[row - tier.base] = 1
+        else:
+            slots.set_warm(row, 1)
+            if state_of(word) not in HEADS and row not in claimed:
+                _adopt_unheld(broker, tier, row, word, now)
+    cold = _spans_of(is_cold, tier.base)
     for row, count in cold:
         if tier.kind is TierKind.DIRECT:
             inventory.warmed(tier, row, count)  # a pool whose broker died while it was making it
@@ -112,6 +106,28 @@ def _adopt_tier(
         if tier.kind is not TierKind.DIRECT:
             broker._out.append(Cool(tier.index, row, count))  # pages that a crash left in cold rows
     return holdings
+
+
+def _adopt_unheld(broker: Broker, tier: Tier, row: int, word: int, now: float) -> None:
+    """A warm row that nobody holds: free, or a chunk that its run has left behind."""
+    if state_of(word) == State.FOLLOWER:
+        word = grant_word(broker.rows.move(row, State.FREE), State.FREE, BROKER)
+    if state_of(word) == State.FREE and seat_of(word) == BROKER:
+        broker.inventory.scrubber.note(((row, 1),), UNKNOWN)
+        broker.inventory.give(tier, row, generation_of(word), now)
+    else:
+        broker.inventory.quarantined.add(row)
+
+
+def _spans_of(marks: bytearray, base: int) -> list[Span]:
+    """Where the marks are set, by row."""
+    spans: list[Span] = []
+    end = 0
+    while (start := marks.find(1, end)) >= 0:
+        end = marks.find(0, start)
+        end = len(marks) if end < 0 else end
+        spans.append((start + base, end - start))
+    return spans
 
 
 def _set_aside(broker: Broker, tier: Tier, row: int) -> None:
@@ -124,8 +140,8 @@ def _set_aside(broker: Broker, tier: Tier, row: int) -> None:
 
 
 def _holding(broker: Broker, tier: Tier, head: int, members: list[int]) -> Holding:
-    spans: list[Span] = []
-    for row in sorted([head, *members]):
+    spans: list[Span] = [(head, 1)]
+    for row in sorted(members):
         _extend(spans, row)
     holding = Holding(head, tier, tuple(spans), birth=birth_of(broker.rows.link(head)))
     if tier.kind is TierKind.DIRECT:
@@ -138,12 +154,11 @@ def _place(broker: Broker, holding: Holding, word: int, now: float) -> None:
     inventory = broker.inventory
     inventory.granted[holding.row] = holding
     holding.granted_at = now
-    writer = broker.seats.taken.get(seat_of(word))
-    inventory.scrubber.note(holding.spans, writer.peer.uid if writer else UNKNOWN)
+    seat = broker.seats.taken.get(seat_of(word))
+    inventory.scrubber.note(holding.spans, seat.peer.uid if seat else UNKNOWN)
     if generation_of(word) < holding.birth:
         inventory.quarantine(holding)
         return
-    seat = broker.seats.taken.get(seat_of(word))
     if seat is not None and state_of(word) != State.RETURNED:
         holding.seat = seat.number
         seat.gain(holding.row, holding.nbytes)
@@ -160,7 +175,7 @@ def _place(broker: Broker, holding: Holding, word: int, now: float) -> None:
         broker.rows.hand_over(holding.row)
         broker.custody.accept(holding, now)
     else:
-        broker._free(holding, now)
+        broker.free(holding, now)
 
 
 def _extend(spans: list[Span], row: int) -> None:

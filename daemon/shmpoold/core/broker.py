@@ -51,9 +51,11 @@ from shmpool.protocol.messages import (
 from shmpool.protocol.sizing import Tier, TierKind, make_tiers, rows_of
 from shmpool.protocol.states import State
 
-from . import adoption, reports
-from .actions import Action, Close, ProbeSeat, Send, Unwatch, WatchConnected
+from . import adoption
+from .actions import Action, Close, ProbeSeat, Send, WatchConnected
+from .chores import Chore, Chores
 from .custody import Custody
+from .endings import Endings
 from .events import (
     Connected,
     DirectCreated,
@@ -70,6 +72,7 @@ from .events import (
 )
 from .inventory import WARM_SLICE, Holding, Inventory
 from .lending import RECALL_EVERY, Lending
+from .questions import Questions
 from .rows import Rows
 from .scrubber import Scrubber
 from .seats import Away, Seat, Seats
@@ -131,11 +134,14 @@ class Broker:
             self._out.append,
             Scrubber(settings.scrub),
         )
-        self.custody = Custody(self.rows, self.inventory, settings.handle_ttl, self._out.append, self._free)
+        self.custody = Custody(self.rows, self.inventory, settings.handle_ttl, self._out.append, self.free)
         self.lending = Lending(self.rows, header, self.seats, self.inventory, self._out.append)
         self.clients: dict[int, Client] = {}
         self._next_cooling = 0.0
         self.away = Away()
+        self.chores = Chores()
+        self.endings = Endings(self)
+        self.questions = Questions(self)
         self._on_event: dict[type[Any], Callable[[Any, float], None]] = {
             Connected: self._on_connected,
             Received: self._on_received,
@@ -174,9 +180,16 @@ class Broker:
         adoption.adopt(self, now)
         return self._take_actions()
 
+    def finish_chores(self, now: float) -> list[Action]:
+        """Do at once what would take several turns: while nobody is served yet."""
+        while self.chores:
+            now = max(now, self.chores.next_turn or now)
+            self.chores.work(now)
+        return self._take_actions()
+
     def next_deadline(self) -> float | None:
         """When `Ticked` is due: the shell's only timer. None: not before another event."""
-        deadlines = [] if (probe := self.away.next_probe) is None else [probe]
+        deadlines = [due for due in (self.away.next_probe, self.chores.next_turn) if due is not None]
         if self.lending.something_freed:
             deadlines.append(0.0)  # the last turn did not get through the line
         if self.lending.line:
@@ -202,7 +215,7 @@ class Broker:
         elif client.role is None:
             self._fault(client, Code.BAD_MESSAGE, f"Hello must come first, not {type(message).__name__}")
         elif type(message) is Query:
-            self._out += reports.answer(self, client.connection, message, now)
+            self.questions.ask(client.connection, message, now)
         elif client.seat is None:
             self._fault(client, Code.BAD_MESSAGE, f"an operator may only ask, not send {type(message).__name__}")
         else:
@@ -232,16 +245,20 @@ class Broker:
         """Give a client that lost its connection its seat again. A newer connection of the
         same client replaces one whose end has not been seen yet."""
         seat = self.seats.taken.get(hello.seat)
-        if seat is None or hello.pool_id != self.pool_id or not seat.is_for(client.peer, hello.nonce):
+        if seat is None or seat.is_ending or hello.pool_id != self.pool_id or not seat.is_for(client.peer, hello.nonce):
             return False
         if seat.connection is not None:
             self._drop(seat.connection)
         self.away.come_back(seat)
         seat.peer = client.peer
         seat.connection, client.seat = client.connection, seat
-        for row in list(seat.rows):
-            self._settle(row, now)
+        self.chores.begin(self._settle_all(list(seat.rows)), now, is_urgent=True)
         return True
+
+    def _settle_all(self, rows: list[int]) -> Chore:
+        for row in rows:
+            self.settle(row, self.chores.now)
+            yield 1
 
     def _welcome(self, client: Client, resumed: bool) -> Welcome:
         settings, sizing = self.settings, self.settings.sizing
@@ -282,38 +299,11 @@ class Broker:
         self._end_seat(client.seat, now)
 
     def _end_seat(self, seat: Seat, now: float) -> None:
-        """Settle all that a seat held, then clear it. Its process is gone, has let go of its
-        seat or has said that it holds nothing: nobody else writes these words any more."""
         self.away.come_back(seat)
         if seat.connection is not None:
             self._drop(seat.connection)
-        for row in list(seat.rows):
-            self._bury(seat, self.inventory.granted[row], now)
-        for row, cell in list(self.rows.cells_taken_by(seat.number)):
-            self.rows.finish_cell(row, cell)
-            self._settle(row, now)
-        reports.fold_counters(self.rows, seat.number)
-        self._out.append(Unwatch(seat.number))
-        self.seats.clear(seat)
-
-    def _bury(self, seat: Seat, holding: Holding, now: float) -> None:
-        """One row of a seat that ends."""
-        word = self.rows.grant(holding.row)
-        state, holder = state_of(word), seat_of(word)
-        holding.orphaned_at = now
-        if generation_of(word) < holding.birth:
-            self._quarantine(holding)
-        elif state == State.PUBLISHED and holder in (0, seat.number):
-            holding.seat = 0  # the number may soon be another's
-            self.rows.hand_over(holding.row)
-            if holding.tier.kind is TierKind.DIRECT:
-                self.rows.disown(holding.row)
-            self.custody.accept(holding, now)
-        elif state == State.RETURNED or (state in (State.IDLE, State.LEASED) and holder == seat.number):
-            self._free(holding, now)
-        else:
-            self._quarantine(holding)
-        seat.lose(holding.row, holding.nbytes)
+            seat.connection = None
+        self.endings.begin(seat, now)
 
     def _drop(self, connection: int) -> None:
         """End a connection that has nothing more to say to us."""
@@ -351,13 +341,13 @@ class Broker:
         for row in message.rows:
             holding = self.inventory.granted.get(row)
             if holding is not None and holding.seat == client.seat.number:
-                self._settle(row, now)
+                self.settle(row, now)
 
     def _on_bell(self, client: Client, message: Bell, now: float) -> None:
         for row in message.rows:
-            self._settle(row, now)
+            self.settle(row, now)
 
-    def _settle(self, row: int, now: float) -> None:
+    def settle(self, row: int, now: float) -> None:
         """Look at a granted row and do what its words ask for; nothing if they ask nothing."""
         holding = self.inventory.granted.get(row)
         if holding is None:
@@ -367,15 +357,15 @@ class Broker:
         if state == State.RETURNED:
             # A direct segment's name must not come again: its generation must have grown.
             if generation_of(word) < holding.birth + (holding.tier.kind is TierKind.DIRECT):
-                self._quarantine(holding)
+                self.quarantine(holding)
             else:
-                self._free(holding, now)
+                self.free(holding, now)
         elif state == State.PUBLISHED and seat == 0:
             self.custody.accept(holding, now)
         elif state == State.PUBLISHED and self.lending.line and not self.rows.open_cells(row):
             self.lending.recall_seat(seat)
 
-    def _free(self, holding: Holding, now: float) -> None:
+    def free(self, holding: Holding, now: float) -> None:
         self.custody.forget(holding)
         self.inventory.free(holding, now)
         seat = self.seats.taken.get(holding.seat)
@@ -386,7 +376,7 @@ class Broker:
         if not self._next_cooling:
             self._next_cooling = now + self.settings.buffer_lifetime
 
-    def _quarantine(self, holding: Holding) -> None:
+    def quarantine(self, holding: Holding) -> None:
         self.custody.forget(holding)
         self.inventory.quarantine(holding)
         seat = self.seats.taken.get(holding.seat)
@@ -397,6 +387,7 @@ class Broker:
 
     def _on_ticked(self, event: Ticked, now: float) -> None:
         self._out += [ProbeSeat(number) for number in self.away.to_probe(now)]
+        self.chores.work(now)
         self.custody.sweep(now, hurry=bool(self.lending.line))
         if self.lending.line and self.lending.next_recall <= now:
             self.lending.recall(now)

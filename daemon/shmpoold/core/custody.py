@@ -17,8 +17,10 @@ from .actions import Action, CloseTicket
 from .inventory import Holding, Inventory
 from .rows import Rows, is_published
 
-#: How many publications one sweep looks at, so that a turn of the loop stays short.
+#: How many publications one sweep looks at, and how many tickets it closes (each takes its
+#: byte lock, two system calls), so that a turn of the loop stays short.
 SWEPT_PER_TURN = 512
+CLOSED_PER_TURN = 128
 #: How many of the oldest are looked at when somebody asks for a direct segment.
 LOOKED_AT_PER_REQUEST = 4
 #: Seconds between sweeps: while somebody waits; at first; at the longest.
@@ -91,23 +93,33 @@ class Custody:
             return
         self._swept_at = now
         self._interval = min(2 * self._interval, LONGEST)
+        closed = 0
         for _ in range(min(len(self._queue), SWEPT_PER_TURN)):
+            if closed >= CLOSED_PER_TURN:
+                self._interval = HURRY  # there are more
+                return
             holding = self._queue.popleft()
             if self._is_kept(holding):
                 self._queue.append(holding)
-                self._close_expired(holding, now)
+                closed += self._close_expired(holding, now)
                 self.look(holding.row, now)
 
     def _is_kept(self, holding: Holding) -> bool:
         return holding.in_custody and self._inventory.granted.get(holding.row) is holding
 
-    def _close_expired(self, holding: Holding, now: float) -> None:
+    def _close_expired(self, holding: Holding, now: float) -> int:
+        """Close what nobody opened in time; returns how many tickets that is."""
         if holding.orphaned_at is None or now - holding.orphaned_at < self._ttl:
-            return
+            return 0
         granted = self._rows.grant(holding.row)
         if not is_published(granted, 0):
-            return
-        for cell, word in self._rows.open_cells(holding.row):
-            # Whose seat it names does not matter: after a restart nobody knows who had published.
-            if state_of(word) == State.PUBLISHED and generation_of(word) == generation_of(granted):
-                self._emit(CloseTicket(holding.row, cell, word))
+            return 0
+        # Whose seat it names does not matter: after a restart nobody knows who had published.
+        unopened = [
+            CloseTicket(holding.row, cell, word)
+            for cell, word in self._rows.open_cells(holding.row)
+            if state_of(word) == State.PUBLISHED and generation_of(word) == generation_of(granted)
+        ]
+        for ticket in unopened:
+            self._emit(ticket)
+        return len(unopened)

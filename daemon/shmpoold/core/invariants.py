@@ -1,19 +1,39 @@
-"""What must hold after every event; `check` raises AssertionError with the story."""
+"""What must hold after every event; `check` raises AssertionError with the story.
+
+A running broker is checked in slices (`report`): each step looks at things that belong
+together at one moment, and forgives what has changed since an earlier step.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
 
 from shmpool.protocol.ledger import BROKER, birth_of, head_of, seat_of, state_of
 from shmpool.protocol.sizing import TierKind
 from shmpool.protocol.states import State
 
+from .inventory import Holding
+from .slots import SlotMap
+
 if TYPE_CHECKING:
     from .broker import Broker
 
+#: Rows that are looked at in one step; and what the account costs, in units.
+ROWS_PER_STEP, ACCOUNT = 4, 64
+
+
+def report(broker: Broker) -> Generator[int, None, dict[str, Any]]:
+    """A chore: what does not hold, None when all does."""
+    try:
+        yield from _steps(broker)
+    except AssertionError as error:
+        return {"violation": str(error) or "an invariant does not hold"}
+    return {"violation": None}
+
 
 def violation(broker: Broker) -> str | None:
-    """What does not hold, None when all does. Looks at every row: tens of milliseconds."""
+    """What does not hold just now, None when all does."""
     try:
         check(broker)
     except AssertionError as error:
@@ -23,73 +43,138 @@ def violation(broker: Broker) -> str | None:
 
 def check(broker: Broker) -> None:
     """Every slot is in exactly one place, the account of memory is exact and under the
-    cap, and the index agrees with the ledger."""
+    cap, and the index agrees with the ledger. Looks at every row: tens of milliseconds."""
+    for _ in _steps(broker):
+        pass
+
+
+def _steps(broker: Broker) -> Iterator[int]:
+    _check_account(broker)
+    yield ACCOUNT
+    owners: dict[int, Holding] = {}
+    for holding in list(broker.inventory.granted.values()):
+        if _is_granted(broker, holding):
+            _check_holding(broker, holding, owners)
+            yield len(holding.spans)
+    for number in list(broker.seats.taken):
+        yield _check_seat(broker, number)
+    _check_unfinished(broker, owners)
+    yield 1
+    for slots in broker.inventory.maps:
+        for row in range(slots.tier.base, slots.tier.end):
+            _check_row(broker, slots, row, owners)
+            if row % ROWS_PER_STEP == 0:
+                yield 1
+
+
+def _is_granted(broker: Broker, holding: Holding | None) -> bool:
+    return holding is not None and broker.inventory.granted.get(holding.row) is holding
+
+
+def _check_account(broker: Broker) -> None:
+    """What is held is what the slots and the direct segments say."""
     inventory = broker.inventory
-    used = _used_rows(broker)
-    words = broker.rows.grant_words()
-    held = inventory.overhead
-    for slots in inventory.maps:
-        tier = slots.tier
-        for row in range(tier.base, tier.end):
-            state = state_of(words[row])
-            if slots.is_unused(row):
-                assert row not in used, f"{_story(row, state)}: it is unused and also {used.get(row)}"
-                assert state == (State.FREE if slots.is_warm(row) else State.COLD), f"{_story(row, state)}: unused"
-                assert seat_of(words[row]) == BROKER, f"{_story(row, state)}: unused, with a seat"
-            else:
-                assert row in used, f"{_story(row, state)}: it is used by nobody"
-        held += slots.warm * tier.size
-    held += sum(holding.direct_bytes for holding in inventory.granted.values())
+    held = inventory.overhead + sum(slots.warm * slots.tier.size for slots in inventory.maps)
+    direct = broker.tiers[-1]
+    granted = (inventory.granted.get(row) for row in range(direct.base, direct.end))
+    held += sum(holding.direct_bytes for holding in granted if holding is not None)
     held += sum(holding.direct_bytes for _, holding in broker.lending.creating.values())
     held += sum(_still_cold(broker, warming.holdings) for warming in set(broker.lending.warming.values()))
     assert held == inventory.held, f"held is {inventory.held}, the slots say {held}"
     assert held <= max(inventory.limit, inventory.overhead, inventory.adopted), f"held {held} of {inventory.limit}"
-    _check_holdings(broker)
 
 
-def _story(row: int, state: int) -> str:
-    return f"row {row} says {state}"
-
-
-def _used_rows(broker: Broker) -> dict[int, str]:
-    used: dict[int, str] = dict.fromkeys(broker.inventory.quarantined, "quarantined")
-    holdings = [(holding, "granted") for holding in broker.inventory.granted.values()]
-    holdings += [(holding, "warming") for job in set(broker.lending.warming.values()) for holding in job.holdings]
-    holdings += [(holding, "being created") for _, holding in broker.lending.creating.values()]
-    for holding, place in holdings:
-        for first, count in holding.spans:
-            for row in range(first, first + count):
-                assert row not in used, f"row {row} is {used[row]} and {place}"
-                used[row] = place
-    return used
-
-
-def _still_cold(broker: Broker, holdings: list) -> int:  # type: ignore[type-arg]
+def _still_cold(broker: Broker, holdings: list[Holding]) -> int:
     slots = broker.inventory.maps[holdings[0].tier.index]
-    return sum(
-        slots.tier.size
-        for holding in holdings
+    return sum(slots.tier.size for holding in holdings for row in _rows_of(holding) if not slots.is_warm(row))
+
+
+def _rows_of(holding: Holding) -> Iterator[int]:
+    for first, count in holding.spans:
+        yield from range(first, first + count)
+
+
+def _check_holding(broker: Broker, holding: Holding, owners: dict[int, Holding]) -> None:
+    """It has an owner, its rows are its own, and a run's rows name their head."""
+    head, rows = holding.row, broker.rows
+    seat = broker.seats.taken.get(holding.seat)
+    assert seat is None or head in seat.rows, f"row {head} is not among the rows of seat {holding.seat}"
+    assert seat is not None or holding.in_custody, f"row {head} has neither seat nor custodian"
+    for row in _rows_of(holding):
+        _claim(broker, holding, row, owners)
+        if holding.tier.kind is TierKind.CHUNK and row != head:
+            named = rows.extent(row)
+            assert state_of(rows.grant(row)) == State.FOLLOWER, f"{_story(broker, row)}: a chunk of row {head}"
+            assert (head_of(named), birth_of(named)) == (head, holding.birth), f"row {row} names another head"
+
+
+def _claim(broker: Broker, holding: Holding, row: int, owners: dict[int, Holding]) -> None:
+    slots = broker.inventory.maps[holding.tier.index]
+    other = owners.get(row)
+    assert other is None or not _is_granted(broker, other), f"row {row} is of rows {holding.row} and {other.row}"
+    assert not slots.is_unused(row), f"{_story(broker, row)}: it is unused and also granted"
+    assert row not in broker.inventory.quarantined, f"row {row} is quarantined and granted"
+    owners[row] = holding
+
+
+def _check_seat(broker: Broker, number: int) -> int:
+    """Its account; returns the price in units."""
+    seat, granted = broker.seats.taken.get(number), broker.inventory.granted
+    if seat is None:
+        return 1
+    nbytes = 0
+    for row in seat.rows:
+        holding = granted.get(row)
+        assert holding is not None and holding.seat == number, f"row {row} is not seat {number}'s"
+        nbytes += holding.nbytes
+    assert nbytes == seat.nbytes, f"seat {number} counts {seat.nbytes} bytes, its rows hold {nbytes}"
+    return 1 + len(seat.rows) // ROWS_PER_STEP
+
+
+def _unfinished(broker: Broker) -> Iterator[Holding]:
+    """What was taken and is not granted yet."""
+    for warming in set(broker.lending.warming.values()):
+        yield from warming.holdings
+    for _, holding in broker.lending.creating.values():
+        yield holding
+
+
+def _check_unfinished(broker: Broker, owners: dict[int, Holding]) -> None:
+    seen: set[int] = set()
+    for holding in _unfinished(broker):
+        for row in _rows_of(holding):
+            assert row not in seen, f"row {row} is being made ready twice"
+            assert not _is_granted(broker, owners.get(row)), f"row {row} is granted and being made ready"
+            assert row not in broker.inventory.granted, f"row {row} is granted and being made ready"
+            assert row not in broker.inventory.quarantined, f"row {row} is quarantined and being made ready"
+            assert not broker.inventory.maps[holding.tier.index].is_unused(row), f"row {row} is unused and taken"
+            seen.add(row)
+
+
+def _check_row(broker: Broker, slots: SlotMap, row: int, owners: dict[int, Holding]) -> None:
+    """Unused and says so, or in somebody's hands."""
+    if slots.is_unused(row):
+        word = broker.rows.grant(row)
+        expected = State.FREE if slots.is_warm(row) else State.COLD
+        assert state_of(word) == expected, f"{_story(broker, row)}: unused"
+        assert seat_of(word) == BROKER, f"{_story(broker, row)}: unused, with a seat"
+        assert row not in broker.inventory.quarantined, f"row {row} is unused and quarantined"
+        assert row not in broker.inventory.granted, f"{_story(broker, row)}: it is unused and also granted"
+    elif not (row in broker.inventory.granted or row in broker.inventory.quarantined):
+        assert _has_owner(broker, row, owners), f"{_story(broker, row)}: it is used by nobody"
+
+
+def _has_owner(broker: Broker, row: int, owners: dict[int, Holding]) -> bool:
+    """Whether a row is part of a run, or is being made ready."""
+    if _is_granted(broker, owners.get(row)):
+        return True
+    run = broker.inventory.granted.get(head_of(broker.rows.extent(row)))
+    return any(
+        first <= row < first + count
+        for holding in (*((run,) if run else ()), *_unfinished(broker))
         for first, count in holding.spans
-        for row in range(first, first + count)
-        if not slots.is_warm(row)
     )
 
 
-def _check_holdings(broker: Broker) -> None:
-    for row, holding in broker.inventory.granted.items():
-        assert row == holding.row
-        seat = broker.seats.taken.get(holding.seat)
-        assert seat is None or row in seat.rows, f"row {row} is not among the rows of seat {holding.seat}"
-        assert seat is not None or holding.in_custody, f"row {row} has neither seat nor custodian"
-        if holding.tier.kind is TierKind.CHUNK:
-            for first, count in holding.spans:
-                for member in range(first, first + count):
-                    if member != row:
-                        named = broker.rows.extent(member)
-                        assert state_of(broker.rows.grant(member)) == State.FOLLOWER
-                        assert (head_of(named), birth_of(named)) == (row, holding.birth)
-    for seat in broker.seats.taken.values():
-        for row in seat.rows:
-            assert broker.inventory.granted[row].seat == seat.number
-        nbytes = sum(broker.inventory.granted[row].nbytes for row in seat.rows)
-        assert nbytes == seat.nbytes, f"seat {seat.number} counts {seat.nbytes} bytes, its rows hold {nbytes}"
+def _story(broker: Broker, row: int) -> str:
+    return f"row {row} says {state_of(broker.rows.grant(row))}"

@@ -29,6 +29,10 @@ from .slots import Span
 RECALL_EVERY = 0.05
 #: How many waiters are served in one turn of the loop.
 SERVED_PER_TURN = 64
+#: Rows that one request is granted at most, unless a single run has more.
+GRANTED_PER_REQUEST = 256
+#: Requests that one connection may have under way.
+MOST_REQUESTS = 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +60,13 @@ class Lending:
         self.seats = seats
         self.inventory = inventory
         self.tiers = inventory.tiers
+        #: By tier, those that may serve it: itself, and of the pooled ones the larger.
+        self._tiers_for = [
+            [tier] + [t for t in self.tiers if tier.kind is t.kind is TierKind.POOLED and t.size > tier.size]
+            for tier in self.tiers
+        ]
+        #: Any wanted flag is up.
+        self._has_flags = True
         self.line = WaitingLine()
         #: By the slice that is being warmed: (tier, first row).
         self.warming: dict[tuple[int, int], Warming] = {}
@@ -74,9 +85,8 @@ class Lending:
         tier = self.tiers[message.tier] if message.tier < len(self.tiers) else None
         if tier is None or tier.kind is TierKind.DIRECT or (tier.kind is TierKind.POOLED and message.chunks != 1):
             return f"no refill of {message.chunks} chunks of tier {message.tier}"
-        request = Request(
-            connection, seat.number, message.request, tier, message.chunks, message.count, 0, message.queue, now
-        )
+        count = max(1, min(message.count, GRANTED_PER_REQUEST // message.chunks))
+        request = Request(connection, seat.number, message.request, tier, message.chunks, count, 0, message.queue, now)
         return self._ask(request, now)
 
     def direct(self, connection: int, seat: Seat, message: Direct, now: float) -> str | None:
@@ -94,6 +104,10 @@ class Lending:
             )
             self._send(request.connection, Refusal(request.number, Code.TOO_LARGE, text))
             return None
+        if self.line.count(request.connection) >= MOST_REQUESTS:
+            text = f"{MOST_REQUESTS} requests of this client are under way"
+            self._send(request.connection, Refusal(request.number, Code.QUOTA, text))
+            return None
         if not self.line.begin(request):
             return f"request {request.number} is already under way"
         if self.line.is_behind(request.tier) or not self._serve(request, now):
@@ -105,14 +119,11 @@ class Lending:
         asked for; False when it has to wait."""
         if request.tier.kind is TierKind.DIRECT:
             return may_warm and self._create_direct(request)
-        tiers = [request.tier]
-        if request.tier.kind is TierKind.POOLED:
-            tiers += [t for t in self.tiers if t.kind is TierKind.POOLED and t.size > request.tier.size]
         # The request's own tier, warm, then cold; only then the larger ones.
-        return any(
-            self._serve_ready(request, tier, now) or (may_warm and self._serve_cold(request, tier, now))
-            for tier in tiers
-        )
+        for tier in self._tiers_for[request.tier.index]:
+            if self._serve_ready(request, tier, now) or (may_warm and self._serve_cold(request, tier, now)):
+                return True
+        return False
 
     def _serve_ready(self, request: Request, tier: Tier, now: float) -> bool:
         count = 1 if self.line or tier is not request.tier else request.count
@@ -283,6 +294,8 @@ class Lending:
     def raise_flags(self) -> None:
         """The wanted flags in the header: short of memory, every tier can help; short of
         rows, the tier itself and the larger ones."""
+        if not (self.line or self._has_flags):
+            return
         wanted: set[int] = set()
         for request in self.line.heads():
             if request.failure or request.wanted_bytes > self.inventory.room:
@@ -293,6 +306,7 @@ class Lending:
             flag = int(tier.index in wanted)
             if self.header[WANTED + tier.index] != flag:
                 self.header[WANTED + tier.index] = flag
+        self._has_flags = bool(wanted)
 
     def _send(self, connection: int, message: Message) -> None:
         self._emit(Send(connection, message))

@@ -1,15 +1,15 @@
 """What operators ask for: the figures of the stats, and who holds what.
 
-Reads the ledger as it is, without stopping anybody: the figures of one report may be a
-few leases apart.
+Reads the ledger as it is, without stopping anybody, and a large one in slices: the figures
+of one report may be a few leases apart. A report is a chore that returns what is to be said.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from heapq import nsmallest
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from shmpool.protocol.figures import (
@@ -25,12 +25,11 @@ from shmpool.protocol.figures import (
 )
 from shmpool.protocol.header import counters_at
 from shmpool.protocol.ledger import nbytes_of, state_of
-from shmpool.protocol.messages import MAX_BLOB, U64, Answer, Query, Topic
+from shmpool.protocol.messages import U64, Topic
 from shmpool.protocol.sizing import STRATEGY_OF_KIND, Tier
 from shmpool.protocol.states import State
 
 from . import invariants
-from .actions import Action, Send
 from .inventory import Holding
 from .rows import Rows
 
@@ -38,22 +37,19 @@ if TYPE_CHECKING:
     from .broker import Broker
 
 MOST_LEASES = 5000
+#: What the figures besides the census cost, and a line of the leases, in units.
+STATS, LEASE = 64, 2
+
+Report = Generator[int, None, Any]
 
 
-def answer(broker: Broker, connection: int, query: Query, now: float) -> list[Action]:
-    """The answer to a Query, cut into parts that each fit a frame."""
-    report = _report(broker, Topic(query.topic), now)
-    payload = json.dumps(report, separators=(",", ":")).encode()
-    parts = [payload[at : at + MAX_BLOB] for at in range(0, len(payload), MAX_BLOB)]
-    return [Send(connection, Answer(query.request, index == len(parts) - 1, part)) for index, part in enumerate(parts)]
-
-
-def _report(broker: Broker, topic: Topic, now: float) -> Any:
+def make(broker: Broker, topic: Topic) -> Report:
+    """The report on a topic."""
     if topic is Topic.STATS:
         return stats(broker)
     if topic is Topic.LEASES:
-        return leases(broker, now)
-    return {"violation": invariants.violation(broker)}
+        return leases(broker)
+    return invariants.report(broker)
 
 
 def fold_counters(rows: Rows, seat: int) -> None:
@@ -64,15 +60,16 @@ def fold_counters(rows: Rows, seat: int) -> None:
         rows.words[source + word] = 0
 
 
-def stats(broker: Broker) -> dict[str, Any]:
+def stats(broker: Broker) -> Report:
     """All figures, under the names of `shmpool.Stats`."""
-    totals = _total_counters(broker)
+    yield STATS
+    totals = yield from _total_counters(broker)
     by_strategy = {
         strategy: sum(totals[LEASES + 4 * index : LEASES + 4 * index + 4]) for index, strategy in enumerate(STRATEGIES)
     }
     gets = sum(by_strategy.values())
     misses = totals[MISSES]
-    census = _take_census(broker)
+    census = yield from _take_census(broker)
     active = sum(census.active_by_seat.values())
     return {
         "pool_id": f"{broker.pool_id:016x}",
@@ -109,25 +106,32 @@ def stats(broker: Broker) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def leases(broker: Broker, now: float) -> list[dict[str, Any]]:
+def leases(broker: Broker) -> Report:
     """What is granted, oldest first; at most `MOST_LEASES`, so that a report stays a report."""
-    holdings = nsmallest(MOST_LEASES, broker.inventory.granted.values(), key=lambda holding: holding.granted_at)
-    return [
-        {
-            "row": holding.row,
-            "seat": holding.seat,
-            "pid": seat.peer.pid if (seat := broker.seats.taken.get(holding.seat)) else None,
-            "command": seat.peer.command if seat else "",
-            "tier": holding.tier.label(),
-            "strategy": STRATEGY_OF_KIND[holding.tier.kind].value,
-            "state": _state(broker, holding).name.lower(),
-            "custodian": "broker" if holding.in_custody else "client",
-            "bytes": holding.nbytes,
-            "tickets_open": _open_tickets(broker, holding),
-            "age_seconds": round(now - holding.granted_at, 3),
-        }
-        for holding in holdings
-    ]
+    lines = []
+    # Granted in this order: a holding that ends leaves it, and comes back at its end.
+    for holding in list(islice(broker.inventory.granted.values(), MOST_LEASES)):
+        if broker.inventory.granted.get(holding.row) is holding:
+            lines.append(_lease(broker, holding))
+            yield LEASE
+    return lines
+
+
+def _lease(broker: Broker, holding: Holding) -> dict[str, Any]:
+    seat, state = broker.seats.taken.get(holding.seat), _state(broker, holding)
+    return {
+        "row": holding.row,
+        "seat": holding.seat,
+        "pid": seat.peer.pid if seat else None,
+        "command": seat.peer.command if seat else "",
+        "tier": holding.tier.label(),
+        "strategy": STRATEGY_OF_KIND[holding.tier.kind].value,
+        "state": state.name.lower(),
+        "custodian": "broker" if holding.in_custody else "client",
+        "bytes": holding.nbytes,
+        "tickets_open": len(broker.rows.open_cells(holding.row)) if state is State.PUBLISHED else 0,
+        "age_seconds": round(broker.chores.now - holding.granted_at, 3),
+    }
 
 
 def _state(broker: Broker, holding: Holding) -> State:
@@ -139,13 +143,9 @@ def _state(broker: Broker, holding: Holding) -> State:
     return State.IDLE if state in (State.IDLE, State.RETURNED) else State.LEASED
 
 
-def _open_tickets(broker: Broker, holding: Holding) -> int:
-    return len(broker.rows.open_cells(holding.row)) if _state(broker, holding) is State.PUBLISHED else 0
-
-
 @dataclass(slots=True)
 class _Census:
-    """All that is granted, looked at once. A buffer is *active* while it is leased, or
+    """All that is granted, each holding looked at once. A buffer is *active* while it is leased, or
     published with a ticket open: not yet given back."""
 
     slots: Counter[tuple[int, State]] = field(default_factory=Counter)
@@ -154,19 +154,26 @@ class _Census:
     active_bytes: int = 0
     payload: int = 0
 
-
-def _take_census(broker: Broker) -> _Census:
-    census = _Census()
-    for holding in broker.inventory.granted.values():
+    def count(self, broker: Broker, holding: Holding) -> None:
+        """Add one holding."""
         state, nbytes = _state(broker, holding), holding.nbytes
-        census.slots[holding.tier.index, state] += sum(count for _, count in holding.spans)
-        census.bytes[state] += nbytes
+        self.slots[holding.tier.index, state] += sum(count for _, count in holding.spans)
+        self.bytes[state] += nbytes
         if state is not State.IDLE:
-            census.active_by_seat[holding.seat] += 1
-            census.active_bytes += nbytes
+            self.active_by_seat[holding.seat] += 1
+            self.active_bytes += nbytes
             # What a lease was asked for stands in the ledger only from its publish on.
             asked = nbytes_of(broker.rows.extent(holding.row)) if state is State.PUBLISHED else nbytes
-            census.payload += min(asked, nbytes)
+            self.payload += min(asked, nbytes)
+
+
+def _take_census(broker: Broker) -> Generator[int, None, _Census]:
+    census = _Census()
+    granted = broker.inventory.granted
+    for holding in list(granted.values()):
+        if granted.get(holding.row) is holding:
+            census.count(broker, holding)
+            yield 1
     return census
 
 
@@ -198,10 +205,13 @@ def _client(broker: Broker, number: int, census: _Census) -> dict[str, Any]:
     }
 
 
-def _total_counters(broker: Broker) -> list[int]:
-    rows = broker.rows
-    blocks = [counters_at(rows.count, seat) for seat in (0, *broker.seats.taken)]
-    return [sum(rows.words[block + word] for block in blocks) for word in range(COUNTER_WORDS)]
+def _total_counters(broker: Broker) -> Generator[int, None, list[int]]:
+    totals = [0] * COUNTER_WORDS
+    for seat in (0, *broker.seats.taken):
+        at = counters_at(broker.rows.count, seat)
+        totals = [total + word for total, word in zip(totals, broker.rows.words[at : at + COUNTER_WORDS], strict=True)]
+        yield 1
+    return totals
 
 
 def _alerts(broker: Broker) -> list[str]:

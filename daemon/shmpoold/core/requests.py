@@ -7,7 +7,7 @@ would give it back. A waiter that has gone is never granted to.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,6 +29,8 @@ class Request:
     since: float
     #: Its place in the order in which requests came.
     order: int = 0
+    #: It stands in the line.
+    is_waiting: bool = False
     #: Its client cancelled it or is gone.
     is_gone: bool = False
     #: Why the host had no room, when it had none.
@@ -41,25 +43,37 @@ class Request:
 
 
 class WaitingLine:
-    """The requests that wait, a queue for each tier; and all that are under way by name."""
+    """The requests that wait, a queue for each tier; and all that are under way by name.
+
+    Who has gone is taken out when he comes to the head, or with all the others like him
+    once they are most of a queue: leaving costs the same however long the queue is.
+    """
 
     def __init__(self) -> None:
         self._queues: dict[int, deque[Request]] = {}
-        self._by_name: dict[tuple[int, int], Request] = {}
+        #: By tier, how many in its queue have gone.
+        self._gone: Counter[int] = Counter()
+        #: Connection -> number -> request.
+        self._under_way: dict[int, dict[int, Request]] = {}
         self._last_order = 0
 
     def __bool__(self) -> bool:
         return bool(self._queues)
 
+    def count(self, connection: int) -> int:
+        """Requests of one connection that are under way."""
+        return len(self._under_way.get(connection, ()))
+
     def begin(self, request: Request) -> bool:
         """Note a request; False when its client already has one of that number."""
         self._last_order += 1
         request.order = self._last_order
-        return self._by_name.setdefault((request.connection, request.number), request) is request
+        own = self._under_way.setdefault(request.connection, {})
+        return own.setdefault(request.number, request) is request
 
     def end(self, request: Request) -> None:
         """A request was answered."""
-        self._by_name.pop((request.connection, request.number), None)
+        self._forget(request.connection, request.number)
 
     def join(self, request: Request) -> None:
         """Wait. One that had left the line to be served and was not gets its place again."""
@@ -69,6 +83,7 @@ class WaitingLine:
         else:
             later = next(index for index, other in enumerate(queue) if other.order > request.order)
             queue.insert(later, request)
+        request.is_waiting = True
 
     def is_behind(self, tier: Tier) -> bool:
         """Whether somebody already waits for this tier."""
@@ -76,39 +91,48 @@ class WaitingLine:
 
     def heads(self) -> Iterator[Request]:
         """The first waiter of each tier."""
-        for index in list(self._queues):
-            head = self._head(index)
-            if head is not None:
-                yield head
+        for queue in list(self._queues.values()):
+            yield queue[0]
 
     def pop(self, tier: Tier) -> None:
         """The first waiter of a tier leaves the line."""
-        self._queues[tier.index].popleft()
-        self._head(tier.index)
+        self._queues[tier.index].popleft().is_waiting = False
+        self._tidy(tier.index)
 
     def all(self) -> list[Request]:
         """All that wait."""
-        return [request for queue in self._queues.values() for request in queue]
+        return [request for queue in self._queues.values() for request in queue if not request.is_gone]
 
     def cancel(self, connection: int, number: int) -> Request | None:
         """Forget a request. None if it is not known."""
-        request = self._by_name.pop((connection, number), None)
+        request = self._forget(connection, number)
         if request is not None:
             request.is_gone = True
-            queue = self._queues.get(request.tier.index)
-            if queue and request in queue:
-                queue.remove(request)
-            self._head(request.tier.index)
+            if request.is_waiting:
+                self._gone[request.tier.index] += 1
+                self._tidy(request.tier.index)
         return request
 
     def cancel_all(self, connection: int) -> None:
         """Forget all that a connection asked for."""
-        for name in [name for name in self._by_name if name[0] == connection]:
-            self.cancel(*name)
+        for number in list(self._under_way.get(connection, ())):
+            self.cancel(connection, number)
 
-    def _head(self, index: int) -> Request | None:
-        queue = self._queues.get(index)
+    def _forget(self, connection: int, number: int) -> Request | None:
+        own = self._under_way.get(connection, {})
+        request = own.pop(number, None)
+        if not own:
+            self._under_way.pop(connection, None)
+        return request
+
+    def _tidy(self, index: int) -> None:
+        """See that a queue begins with somebody who waits, and is mostly such; else it goes."""
+        queue = self._queues[index]
+        if self._gone[index] > len(queue) // 2:
+            self._queues[index] = queue = deque(request for request in queue if not request.is_gone)
+            del self._gone[index]
+        while queue and queue[0].is_gone:
+            queue.popleft()
+            self._gone[index] -= 1
         if not queue:
-            self._queues.pop(index, None)
-            return None
-        return queue[0]
+            del self._queues[index], self._gone[index]

@@ -29,6 +29,8 @@ class Seat:
     rows: set[int] = field(default_factory=set)
     #: The memory that they hold, in bytes.
     nbytes: int = 0
+    #: Its client has gone; what it held is being settled.
+    is_ending: bool = False
 
     def gain(self, row: int, nbytes: int) -> None:
         """Something was granted."""

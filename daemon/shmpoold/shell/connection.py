@@ -15,13 +15,27 @@ from typing import Final, Protocol, cast
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.framing import FrameDecoder, FrameError, encode_frame
-from shmpool.protocol.messages import FROM_CLIENT, MAX_TEXT, Answer, Fault, Message, MessageError, decode, encode
+from shmpool.protocol.messages import (
+    FROM_CLIENT,
+    MAX_TEXT,
+    Answer,
+    Fault,
+    Message,
+    MessageError,
+    Query,
+    decode,
+    encode,
+)
 from shmpool.protocol.sizing import KIB, MIB
 
 from ..core.events import Peer
 
-#: Frames of one connection that are handled before others have their turn.
+#: Frames of one connection that are handled before others have their turn; a long one, which
+#: names many rows, counts as one for so many bytes.
 FRAMES_PER_TURN: Final = 64
+BYTES_PER_FRAME: Final = 64
+#: Questions that a peer may have under way; until one is answered it is not listened to.
+MOST_QUESTIONS: Final = 16
 #: Seconds from connecting to the first message.
 HELLO_DEADLINE: Final = 5.0
 #: Seconds for the rest of a frame, and for a full output buffer to move.
@@ -69,6 +83,7 @@ class Connection(asyncio.Protocol):
         self._greeted = False
         self._closing = False
         self._output_is_full = False
+        self._questions = 0
         self._allowance = OUTPUT_LIMIT
         self._input_timer: asyncio.TimerHandle | None = None
         self._output_timer: asyncio.TimerHandle | None = None
@@ -111,8 +126,10 @@ class Connection(asyncio.Protocol):
         """The peer has caught up."""
         self._output_is_full = False
         self._cancel(self._output_timer)
-        if self._closing:
-            return
+        if not self._closing:
+            self._go_on()
+
+    def _go_on(self) -> None:
         if self._frames is not None:
             self._loop.call_soon(self._work)
         else:
@@ -146,6 +163,7 @@ class Connection(asyncio.Protocol):
             self._allowance = OUTPUT_LIMIT
         if type(message) is Answer:
             self._allowance = min(self._allowance + len(frame), ANSWER_LIMIT)
+            self._on_answer(message)
         if pending + len(frame) > self._allowance:
             self._abort_slow_reader()
         else:
@@ -178,27 +196,40 @@ class Connection(asyncio.Protocol):
         self.send(fault)
         self.close()
 
+    def _on_answer(self, answer: Answer) -> None:
+        if answer.last:
+            self._questions -= 1
+            if self._questions == MOST_QUESTIONS - 1 and not self._output_is_full:
+                self._go_on()
+
+    @property
+    def _has_its_turn(self) -> bool:
+        return not self._output_is_full and self._questions < MOST_QUESTIONS
+
     def _work(self) -> None:
         """Handle one turn's worth of the frames at hand."""
+        left = FRAMES_PER_TURN
         try:
-            for _ in range(FRAMES_PER_TURN):
-                if self._frames is None or self._output_is_full:
-                    return
+            while left > 0 and self._frames is not None and self._has_its_turn:
                 frame = next(self._frames, None)
                 if frame is None:
                     self._rest()
                     return
+                left -= 1 + len(frame) // BYTES_PER_FRAME
                 self._on_frame(frame)
         except FrameError as error:
             self.fail(Code.BAD_FRAME, str(error))
         except MessageError as error:
             self.fail(Code.BAD_MESSAGE, str(error))
         else:
-            self._transport.pause_reading()
-            self._loop.call_soon(self._work)
+            if self._frames is not None:
+                self._transport.pause_reading()
+                if self._has_its_turn:
+                    self._loop.call_soon(self._work)
 
     def _on_frame(self, frame: bytes) -> None:
         message = decode(frame, FROM_CLIENT)
+        self._questions += type(message) is Query
         self._greeted = True
         self._cancel(self._input_timer)
         self._input_timer = None

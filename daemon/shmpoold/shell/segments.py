@@ -72,6 +72,8 @@ class SegmentStore:
         self._segments: dict[str, UntrackedSharedMemory] = {}
         self._data: dict[int, UntrackedSharedMemory] = {}
         self._groups = headroom.memory_groups()
+        #: (tier, row, count) of what kept its pages though it should have lost them.
+        self._uncooled: set[tuple[int, int, int]] = set()
 
     # --- making and adopting ---------------------------------------------------------------
 
@@ -154,13 +156,23 @@ class SegmentStore:
         """Reserve the pages of *count* rows of a tier. Raises OSError when they cannot be
         had, with the numbers in its message, and then none of them was."""
         segment, offset, nbytes = self._range(tier, row, count)
+        for late in list(self._uncooled):  # its next user must not read what the last one wrote
+            if late[0] == tier and late[1] < row + count and row < late[1] + late[2]:
+                self._cool(late)
         headroom.require(nbytes, self._groups)
         _fallocate(segment, offset, nbytes)
 
     def cool(self, tier: int, row: int, count: int) -> None:
-        """Give the pages of *count* rows of a tier back to the host. Raises OSError."""
-        segment, offset, nbytes = self._range(tier, row, count)
+        """Give the pages of *count* rows of a tier back to the host. Raises OSError; then
+        it is tried again with the next ones, and before these rows are warmed."""
+        self._uncooled.add((tier, row, count))
+        for late in list(self._uncooled):
+            self._cool(late)
+
+    def _cool(self, rows: tuple[int, int, int]) -> None:
+        segment, offset, nbytes = self._range(*rows)
         segment.cool(offset, nbytes)
+        self._uncooled.discard(rows)
 
     def create_direct(self, row: int, generation: int, nbytes: int) -> None:
         """Make the direct segment of a row, without reserving its pages. Raises OSError,

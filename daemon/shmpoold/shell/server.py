@@ -8,6 +8,7 @@ No opinions here; an error in the core costs a connection, never the daemon.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 from collections import deque
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.messages import Fault, Message
+from shmpool.protocol.sizing import MIB
 from shmpool.system.locks import ByteLocks
 
 from ..core.actions import (
@@ -55,6 +57,8 @@ from .watches import Watches
 
 #: Connections besides those with seats: operators, and clients on their way.
 SPARE_CONNECTIONS: Final = 64
+#: Pages are given back in slices of at most so many bytes (0.5 ms each).
+COOL_SLICE: Final = 4 * MIB
 #: The timer never fires more often than this (seconds), and not so soon after an error.
 SHORTEST_TICK: Final = 0.001
 TICK_AFTER_ERROR: Final = 1.0
@@ -78,7 +82,7 @@ class Server:
         self._events: deque[Event] = deque()
         self._is_dispatching = False
         self._is_stopped = False
-        self._cold: deque[Warm] = deque()
+        self._memory: deque[Warm | Cool | CreateDirect] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._no_tick_before = 0.0
@@ -86,9 +90,9 @@ class Server:
         self._obey: dict[type[Any], Callable[[Any], None]] = {
             Send: self._send,
             Close: self._close,
-            Warm: self._warm,
-            Cool: lambda action: store.cool(action.tier, action.row, action.count),
-            CreateDirect: self._create_direct,
+            Warm: self._in_turn,
+            Cool: self._cool,
+            CreateDirect: self._make_room_and_create,
             RemoveDirect: lambda action: store.remove_direct(action.row, action.generation),
             WatchConnected: self._watch_connected,
             WatchAdopted: lambda action: self._watches.adopt(action.seat, action.pid, action.start_time),
@@ -103,11 +107,14 @@ class Server:
         """Take over what an earlier broker left, and settle those who have died since.
         Before `serve`, if at all."""
         self._is_dispatching = True
+        gc.disable()  # a hundred thousand objects that all stay: collections would only look at them
         try:
             self._carry_out(self._core.adopt(self._loop.time()))
         finally:
+            gc.enable()
             self._is_dispatching = False
         self._drain()
+        self._carry_out(self._core.finish_chores(self._loop.time()))
 
     def serve(self, sock: socket.socket, admission: Admission) -> None:
         """Accept connections from a listening, non-blocking socket, which is now ours."""
@@ -254,27 +261,55 @@ class Server:
 
     # --- memory and processes ------------------------------------------------------------------------
 
-    def _warm(self, action: Warm) -> None:
-        """In a later turn of the loop, and one for each turn: others come between."""
-        self._cold.append(action)
-        if len(self._cold) == 1:
-            self._loop.call_soon(self._warm_one)
+    def _in_turn(self, action: Warm | Cool | CreateDirect) -> None:
+        """In a later turn of the loop, and one for each turn: others come between. In the
+        order that the core gave: what is warmed again or made anew finds its room."""
+        self._memory.append(action)
+        if len(self._memory) == 1:
+            self._loop.call_soon(self._do_one)
 
-    def _warm_one(self) -> None:
+    def _cool(self, action: Cool) -> None:
+        step = max(1, COOL_SLICE // self._core.tiers[action.tier].size)
+        for row in range(action.row, action.row + action.count, step):
+            self._in_turn(Cool(action.tier, row, min(step, action.row + action.count - row)))
+
+    def _do_one(self) -> None:
         if self._is_stopped:
-            return
-        action = self._cold[0]
+            return  # the next broker cools what the ledger says is cold
+        action = self._memory[0]
+        event: Event | None = None
+        if isinstance(action, Warm):
+            event = self._warm(action)
+        elif isinstance(action, Cool):
+            self._carry_out_cooling(action)
+        self._memory.popleft()
+        if self._memory:
+            self._loop.call_soon(self._do_one)
+        if isinstance(action, CreateDirect):
+            self._create_direct(action)
+        elif event is not None:
+            self.dispatch(event)
+
+    def _warm(self, action: Warm) -> Event:
         try:
             self._store.warm(action.tier, action.row, action.count)
         except Exception as error:
             log.warning("warming failed: %s", error)
-            event: Event = WarmFailed(action.tier, action.row, action.count, _reason(error))
+            return WarmFailed(action.tier, action.row, action.count, _reason(error))
+        return Warmed(action.tier, action.row, action.count)
+
+    def _carry_out_cooling(self, action: Cool) -> None:
+        try:
+            self._store.cool(action.tier, action.row, action.count)
+        except OSError as error:
+            log.warning("cooling failed, and is tried again: %s", error)
+
+    def _make_room_and_create(self, action: CreateDirect) -> None:
+        """At once, unless pages that it may need are still to be given back."""
+        if any(type(earlier) is Cool for earlier in self._memory):
+            self._in_turn(action)
         else:
-            event = Warmed(action.tier, action.row, action.count)
-        self._cold.popleft()
-        if self._cold:
-            self._loop.call_soon(self._warm_one)
-        self.dispatch(event)
+            self._create_direct(action)
 
     def _create_direct(self, action: CreateDirect) -> None:
         try:

@@ -20,31 +20,34 @@ LAST_RETRY: Final = 1.0
 class TicketCloser:
     """Carries out CloseTicket and says *closed(row)* once the cell is no longer open. A
     byte that stays busy (its holder is stopped in the middle of opening) is tried until
-    it is free or the cell has changed."""
+    it is free or the cell has changed; asked for again meanwhile, it is tried once."""
 
     def __init__(self, ledger: memoryview[int], locks: ByteLocks, closed: Callable[[int], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._ledger = ledger
         self._locks = locks
         self._closed = closed
-        self._retries: set[asyncio.TimerHandle] = set()
+        self._retries: dict[CloseTicket, asyncio.TimerHandle] = {}
 
-    def close_ticket(self, ticket: CloseTicket, delay: float = FIRST_RETRY) -> None:
+    def close_ticket(self, ticket: CloseTicket) -> None:
         """Try now, and go on trying."""
+        if ticket not in self._retries:
+            self._try(ticket, FIRST_RETRY)
+
+    def _try(self, ticket: CloseTicket, delay: float) -> None:
+        self._retries.pop(ticket, None)
         if self._is_closed(ticket):
             self._closed(ticket.row)
             return
 
         def again() -> None:
-            self._retries.discard(retry)
-            self.close_ticket(ticket, min(2 * delay, LAST_RETRY))
+            self._try(ticket, min(2 * delay, LAST_RETRY))
 
-        retry = self._loop.call_later(delay, again)
-        self._retries.add(retry)
+        self._retries[ticket] = self._loop.call_later(delay, again)
 
     def stop(self) -> None:
         """Try no more; the lock file is closed too."""
-        for retry in self._retries:
+        for retry in self._retries.values():
             retry.cancel()
         self._retries.clear()
         self._locks.close()

@@ -25,6 +25,7 @@ from shmpoold.core.actions import (
     WatchAdopted,
     WatchConnected,
 )
+from shmpoold.core.chores import STEPS_PER_TURN
 from shmpoold.core.custody import FIRST
 from shmpoold.core.events import Connected, Disconnected, Event, ProcessDied, Received, Ticked, TicketClosed, Warmed
 from shmpoold.shell.tickets import TicketCloser
@@ -98,6 +99,7 @@ class BrokerProcess:
             self.core = self._start.make_core(self._ledger, self._header, self._epoch)  # type: ignore[arg-type]
             self._carry_out(self.core.adopt(0.0))
             self._drain(0.0)
+            self._carry_out(self.core.finish_chores(0.0))
         while True:
             self._normalise()
             is_due = self.core.next_deadline() not in (None, NEVER)
@@ -153,6 +155,8 @@ class BrokerProcess:
 
     def _normalise(self) -> None:
         core = self.core
+        assert not core.chores, "one slot is no work for several turns"
+        core.chores._left, core.chores._full_again, core.chores.now = STEPS_PER_TURN, 0.0, 0.0
         core.custody._swept_at, core.custody._interval = 0.0, FIRST
         core.lending.next_recall = core.lending.next_warming = 0.0
         core._next_cooling = NEVER

@@ -26,6 +26,7 @@ from shmpool.protocol.states import CellState
 from shmpool.session import Session
 from shmpoold.core.broker import Broker
 from shmpoold.core.custody import Custody
+from shmpoold.core.endings import Endings
 from shmpoold.core.rows import Rows
 
 from . import brokers, clients, world
@@ -172,7 +173,7 @@ def grants_trusted() -> Iterator[None]:
         yield
 
 
-TRUSTING = "        holding = self.inventory.granted.get(row)\n        if holding: self._free(holding, now)"
+TRUSTING = "        holding = self.inventory.granted.get(row)\n        if holding: self.free(holding, now)"
 
 MUTANTS: tuple[Mutant, ...] = (
     # The five of the issue.
@@ -186,14 +187,15 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "the seat cleared before its rows", "restart x sweep",
-        rewrite(Broker, "_end_seat",
-                ("self.away.come_back(seat)\n", "self.away.come_back(seat)\n    self.seats.clear(seat)\n"),
-                ("self._out.append(Unwatch(seat.number))\n    self.seats.clear(seat)",
-                 "self._out.append(Unwatch(seat.number))")),
+        together(
+            rewrite(Broker, "_end_seat", ("self.away.come_back(seat)\n",
+                                          "self.away.come_back(seat)\n    self.seats.clear(seat)\n")),
+            rewrite(Endings, "_clear", ("self._broker.seats.clear(seat)", "pass")),
+        ),
     ),
     Mutant(
         "a doorbell trusted", "close x reader's bell",
-        rewrite(Broker, "_on_bell", ("        self._settle(row, now)", TRUSTING)),
+        rewrite(Broker, "_on_bell", ("        self.settle(row, now)", TRUSTING)),
     ),
     Mutant("the old socket's replies not discarded", "restart x return", together(old_replies_kept, grants_trusted)),
     # More.
@@ -222,7 +224,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a dead reader's tickets left open", "restart x sweep",
-        rewrite(Broker, "_end_seat", ("list(self.rows.cells_taken_by(seat.number))", "[]")),
+        rewrite(Endings, "_finish_tickets", ("list(rows.cells_taken_by(seats))", "[]")),
     ),
     Mutant(
         "custody ended with tickets out", "publisher's death x sweep",

@@ -1,0 +1,55 @@
+"""Work that is too long for one turn of the loop: done a few steps at a time, others between.
+
+A chore is a generator that yields after every small step (a row, a ticket, a line of a
+report) what that step has cost, in units of about two microseconds. What is short is done
+at once, within the event that began it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+#: Units in one turn, and seconds between two turns that are full.
+STEPS_PER_TURN = 256
+PAUSE = 0.001
+
+Chore = Iterator[int]
+
+
+class Chores:
+    """What is under way. Deaths and returns come before questions."""
+
+    def __init__(self) -> None:
+        self._urgent: deque[Chore] = deque()
+        self._other: deque[Chore] = deque()
+        self._left = STEPS_PER_TURN
+        self._full_again = 0.0
+        #: The time of the present turn, for the chores.
+        self.now = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self._urgent or self._other)
+
+    def begin(self, chore: Chore, now: float, *, is_urgent: bool) -> None:
+        """Start a chore, and do as much as this turn has room for."""
+        (self._urgent if is_urgent else self._other).append(chore)
+        self.work(now)
+
+    def work(self, now: float) -> None:
+        """One turn."""
+        self.now = now
+        if now >= self._full_again:
+            self._left, self._full_again = STEPS_PER_TURN, now + PAUSE
+        while self._left > 0 and (chores := self._urgent or self._other):
+            try:
+                self._left -= next(chores[0])
+            except BaseException as error:
+                chores.popleft()
+                if not isinstance(error, StopIteration):
+                    raise
+
+    @property
+    def next_turn(self) -> float | None:
+        """When to go on; None when nothing is under way."""
+        return self._full_again if self else None

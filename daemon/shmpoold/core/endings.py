@@ -1,0 +1,105 @@
+"""The end of a seat: all that it held is settled, then it is cleared.
+
+A seat may hold all rows there are, and a thousand may end at once, so this is a chore. A
+broker that dies in the middle leaves a seat whose process is dead: the next one ends it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shmpool.protocol.ledger import generation_of, seat_of, state_of
+from shmpool.protocol.sizing import TierKind
+from shmpool.protocol.states import State
+
+from . import reports
+from .actions import Unwatch
+from .chores import Chore
+from .inventory import Holding
+from .seats import Seat
+
+if TYPE_CHECKING:
+    from .broker import Broker
+
+#: Rows of the ledger that are searched at the price of one unit.
+SEARCHED_PER_UNIT = 512
+#: Folding a seat's counters and clearing it, in units.
+CLEARING = 8
+
+
+class Endings:
+    """The seats that end. Their processes are gone, have let go of their seats or have said
+    that they hold nothing: nobody else writes their words any more."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._seats: list[Seat] = []
+        self._is_under_way = False
+
+    def begin(self, seat: Seat, now: float) -> None:
+        """End a seat; nothing happens when it ends already."""
+        if seat.is_ending:
+            return
+        seat.is_ending = True
+        self._seats.append(seat)
+        if not self._is_under_way:
+            self._is_under_way = True
+            self._broker.chores.begin(self._run(), now, is_urgent=True)
+
+    def _run(self) -> Chore:
+        """Those who have ended meanwhile are settled together: one search finds the tickets
+        of all."""
+        try:
+            while self._seats:
+                seats, self._seats = self._seats, []
+                for seat in seats:
+                    for row in list(seat.rows):
+                        self._bury(seat, row)
+                        yield 1
+                yield from self._finish_tickets([seat.number for seat in seats])
+                for seat in seats:
+                    self._clear(seat)
+                    yield CLEARING
+        finally:
+            self._is_under_way = False
+
+    def _bury(self, seat: Seat, row: int) -> None:
+        """Settle one row, if nobody has since the others were."""
+        if row not in seat.rows:
+            return
+        broker, holding = self._broker, self._broker.inventory.granted[row]
+        word, now = broker.rows.grant(row), broker.chores.now
+        state, holder = state_of(word), seat_of(word)
+        holding.orphaned_at = now
+        if generation_of(word) < holding.birth:
+            broker.quarantine(holding)
+        elif state == State.PUBLISHED and holder in (0, seat.number):
+            self._take_over(holding, now)
+        elif state == State.RETURNED or (state in (State.IDLE, State.LEASED) and holder == seat.number):
+            broker.free(holding, now)
+        else:
+            broker.quarantine(holding)
+        seat.lose(row, holding.nbytes)
+
+    def _take_over(self, holding: Holding, now: float) -> None:
+        broker = self._broker
+        holding.seat = 0  # the number may soon be another's
+        broker.rows.hand_over(holding.row)
+        if holding.tier.kind is TierKind.DIRECT:
+            broker.rows.disown(holding.row)
+        broker.custody.accept(holding, now)
+
+    def _finish_tickets(self, seats: list[int]) -> Chore:
+        """Store DONE in what these seats had open."""
+        rows = self._broker.rows
+        cells = list(rows.cells_taken_by(seats))
+        yield rows.count // SEARCHED_PER_UNIT
+        for row, cell in cells:
+            rows.finish_cell(row, cell)
+            self._broker.settle(row, self._broker.chores.now)
+            yield 1
+
+    def _clear(self, seat: Seat) -> None:
+        reports.fold_counters(self._broker.rows, seat.number)
+        self._broker._out.append(Unwatch(seat.number))
+        self._broker.seats.clear(seat)
