@@ -28,6 +28,7 @@ NAMES = (
     "broker",
     "memory",
     "latency",
+    "hostile",
     "soak",
     "gate",
 )

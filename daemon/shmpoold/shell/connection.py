@@ -34,6 +34,12 @@ from ..core.events import Peer
 #: names many rows, counts as one for so many bytes.
 FRAMES_PER_TURN: Final = 64
 BYTES_PER_FRAME: Final = 64
+#: Seconds until a peer that used its turn up has the next.
+REST: Final = 0.005
+#: Seconds that a peer is not listened to when it dribbles (two reads in a row that end no
+#: frame), doubled each time. A sound client's frames arrive whole.
+FIRST_LULL: Final = 0.005
+LONGEST_LULL: Final = 0.25
 #: Questions that a peer may have under way; until one is answered it is not listened to.
 MOST_QUESTIONS: Final = 16
 #: Seconds from connecting to the first message.
@@ -81,6 +87,8 @@ class Connection(asyncio.Protocol):
         self._decoder = FrameDecoder()
         self._frames: Iterator[bytes] | None = None
         self._greeted = False
+        #: 0, or how many times the first lull the next one is.
+        self._dribbles = 0
         self._closing = False
         self._output_is_full = False
         self._questions = 0
@@ -225,7 +233,7 @@ class Connection(asyncio.Protocol):
             if self._frames is not None:
                 self._transport.pause_reading()
                 if self._has_its_turn:
-                    self._loop.call_soon(self._work)
+                    self._loop.call_later(REST, self._work)
 
     def _on_frame(self, frame: bytes) -> None:
         message = decode(frame, FROM_CLIENT)
@@ -240,8 +248,22 @@ class Connection(asyncio.Protocol):
         self._frames = None
         if self._greeted and self._decoder.incomplete and self._input_timer is None:
             self._input_timer = self._loop.call_later(STALL_DEADLINE, self._too_late, "half a frame", STALL_DEADLINE)
-        if not self._closing and not self._output_is_full:
+        if self._closing or self._output_is_full:
+            return
+        if not self._decoder.incomplete:
+            self._dribbles = 0
             self._transport.resume_reading()
+        elif self._dribbles == 0:
+            self._dribbles = 1
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+            self._loop.call_later(min(FIRST_LULL * self._dribbles, LONGEST_LULL), self._end_lull)
+            self._dribbles *= 2
+
+    def _end_lull(self) -> None:
+        if not self._closing and not self._output_is_full:
+            self._go_on()
 
     def _too_late(self, what: str, seconds: float) -> None:
         self.fail(Code.BAD_FRAME, f"{what} within {seconds:.0f} s")

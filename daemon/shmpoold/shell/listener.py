@@ -19,8 +19,10 @@ from shmpool.system import processes
 
 from ..core.events import Peer
 
-#: Connections accepted before others have their turn.
-ACCEPTS_PER_TURN: Final = 16
+#: Connections accepted in so many seconds, at most: accepting one, and ending it again, costs
+#: as much as a dozen messages.
+ACCEPTS_PER_WINDOW: Final = 8
+WINDOW: Final = 0.005
 #: Seconds without accepting when the process has no descriptors left.
 PAUSE: Final = 0.1
 #: Descriptors that connections leave to what those who have one need: segments, pidfds.
@@ -63,6 +65,8 @@ class Listener:
         self._admission = admission
         self._serve = serve
         self._pause: asyncio.TimerHandle | None = None
+        self._window_ends = 0.0
+        self._left = ACCEPTS_PER_WINDOW
 
     def start(self) -> None:
         """Accept from now on."""
@@ -77,8 +81,12 @@ class Listener:
         self._sock.close()
 
     def _on_ready(self) -> None:
+        now = self._loop.time()
+        if now >= self._window_ends:
+            self._left, self._window_ends = ACCEPTS_PER_WINDOW, now + WINDOW
         try:
-            for _ in range(ACCEPTS_PER_TURN):
+            while self._left > 0:
+                self._left -= 1
                 self._require_descriptors()
                 sock, _ = self._sock.accept()
                 try:
@@ -86,6 +94,7 @@ class Listener:
                 except BaseException:
                     sock.close()
                     raise
+            self._rest(self._window_ends - now)
         except (BlockingIOError, ConnectionAbortedError):
             pass
         except OSError as error:
@@ -93,8 +102,11 @@ class Listener:
                 log.exception("accepting a connection failed")
                 return
             log.warning("not accepting for %.1f s: %s", PAUSE, error.strerror)
-            self._loop.remove_reader(self._sock)
-            self._pause = self._loop.call_later(PAUSE, self.start)
+            self._rest(PAUSE)
+
+    def _rest(self, seconds: float) -> None:
+        self._loop.remove_reader(self._sock)
+        self._pause = self._loop.call_later(seconds, self.start)
 
     def _require_descriptors(self) -> None:
         """Raise EMFILE when only the reserve is left: whoever is in must not be held up. The
