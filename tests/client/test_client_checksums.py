@@ -1,0 +1,98 @@
+"""A pool with checksums: bytes that changed between publish and open are never handed out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from client_helpers import KIB, MIB, assert_settles, pattern
+from conftest import Common
+
+import shmpool
+from shmpool.protocol.names import PREFIX
+
+SIZES = [1, 3 * KIB, 200 * KIB, 300 * KIB, 2 * MIB]
+
+
+@pytest.fixture(scope="module")
+def summed() -> Iterator[Common]:
+    one = Common(checksums=True)
+    one.broker()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def broker(summed: Common) -> Iterator[shmpool.Broker]:
+    with summed.used() as broker:
+        yield broker
+
+
+def damage(pool_id: str, content: bytes) -> None:
+    """Change one byte of *content* wherever the pool has it, as a peer could that may write it."""
+    needle, found = content[: 4 * KIB], 0
+    for name in os.listdir("/dev/shm"):
+        if name.startswith(f"{PREFIX}{pool_id}-") and "ledger" not in name and "header" not in name:
+            fd = os.open(f"/dev/shm/{name}", os.O_RDWR)
+            try:
+                end = os.lseek(fd, 0, os.SEEK_END)
+                at = _next_data(fd, 0)
+                while at < end:
+                    if os.pread(fd, len(needle), at) == needle:
+                        os.pwrite(fd, bytes([needle[0] ^ 1]), at)
+                        found += 1
+                    at = _next_data(fd, at + 4 * KIB)
+            finally:
+                os.close(fd)
+    assert found == 1
+
+
+def _next_data(fd: int, at: int) -> int:
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError:  # nothing but holes from here on
+        return 1 << 62
+
+
+def publish(pool: shmpool.Pool, content: bytes, *, by_view: bool) -> shmpool.Handle:
+    with pool.lease(len(content)) as lease:
+        if by_view:
+            lease.view[:] = content
+        else:
+            lease.write(content)
+        return lease.publish()
+
+
+@pytest.mark.parametrize("by_view", [False, True])
+@pytest.mark.parametrize("nbytes", SIZES)
+def test_sound_bytes_are_opened(broker: shmpool.Broker, nbytes: int, by_view: bool) -> None:
+    with broker.connect() as writer, broker.connect() as reader:
+        for number in range(3):
+            handle = publish(writer, pattern(nbytes, number), by_view=by_view)
+            with reader.open(handle) as buffer:
+                assert buffer.view == pattern(nbytes, number)
+
+
+@pytest.mark.parametrize("by_view", [False, True])
+@pytest.mark.parametrize("nbytes", SIZES[1:])
+def test_changed_bytes_are_an_error_and_come_back(broker: shmpool.Broker, nbytes: int, by_view: bool) -> None:
+    content = os.urandom(nbytes)
+    with broker.connect() as writer, broker.connect() as reader:
+        handle = publish(writer, content, by_view=by_view)
+        damage(f"{handle.pool_id:016x}", content)
+        with pytest.raises(shmpool.ChecksumError, match="CRC-32"):
+            reader.open(handle)
+        with pytest.raises((shmpool.HandleUsed, shmpool.StaleHandle)):
+            reader.open(handle)
+    assert_settles(broker.address)
+
+
+def test_twelve_readers_verify_the_same_bytes(broker: shmpool.Broker) -> None:
+    with broker.connect() as pool, pool.lease(5 * KIB) as lease:
+        lease.write(pattern(5 * KIB))
+        with pytest.raises(ValueError, match="1 to 12 readers"):
+            lease.publish_many(13)
+        for handle in lease.publish_many(12):
+            with pool.open(handle) as buffer:
+                assert buffer.view == pattern(5 * KIB)
