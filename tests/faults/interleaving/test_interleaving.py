@@ -19,7 +19,6 @@ from .scenarios import SCENARIO, SCENARIOS, WHOLE, Scenario
 MODES = ("SC", "TSO")
 
 
-#: Violations of today's code that the checker found; to be taken out with the mending.
 def show(result: Result) -> None:
     print(f"\n{result}", *result.story, sep="\n    ")
 
