@@ -63,7 +63,7 @@ class Ahead:
 
     def give_up(self) -> None:
         """Return what lies here or is on its way."""
-        request = self._pop()
+        request, self._resting = self._pop(), None
         if request is not None:
             self._session.requests.abandon(request)
 

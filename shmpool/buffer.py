@@ -119,6 +119,9 @@ class LiveBuffer(Buffer):
             self.view.release()
         except BufferError:
             pass  # numpy holds it; the reference count tells below
+        except AttributeError:  # its opening was interrupted, or its release: the ticket is found (`lost`)
+            self.__class__ = EndedBuffer  # type: ignore[assignment]
+            return
         del self.view
         self.__class__ = EndedBuffer  # type: ignore[assignment]
         if getrefcount(record.window) != AT_REST or record.is_direct:
@@ -134,7 +137,8 @@ class LiveBuffer(Buffer):
             _ring(record, granted)
 
     def __del__(self) -> None:
-        if not self._record.session.is_over:
+        # Without a view an exception came while it was made or released: `lost` finds its ticket.
+        if hasattr(self, "view") and not self._record.session.is_over:
             self.release()
             warnings.warn(
                 f"a buffer of {self.nbytes} bytes was not released; it is now",

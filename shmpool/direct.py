@@ -31,9 +31,12 @@ _view = cast("MemberDescriptorType", vars(Lease)["view"])
 
 
 class DirectSlot(Slot):
-    """The record of a direct segment that this client writes; *fd* is open until publish."""
+    """The record of a direct segment that this client writes; *fd* is open until publish.
+    *claim* has one item until somebody publishes or releases: the view may not exist yet."""
 
-    __slots__ = ("fd", "is_reserved")
+    __slots__ = ("claim", "fd", "is_reserved")
+
+    claim: list[None]
 
     fd: int
     is_reserved: bool
@@ -100,19 +103,24 @@ class DirectLease(LiveLease):
         self._reserve()
         return super().publish_many(n)
 
-    def _drop_view(self) -> None:
+    def _drop_view(self) -> bool:
+        try:
+            self._slot.claim.pop()
+        except IndexError:
+            return False
         try:
             view = _view.__get__(self)
         except AttributeError:
-            return
+            return True
         try:
             view.release()
         except BufferError:
             pass  # numpy holds it; the reference count tells
         _view.__delete__(self)
+        return True
 
     def _renew_view(self) -> None:
-        pass  # made again when it is asked for
+        self._slot.claim.append(None)  # the view is made again when it is asked for
 
     def _granted(self) -> int:
         """Custody passes with the publishing store, unless the writer keeps views."""
@@ -144,6 +152,7 @@ def open_direct(slot: DirectSlot) -> None:
         slot.session.give_back([slot])
         raise
     slot.is_reserved = False
+    slot.claim = [None]
 
 
 def reserve(fd: int, nbytes: int) -> None:

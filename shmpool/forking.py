@@ -86,7 +86,7 @@ def finish(session: Session, helper: Helper) -> None:
         # The seat waits for a view in any case, and for a lease that another thread is just
         # making or publishing (who takes `view` away, goes on with it).
         with contextlib.suppress(LeakedView, Warning, AttributeError):
-            open_leases.pop().release()
+            open_leases.pop().release_unless_busy()
     session.close_magazines()
     if not is_in_use(session):
         leave(session, helper)

@@ -139,7 +139,8 @@ class LiveLease(Lease):
     def publish_many(self, n: int) -> list[Handle]:
         if type(n) is not int or not 1 <= n <= MAX_TICKETS:
             raise ValueError(f"a publication has 1 to {MAX_TICKETS} readers, not {n!r}")
-        self._drop_view()
+        if not self._drop_view():
+            raise LeaseReleased("the lease is being published or released by another thread")
         if self._slot.has_views or self._slot.session.is_over:
             return self._publish_with_views(n)
         await_readers = self._await_readers
@@ -191,9 +192,16 @@ class LiveLease(Lease):
         slot.magazine.published.append(slot)
 
     def release(self) -> None:
+        if not self.release_unless_busy():  # its publish was interrupted: the slot is found (`lost`)
+            self.__class__ = EndedLease  # type: ignore[assignment]
+
+    def release_unless_busy(self) -> bool:
+        """Release it, unless a thread is just publishing it and goes on with it: who takes the
+        view away has it."""
         slot = self._slot
         session = slot.session
-        self._drop_view()
+        if not self._drop_view():
+            return False
         if session.is_over:
             self.__class__ = EndedLease  # type: ignore[assignment]
         elif not slot.has_views:
@@ -202,6 +210,7 @@ class LiveLease(Lease):
             give_back()
         else:
             self._release_with_views()
+        return True
 
     def _release_with_views(self) -> None:
         session, give_back = self._slot.session, self._give_back
@@ -217,20 +226,26 @@ class LiveLease(Lease):
     def _give_back(self) -> None:
         self._slot.session.keep_or_return(self._slot)
 
-    def _drop_view(self) -> None:
+    def _drop_view(self) -> bool:
+        """Take the view away from everybody else; False when somebody has."""
         try:
-            self.view.release()
+            view = self.view
+            del self.view
+        except AttributeError:
+            return False
+        try:
+            view.release()
         except BufferError:
             pass  # numpy holds it; the reference count tells
-        del self.view
+        return True
 
     def _renew_view(self) -> None:
         window = self._slot.session.window_for(self._slot)
         self.view = memoryview(window)[: self.nbytes]
 
     def __del__(self) -> None:
-        if not self._slot.session.is_over:
-            self.release()
+        slot = getattr(self, "_slot", None)  # none, when an exception came while it was made
+        if slot is not None and not slot.session.is_over and self.release_unless_busy():
             warnings.warn(
                 f"a lease of {self.nbytes} bytes was neither published nor released; it is now",
                 ResourceWarning,

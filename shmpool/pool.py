@@ -184,23 +184,19 @@ class Pool:
         words = session.words
         if record is None or record.window is None or record.links:
             record = self._find_record(session, record, granted, tail)
-        gate = session.ticket_gate
-        gate.acquire()
-        try:
-            fcntl(session.tickets_fd, F_OFD_SETLK, record.lock)
+        with session.ticket_gate:
             try:
+                fcntl(session.tickets_fd, F_OFD_SETLK, record.lock)
                 is_mine = (
                     words[record.cell] == granted == words[record.word]
                     and words[record.word + EXTENT] & SHAPE_MASK == record.shape | tail & MAX_NBYTES
                 )
                 if is_mine:
                     words[record.cell] = granted & GENERATION_FIELD | session.taken
-            finally:
+            except OSError:
+                is_mine = False  # busy: the other way waits a little
+            finally:  # also where an exception came between the lock and the next line
                 fcntl(session.tickets_fd, F_OFD_SETLK, record.unlock)
-        except OSError:
-            is_mine = False  # busy: the other way waits a little
-        finally:
-            gate.release()
         if not is_mine:
             record = self._open_otherwise(session, record, granted, tail)
         if session.barrier:
@@ -245,9 +241,9 @@ class Pool:
             session.ring(record.row)
 
     def _check_handle(self, handle: Handle) -> Session:
-        if not isinstance(handle, bytes):
-            raise TypeError(f"a Handle is expected, not {type(handle).__name__}; Handle.from_bytes makes one of bytes")
-        if len(handle) != HANDLE_BYTES:
+        if not isinstance(handle, bytes | bytearray | memoryview):
+            raise TypeError(f"a Handle or its bytes are expected, not {type(handle).__name__}")
+        if len(handle) != HANDLE_BYTES or (isinstance(handle, memoryview) and handle.nbytes != HANDLE_BYTES):
             raise InvalidHandle(f"a handle is {HANDLE_BYTES} bytes long, this is {len(handle)}")
         return self._live_session()
 

@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 
+from . import lost
 from .ahead import Ahead
 from .bells import Bells
 from .buffer import Record
@@ -273,14 +274,18 @@ class Session(Mapping):
         return slot
 
     def return_all(self) -> None:
-        """Reap, and return everything that is idle."""
+        """Reap, and return everything that is idle, or lost."""
         self.ahead.give_up()
+        lost.finish_lost_tickets(self)
         for magazine in list(self.magazines.values()):
+            magazine.resting, magazine.newest = [], None  # they would keep a lost slot known
             slot = magazine.reap(len(magazine.published))
             slots = magazine.empty() + ([slot] if slot else [])
             magazine.batch = 1
             if slots:
                 self.give_back(slots)
+        if slots := lost.lost_slots(self, self._owned):
+            self.give_back(slots)
 
     def return_rested(self) -> bool:
         """Return what was not used; False when nothing idle is left."""

@@ -122,8 +122,8 @@ def discard(record: Record, granted: int, nbytes: int) -> None:
 def _locked(record: Record, granted: int, nbytes: int, mark: int) -> None:
     session = record.session
     with session.ticket_gate:
-        _wait_for_lock(record)
         try:
+            _wait_for_lock(record)
             if explanation := why_not(session, record, granted, nbytes):
                 raise explanation
             session.words[record.cell] = granted & GENERATION_FIELD | mark

@@ -15,6 +15,7 @@ from conftest import Connect, Start
 
 import shmpool
 from shmpool import Handle, LeaseReleased, PoolClosed, Strategy
+from shmpool.lease import LiveLease
 from shmpool.windows import AT_REST
 
 SIZES = [1000, 300_000, 2 * MIB]
@@ -204,3 +205,36 @@ def test_steady_use_defers_no_release(connect: Connect) -> None:
             assert np.frombuffer(buffer.view, dtype=np.uint8)[0] == pattern(1)[0]
         pool.lease(nbytes).release()
     assert pool.stats().deferred_releases == before
+
+
+@pytest.mark.parametrize("nbytes", SIZES)
+def test_close_leaves_a_lease_that_another_thread_publishes_to_that_thread(
+    connect: Connect, nbytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever takes the view away first goes on; a direct lease may not have made one yet."""
+    pool, other = connect(), connect()
+    lease = pool.lease(nbytes)
+    lease.write(pattern(nbytes))
+    publishing, closed = threading.Event(), threading.Event()
+    store = LiveLease._store_publication
+
+    def slowly(self: LiveLease, tickets: int) -> list[Handle]:
+        publishing.set()
+        assert closed.wait(20)
+        return store(self, tickets)
+
+    monkeypatch.setattr(LiveLease, "_store_publication", slowly)
+    handles: list[Handle] = []
+    thread = threading.Thread(target=lambda: handles.extend(lease.publish_many(2)))
+    thread.start()
+    assert publishing.wait(20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        pool.close()
+    assert len(other.stats().clients) == 2, "the seat stays until the thread is done"
+    closed.set()
+    thread.join()
+    for handle in handles:
+        with other.open(handle) as buffer:
+            assert buffer.view == pattern(nbytes)
+    eventually(lambda: len(other.stats().clients) == 1 and other.stats().active_buffers == 0)

@@ -36,6 +36,21 @@ def test_handle_is_24_bytes_hashable_and_frozen(pool: shmpool.Pool) -> None:
     pool.discard(handle)
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_handle_s_bytes_are_as_good_for_discarding_as_for_opening(pool: shmpool.Pool, kind: type[Any]) -> None:
+    with pool.open(kind(publish(pool))) as buffer:
+        assert bytes(buffer.view) == b"content"
+    handle = publish(pool)
+    pool.discard(kind(handle))
+    for use in (pool.open, pool.discard):
+        with pytest.raises(HandleUsed):
+            use(kind(handle))
+        with pytest.raises(InvalidHandle):
+            use(kind(bytes(handle)[:-1]))
+        with pytest.raises(TypeError):
+            use("x" * 24)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_pickled_handle_opens(pool: shmpool.Pool, protocol: int) -> None:
     handle = pickle.loads(pickle.dumps(publish(pool, b"pickled"), protocol))

@@ -553,3 +553,27 @@ def test_seat_that_is_probed_and_found_free_stays_locked_until_it_is_cleared(tmp
             assert client.try_lock(SEAT_LOCKS + 3)
 
     asyncio.run(probe())
+
+
+@pytest.mark.parametrize("nbytes", [1000, 300_000, 2_000_000])
+def test_closed_pool_with_a_view_left_lets_go_of_it_though_its_broker_has_died(
+    start: StartDaemon, address: str, nbytes: int
+) -> None:
+    """It connects no more, so nobody is told; but its seat's lock goes with the last view, and the
+    next broker finds it free. Until then the slot is its own."""
+    broker = start()
+    with shmpool.connect(address) as other, shmpool.connect(address) as pool:
+        buffer = pool.open(publish(other, nbytes))
+        view = buffer.view[:]
+        pool.close()
+        broker.end(signal.SIGKILL)
+        start()
+        eventually(lambda: any(client.connected for client in query(address).clients), "the other's return")
+        _churn(other)
+        assert view == pattern(nbytes)
+        assert len(query(address).clients) == 2
+        assert query(address).active_buffers == 1
+        view.release()
+        buffer.release()
+        eventually(lambda: len(query(address).clients) == 1, "the seat's end")
+        eventually(lambda: query(address).active_buffers == 0)

@@ -1,0 +1,76 @@
+"""What an exception left behind: slots that this client owns and that nothing knows any more.
+
+A signal handler may raise between any two instructions of a lease, a publish or an open
+(KeyboardInterrupt does). The slot is then owned by the session alone: no magazine has it, no
+lease, no thread that is just working with it. Reference counts tell that for certain.
+
+Not covered: the ticket of a direct segment, which is this process's until it ends.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from sys import getrefcount
+from typing import TYPE_CHECKING, Any, Final
+
+from . import tickets
+from .buffer import finish
+from .errors import ShmpoolError
+from .magazine import Slot
+from .protocol.ledger import EXTENT, GENERATION_FIELD, NBYTES_BITS, ROW_WORDS, nbytes_of, seat_of, state_of, tickets_of
+from .protocol.states import State
+from .windows import AT_REST
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+def _references(table: dict[int, Any], key: int) -> int:
+    """To what the table has there; 0 for nothing."""
+    thing = table.get(key)
+    return 0 if thing is None else getrefcount(thing)
+
+
+class _Thing:
+    pass
+
+
+#: The references to a thing that only its table knows.
+_KNOWN_TO_NOBODY: Final = _references({0: _Thing()}, 0)
+
+
+def lost_slots(session: Session, owned: dict[int, Slot]) -> list[Slot]:
+    """The slots to be given back. Those of which the broker is the custodian already are
+    settled here: their handles were never delivered."""
+    found = []
+    for row in list(owned):
+        if _references(owned, row) == _KNOWN_TO_NOBODY:
+            slot = owned[row]  # nobody but us can come by it
+            word = session.words[slot.word]
+            if state_of(word) == State.PUBLISHED and seat_of(word) == 0:
+                owned.pop(row)
+                _discard(session, slot.row, word)
+            else:
+                found.append(slot)
+    return found
+
+
+def _discard(session: Session, row: int, granted: int) -> None:
+    """Close the tickets of a publication whose handles nobody got."""
+    extent = session.words[row * ROW_WORDS + EXTENT]
+    for cell in range(tickets_of(extent)):
+        with suppress(ShmpoolError):
+            ticket = tickets.make_ticket(session, (row << 4 | cell) << NBYTES_BITS)
+            tickets.discard(ticket, granted, nbytes_of(extent))
+    session.ring(row)
+
+
+def finish_lost_tickets(session: Session) -> None:
+    """Store DONE for what was opened and of which nobody got the buffer."""
+    words, records = session.words, session.records
+    for key in list(records):
+        if _references(records, key) == _KNOWN_TO_NOBODY:
+            record = records[key]
+            word = words[record.cell]
+            if word & ~GENERATION_FIELD == session.taken and getrefcount(record.window) == AT_REST:
+                finish(record, word & GENERATION_FIELD | words[record.word] & ~GENERATION_FIELD)
