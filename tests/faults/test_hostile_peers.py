@@ -313,7 +313,7 @@ def test_half_a_frame_has_a_deadline_however_slowly_it_trickles_in(connect: Conn
     answers = select.poll()
     answers.register(peer.socket, select.POLLIN)
     for byte in encode_frame(encode(Query(1, Topic.LEASES)) + b"\0" * 1000):
-        peer.socket.send(bytes([byte]))
+        peer.push(bytes([byte]))
         if answers.poll(50):
             break
     fault = peer.ending()
