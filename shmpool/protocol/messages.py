@@ -76,7 +76,9 @@ def row_list(value: Any) -> bool:
     return (
         type(value) is list
         and 0 < len(value) <= MAX_ROWS_PER_MESSAGE
-        and all(type(row) is int and 0 < row < MAX_ROWS for row in value)
+        and set(map(type, value)) == {int}
+        and min(value) > 0
+        and max(value) < MAX_ROWS
     )
 
 

@@ -182,6 +182,7 @@ def test_an_operator_may_go_on_asking(world: World) -> None:
     for request in (1, 2, 3):
         operator.send(Query(request, Topic.STATS))
     world.run()
+    world.pass_time(0.1)
     assert [answer.request for answer in operator.answers] == [1, 2, 3]
     assert world.broker.seats.taken == {}
 

@@ -15,7 +15,7 @@ from shmpool.protocol.messages import Bell, Query, Refill, Return, Role, Topic
 from shmpool.protocol.sizing import MIB, TierKind
 from shmpoold.core.actions import Action, Close, Cool, Send, Unwatch
 from shmpoold.core.chores import STEPS_PER_TURN
-from shmpoold.core.endings import SEARCHED_PER_UNIT
+from shmpoold.core.endings import SEARCHED_PER_STEP, SEARCHING
 from shmpoold.core.events import Event, ProcessDied, Received, Ticked
 from shmpoold.core.settings import Settings
 
@@ -145,7 +145,8 @@ def test_a_death_costs_what_the_dead_held_and_no_turn_more_than_its_share(large_
     assert [action for actions in turns for action in actions if not isinstance(action, Cool)] == [
         Close(link.number), Unwatch(seat),
     ]  # fmt: skip
-    assert len(turns) <= 3 + (held + world.broker.rows.count // SEARCHED_PER_UNIT) // STEPS_PER_TURN
+    searching = SEARCHING * (1 + world.broker.rows.count // SEARCHED_PER_STEP)
+    assert len(turns) <= 8 + (held + searching) // STEPS_PER_TURN
     world.run()
     world.check()
 
@@ -159,12 +160,13 @@ def test_a_hundred_deaths_at_once_are_one_search_and_many_turns(large_world: Wor
     for client in dying:
         client.die(is_seen=False)
     search = Mock(wraps=world.broker.rows.cells_taken_by)
-    with patch.object(type(world.broker.rows), "cells_taken_by", lambda self, seats: search(seats)):
+    with patch.object(type(world.broker.rows), "cells_taken_by", lambda self, *which: search(*which)):
         in_turns(world, ProcessDied(seats[0]))
         for seat in seats[1:]:
             world.dispatch(ProcessDied(seat))
         in_turns(world, Ticked())
-    assert search.call_count <= 3, "the first one's, the second one's, and all the others'"
+    searches = search.call_count / -(-world.broker.rows.count // SEARCHED_PER_STEP)
+    assert searches <= 3, "the first one's, the second one's, and all the others'"
     print(f"{held} holdings")
     assert not set(seats) & world.broker.seats.taken.keys()
     world.run()

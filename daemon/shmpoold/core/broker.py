@@ -78,6 +78,8 @@ from .scrubber import Scrubber
 from .seats import Away, Seat, Seats
 from .settings import Settings
 
+#: How many rows of one message are looked at in its turn.
+LOOKED_AT_PER_TURN = 128
 #: How many bytes are cooled in one turn of the loop.
 COOLED_PER_TURN = 4 * WARM_SLICE
 
@@ -338,14 +340,21 @@ class Broker:
 
     def _on_return(self, client: Client, message: Return, now: float) -> None:
         assert client.seat
-        for row in message.rows:
-            holding = self.inventory.granted.get(row)
-            if holding is not None and holding.seat == client.seat.number:
-                self.settle(row, now)
+        granted, seat = self.inventory.granted, client.seat.number
+        rows = [row for row in message.rows if row in granted and granted[row].seat == seat]
+        for row in self._begin_with(rows, now):
+            self.settle(row, now)
 
     def _on_bell(self, client: Client, message: Bell, now: float) -> None:
-        for row in message.rows:
+        granted = self.inventory.granted
+        for row in self._begin_with([row for row in message.rows if row in granted], now):
             self.settle(row, now)
+
+    def _begin_with(self, rows: list[int], now: float) -> list[int]:
+        """The rows to be looked at in this turn; the others are, soon."""
+        if len(rows) > LOOKED_AT_PER_TURN:
+            self.chores.begin(self._settle_all(rows[LOOKED_AT_PER_TURN:]), now, is_urgent=True)
+        return rows[:LOOKED_AT_PER_TURN]
 
     def settle(self, row: int, now: float) -> None:
         """Look at a granted row and do what its words ask for; nothing if they ask nothing."""

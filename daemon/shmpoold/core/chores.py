@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 
 #: Units in one turn, and seconds between two turns that are full.
-STEPS_PER_TURN = 256
+STEPS_PER_TURN = 128
 PAUSE = 0.001
 
 Chore = Iterator[int]

@@ -21,8 +21,8 @@ from .seats import Seat
 if TYPE_CHECKING:
     from .broker import Broker
 
-#: Rows of the ledger that are searched at the price of one unit.
-SEARCHED_PER_UNIT = 512
+#: Rows of the ledger that are searched in one step, and what that costs, in units.
+SEARCHED_PER_STEP, SEARCHING = 4096, 32
 #: Folding a seat's counters and clearing it, in units.
 CLEARING = 8
 
@@ -92,12 +92,13 @@ class Endings:
     def _finish_tickets(self, seats: list[int]) -> Chore:
         """Store DONE in what these seats had open."""
         rows = self._broker.rows
-        cells = list(rows.cells_taken_by(seats))
-        yield rows.count // SEARCHED_PER_UNIT
-        for row, cell in cells:
-            rows.finish_cell(row, cell)
-            self._broker.settle(row, self._broker.chores.now)
-            yield 1
+        for first in range(0, rows.count, SEARCHED_PER_STEP):
+            cells = list(rows.cells_taken_by(seats, first, first + SEARCHED_PER_STEP))
+            yield SEARCHING
+            for row, cell in cells:
+                rows.finish_cell(row, cell)
+                self._broker.settle(row, self._broker.chores.now)
+                yield 1
 
     def _clear(self, seat: Seat) -> None:
         reports.fold_counters(self._broker.rows, seat.number)

@@ -74,16 +74,14 @@ class Owner(Protocol):
 class Connection(asyncio.Protocol):
     """A connection by its *number*, with the *peer*'s identity as the kernel gave it.
 
-    *pidfd* (-1: the process is gone) is closed with it unless it was taken. With a
-    *refusal* it only says so and ends.
+    *pidfd* (-1: the process is gone) is closed with it unless it was taken.
     """
 
-    def __init__(self, owner: Owner, number: int, peer: Peer, pidfd: int, refusal: Fault | None = None) -> None:
+    def __init__(self, owner: Owner, number: int, peer: Peer, pidfd: int) -> None:
         self.number: Final = number
         self.peer: Final = peer
         self._owner = owner
         self._pidfd = pidfd
-        self._refusal = refusal
         self._decoder = FrameDecoder()
         self._frames: Iterator[bytes] | None = None
         self._greeted = False
@@ -96,21 +94,13 @@ class Connection(asyncio.Protocol):
         self._input_timer: asyncio.TimerHandle | None = None
         self._output_timer: asyncio.TimerHandle | None = None
 
-    @property
-    def was_refused(self) -> bool:
-        """Whether it was only opened to be told why not."""
-        return self._refusal is not None
-
     # --- asyncio's side ------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start, or refuse."""
+        """Start."""
         self._loop = asyncio.get_running_loop()
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=HIGH_WATER)
-        if self._refusal is not None:
-            self._end(self._refusal)
-            return
         self._input_timer = self._loop.call_later(HELLO_DEADLINE, self._too_late, "no hello", HELLO_DEADLINE)
         self._owner.on_connected(self)
 

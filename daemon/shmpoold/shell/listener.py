@@ -10,11 +10,13 @@ import resource
 import select
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from shmpool.protocol.codes import Code
-from shmpool.protocol.messages import Fault
+from shmpool.protocol.framing import encode_frame
+from shmpool.protocol.messages import Fault, encode
 from shmpool.system import processes
 
 from ..core.events import Peer
@@ -31,8 +33,8 @@ _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENO
 
 log = logging.getLogger(__name__)
 
-#: Serve an accepted socket: (socket, peer, pidfd or -1, refusal or None).
-Serve = Callable[[socket.socket, Peer, int, Fault | None], None]
+#: Serve an accepted socket: (socket, peer, pidfd or -1).
+Serve = Callable[[socket.socket, Peer, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +59,16 @@ class Admission:
 
 class Listener:
     """Accepts from a listening, non-blocking socket, which it owns, and hands on what it
-    accepted."""
+    accepted. *shortage* says why nobody more can be served just now, if that is so."""
 
-    def __init__(self, sock: socket.socket, admission: Admission, serve: Serve) -> None:
+    def __init__(
+        self, sock: socket.socket, admission: Admission, serve: Serve, shortage: Callable[[], Fault | None]
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._admission = admission
         self._serve = serve
+        self._shortage = shortage
         self._pause: asyncio.TimerHandle | None = None
         self._window_ends = 0.0
         self._left = ACCEPTS_PER_WINDOW
@@ -118,14 +123,17 @@ class Listener:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def _admit(self, sock: socket.socket) -> None:
-        """Identify the peer while nothing has been said yet."""
+        """Identify the peer while nothing has been said yet; hand it on, or refuse it."""
         sock.setblocking(False)
         credentials = processes.peer_credentials(sock)
-        refusal = None
         if not self._admission.admits(credentials, processes.peer_groups(sock)):
             text = f"uid {credentials.uid} may not use this broker (allow_uids, allow_gids, group)"
             log.warning("refused pid %d: %s", credentials.pid, text)
-            refusal = Fault(Code.FORBIDDEN, text)
+            _refuse(sock, Fault(Code.FORBIDDEN, text))
+            return
+        if shortage := self._shortage():
+            _refuse(sock, shortage)
+            return
         pidfd = -1
         try:
             pidfd = processes.pidfd_of_peer(sock)
@@ -134,7 +142,8 @@ class Listener:
         except OSError as error:
             if error.errno in _OUT_OF_RESOURCES:
                 raise
-            refusal = Fault(Code.FORBIDDEN, f"the broker cannot watch your process: {error.strerror}")
+            _refuse(sock, Fault(Code.FORBIDDEN, f"the broker cannot watch your process: {error.strerror}"))
+            return
         # The pid was the peer's all the time if the peer still lives after the look at /proc.
         try:
             began, command = processes.start_time(credentials.pid), processes.command(credentials.pid)
@@ -144,8 +153,15 @@ class Listener:
             if pidfd >= 0:
                 os.close(pidfd)
             raise
-        peer = Peer(credentials.pid, credentials.uid, credentials.gid, began or 0, command)
-        self._serve(sock, peer, pidfd, refusal)
+        self._serve(sock, Peer(credentials.pid, credentials.uid, credentials.gid, began or 0, command), pidfd)
+
+
+def _refuse(sock: socket.socket, fault: Fault) -> None:
+    """Say why, and close: a new socket has room for that, and a thousand of them must not cost
+    what a thousand connections do."""
+    with suppress(OSError):
+        sock.send(encode_frame(encode(fault)))
+    sock.close()
 
 
 def _has_hung_up(sock: socket.socket) -> bool:

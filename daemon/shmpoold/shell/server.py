@@ -118,7 +118,7 @@ class Server:
 
     def serve(self, sock: socket.socket, admission: Admission) -> None:
         """Accept connections from a listening, non-blocking socket, which is now ours."""
-        self._listener = Listener(sock, admission, self._open)
+        self._listener = Listener(sock, admission, self._open, self._shortage)
         self._listener.start()
         self._arm()
 
@@ -207,12 +207,15 @@ class Server:
 
     # --- connections -------------------------------------------------------------------------------
 
-    def _open(self, sock: socket.socket, peer: Peer, pidfd: int, refusal: Fault | None) -> None:
+    def _shortage(self) -> Fault | None:
+        if len(self._connections) < self._core.seats.count + SPARE_CONNECTIONS:
+            return None
+        return Fault(Code.NO_SEAT, f"{len(self._connections)} connections are open; raise max_clients")
+
+    def _open(self, sock: socket.socket, peer: Peer, pidfd: int) -> None:
         """Give an accepted socket a connection and a number."""
-        if refusal is None and len(self._connections) >= self._core.seats.count + SPARE_CONNECTIONS:
-            refusal = Fault(Code.NO_SEAT, f"{len(self._connections)} connections are open; raise max_clients")
         self._last_number += 1
-        connection = Connection(self, self._last_number, peer, pidfd, refusal)
+        connection = Connection(self, self._last_number, peer, pidfd)
         self._connections[connection.number] = connection
         task = self._loop.create_task(self._serve_socket(connection, sock))
         self._opening.add(task)
@@ -238,11 +241,10 @@ class Server:
         self.dispatch(Received(connection.number, message))
 
     def on_lost(self, connection: Connection) -> None:
-        """A connection is gone; of a refused one the core never heard."""
+        """A connection is gone."""
         self._connections.pop(connection.number, None)
         self._all_gone.set()
-        if not connection.was_refused:
-            self.dispatch(Disconnected(connection.number))
+        self.dispatch(Disconnected(connection.number))
 
     def _send(self, action: Send) -> None:
         connection = self._connections.get(action.connection)

@@ -224,7 +224,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a dead reader's tickets left open", "restart x sweep",
-        rewrite(Endings, "_finish_tickets", ("list(rows.cells_taken_by(seats))", "[]")),
+        rewrite(Endings, "_finish_tickets",
+                ("list(rows.cells_taken_by(seats, first, first + SEARCHED_PER_STEP))", "[]")),
     ),
     Mutant(
         "custody ended with tickets out", "publisher's death x sweep",

@@ -1,0 +1,127 @@
+"""What one turn of the loop does for one peer is bounded by count, whatever the peer sends.
+
+The loop is counted, not timed: between two turns a callback that was queued before them runs.
+How long a turn is then, shows `python -m benchmarks hostile`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shmpool.protocol.framing import encode_frame
+from shmpool.protocol.messages import MAX_ROWS_PER_MESSAGE, Answer, Bell, Cancel, Message, Query, Topic, encode
+from shmpoold.core.events import Peer
+from shmpoold.shell.connection import FRAMES_PER_TURN, MOST_QUESTIONS, Connection
+from shmpoold.shell.listener import ACCEPTS_PER_WINDOW, Admission, Listener
+
+LONG = Bell(list(range(1, MAX_ROWS_PER_MESSAGE + 1)))
+
+
+class Owner:
+    """Hears messages; *turns* are how many came in each turn of the loop."""
+
+    def __init__(self) -> None:
+        self.turns = [0]
+        self.messages: list[Message] = []
+        self.gone = asyncio.Event()
+
+    def on_connected(self, connection: Connection) -> None: ...
+
+    def on_message(self, connection: Connection, message: Message) -> None:
+        self.messages.append(message)
+        self.turns[-1] += 1
+
+    def on_lost(self, connection: Connection) -> None:
+        self.gone.set()
+
+    async def until(self, count: int) -> None:
+        while len(self.messages) < count:
+            await asyncio.sleep(0)  # a turn
+            self.turns.append(0)
+
+
+async def connected(owner: Owner) -> tuple[Connection, socket.socket]:
+    ours, theirs = socket.socketpair()
+    peer = Peer(os.getpid(), os.getuid(), os.getgid(), 1, "")
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    _, connection = await asyncio.get_running_loop().connect_accepted_socket(
+        lambda: Connection(owner, 1, peer, -1), ours
+    )
+    return connection, theirs
+
+
+def run(work: Callable[[Owner, Connection, socket.socket], Any]) -> Owner:
+    async def both() -> Owner:
+        owner = Owner()
+        connection, theirs = await connected(owner)
+        with theirs:
+            await asyncio.wait_for(work(owner, connection, theirs), 20)
+            connection.abort()
+            await owner.gone.wait()
+        return owner
+
+    return asyncio.run(both())
+
+
+@pytest.mark.parametrize(("message", "most"), [(Cancel(1), FRAMES_PER_TURN), (LONG, 2)], ids=["short", "long"])
+def test_a_turn_handles_so_many_frames_and_two_long_ones(message: Message, most: int) -> None:
+    async def flood(owner: Owner, connection: Connection, theirs: socket.socket) -> None:
+        sending = asyncio.get_running_loop().sock_sendall(theirs, encode_frame(encode(message)) * 200)
+        await asyncio.gather(sending, owner.until(200))
+
+    owner = run(flood)
+    assert owner.messages == [message] * 200
+    assert max(owner.turns) == most
+
+
+def test_a_peer_with_many_questions_is_not_listened_to_until_one_is_answered() -> None:
+    async def ask(owner: Owner, connection: Connection, theirs: socket.socket) -> None:
+        theirs.send(encode_frame(encode(Query(1, Topic.STATS))) * 100)
+        await owner.until(MOST_QUESTIONS)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert len(owner.messages) == MOST_QUESTIONS
+        for answered in range(1, 101 - MOST_QUESTIONS):
+            connection.send(Answer(1, True, b"{}"))
+            await owner.until(MOST_QUESTIONS + answered)
+            assert len(owner.messages) == MOST_QUESTIONS + answered
+
+    assert len(run(ask).messages) == 100
+
+
+def test_so_many_connections_are_admitted_before_others_have_their_turn(tmp_path: Path) -> None:
+    async def accept() -> list[int]:
+        admitted: list[socket.socket] = []
+        turns: list[int] = []
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(tmp_path / "s"))
+            sock.listen(64)
+            sock.setblocking(False)
+            clients = [socket.socket(socket.AF_UNIX) for _ in range(30)]
+            for one in clients:
+                one.connect(str(tmp_path / "s"))
+
+            def serve(accepted: socket.socket, peer: Peer, pidfd: int) -> None:
+                admitted.append(accepted)
+                os.close(pidfd)
+
+            listener = Listener(sock, Admission(os.geteuid()), serve, lambda: None)
+            listener.start()
+            while len(admitted) < len(clients):
+                before = len(admitted)
+                await asyncio.sleep(0)
+                turns.append(len(admitted) - before)
+            listener.close()
+            for one in [*clients, *admitted]:
+                one.close()
+        return turns
+
+    assert max(asyncio.run(accept())) <= ACCEPTS_PER_WINDOW
