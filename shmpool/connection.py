@@ -160,7 +160,10 @@ class Connection:
 
 def dial(address: str, deadline: float) -> Connection:
     """Connect to a broker's socket. Raises BrokerUnavailable."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        raise BrokerUnavailable(f"no socket for the broker at {address}: {error.strerror}") from error
     try:
         sock.settimeout(max(0.001, deadline - time.monotonic()))
         while True:

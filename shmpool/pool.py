@@ -266,15 +266,25 @@ class Pool:
                 raise PoolClosed("the pool is closed; connect() makes a new one")
             session = self._session
             if session is None or session.is_over:
-                if self._helper is not None and session is not None:
-                    self._helper.stop()
-                    session.close_descriptors()
+                self._forget_session()
                 session = Session(self.address, self._timeout, strict=self._strict)
-                self._helper = Helper(session)
-                self._session = session
-                self._helper.start()
+                helper = Helper(session)
+                try:
+                    helper.start()
+                except BaseException:  # no thread to be had
+                    forking.leave(session, helper)
+                    raise
+                self._session, self._helper = session, helper
                 self.__class__ = _pool_class(session)
             return session
+
+    def _forget_session(self) -> None:
+        """Close one that is over, once: there may be no other for a while."""
+        session, self._session = self._session, None
+        helper, self._helper = self._helper, None
+        if helper is not None and session is not None:
+            helper.stop()
+            session.close_descriptors()
 
     def _live_session(self) -> Session:
         session = self._session

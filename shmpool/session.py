@@ -53,10 +53,15 @@ class Session(Mapping):
         self.is_over = False
         self.is_closing = False
         self.connection: Connection | None
-        while not self._take_seat(deadline):
-            pass  # the broker has that seat to clear, and another for us, or none at all
+        self._make_descriptors()
+        try:
+            while not self._take_seat(deadline):
+                pass  # the broker has that seat to clear, and another for us, or none at all
+        except BaseException:
+            self.requests.close()
+            os.close(self.wakeup)
+            raise
         self._make_tables()
-        self.requests = Requests(self)
         self.ahead = Ahead(self)
         #: The helper does not read: a waiting thread does.
         self.helper_stands_aside = False
@@ -68,12 +73,23 @@ class Session(Mapping):
         #: A release saw the wanted flag.
         self.is_wanted = False
         self.bells = Bells(self.wake_helper)
-        self.wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.warned_of_views = False
         #: What this reader knows of cells that it opened, by row * 16 + cell.
         self.records: dict[int, Record] = {}
         #: Its pool was garbage-collected unclosed.
         self.is_forsaken = False
+
+    def _make_descriptors(self) -> None:
+        """Before a seat is taken: without them there would be nobody to leave it."""
+        try:
+            self.wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            try:
+                self.requests = Requests(self)
+            except BaseException:
+                os.close(self.wakeup)
+                raise
+        except OSError as error:
+            raise BrokerUnavailable(f"no descriptors to connect to {self.address}: {error.strerror}") from error
 
     def _take_seat(self, deadline: float) -> bool:
         """Connect, and map the pool. False when the seat cannot be had: it is left as it is,

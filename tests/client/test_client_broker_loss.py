@@ -343,3 +343,28 @@ def test_slot_given_back_during_a_reconnect_is_not_taken_for_a_lost_grant(broker
         session._owned = dict(session._owned)
         with pool.lease(100) as mine, other.lease(100) as theirs:
             assert mine._slot.row != theirs._slot.row
+
+
+def test_pool_that_was_replaced_while_no_broker_answers_closes_its_descriptors_once(
+    daemon: StartDaemon, address: str
+) -> None:
+    """A second close of a number would be of whatever has that number by then."""
+    broker = daemon()
+    with shmpool.connect(address, timeout=0.1) as pool:
+        session = pool._session
+        broker.end(signal.SIGTERM)  # on_stop is remove: the next pool is another
+        broker = daemon()
+        eventually(lambda: session is not None and session.is_over, "the old seat's end")
+        broker.end(signal.SIGTERM)
+        mine = []
+        try:
+            for _ in range(5):
+                with pytest.raises(shmpool.BrokerUnavailable):
+                    pool.lease(1000)
+                mine += [os.open("/dev/null", os.O_RDONLY) for _ in range(10)]
+            assert all(os.fstat(fd) for fd in mine)
+        finally:
+            for fd in mine:
+                os.close(fd)
+        daemon()
+        assert publish_and_read(pool, pool) == b"after"

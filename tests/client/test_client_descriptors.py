@@ -1,0 +1,74 @@
+"""A client's process runs out of descriptors: clear errors, nothing lost, and it goes on."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from client_helpers import MIB, eventually, pattern
+from conftest import Connect
+
+import shmpool
+from shmpool.stats import query
+
+SIZES = [1000, 100_000, 300_000, 2 * MIB]
+#: With so many a pool has all that it ever needs for these sizes.
+ENOUGH = 14
+
+
+@contextmanager
+def descriptors(free: int) -> Iterator[None]:
+    """Only so many may be opened in this block."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(60)]  # the gaps below the last are filled
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1] + 1, hard))
+    for _ in range(free):
+        os.close(taken.pop())
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in taken:
+            os.close(fd)
+
+
+def hand_over(pool: shmpool.Pool, nbytes: int) -> None:
+    with pool.lease(nbytes) as lease:
+        lease.write(pattern(nbytes))
+        handle = lease.publish()
+    try:
+        with pool.open(handle) as buffer:
+            assert buffer.view == pattern(nbytes)
+    except OSError:
+        discard.append(handle)
+        raise
+
+
+#: What could not be opened.
+discard: list[shmpool.Handle] = []
+
+
+@pytest.mark.parametrize("free", range(ENOUGH + 1))
+def test_pool_with_too_few_descriptors_fails_clearly_and_goes_on_later(connect: Connect, free: int) -> None:
+    address = connect().address
+    pool, failed = None, 0
+    with descriptors(free):
+        try:
+            pool = shmpool.connect(address)
+        except shmpool.BrokerUnavailable:
+            failed += 1
+        for nbytes in SIZES if pool else ():
+            try:
+                hand_over(pool, nbytes)
+            except OSError:
+                failed += 1
+    assert failed or free >= ENOUGH - 4
+    with pool or shmpool.connect(address) as pool:
+        for nbytes in SIZES:
+            hand_over(pool, nbytes)
+        while discard:
+            pool.discard(discard.pop())
+    eventually(lambda: len(query(address).clients) == 1 and not query(address).active_buffers)
