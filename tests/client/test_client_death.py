@@ -9,7 +9,7 @@ import signal
 import client_workers
 import pytest
 from client_helpers import KIB, MIB, child, eventually, hear, lease_all, of_pid, out, pattern
-from conftest import Connect, Start
+from conftest import Start
 
 import shmpool
 from shmpool import Handle
@@ -167,20 +167,22 @@ def test_stopped_client_keeps_what_it_has(pool: shmpool.Pool) -> None:
     eventually(lambda: out(pool.stats()) == 0 or pool.stats().active_buffers == 0)
 
 
-def test_twenty_workers_killed_at_any_moment_leave_nothing(connect: Connect) -> None:
-    """They are killed while they lease, publish, open and release as fast as they can."""
-    pool = connect()
-    for number in range(20):
-        with child("fork", client_workers.churn, pool.address) as (process, pipe):
-            for _ in range(1 + number % 7):
-                hear(pipe)
-            assert process.pid
-            os.kill(process.pid, signal.SIGKILL)
-    eventually(lambda: len(pool.stats().clients) == 1)
-    eventually(lambda: not pool.stats().active_buffers)
-    assert not pool.stats().alerts
-    with pool.lease(1000) as lease:
-        lease.write(b"a" * 1000)
-        handle = lease.publish()
-    with pool.open(handle) as buffer:
-        assert bytes(buffer.view) == b"a" * 1000
+def test_twenty_workers_killed_at_any_moment_leave_nothing(start: Start) -> None:
+    """They are killed while they lease, publish, open and release as fast as they can; who dies
+    between the two leaves a publication that nobody opens, and that expires."""
+    pool = start(memory_limit="64MiB", max_clients=32, handle_ttl="100ms").connect()
+    with pool:
+        for number in range(20):
+            with child("fork", client_workers.churn, pool.address) as (process, pipe):
+                for _ in range(1 + number % 7):
+                    hear(pipe)
+                assert process.pid
+                os.kill(process.pid, signal.SIGKILL)
+        eventually(lambda: len(pool.stats().clients) == 1)
+        eventually(lambda: not pool.stats().active_buffers)
+        assert not pool.stats().alerts
+        with pool.lease(1000) as lease:
+            lease.write(b"a" * 1000)
+            handle = lease.publish()
+        with pool.open(handle) as buffer:
+            assert bytes(buffer.view) == b"a" * 1000
