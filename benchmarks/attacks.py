@@ -36,23 +36,12 @@ Steps = Iterator[None]
 
 def garbage(address: str) -> Steps:
     """Connect and send what is no frame; the broker ends it; again."""
-    for junk in itertools.cycle([b"\xff" * 64, b"GET / HTTP/1.1\r\n\r\n", encode_frame(b"\xc1")]):
-        with _connect(address) as peer, contextlib.suppress(OSError):
-            peer.sendall(junk)
-            while peer.recv(4096):
-                pass
-        yield
+    return _refused(address, b"\xff" * 64, b"GET / HTTP/1.1\r\n\r\n", encode_frame(b"\xc1"))
 
 
 def nested(address: str) -> Steps:
     """The largest frames of the deepest nesting."""
-    frame = encode_frame(b"\x91" * 60000 + b"\x01")
-    while True:
-        with _connect(address) as peer, contextlib.suppress(OSError):
-            peer.sendall(frame)
-            while peer.recv(4096):
-                pass
-        yield
+    return _refused(address, encode_frame(b"\x91" * 60000 + b"\x01"))
 
 
 def half_frames(address: str) -> Steps:
@@ -108,6 +97,15 @@ ATTACKS: dict[str, Callable[[str], Steps]] = {
     "false bells": false_bells,
     "refills replayed": refills,
 }
+
+
+def _refused(address: str, *junk: bytes) -> Steps:
+    for data in itertools.cycle(junk):
+        with _connect(address) as peer, contextlib.suppress(OSError):
+            peer.sendall(data)
+            while peer.recv(4096):
+                pass
+        yield
 
 
 def _flood(address: str, data: bytes) -> Steps:

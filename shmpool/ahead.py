@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from .session import Session
 
 
+class DirectRequest(Request):
+    """A request for a direct segment."""
+
+    __slots__ = ()
+    message: Direct
+
+    def __init__(self, message: Direct) -> None:
+        super().__init__(message, None)
+
+
 #: The largest part of the pool's limit that one client may have lie here.
 _SHARE: Final = 1 / 16
 
@@ -29,19 +39,19 @@ class Ahead:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._lock = threading.Lock()
-        self._request: Request | None = None
+        self._request: DirectRequest | None = None
         #: The size that was leased last; twice the same is steady.
         self._nbytes = -1
         #: What lay here at the helper's last look.
-        self._resting: Request | None = None
+        self._resting: DirectRequest | None = None
 
     def take(self, nbytes: int, timeout: float | None) -> Slot | None:
         """The segment that was asked for, maybe after waiting for the answer; None when there
-        is none of this size to be had this way. Raises like `Requests.settle`."""
+        is none of this size to be had this way. *timeout* is in seconds like a lease's."""
         request = self._pop()
         if request is None:
             return None
-        if nbytes == self._nbytes:
+        if nbytes == request.message.nbytes:  # and not what was leased last: that may be another thread's
             return self._session.requests.settle_ahead(request, timeout)
         self._session.requests.abandon(request)
         return None
@@ -54,7 +64,7 @@ class Ahead:
         if not (is_steady and is_modest) or session.is_closing or session.connection is None:
             return
         # Without queueing: it must not hold up anybody who needs one now.
-        request = Request(Direct(session.requests.next_number(), nbytes, False), None)
+        request = DirectRequest(Direct(session.requests.next_number(), nbytes, False))
         with self._lock:
             if self._request is not None:
                 return  # another thread was faster
@@ -75,7 +85,7 @@ class Ahead:
         self._resting = self._request
         return self._request is not None
 
-    def _pop(self) -> Request | None:
+    def _pop(self) -> DirectRequest | None:
         with self._lock:
             request, self._request = self._request, None
             return request

@@ -1,6 +1,6 @@
 """The socket to the broker: connecting, the hello, framing; sending that never blocks.
 
-Any thread may send; only the helper thread receives. What the socket does not take at
+Any thread may send, one at a time receives (`requests` says which). What the socket does not take at
 once waits in an outbox, which the helper empties.
 """
 

@@ -130,7 +130,7 @@ class Requests:
     def abandon(self, request: Request) -> None:
         """Nobody waits for this request any more; what it got or will get is returned."""
         slot = self._close(request)
-        if slot is None and request.refusal is None:
+        if not request.is_granted and request.refusal is None:
             self._session.send(Cancel(request.number))
         self._return(slot)
 
@@ -141,7 +141,7 @@ class Requests:
             return
         request.is_awaited = True
         seconds = session.lease_timeout if timeout is None else timeout
-        if not request.message.queue:
+        if timeout == 0:
             seconds = _ANSWER if session.connection else 0.0
         self._wait(request, time.monotonic() + seconds)
         if not (request.is_answered or self._is_dismissed):

@@ -172,8 +172,12 @@ class Session(Mapping):
 
     def obtain_direct(self, nbytes: int, timeout: float | None) -> Slot:
         """A direct segment's row, granted by the broker, maybe ahead."""
+        started = time.monotonic()
         slot = self.ahead.take(nbytes, timeout)
         if slot is None:
+            if timeout != 0:  # for the one ahead some of it may have been waited already
+                seconds = self.lease_timeout if timeout is None else timeout
+                timeout = max(0.001, started + seconds - time.monotonic())
             message = Direct(self.requests.next_number(), nbytes, timeout != 0)
             slot = self.requests.ask(message, None, nbytes, timeout)
         self.ahead.ask(nbytes)
@@ -300,7 +304,9 @@ class Session(Mapping):
             magazine.batch = 1
             if slots:
                 self.give_back(slots)
-        if slots := lost.lost_slots(self, self._owned):
+        with self._owned_lock:  # two threads must not both find one
+            slots = lost.lost_slots(self, self._owned)
+        if slots:
             self.give_back(slots)
 
     def return_rested(self) -> bool:

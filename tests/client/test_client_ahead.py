@@ -10,7 +10,7 @@ from client_helpers import MIB, eventually, lease_all, out, pattern
 from conftest import Common, StartDaemon
 
 import shmpool
-from shmpool import Strategy
+from shmpool import Strategy, requests
 
 #: A sixteenth of it is more than the segments of these tests.
 SETTINGS = {"memory_limit": "64MiB", "magazine_idle": "1h"}
@@ -99,13 +99,45 @@ def test_it_goes_back_to_who_waits(pool: shmpool.Pool, broker: shmpool.Broker) -
             lease.release()
 
 
-def test_its_own_client_gets_the_memory_without_waiting(pool: shmpool.Pool) -> None:
+@pytest.mark.parametrize(("nbytes", "strategy"), [(SIZE, Strategy.DIRECT), (200_000, Strategy.POOLED)])
+def test_its_own_client_gets_the_memory_without_waiting(pool: shmpool.Pool, nbytes: int, strategy: Strategy) -> None:
     make_steady(pool, 4 * MIB)
-    leases = lease_all(pool, SIZE, Strategy.DIRECT)
-    memory = pool.stats().memory
-    assert memory["limit"] - memory["held"] < SIZE
+    leases = lease_all(pool, nbytes, strategy)
+    stats = pool.stats()
+    assert stats.tiers[-1].idle == 0
+    assert stats.memory["limit"] - stats.memory["held"] < SIZE
     for lease in leases:
         lease.release()
+
+
+def test_it_serves_its_own_size_whatever_was_leased_meanwhile(pool: shmpool.Pool) -> None:
+    """Another thread may have leased another size between asking ahead and the next lease."""
+    make_steady(pool)
+    session = pool._session
+    assert session is not None
+    session.ahead.ask(SIZE + 1)
+    pass_on(pool, SIZE + 1, 7)
+    make_steady(pool)
+    session.ahead.ask(SIZE - 1)
+    pass_on(pool, SIZE - 1, 8)
+
+
+def test_a_stopped_broker_delays_a_lease_no_longer_than_its_timeout(
+    daemon: StartDaemon, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "_ANSWER", 3600.0)
+    broker = daemon(**SETTINGS)
+    with shmpool.connect(address) as pool:
+        make_steady(pool)
+        broker.process.send_signal(signal.SIGSTOP)
+        try:
+            pool.lease(SIZE).release()  # it was granted before; the next is asked for, and not answered
+            with pytest.raises(shmpool.LeaseTimeout):
+                pool.lease(SIZE, timeout=0.05)
+        finally:
+            broker.process.send_signal(signal.SIGCONT)
+        pass_on(pool, SIZE, 9)
+        eventually(lambda: out(pool.stats()) <= 1)
 
 
 def test_it_goes_back_when_it_rests(patient: Common) -> None:
@@ -143,8 +175,9 @@ def test_it_survives_the_broker(daemon: StartDaemon, address: str) -> None:
 
 def test_a_reader_that_rings_late_still_gives_the_memory_back(broker: shmpool.Broker) -> None:
     with broker.connect() as writer, broker.connect() as reader:
-        with writer.lease(20 * MIB) as lease:
+        with writer.lease(10 * MIB) as lease:
             handle = lease.publish()
+        held = writer.stats().memory["held"]
         reader.open(handle).release()
         eventually(lambda: out(writer.stats()) == 0)
-        assert writer.stats().memory["held"] < 20 * MIB
+        assert writer.stats().memory["held"] == held - 10 * MIB

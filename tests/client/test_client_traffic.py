@@ -133,3 +133,14 @@ def test_idle_client_is_silent(connect: Connect, sent: list[Any]) -> None:
     for _ in range(50):
         pool.stats()
     assert sent == []
+
+
+def test_of_slots_whose_readers_are_done_the_oldest_is_leased_first(start: Start) -> None:
+    with start().connect() as pool:
+        handles = [lease.publish() for lease in [pool.lease(4 * KIB) for _ in range(7)]]
+        for handle in handles:
+            pool.open(handle).release()
+        again = [lease.publish() for lease in [pool.lease(4 * KIB) for _ in range(7)]]
+        assert [handle.row for handle in again] == [handle.row for handle in handles]
+        for handle in again:
+            pool.discard(handle)

@@ -74,6 +74,16 @@ def test_a_lost_bell_is_found_by_the_sweep_within_a_second(world: World) -> None
     assert world.state(ticket.row) is State.FREE
 
 
+def test_who_asks_for_a_direct_segment_has_the_oldest_looked_at_first(world: World) -> None:
+    ticket, reader = lose_bells(world)
+    reader.release(ticket, ring=False)
+    world.run()
+    assert world.state(ticket.row) is State.PUBLISHED
+    world.client().ask_direct(4096)
+    world.run()
+    assert world.state(ticket.row) is State.FREE
+
+
 def test_the_sweep_backs_off_to_once_a_second(world: World) -> None:
     hand_over(world)
     deadlines = []

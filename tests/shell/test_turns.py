@@ -7,6 +7,7 @@ How long a turn is then, shows `python -m benchmarks hostile`.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 from collections.abc import Callable
@@ -80,6 +81,35 @@ def test_a_turn_handles_so_many_frames_and_two_long_ones(message: Message, most:
     owner = run(flood)
     assert owner.messages == [message] * 200
     assert max(owner.turns) == most
+
+
+def test_a_peer_that_used_its_turn_up_waits_for_the_next() -> None:
+    async def flood(owner: Owner, connection: Connection, theirs: socket.socket) -> None:
+        sending = asyncio.get_running_loop().sock_sendall(
+            theirs, encode_frame(encode(Cancel(1))) * 10 * FRAMES_PER_TURN
+        )
+        await asyncio.gather(sending, owner.until(10 * FRAMES_PER_TURN))
+
+    turns = run(flood).turns
+    full = [at for at, count in enumerate(turns) if count == FRAMES_PER_TURN]
+    assert len(full) >= 9
+    assert sum(later > before + 1 for before, later in itertools.pairwise(full)) > len(full) // 2
+
+
+def test_a_peer_that_dribbles_is_read_less_and_less_often() -> None:
+    reads: list[bytes] = []
+
+    async def dribble(owner: Owner, connection: Connection, theirs: socket.socket) -> None:
+        listen = connection.data_received
+        connection.data_received = lambda data: (reads.append(data), listen(data))[1]  # type: ignore[method-assign]
+        theirs.send((1000).to_bytes(4, "little"))
+        for _ in range(200):
+            theirs.send(b"\x91")
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+    run(dribble)
+    assert 1 <= len(reads) <= 30
 
 
 def test_a_peer_with_many_questions_is_not_listened_to_until_one_is_answered() -> None:
