@@ -103,7 +103,8 @@ def _map_direct(session: Session, row: int, generation: int, nbytes: int) -> Win
         length = page_round(max(nbytes, 1))
         if os.fstat(fd).st_size < length:
             raise StaleHandle(f"the direct segment is shorter than the handle's {nbytes} bytes")
-        return session.windows.make([Piece(fd, 0, length)], READ)
+        # Read once, so as much as is read is faulted in, sixteen pages at a time.
+        return session.windows.make([Piece(fd, 0, length)], READ, populate=False)
     finally:
         os.close(fd)
 

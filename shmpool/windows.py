@@ -68,7 +68,7 @@ class Windows:
             libc.map_over(at, piece.length, protection, piece.fd, piece.offset)
             at += piece.length
         if populate:
-            libc.populate(window, write=protection == WRITE)
+            libc.populate(window)
         return window
 
     def make_sparse(self, fd: int, length: int, protection: int) -> Window:

@@ -440,7 +440,8 @@ class World:
             self.warm.discard(row)
 
     def _remove(self, action: RemoveDirect) -> None:
-        self._assert_unused(action.row, "removed")
+        if generation_of(self.grant(action.row)) == action.generation:  # else a spare's, the row may have another
+            self._assert_unused(action.row, "removed")
         self._remove_direct(action.row, action.generation)
 
     def _remove_direct(self, row: int, generation: int) -> None:
@@ -481,6 +482,10 @@ class World:
             self.warm.update(range(action.row, action.row + action.count))
             return Warmed(action.tier, action.row, action.count)
         if isinstance(action, CreateDirect):
+            spared = 0
+            if action.spare is not None:
+                spared = self.direct.pop((action.spare.row, action.spare.generation))
+                assert spared == action.spare.nbytes, f"{action}: the spare has {spared} bytes"
             if self.fail_on(action) or not self._has_room(action.nbytes):
                 return DirectFailed(action.row, NO_ROOM)
             assert (action.row, action.generation) not in self.direct, f"{action}: the name is taken"

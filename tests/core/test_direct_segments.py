@@ -52,7 +52,10 @@ def test_no_name_is_used_twice(world: World) -> None:
         world.run()
     names = [(action.row, action.generation) for action in world.actions if isinstance(action, CreateDirect)]
     assert len(names) == len(set(names)) == 8
-    assert names == [(action.row, action.generation) for action in world.actions if isinstance(action, RemoveDirect)]
+    world.pass_time(1.0)
+    renamed = [action.spare[:2] for action in world.actions if isinstance(action, CreateDirect) and action.spare]
+    removed = [(action.row, action.generation) for action in world.actions if isinstance(action, RemoveDirect)]
+    assert sorted(renamed + removed) == sorted(names)
 
 
 def test_a_segment_that_was_not_published_is_removed_when_it_is_given_back(world: World) -> None:

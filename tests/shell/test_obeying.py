@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import socket
 import subprocess
@@ -17,12 +18,13 @@ from shell_helpers import Wire, new_pool_id, segments_of
 
 from shmpool.protocol.ledger import FIRST_CELL, ROW_WORDS, grant_word, state_of
 from shmpool.protocol.messages import Query, Topic
+from shmpool.protocol.names import direct_name
 from shmpool.protocol.sizing import KIB, MIB, Sizing, make_tiers
 from shmpool.protocol.states import CellState, State
 from shmpool.system import processes
 from shmpool.system.locks import ByteLocks
 from shmpool.system.processes import start_time
-from shmpoold.core.actions import Action, CloseTicket, CreateDirect, Warm, WatchAdopted
+from shmpoold.core.actions import Action, CloseTicket, CreateDirect, RemoveDirect, Warm, WatchAdopted
 from shmpoold.core.broker import Broker
 from shmpoold.core.events import (
     Connected,
@@ -39,7 +41,7 @@ from shmpoold.core.events import (
 )
 from shmpoold.shell.listener import Admission
 from shmpoold.shell.segments import Access, SegmentStore
-from shmpoold.shell.server import Server
+from shmpoold.shell.server import COOL_SLICE, Server
 
 TIERS = make_tiers(4 * MIB, Sizing(pooled_sizes=(64 * KIB,), chunk_sizes=(64 * KIB,)))
 
@@ -145,6 +147,42 @@ def test_warming_is_answered_later_and_one_for_each_turn(tmp_path: Path) -> None
         assert stage.core.heard[2:] == [Warmed(0, base, 2)]
         await asyncio.sleep(0)
         assert stage.core.heard[3:] == [Warmed(0, base + 2, 1)]
+
+    play(tmp_path, act)
+
+
+def test_a_large_direct_segment_is_removed_in_slices_and_what_comes_next_waits_for_its_room(tmp_path: Path) -> None:
+    async def act(stage: Stage) -> None:
+        row, slices = TIERS[-1].base, 3
+        stage.store.create_direct(row, 1, slices * COOL_SLICE)
+        with open(f"/dev/shm/{direct_name(stage.store.pool_id, row, 1)}", "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, slices * COOL_SLICE)
+        stage.core.script[Ticked] = [RemoveDirect(row, 1), CreateDirect(row, 2, 4096)]
+        stage.server.dispatch(Ticked())
+        turns = 0
+        while stage.core.kinds() == [Ticked]:
+            assert (row, 2) not in stage.store.direct_segments()
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns == slices
+        assert stage.core.kinds() == [Ticked, DirectCreated]
+        assert stage.store.direct_segments() == [(row, 2)]
+
+    play(tmp_path, act)
+
+
+def test_a_segment_that_may_be_mapped_is_never_cut(tmp_path: Path) -> None:
+    async def act(stage: Stage) -> None:
+        row, nbytes = TIERS[-1].base, 2 * COOL_SLICE
+        stage.store.create_direct(row, 1, nbytes)
+        with open(f"/dev/shm/{direct_name(stage.store.pool_id, row, 1)}", "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+            mapped = mmap.mmap(file.fileno(), nbytes)
+        stage.core.script[Ticked] = [RemoveDirect(row, 1, may_be_mapped=True)]
+        stage.server.dispatch(Ticked())
+        assert stage.store.direct_segments() == []
+        assert mapped[-1] == 0  # its page is there
+        mapped.close()
 
     play(tmp_path, act)
 

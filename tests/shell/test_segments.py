@@ -14,6 +14,7 @@ from shmpool.protocol.header import BROKER_PID, MAGIC, header_bytes, ledger_byte
 from shmpool.protocol.names import direct_name, header_name, ledger_name, pool_prefix, tier_name
 from shmpool.protocol.sizing import KIB, MIB, Sizing, make_tiers, rows_of
 from shmpoold.core.broker import format_header
+from shmpoold.core.spares import Spare
 from shmpoold.shell import headroom
 from shmpoold.shell.segments import Access, DamagedPool, SegmentStore
 from shmpoold.shell.untracked import UntrackedSharedMemory
@@ -140,6 +141,85 @@ def test_direct_segment_is_made_unreserved_listed_and_removed(store: SegmentStor
     store.remove_direct(row, 7)
     store.remove_direct(row, 7)
     assert store.direct_segments() == []
+
+
+# --- spares ---------------------------------------------------------------------------------------
+
+
+def spare_of(store: SegmentStore, nbytes: int) -> Spare:
+    """A direct segment with all its pages."""
+    row = TIERS[-1].base
+    store.create_direct(row, 7, nbytes)
+    with open(f"/dev/shm/{direct_name(store.pool_id, row, 7)}", "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, nbytes)
+    return Spare(row, 7, nbytes, 0.0)
+
+
+@pytest.mark.parametrize(("nbytes", "pages"), [(MIB, MIB), (MIB // 2, MIB // 2), (2 * MIB, MIB)])
+def test_a_spare_gets_its_new_name_and_length_and_keeps_its_pages(store: SegmentStore, nbytes: int, pages: int) -> None:
+    spare = spare_of(store, MIB)
+    inode = on_host(direct_name(store.pool_id, spare.row, 7)).st_ino
+    store.create_direct(spare.row + 1, 3, nbytes, spare)
+    name = direct_name(store.pool_id, spare.row + 1, 3)
+    status = on_host(name)
+    assert (status.st_ino, status.st_size, status.st_nlink, held(name)) == (inode, nbytes, 1, pages)
+    assert store.direct_segments() == [(spare.row + 1, 3)]
+
+
+@pytest.mark.parametrize("what", ["gone", "truncated", "extended", "a link"])
+def test_a_spare_that_is_not_as_it_was_left_is_not_used(store: SegmentStore, what: str, tmp_path: Path) -> None:
+    spare = spare_of(store, MIB)
+    path = f"/dev/shm/{direct_name(store.pool_id, spare.row, 7)}"
+    if what in ("truncated", "extended"):
+        os.truncate(path, 0 if what == "truncated" else 2 * MIB)
+    else:
+        os.unlink(path)
+    if what == "a link":
+        (tmp_path / "mine").write_bytes(bytes(MIB))
+        os.symlink(tmp_path / "mine", path)
+    store.create_direct(spare.row, 8, MIB, spare)
+    name = direct_name(store.pool_id, spare.row, 8)
+    assert (on_host(name).st_size, held(name)) == (MIB, 0)
+    assert store.direct_segments() == [(spare.row, 8)]
+
+
+@pytest.mark.parametrize("failing", ["link", "truncate"])
+def test_a_spare_that_cannot_be_used_leaves_nothing(
+    store: SegmentStore, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    spare = spare_of(store, MIB)
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        store.create_direct(spare.row, 8, 2 * MIB, spare)
+    assert store.direct_segments() == []
+
+
+def test_a_spare_does_not_replace_a_squatter(store: SegmentStore) -> None:
+    spare = spare_of(store, MIB)
+    store.create_direct(spare.row, 8, 4096)
+    with pytest.raises(FileExistsError):
+        store.create_direct(spare.row, 8, MIB, spare)
+    assert on_host(direct_name(store.pool_id, spare.row, 8)).st_size == 4096
+    assert store.direct_segments() == [(spare.row, 8)]
+
+
+def test_a_large_segment_is_given_back_in_slices(store: SegmentStore) -> None:
+    spare = spare_of(store, 3 * MIB)
+    name = direct_name(store.pool_id, spare.row, 7)
+    sizes = []
+    while store.shrink_direct(spare.row, 7, MIB):
+        sizes.append((on_host(name).st_size, held(name)))
+    assert sizes == [(2 * MIB, 2 * MIB), (MIB, MIB)]
+    store.remove_direct(spare.row, 7)
+    assert not store.shrink_direct(spare.row, 7, MIB)  # it is gone
+
+
+def test_a_length_without_pages_is_not_worth_slices(store: SegmentStore) -> None:
+    store.create_direct(TIERS[-1].base, 7, 1 << 40)
+    assert not store.shrink_direct(TIERS[-1].base, 7, MIB)
 
 
 def formatted(store: SegmentStore) -> int:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from shmpool.protocol.messages import Message
 
+from .spares import Spare
+
 
 @dataclass(frozen=True, slots=True)
 class Send:
@@ -43,20 +45,24 @@ class Cool:
 
 @dataclass(frozen=True, slots=True)
 class CreateDirect:
-    """Make the direct segment of a row, of *nbytes* bytes (whole pages), with no pages
-    reserved: its writer does that. Answered by DirectCreated or DirectFailed."""
+    """Make the direct segment of a row, of *nbytes* bytes (whole pages): a new one with no
+    pages reserved, which its writer does, or of a *spare* that is there. Answered by
+    DirectCreated or DirectFailed; then there is neither segment nor spare."""
 
     row: int
     generation: int
     nbytes: int
+    spare: Spare | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveDirect:
-    """Unlink the direct segment of a row. No answer; missing is fine."""
+    """Unlink the direct segment of a row. No answer; missing is fine. One that *may_be_mapped*
+    still must keep its length: whoever touched what is cut off would die."""
 
     row: int
     generation: int
+    may_be_mapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ def _set_aside(broker: Broker, tier: Tier, row: int) -> None:
     broker.inventory.maps[tier.index].set_warm(row, 1)
     broker.inventory.quarantined.add(row)
     if tier.kind is TierKind.DIRECT:
-        broker._out.append(RemoveDirect(row, birth_of(broker.rows.link(row))))
+        broker._out.append(RemoveDirect(row, birth_of(broker.rows.link(row)), may_be_mapped=True))
 
 
 def _holding(broker: Broker, tier: Tier, head: int, members: list[int]) -> Holding:

@@ -191,7 +191,8 @@ class Broker:
 
     def next_deadline(self) -> float | None:
         """When `Ticked` is due: the shell's only timer. None: not before another event."""
-        deadlines = [due for due in (self.away.next_probe, self.chores.next_turn) if due is not None]
+        looks = self.away.next_probe, self.chores.next_turn, self.inventory.spares.next_look
+        deadlines = [due for due in looks if due is not None]
         if self.lending.something_freed:
             deadlines.append(0.0)  # the last turn did not get through the line
         if self.lending.line:
@@ -375,8 +376,9 @@ class Broker:
             self.lending.recall_seat(seat)
 
     def free(self, holding: Holding, now: float) -> None:
+        is_read = holding.in_custody and holding.orphaned_at is None
         self.custody.forget(holding)
-        self.inventory.free(holding, now)
+        self.inventory.free(holding, now, is_read=is_read)
         seat = self.seats.taken.get(holding.seat)
         if seat is not None:
             seat.lose(holding.row, holding.nbytes)
@@ -401,6 +403,7 @@ class Broker:
         if self.lending.line and self.lending.next_recall <= now:
             self.lending.recall(now)
             self.lending.something_freed = True  # the host may have room again, too
+        self.inventory.drop_old_spares(now)
         if self._next_cooling <= now:
             lifetime = self.settings.buffer_lifetime
             cooled = self.inventory.cool(COOLED_PER_TURN, now - lifetime)

@@ -72,13 +72,14 @@ def _is_granted(broker: Broker, holding: Holding | None) -> bool:
 
 
 def _check_account(broker: Broker) -> None:
-    """What is held is what the slots and the direct segments say."""
+    """What is held is what the slots, the direct segments and the spares say."""
     inventory = broker.inventory
     held = inventory.overhead + sum(slots.warm * slots.tier.size for slots in inventory.maps)
     direct = broker.tiers[-1]
     granted = (inventory.granted.get(row) for row in range(direct.base, direct.end))
     held += sum(holding.direct_bytes for holding in granted if holding is not None)
     held += sum(holding.direct_bytes for _, holding in broker.lending.creating.values())
+    held += inventory.spares.nbytes
     held += sum(_still_cold(broker, warming.holdings) for warming in set(broker.lending.warming.values()))
     assert held == inventory.held, f"held is {inventory.held}, the slots say {held}"
     assert held <= max(inventory.limit, inventory.overhead, inventory.adopted), f"held {held} of {inventory.limit}"

@@ -28,6 +28,7 @@ from .actions import Action, Cool, CreateDirect, RemoveDirect
 from .rows import Rows
 from .scrubber import Scrubber
 from .slots import SlotMap, Span
+from .spares import Spare, Spares
 
 #: Pages are reserved in slices of at most so many bytes (0.1 ms each), so that warming
 #: does not hold up the loop.
@@ -88,6 +89,8 @@ class Inventory:
         #: Rows that are never given out again: a client wrote nonsense, or the generation ran out.
         self.quarantined: set[int] = set()
         self.scrubber = scrubber
+        #: A segment that is used again shows the next user what the last one wrote.
+        self.spares = Spares(limit, is_on=not scrubber.is_on)
         self._emit = emit
 
     def tier_of(self, row: int) -> Tier:
@@ -168,18 +171,30 @@ class Inventory:
 
     def take_direct(self, nbytes: int) -> Holding | None:
         """A row for a direct segment, its memory reserved from the cap; asks the shell to
-        make the segment."""
+        make the segment, of a spare where there is one. `direct_made` when it has."""
         tier = self.tiers[-1]
         size = page_round(max(nbytes, 1))
         holding = self.take_ready(tier, 1)
         if holding is None:
             return None
-        if not self.reserve(size):
+        spare = self.spares.take(size)
+        if spare is not None:
+            self.held -= spare.nbytes
+        # A spare has all of its pages until it is cut to size.
+        holding.direct_bytes = size if spare is None else max(size, spare.nbytes)
+        if not self.reserve(holding.direct_bytes):
             self.maps[tier.index].put_back(holding.row, 1)
+            if spare is not None:
+                self._emit(RemoveDirect(spare.row, spare.generation))
             return None
-        holding.direct_bytes = size
-        self._emit(CreateDirect(holding.row, generation_of(self.rows.grant(holding.row)), size))
+        self._emit(CreateDirect(holding.row, generation_of(self.rows.grant(holding.row)), size, spare))
         return holding
+
+    def direct_made(self, holding: Holding, nbytes: int) -> None:
+        """The segment is there, and has the size that was asked for."""
+        size = page_round(max(nbytes, 1))
+        self.held -= holding.direct_bytes - size
+        holding.direct_bytes = size
 
     def reserve(self, nbytes: int) -> bool:
         """Count *nbytes* as held, cooling idle slots to make room; False if it cannot be."""
@@ -222,14 +237,20 @@ class Inventory:
             slots.give(row, count, now)
 
     def cool(self, nbytes: int, idle_since: float) -> int:
-        """Cool ready slots unused since *idle_since* until *nbytes* bytes came back, from
-        the tiers that have most to spare. Returns the bytes that did."""
+        """Give up spares, then cool ready slots, both unused since *idle_since*, until *nbytes*
+        bytes came back; slots from the tiers that have most of them. Returns the bytes that did."""
         cooled = 0
-        spare = sorted(
+        spares = self.spares.idle_since(idle_since)
+        while cooled < nbytes and (spare := next(spares, None)):
+            self._drop(spare)
+            cooled += spare.nbytes
+        tiers = sorted(
             (slots for slots in self.maps if slots.tier.kind is not TierKind.DIRECT),
             key=lambda slots: -slots.ready * slots.tier.size,
         )
-        for slots in spare:
+        for slots in tiers:
+            if cooled >= nbytes:
+                break
             most = -(-(nbytes - cooled) // slots.tier.size)
             for row, count in list(slots.coolable(most, idle_since)):
                 slots.take(row, count)
@@ -239,9 +260,16 @@ class Inventory:
                 self._cool(slots, row, count)
                 cooled += count * slots.tier.size
                 self.held -= count * slots.tier.size
-            if cooled >= nbytes:
-                break
         return cooled
+
+    def drop_old_spares(self, now: float) -> None:
+        """Remove the spares that nobody had a use for."""
+        for spare in self.spares.old(now):
+            self._drop(spare)
+
+    def _drop(self, spare: Spare) -> None:
+        self.held -= spare.nbytes
+        self._emit(RemoveDirect(spare.row, spare.generation))
 
     def scrub(self, holding: Holding) -> None:
         """Let a taken holding go cold, so that it is warmed with new pages; its memory stays
@@ -283,12 +311,15 @@ class Inventory:
         self.scrubber.note(holding.spans, uid)
         self.granted[head] = holding
 
-    def free(self, holding: Holding, now: float) -> None:
-        """End a holding that nobody may use any more: the head first, which commits it."""
+    def free(self, holding: Holding, now: float, *, is_read: bool = False) -> None:
+        """End a holding that nobody may use any more: the head first, which commits it. A
+        direct segment that *is_read*, its publisher alive, may become a spare."""
         head = holding.row
         generation = self.rows.move(head, State.FREE)
         del self.granted[head]
-        if holding.tier.kind is TierKind.DIRECT:
+        if holding.tier.kind is TierKind.DIRECT and not (
+            is_read and self.spares.keep(head, holding.birth, holding.direct_bytes, now)
+        ):
             self.held -= holding.direct_bytes
             self._emit(RemoveDirect(head, holding.birth))
         for row, count in holding.spans:
@@ -317,7 +348,7 @@ class Inventory:
         self.granted.pop(holding.row, None)
         if holding.tier.kind is TierKind.DIRECT:
             self.held -= holding.direct_bytes
-            self._emit(RemoveDirect(holding.row, holding.birth))
+            self._emit(RemoveDirect(holding.row, holding.birth, may_be_mapped=True))
         self.quarantined.update(at for row, count in holding.spans for at in range(row, row + count))
 
     def give(self, tier: Tier, row: int, generation: int, now: float) -> None:

@@ -92,6 +92,7 @@ class Lending:
     def direct(self, connection: int, seat: Seat, message: Direct, now: float) -> str | None:
         """Somebody asks for a direct segment. Returns what is wrong with the message."""
         nbytes = max(message.nbytes, 1)
+        self.inventory.spares.note_request(now)
         request = Request(connection, seat.number, message.request, self.tiers[-1], 1, 1, nbytes, message.queue, now)
         return self._ask(request, now)
 
@@ -242,6 +243,7 @@ class Lending:
     def on_direct_created(self, event: DirectCreated, now: float) -> None:
         """A direct segment is there."""
         request, holding = self.creating.pop(event.row)
+        self.inventory.direct_made(holding, request.nbytes)
         self._grant_or_free(request, holding, now)
 
     def _grant_or_free(self, request: Request, holding: Holding, now: float) -> None:

@@ -96,7 +96,8 @@ def stats(broker: Broker) -> Report:
             "overhead": broker.inventory.overhead,
             "payload": census.payload,
             "by_state": {
-                "free": sum(slots.ready * slots.tier.size for slots in broker.inventory.maps),
+                "free": broker.inventory.spares.nbytes
+                + sum(slots.ready * slots.tier.size for slots in broker.inventory.maps),
                 **{state.name.lower(): census.bytes[state] for state in (State.IDLE, State.LEASED, State.PUBLISHED)},
             },
         },
@@ -184,7 +185,7 @@ def _tier(broker: Broker, tier: Tier, census: _Census) -> dict[str, Any]:
         "size": tier.size,
         "kind": tier.kind.name.lower(),
         "capacity": tier.capacity,
-        "warm": slots.warm if tier.size else idle + leased + published,
+        "warm": slots.warm if tier.size else idle + leased + published + len(broker.inventory.spares),
         "free": slots.ready,
         "idle": idle,
         "leased": leased,

@@ -1,7 +1,7 @@
 """Scrubbing, where the configuration asks for it: a slot that moves between users gets new
 pages, which read as zeros, before it is granted. The broker touches no payload for that.
 
-Covers slots and chunks; direct segments are always new. Not covered: what one user's own
+Covers slots and chunks; direct segments are always new then, no spares are kept. Not covered: what one user's own
 processes leave for each other.
 """
 

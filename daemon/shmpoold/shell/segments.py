@@ -25,8 +25,9 @@ from shmpool.protocol.names import (
 )
 from shmpool.protocol.sizing import Tier, TierKind, format_bytes, rows_of
 
+from ..core.spares import Spare
 from . import headroom
-from .untracked import SHM_DIR, UntrackedSharedMemory, unlink_segment
+from .untracked import SHM_DIR, UntrackedSharedMemory, is_own, unlink_segment
 
 
 class DamagedPool(Exception):
@@ -174,10 +175,12 @@ class SegmentStore:
         segment.cool(offset, nbytes)
         self._uncooled.discard(rows)
 
-    def create_direct(self, row: int, generation: int, nbytes: int) -> None:
-        """Make the direct segment of a row, without reserving its pages. Raises OSError,
-        and then it does not exist."""
+    def create_direct(self, row: int, generation: int, nbytes: int, spare: Spare | None = None) -> None:
+        """Make the direct segment of a row, without reserving its pages, or of a spare, with
+        those that it has. Raises OSError, and then there is neither."""
         name = direct_name(self.pool_id, row, generation)
+        if spare is not None and self._rename(spare, name, nbytes):
+            return
         segment = UntrackedSharedMemory(name, nbytes)
         try:
             segment.secure(self.access.write_mode, self.access.gid)
@@ -187,9 +190,42 @@ class SegmentStore:
         finally:
             segment.close()
 
+    def _rename(self, spare: Spare, name: str, nbytes: int) -> bool:
+        """Give a spare another name and length; False when it is not what we kept any more, and
+        then it is removed."""
+        path, old_name = f"{SHM_DIR}/{name}", direct_name(self.pool_id, spare.row, spare.generation)
+        try:
+            if not is_own(os.stat(f"{SHM_DIR}/{old_name}", follow_symlinks=False), spare.nbytes):
+                return False
+            os.link(f"{SHM_DIR}/{old_name}", path, follow_symlinks=False)  # rename would replace a squatter's file
+            if nbytes != spare.nbytes:
+                try:
+                    os.truncate(path, nbytes)
+                except BaseException:
+                    unlink_segment(name)
+                    raise
+        except FileNotFoundError:
+            return False
+        finally:
+            unlink_segment(old_name)
+        return True
+
     def remove_direct(self, row: int, generation: int) -> None:
         """Unlink the direct segment of a row; missing is fine."""
         unlink_segment(direct_name(self.pool_id, row, generation))
+
+    def shrink_direct(self, row: int, generation: int, nbytes: int) -> bool:
+        """Give some *nbytes* bytes of a direct segment that nobody uses back to the host; False
+        when it has no more than that left, or is missing."""
+        path = f"{SHM_DIR}/{direct_name(self.pool_id, row, generation)}"
+        try:
+            status = os.stat(path, follow_symlinks=False)
+            if not is_own(status, status.st_size) or 512 * status.st_blocks <= nbytes or status.st_size <= nbytes:
+                return False
+            os.truncate(path, status.st_size - nbytes)
+        except FileNotFoundError:
+            return False
+        return True
 
     def direct_segments(self) -> list[tuple[int, int]]:
         """(row, generation) of the direct segments that exist."""

@@ -59,6 +59,9 @@ from .watches import Watches
 SPARE_CONNECTIONS: Final = 64
 #: Pages are given back in slices of at most so many bytes (0.5 ms each).
 COOL_SLICE: Final = 4 * MIB
+
+#: What takes time by the byte.
+MemoryAction = Warm | Cool | CreateDirect | RemoveDirect
 #: The timer never fires more often than this (seconds), and not so soon after an error.
 SHORTEST_TICK: Final = 0.001
 TICK_AFTER_ERROR: Final = 1.0
@@ -82,7 +85,7 @@ class Server:
         self._events: deque[Event] = deque()
         self._is_dispatching = False
         self._is_stopped = False
-        self._memory: deque[Warm | Cool | CreateDirect] = deque()
+        self._memory: deque[MemoryAction] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._no_tick_before = 0.0
@@ -93,7 +96,7 @@ class Server:
             Warm: self._in_turn,
             Cool: self._cool,
             CreateDirect: self._make_room_and_create,
-            RemoveDirect: lambda action: store.remove_direct(action.row, action.generation),
+            RemoveDirect: self._remove_direct,
             WatchConnected: self._watch_connected,
             WatchAdopted: lambda action: self._watches.adopt(action.seat, action.pid, action.start_time),
             ProbeSeat: lambda action: self._watches.probe(action.seat),
@@ -263,7 +266,7 @@ class Server:
 
     # --- memory and processes ------------------------------------------------------------------------
 
-    def _in_turn(self, action: Warm | Cool | CreateDirect) -> None:
+    def _in_turn(self, action: MemoryAction) -> None:
         """In a later turn of the loop, and one for each turn: others come between. In the
         order that the core gave: what is warmed again or made anew finds its room."""
         self._memory.append(action)
@@ -284,6 +287,9 @@ class Server:
             event = self._warm(action)
         elif isinstance(action, Cool):
             self._carry_out_cooling(action)
+        elif isinstance(action, RemoveDirect) and self._remove_some(action):
+            self._loop.call_soon(self._do_one)  # it stays the first: what waits needs its room
+            return
         self._memory.popleft()
         if self._memory:
             self._loop.call_soon(self._do_one)
@@ -308,19 +314,35 @@ class Server:
 
     def _make_room_and_create(self, action: CreateDirect) -> None:
         """At once, unless pages that it may need are still to be given back."""
-        if any(type(earlier) is Cool for earlier in self._memory):
+        if any(isinstance(earlier, Cool | RemoveDirect) for earlier in self._memory):
             self._in_turn(action)
         else:
             self._create_direct(action)
 
     def _create_direct(self, action: CreateDirect) -> None:
         try:
-            self._store.create_direct(action.row, action.generation, action.nbytes)
+            self._store.create_direct(action.row, action.generation, action.nbytes, action.spare)
         except Exception as error:
             log.warning("making a direct segment failed: %s", error)
             self.dispatch(DirectFailed(action.row, _reason(error)))
         else:
             self.dispatch(DirectCreated(action.row))
+
+    def _remove_direct(self, action: RemoveDirect) -> None:
+        """At once, a large one in slices."""
+        if self._remove_some(action):
+            self._in_turn(action)
+
+    def _remove_some(self, action: RemoveDirect) -> bool:
+        """Whether more of it is left."""
+        row, generation = action.row, action.generation
+        try:
+            if not action.may_be_mapped and self._store.shrink_direct(row, generation, COOL_SLICE):
+                return True
+            self._store.remove_direct(row, generation)
+        except OSError as error:
+            log.warning("a direct segment stays until the pool is removed: %s", error)
+        return False
 
     def _watch_connected(self, action: WatchConnected) -> None:
         self._watches.watch(action.seat, self._connections[action.connection].take_pidfd())

@@ -76,8 +76,7 @@ class UntrackedSharedMemory(SharedMemory):
 
     def is_own(self, nbytes: int) -> bool:
         """Whether it is a plain file of this user's and has exactly *nbytes* bytes."""
-        status = os.fstat(self._fd)
-        return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_size == nbytes
+        return is_own(os.fstat(self._fd), nbytes)
 
     def cool(self, offset: int, nbytes: int) -> None:
         """Give the pages of a range back to the host; they read as zeros from then on."""
@@ -88,6 +87,11 @@ class UntrackedSharedMemory(SharedMemory):
         """Remove the name; fine when it is missing already."""
         if self._may_unlink:
             unlink_segment(self._name.lstrip("/"))
+
+
+def is_own(status: os.stat_result, nbytes: int) -> bool:
+    """Whether it is of a plain file of this user's with exactly *nbytes* bytes."""
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_size == nbytes
 
 
 def unlink_segment(name: str) -> bool:

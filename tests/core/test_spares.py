@@ -1,0 +1,211 @@
+"""Spares: what is kept of a steady producer's direct segments, and for how long."""
+
+from __future__ import annotations
+
+import pytest
+from harness import Client, World, small_settings
+
+from shmpool.protocol.ledger import grant_word
+from shmpool.protocol.messages import Return
+from shmpool.protocol.sizing import KIB
+from shmpool.protocol.states import State
+from shmpoold.core.actions import CreateDirect, RemoveDirect
+from shmpoold.core.spares import LIFETIME, MOST, SHARE, Spares
+
+
+@pytest.fixture
+def world(world: World) -> World:
+    world.keep_actions = True
+    return world
+
+
+def hand_over(world: World, producer: Client, reader: Client, *sizes: int) -> None:
+    """Objects one after the other, each segment asked for before the last one is done."""
+    tickets = []
+    for size in sizes:
+        world.now += 0.001
+        tickets += producer.publish(producer.get_direct(size))
+        world.run()
+        if len(tickets) > 1:
+            read(world, reader, tickets.pop(0))
+    read(world, reader, tickets.pop())
+
+
+def read(world: World, reader: Client, ticket) -> None:
+    assert reader.open(ticket)
+    reader.release(ticket)
+    world.run()
+
+
+def made(world: World) -> list[CreateDirect]:
+    return [action for action in world.actions if isinstance(action, CreateDirect)]
+
+
+def test_a_steady_producer_gets_its_segments_back_under_new_names(world: World) -> None:
+    hand_over(world, world.client(), world.client(), *[8 * KIB] * 8)
+    spares = [action.spare for action in made(world)]
+    assert spares[:2] == [None, None]
+    assert all(spare is not None and spare.nbytes == 8 * KIB for spare in spares[2:])
+    names = [(action.row, action.generation) for action in made(world)]
+    assert len(set(names)) == len(names)
+    assert [(spare.row, spare.generation) for spare in spares[2:]] == names[:6]
+
+
+def test_another_size_gets_one_that_is_cut_or_extended(world: World) -> None:
+    hand_over(world, world.client(), world.client(), 8 * KIB, 8 * KIB, 12 * KIB, 8 * KIB, 8 * KIB)
+    assert [action.spare.nbytes for action in made(world) if action.spare] == [8 * KIB, 8 * KIB, 12 * KIB]
+    assert world.broker.inventory.spares.nbytes == sum(world.direct.values())
+
+
+def test_what_nobody_has_a_use_for_goes_soon(world: World) -> None:
+    hand_over(world, world.client(), world.client(), *[8 * KIB] * 4)
+    spares = world.broker.inventory.spares
+    assert spares.nbytes == sum(world.direct.values()) > 0
+    assert world.broker.inventory.held == world.overhead + spares.nbytes
+    world.pass_time(2 * LIFETIME)
+    assert world.direct == {}
+    assert (len(spares), spares.nbytes, spares.next_look) == (0, 0, None)
+    assert world.broker.inventory.held == world.overhead
+
+
+def test_what_does_not_follow_another_is_not_kept(world: World) -> None:
+    producer, reader = world.client(), world.client()
+    for _ in range(3):
+        (ticket,) = producer.publish(producer.get_direct(8 * KIB))
+        read(world, reader, ticket)
+        assert world.direct == {}
+        world.now += LIFETIME
+
+
+@pytest.mark.parametrize("how", ["unpublished", "of a dead writer", "of a dead publisher"])
+def test_what_was_not_passed_on_is_not_kept(world: World, how: str) -> None:
+    producer, reader = world.client(), world.client()
+    slots = [producer.lease(producer.get_direct(8 * KIB)) for _ in range(2)]
+    if how == "unpublished":
+        for slot in slots:
+            producer.put_back(slot)
+    elif how == "of a dead writer":
+        producer.die()
+    else:
+        tickets = [producer.publish(slot)[0] for slot in slots]
+        producer.die()
+        world.run()
+        for ticket in tickets:
+            read(world, reader, ticket)
+    world.run()
+    assert world.direct == {}
+
+
+def test_memory_that_is_needed_is_taken_from_spares_before_slots(world: World) -> None:
+    producer, reader = world.client(), world.client()
+    producer.give_back(*producer.get(count=4))
+    hand_over(world, producer, reader, *[8 * KIB] * 4)
+    warm = world.broker.inventory.maps[0].warm
+    inventory = world.broker.inventory
+    assert warm and len(inventory.spares)
+    producer.get_direct(inventory.room + inventory.spares.nbytes)
+    assert len(inventory.spares) == 0
+    assert inventory.maps[0].warm == warm
+
+
+def test_who_waits_gets_what_would_be_a_spare(world: World) -> None:
+    producer, other = world.client(), world.client()
+    size = (world.settings.memory_limit - world.overhead) // 16 // 4096 * 4096
+    tickets = [producer.publish(producer.get_direct(size))[0] for _ in range(16)]
+    other.ask_direct(size)
+    world.run()
+    assert other.ready == []
+    read(world, other, tickets[0])
+    assert len(other.ready) == 1
+    assert made(world)[-1].spare is not None
+
+
+def test_with_scrubbing_nothing_is_kept(make_world: type[World]) -> None:
+    world = make_world(small_settings(scrub=True))
+    world.keep_actions = True
+    hand_over(world, world.client(), world.client(), *[8 * KIB] * 4)
+    assert world.direct == {}
+    assert all(action.spare is None for action in made(world))
+
+
+def test_a_spare_that_cannot_be_used_costs_nothing_and_a_new_one_serves(world: World) -> None:
+    producer, reader = world.client(), world.client()
+    hand_over(world, producer, reader, *[8 * KIB] * 4)
+    world.fail_on = lambda action: isinstance(action, CreateDirect) and action.spare is not None
+    slot = producer.get_direct(8 * KIB)
+    assert [action.spare is None for action in made(world)[-2:]] == [False, True]
+    assert world.direct == {(slot.row, slot.generation): 8 * KIB}
+    assert world.broker.inventory.held == world.overhead + 8 * KIB
+
+
+def test_a_restart_removes_them(world: World) -> None:
+    hand_over(world, world.client(), world.client(), *[8 * KIB] * 4)
+    assert world.direct
+    world.restart()
+    world.run()
+    assert world.direct == {}
+    assert world.broker.inventory.held == world.overhead
+
+
+def test_what_may_still_be_mapped_is_neither_kept_nor_cut(make_world: type[World]) -> None:
+    world = make_world(check_every=0)
+    world.keep_actions = True
+    client = world.client()
+    slot = client.get_direct(8 * KIB)
+    world.now += 0.001
+    client.get_direct(8 * KIB)
+    # Given back with the generation that it was granted with: whose it is now, nobody can tell.
+    world.store(slot.row, grant_word(slot.generation, State.RETURNED, 0))
+    client.send(Return([slot.row]))
+    client.die()
+    world.run()
+    removed = [action for action in world.actions if isinstance(action, RemoveDirect)]
+    assert [action.may_be_mapped for action in removed if action.row == slot.row] == [True]
+    assert len(world.broker.inventory.spares) == 0
+
+
+# --- what is chosen ------------------------------------------------------------------------------
+
+
+def kept(*sizes: int, limit: int = 1 << 30) -> Spares:
+    spares = Spares(limit, is_on=True)
+    spares.note_request(1.0)
+    spares.note_request(1.0)
+    for row, size in enumerate(sizes):
+        spares.keep(row, 1, size, 1.1)
+    return spares
+
+
+@pytest.mark.parametrize(
+    ("sizes", "asked", "taken"),
+    [
+        ((8192, 16384, 12288), 12288, 12288),
+        ((8192, 16384), 12288, 16384),
+        ((4096, 8192), 12288, 8192),
+        ((32768,), 12288, None),  # cutting most of it off costs more than new pages
+        ((24576,), 12288, 24576),
+        ((), 4096, None),
+    ],
+)
+def test_the_best_fitting_is_taken(sizes: tuple[int, ...], asked: int, taken: int | None) -> None:
+    spares = kept(*sizes)
+    spare = spares.take(asked)
+    assert (spare.nbytes if spare else None) == taken
+    assert spares.nbytes == sum(sizes) - (taken or 0)
+
+
+def test_they_never_hold_more_than_their_share() -> None:
+    limit = 1 << 20
+    spares = kept(*[limit // 16] * 8, limit=limit)
+    assert spares.nbytes == limit * SHARE
+    assert len(kept(*[4096] * (MOST + 1))) == MOST
+
+
+def test_the_oldest_goes_first() -> None:
+    spares = Spares(1 << 30, is_on=True)
+    for moment in (1.0, 2.0, 3.0):
+        spares.note_request(moment)
+        spares.note_request(moment)
+        assert spares.keep(int(moment), 1, 4096, moment + 0.1)
+    assert [spare.row for spare in spares.idle_since(2.2)] == [1, 2]
+    assert len(spares) == 1
