@@ -56,6 +56,8 @@ class Bells:
 
     def take(self) -> list[Bell]:
         """The messages that ring them all. By any thread."""
+        if not self._rows:
+            return []
         rows = set()
         with suppress(IndexError):
             while True:

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 import warnings
+from typing import Final
 
 from . import lost
 from .ahead import Ahead
@@ -42,6 +43,10 @@ from .protocol.states import State
 from .requests import Requests
 from .windows import WRITE, Window
 
+#: Slots that were returned whose records and windows are kept: they may be granted again.
+#: Each window is a map of the kernel's.
+MAX_RETIRED: Final = 2048
+
 
 class Session(Mapping):
     """One seat. Thread-safe; over after a fork (`is_over`), in the child only."""
@@ -67,6 +72,9 @@ class Session(Mapping):
         self.helper_stands_aside = False
         #: Every slot whose custodian is this seat, by its head's row.
         self._owned: dict[int, Slot] = {}
+        #: Slots that were ours, by row. Making a window anew costs as much as all else that a
+        #: client does for a grant.
+        self._retired: dict[int, Slot] = {}
         #: For rows that say IDLE: to know one and to give one back exclude each other. No
         #: finalizer takes it: what they pass on is LEASED or PUBLISHED.
         self._owned_lock = threading.Lock()
@@ -201,15 +209,24 @@ class Session(Mapping):
         if self.barrier:
             self.barrier()
         for slot in slots:
-            slot.window = None
             if self.words[slot.word] & GENERATION_FIELD == slot.base:
                 slot.base += ONE_GENERATION  # granted or released, and not used since
             with self._owned_lock:  # a row that is forgotten and still IDLE looks like a lost grant
                 self._owned.pop(slot.row, None)
+                self._retire(slot)
                 self.words[slot.word] = slot.base | returned
         rows = [slot.row for slot in slots]
         for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE):
             self.send(Return(rows[at : at + MAX_ROWS_PER_MESSAGE]))
+
+    def _retire(self, slot: Slot) -> None:
+        """Keep what a slot is seen through, unless a user has a view of it."""
+        if slot.window is None or slot.has_views:
+            slot.window = None
+            return
+        if len(self._retired) >= MAX_RETIRED:
+            del self._retired[next(iter(self._retired))]
+        self._retired[slot.row] = slot
 
     def pass_on(self, slot: Slot, state: State) -> None:
         """Make the broker the custodian of one row by one store, and have it look soon. Takes no
@@ -285,6 +302,10 @@ class Session(Mapping):
         return slot
 
     def _make_slot(self, row: int, base: int) -> Slot:
+        known = self._retired.pop(row, None)
+        if known is not None and (known.tier.kind is TierKind.POOLED or known.spans == self.spans_of(row)):
+            known.base = base
+            return known
         tier, spans = self.tier_of(row), self.spans_of(row)
         if tier.kind is TierKind.DIRECT:
             return DirectSlot(self, tier, spans, nbytes_of(self.words[row * ROW_WORDS + EXTENT]), base)
@@ -413,6 +434,7 @@ class Session(Mapping):
     def close_descriptors(self) -> None:
         """Close what this session has open. Once."""
         self.lose_connection()
+        self._retired.clear()
         self.unmap()
         self.requests.close()
         os.close(self.wakeup)
