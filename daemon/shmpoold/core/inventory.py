@@ -102,6 +102,11 @@ class Inventory:
         """Bytes that may still be reserved."""
         return self.limit - self.held
 
+    @property
+    def has_ready(self) -> bool:
+        """Whether any slot or chunk is warm and nobody's: something that may be cooled."""
+        return any(slots.has_ready for slots in self.maps[:-1])
+
     def open_direct_rows(self) -> None:
         """Make the rows of direct segments grantable: they have no pages of their own."""
         tier = self.tiers[-1]
