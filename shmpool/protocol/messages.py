@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -26,7 +27,9 @@ MAX_BLOB: Final = 48 * 1024
 U32: Final = (1 << 32) - 1
 U64: Final = (1 << 64) - 1
 
-Check = Callable[[Any], bool]
+Check = str
+"""What holds for a sound value: an expression with ``{0}`` in the value's place. The checks
+of a kind are compiled into one function, since every message goes through it on both sides."""
 
 
 class MessageError(ValueError):
@@ -53,22 +56,12 @@ class Topic(IntEnum):
 
 def integer(low: int, high: int) -> Check:
     """An int (no bool) within bounds, both included."""
-    return lambda value: type(value) is int and low <= value <= high
+    return f"type({{0}}) is int and {low} <= {{0}} <= {high}"
 
 
 def text(longest: int) -> Check:
     """A str of at most so many characters."""
-    return lambda value: type(value) is str and len(value) <= longest
-
-
-def blob(value: Any) -> bool:
-    """Bytes, at most MAX_BLOB."""
-    return type(value) is bytes and len(value) <= MAX_BLOB
-
-
-def boolean(value: Any) -> bool:
-    """A bool."""
-    return type(value) is bool
+    return f"type({{0}}) is str and len({{0}}) <= {longest}"
 
 
 def row_list(value: Any) -> bool:
@@ -84,28 +77,36 @@ def row_list(value: Any) -> bool:
 
 def thresholds(value: Any) -> bool:
     """The medium, large and very-large threshold."""
-    return type(value) is list and len(value) == 3 and all(map(integer(1, MAX_NBYTES), value))
+    return type(value) is list and len(value) == 3 and all(_is_integer(nbytes, 1, MAX_NBYTES) for nbytes in value)
 
 
 def tier_list(value: Any) -> bool:
     """The tiers as [kind, size, base, capacity]."""
-    kinds, nbytes, rows = integer(0, max(TierKind)), integer(0, MAX_NBYTES), integer(1, MAX_ROWS)
     return (
         type(value) is list
         and 0 < len(value) <= MAX_TIERS
         and all(
             type(tier) is list
             and len(tier) == 4
-            and kinds(tier[0])
-            and nbytes(tier[1])
-            and rows(tier[2])
-            and rows(tier[3])
+            and _is_integer(tier[0], 0, max(TierKind))
+            and _is_integer(tier[1], 0, MAX_NBYTES)
+            and _is_integer(tier[2], 1, MAX_ROWS)
+            and _is_integer(tier[3], 1, MAX_ROWS)
             for tier in value
         )
     )
 
 
+def _is_integer(value: Any, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
 REQUEST: Final = integer(1, U32)
+BOOLEAN: Final = "type({0}) is bool"
+BLOB: Final = f"type({{0}}) is bytes and len({{0}}) <= {MAX_BLOB}"
+ROWS: Final = "row_list({0})"
+TIERS: Final = "tier_list({0})"
+THRESHOLDS: Final = "thresholds({0})"
 
 # --- client to broker ----------------------------------------------------------------------
 
@@ -243,20 +244,20 @@ SCHEMA: Final[dict[int, tuple[Callable[..., Message], tuple[Check, ...]]]] = {
     1: (Hello, (text(16), integer(0, U32), integer(0, max(Role)), integer(0, U64), integer(0, U64),
                 integer(0, MAX_SEATS))),
     2: (Refill, (REQUEST, integer(0, MAX_TIERS - 1), integer(1, MAX_CHUNKS),
-                 integer(1, MAX_ROWS_PER_MESSAGE), boolean)),
-    3: (Direct, (REQUEST, integer(0, MAX_NBYTES), boolean)),
+                 integer(1, MAX_ROWS_PER_MESSAGE), BOOLEAN)),
+    3: (Direct, (REQUEST, integer(0, MAX_NBYTES), BOOLEAN)),
     4: (Cancel, (REQUEST,)),
-    5: (Return, (row_list,)),
-    6: (Bell, (row_list,)),
+    5: (Return, (ROWS,)),
+    6: (Bell, (ROWS,)),
     7: (Query, (REQUEST, integer(0, max(Topic)))),
     8: (Goodbye, ()),
-    16: (Welcome, (integer(0, U32), integer(1, U64), integer(1, U64), integer(0, MAX_SEATS), boolean,
-                   tier_list, integer(1, MAX_SEATS), thresholds, integer(1, U64), _MILLISECONDS,
-                   integer(0, U64), _MILLISECONDS, boolean, text(MAX_TEXT))),
-    17: (Grant, (REQUEST, row_list)),
+    16: (Welcome, (integer(0, U32), integer(1, U64), integer(1, U64), integer(0, MAX_SEATS), BOOLEAN,
+                   TIERS, integer(1, MAX_SEATS), THRESHOLDS, integer(1, U64), _MILLISECONDS,
+                   integer(0, U64), _MILLISECONDS, BOOLEAN, text(MAX_TEXT))),
+    17: (Grant, (REQUEST, ROWS)),
     18: (Refusal, (REQUEST, _CODE, text(MAX_TEXT))),
     19: (Recall, ()),
-    20: (Answer, (REQUEST, boolean, blob)),
+    20: (Answer, (REQUEST, BOOLEAN, BLOB)),
     21: (Fault, (_CODE, text(MAX_TEXT))),
 }  # fmt: skip
 
@@ -273,9 +274,11 @@ _FAILURES: Final = (
 def encode(message: Message) -> bytes:
     """The message's body, without framing. It is checked like a peer's would be, so that
     a mistake shows on the side that made it."""
-    kind = KINDS[type(message)]
-    values = [int(value) if isinstance(value, IntEnum) else value for value in message]
-    _check(kind, values)
+    kind, values = KINDS[type(message)], list(message)
+    if not _checker(kind)(*values):  # a code or a topic may have come as its enumeration's
+        values = [int(value) if isinstance(value, IntEnum) else value for value in message]
+        if not _checker(kind)(*values):
+            raise _fault(kind, values)
     try:
         return msgpack.packb([kind, *values])
     except UnicodeEncodeError as error:
@@ -297,19 +300,34 @@ def decode(body: bytes, allowed: frozenset[int]) -> Message:
     kind, values = fields[0], fields[1:]
     if kind not in allowed:
         raise MessageError(f"kind {kind} is not one that this side accepts")
-    _check(kind, values)
-    return SCHEMA[kind][0](*values)
-
-
-def _check(kind: int, values: list[Any]) -> None:
     cls, checks = SCHEMA[kind]
     if len(values) != len(checks):
         raise MessageError(f"{_name(cls)} has {len(checks)} fields, this one has {len(values)}")
-    for check, value in zip(checks, values):  # noqa: B905  # of one length
-        if not check(value):
-            index = next(at for at, is_sound in enumerate(checks) if not is_sound(values[at]))
-            field = cls._fields[index]  # type: ignore[attr-defined]
-            raise MessageError(f"{_name(cls)}.{field} may not be {_shown(value)}")
+    if not _checker(kind)(*values):
+        raise _fault(kind, values)
+    return cls(*values)
+
+
+@cache
+def _checker(kind: int) -> Callable[..., bool]:
+    """Whether the values of a message's fields are sound."""
+    return _compiled(SCHEMA[kind][1])
+
+
+@cache
+def _compiled(checks: tuple[Check, ...]) -> Callable[..., bool]:
+    names = [f"field_{at}" for at in range(len(checks))]
+    conditions = " and ".join(check.format(name) for check, name in zip(checks, names, strict=True))
+    is_sound: Callable[..., bool] = eval(f"lambda {', '.join(names)}: {conditions or True}", globals())
+    return is_sound
+
+
+def _fault(kind: int, values: list[Any]) -> MessageError:
+    """Says which of the values is not sound."""
+    cls, checks = SCHEMA[kind]
+    index = next(at for at, check in enumerate(checks) if not _compiled((check,))(values[at]))
+    field = cls._fields[index]  # type: ignore[attr-defined]
+    return MessageError(f"{_name(cls)}.{field} may not be {_shown(values[index])}")
 
 
 def _name(cls: Callable[..., Message]) -> str:
