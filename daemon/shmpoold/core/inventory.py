@@ -124,8 +124,7 @@ class Inventory:
     def take_ready(self, tier: Tier, chunks: int) -> Holding | None:
         """A slot or a contiguous run that is warm and nobody's."""
         slots = self.maps[tier.index]
-        while (row := slots.find_ready(chunks)) is not None:
-            slots.take(row, chunks)
+        while (row := slots.take_ready(chunks)) is not None:
             is_free_slot = chunks == 1 and self.rows.grant(row) & ~GENERATION_FIELD == WARM
             if is_free_slot or self._are_sound(slots, [(row, chunks)]):
                 return Holding(row, tier, ((row, chunks),))
