@@ -114,7 +114,7 @@ class Server:
             gc.enable()
             self._is_dispatching = False
         if self._events:
-            self._drain(self._events.popleft())
+            self.dispatch(self._events.popleft())
         self._carry_out(self._core.finish_chores(self._loop.time()))
 
     def serve(self, sock: socket.socket, admission: Admission) -> None:
@@ -159,11 +159,7 @@ class Server:
             return
         if self._is_dispatching:
             self._events.append(event)
-        else:
-            self._drain(event)
-
-    def _drain(self, event: Event) -> None:
-        """Handle an event, then what has come meanwhile."""
+            return
         self._is_dispatching = True
         try:
             self._step(event)
