@@ -42,6 +42,14 @@ class FrameDecoder:
         """Whether a frame has begun and not ended."""
         return bool(self._pending)
 
+    def only_frame(self, data: bytes) -> bytes | None:
+        """The frame that *data* is, whole and alone, as it nearly always is. Else None, and
+        then *data* is still to be fed."""
+        if self._pending or self._broken or len(data) <= LENGTH_BYTES:
+            return None
+        (length,) = _LENGTH.unpack_from(data)
+        return data[LENGTH_BYTES:] if length == len(data) - LENGTH_BYTES <= MAX_FRAME else None
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the frames that *data* completes. Raises FrameError at a bad length,
         after the frames before it."""

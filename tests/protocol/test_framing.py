@@ -42,6 +42,29 @@ def test_every_allowed_length_passes(size: int) -> None:
     assert feed(FrameDecoder(), encode_frame(body)) == [body]
 
 
+@given(st.one_of(st.binary(max_size=8), bodies.map(lambda frames: b"".join(map(encode_frame, frames)))))
+def test_an_only_frame_is_what_would_be_fed(data: bytes) -> None:
+    frame = FrameDecoder().only_frame(data)
+    decoder = FrameDecoder()
+    try:
+        fed = feed(decoder, data)
+    except FrameError:
+        fed = []
+    is_whole = len(fed) == 1 and not decoder.incomplete
+    assert frame == (fed[0] if is_whole else None)
+
+
+def test_behind_half_a_frame_or_a_bad_length_no_frame_is_alone() -> None:
+    decoder, whole = FrameDecoder(), encode_frame(b"whole")
+    assert feed(decoder, whole[:-1]) == []
+    assert decoder.only_frame(whole) is None
+    assert feed(decoder, whole[-1:]) == [b"whole"]
+    assert decoder.only_frame(whole) == b"whole"
+    with pytest.raises(FrameError):
+        feed(decoder, bytes(4))
+    assert decoder.only_frame(whole) is None
+
+
 @pytest.mark.parametrize("size", [0, MAX_FRAME + 1])
 def test_what_would_be_refused_is_not_sent(size: int) -> None:
     with pytest.raises(FrameError, match=f"this one has {size}"):

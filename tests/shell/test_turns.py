@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 
 from shmpool.protocol.framing import encode_frame
+from shmpool.protocol.ledger import MAX_ROWS
 from shmpool.protocol.messages import MAX_ROWS_PER_MESSAGE, Answer, Bell, Cancel, Message, Query, Topic, encode
 from shmpoold.core.events import Peer
 from shmpoold.shell.connection import FRAMES_PER_TURN, MOST_QUESTIONS, Connection
 from shmpoold.shell.listener import ACCEPTS_PER_WINDOW, Admission, Listener
 
 LONG = Bell(list(range(1, MAX_ROWS_PER_MESSAGE + 1)))
+LONGEST = Bell([MAX_ROWS - 1] * MAX_ROWS_PER_MESSAGE)
 
 
 class Owner:
@@ -94,6 +96,32 @@ def test_a_peer_that_used_its_turn_up_waits_for_the_next() -> None:
     full = [at for at, count in enumerate(turns) if count == FRAMES_PER_TURN]
     assert len(full) >= 9
     assert sum(later > before + 1 for before, later in itertools.pairwise(full)) > len(full) // 2
+
+
+@pytest.mark.parametrize(("message", "rests"), [(Cancel(1), False), (LONGEST, True)], ids=["short", "long"])
+def test_a_frame_that_came_alone_uses_a_turn_up_if_it_is_long(message: Message, rests: bool) -> None:
+    async def act(owner: Owner, connection: Connection, theirs: socket.socket) -> None:
+        connection.data_received(encode_frame(encode(message)))
+        theirs.send(encode_frame(encode(Cancel(2))))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert (Cancel(2) in owner.messages) is not rests
+        await owner.until(2)
+
+    assert run(act).messages[-1] == Cancel(2)
+
+
+def test_a_question_that_comes_alone_counts() -> None:
+    async def ask(owner: Owner, connection: Connection, theirs: socket.socket) -> None:
+        for number in range(1, MOST_QUESTIONS + 2):
+            theirs.send(encode_frame(encode(Query(number, Topic.STATS))))
+            for _ in range(5):
+                await asyncio.sleep(0)
+        assert len(owner.messages) == MOST_QUESTIONS
+        connection.send(Answer(1, True, b""))
+        await owner.until(MOST_QUESTIONS + 1)
+
+    run(ask)
 
 
 def test_a_peer_that_dribbles_is_read_less_and_less_often() -> None:

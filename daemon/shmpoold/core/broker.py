@@ -82,6 +82,8 @@ from .settings import Settings
 LOOKED_AT_PER_TURN = 128
 #: How many bytes are cooled in one turn of the loop.
 COOLED_PER_TURN = 4 * WARM_SLICE
+#: A time that does not come.
+NEVER = float("inf")
 
 
 @dataclass(slots=True, eq=False)
@@ -139,7 +141,8 @@ class Broker:
         self.custody = Custody(self.rows, self.inventory, settings.handle_ttl, self._out.append, self.free)
         self.lending = Lending(self.rows, header, self.seats, self.inventory, self._out.append)
         self.clients: dict[int, Client] = {}
-        self._next_cooling = 0.0
+        #: When idle slots are to be looked at, to be cooled; `NEVER` while there are none.
+        self._next_cooling = NEVER
         self.away = Away()
         self.chores = Chores()
         self.endings = Endings(self)
@@ -173,6 +176,7 @@ class Broker:
         """Decide what an event means. The actions are to be carried out in order."""
         self._on_event[type(event)](event, now)
         if self.lending.something_freed:
+            self._next_cooling = min(self._next_cooling, now + self.settings.buffer_lifetime)
             self.lending.serve_line(now)
         self.lending.raise_flags()
         return self._take_actions()
@@ -190,18 +194,22 @@ class Broker:
         return self._take_actions()
 
     def next_deadline(self) -> float | None:
-        """When `Ticked` is due: the shell's only timer. None: not before another event."""
-        looks = self.away.next_probe, self.chores.next_turn, self.inventory.spares.next_look
-        deadlines = [due for due in looks if due is not None]
+        """When `Ticked` is due: the shell's only timer. None: not before another event.
+        Asked after every event, so what there is nothing of costs next to nothing."""
+        due, somebody_waits = self._next_cooling, bool(self.lending.line)
+        if (probe := self.away.next_probe) is not None:
+            due = min(due, probe)
+        if (turn := self.chores.next_turn) is not None:
+            due = min(due, turn)
+        if (look := self.inventory.spares.next_look) is not None:
+            due = min(due, look)
+        if (sweep := self.custody.next_sweep(hurry=somebody_waits)) is not None:
+            due = min(due, sweep)
+        if somebody_waits:
+            due = min(due, self.lending.next_recall)
         if self.lending.something_freed:
-            deadlines.append(0.0)  # the last turn did not get through the line
-        if self.lending.line:
-            deadlines.append(self.lending.next_recall)
-        if (sweep := self.custody.next_sweep(hurry=bool(self.lending.line))) is not None:
-            deadlines.append(sweep)
-        if any(slots.has_ready for slots in self.inventory.maps[:-1]):
-            deadlines.append(self._next_cooling)
-        return min(deadlines, default=None)
+            due = 0.0  # the last turn did not get through the line
+        return None if due == NEVER else due
 
     # --- connections and seats -----------------------------------------------------------------
 
@@ -384,8 +392,6 @@ class Broker:
             seat.lose(holding.row, holding.nbytes)
         self.lending.something_freed = True
         self.lending.next_warming = 0.0
-        if not self._next_cooling:
-            self._next_cooling = now + self.settings.buffer_lifetime
 
     def quarantine(self, holding: Holding) -> None:
         self.custody.forget(holding)
@@ -407,7 +413,8 @@ class Broker:
         if self._next_cooling <= now:
             lifetime = self.settings.buffer_lifetime
             cooled = self.inventory.cool(COOLED_PER_TURN, now - lifetime)
-            self._next_cooling = now + (RECALL_EVERY if cooled >= COOLED_PER_TURN else max(lifetime / 8, 0.1))
+            pause = RECALL_EVERY if cooled >= COOLED_PER_TURN else max(lifetime / 8, 0.1)
+            self._next_cooling = now + pause if self.inventory.has_ready else NEVER
 
     def _send(self, connection: int, message: Message) -> None:
         self._out.append(Send(connection, message))

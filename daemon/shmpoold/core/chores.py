@@ -52,4 +52,4 @@ class Chores:
     @property
     def next_turn(self) -> float | None:
         """When to go on; None when nothing is under way."""
-        return self._full_again if self else None
+        return self._full_again if self._urgent or self._other else None

@@ -60,7 +60,12 @@ class Holding:
     @property
     def nbytes(self) -> int:
         """Memory that it holds, in bytes."""
-        return self.direct_bytes or self.tier.size * sum(count for _, count in self.spans)
+        if self.direct_bytes:
+            return self.direct_bytes
+        chunks = 0
+        for _, count in self.spans:
+            chunks += count
+        return self.tier.size * chunks
 
 
 class Inventory:
@@ -105,6 +110,11 @@ class Inventory:
         """Bytes that may still be reserved."""
         return self.limit - self.held
 
+    @property
+    def has_ready(self) -> bool:
+        """Whether any slot or chunk is warm and nobody's: something that may be cooled."""
+        return any(slots.has_ready for slots in self.maps[:-1])
+
     def open_direct_rows(self) -> None:
         """Make the rows of direct segments grantable: they have no pages of their own."""
         tier = self.tiers[-1]
@@ -117,9 +127,9 @@ class Inventory:
     def take_ready(self, tier: Tier, chunks: int) -> Holding | None:
         """A slot or a contiguous run that is warm and nobody's."""
         slots = self.maps[tier.index]
-        while (row := slots.find_ready(chunks)) is not None:
-            slots.take(row, chunks)
-            if self._are_sound(slots, [(row, chunks)]):
+        while (row := slots.take_ready(chunks)) is not None:
+            is_free_slot = chunks == 1 and self.rows.grant(row) & ~GENERATION_FIELD == WARM
+            if is_free_slot or self._are_sound(slots, [(row, chunks)]):
                 return Holding(row, tier, ((row, chunks),))
         return None
 
@@ -294,6 +304,18 @@ class Inventory:
         last, so that one store commits the whole."""
         head = holding.row
         birth = generation_of(self.rows.grant(head))
+        following = 0 if holding.spans == ((head, 1),) else self._join_followers(holding, birth)
+        # A direct segment's length must outlive the broker, for the cap of the next one.
+        extent = extent_word(holding.direct_bytes, 0, holding.spans[0][1])
+        self.rows.describe(head, extent, link_word(following, birth))
+        self.rows.move(head, State.IDLE, seat)
+        holding.seat, holding.granted_at, holding.birth = seat, now, birth
+        self.scrubber.note(holding.spans, uid)
+        self.granted[head] = holding
+
+    def _join_followers(self, holding: Holding, birth: int) -> int:
+        """Build a run's rows but for the head; returns the row that the head links to."""
+        head = holding.row
         following = 0
         for first, count in reversed(holding.spans):
             for row in range(first, first + count):
@@ -303,13 +325,7 @@ class Inventory:
                     self.rows.move(row, State.FOLLOWER)
             if first != head:
                 following = first
-        # A direct segment's length must outlive the broker, for the cap of the next one.
-        extent = extent_word(holding.direct_bytes, 0, holding.spans[0][1])
-        self.rows.describe(head, extent, link_word(following, birth))
-        self.rows.move(head, State.IDLE, seat)
-        holding.seat, holding.granted_at, holding.birth = seat, now, birth
-        self.scrubber.note(holding.spans, uid)
-        self.granted[head] = holding
+        return following
 
     def free(self, holding: Holding, now: float, *, is_read: bool = False) -> None:
         """End a holding that nobody may use any more: the head first, which commits it. A

@@ -86,6 +86,13 @@ class Lending:
         if tier is None or tier.kind is TierKind.DIRECT or (tier.kind is TierKind.POOLED and message.chunks != 1):
             return f"no refill of {message.chunks} chunks of tier {message.tier}"
         count = max(1, min(message.count, GRANTED_PER_REQUEST // message.chunks))
+        # Nearly always there is something ready that nobody else waits for: then no request
+        # needs to be remembered. What may have to be scrubbed goes the long way.
+        if self.line.is_clear_for(connection) and not self.inventory.scrubber.is_on:
+            holdings = self._take_ready(tier, message.chunks, count)
+            if holdings:
+                self._give(connection, message.request, seat, holdings, now)
+                return None
         request = Request(connection, seat.number, message.request, tier, message.chunks, count, 0, message.queue, now)
         return self._ask(request, now)
 
@@ -128,11 +135,15 @@ class Lending:
 
     def _serve_ready(self, request: Request, tier: Tier, now: float) -> bool:
         count = 1 if self.line or tier is not request.tier else request.count
-        holdings: list[Holding] = []
-        while len(holdings) < count and (holding := self.inventory.take_ready(tier, request.chunks)):
-            holdings.append(holding)
+        holdings = self._take_ready(tier, request.chunks, count)
         self._grant_or_warm(request, holdings, now)
         return bool(holdings)
+
+    def _take_ready(self, tier: Tier, chunks: int, count: int) -> list[Holding]:
+        holdings: list[Holding] = []
+        while len(holdings) < count and (holding := self.inventory.take_ready(tier, chunks)):
+            holdings.append(holding)
+        return holdings
 
     def _serve_cold(self, request: Request, tier: Tier, now: float) -> bool:
         count = 1 if self.line or tier is not request.tier else request.count
@@ -159,12 +170,16 @@ class Lending:
         return holding is not None
 
     def _grant(self, request: Request, holdings: list[Holding], now: float) -> None:
-        seat = self.seats.taken[request.seat]
+        self.line.end(request)
+        self._give(request.connection, request.number, self.seats.taken[request.seat], holdings, now)
+
+    def _give(self, connection: int, number: int, seat: Seat, holdings: list[Holding], now: float) -> None:
+        rows = []
         for holding in holdings:
             self.inventory.grant(holding, seat.number, seat.peer.uid, now)
             seat.gain(holding.row, holding.nbytes)
-        self.line.end(request)
-        self._send(request.connection, Grant(request.number, [holding.row for holding in holdings]))
+            rows.append(holding.row)
+        self._send(connection, Grant(number, rows))
 
     def _wait_or_refuse(self, request: Request, now: float) -> None:
         """In line, if the request wants that and anything is out that could come back."""

@@ -60,6 +60,10 @@ class WaitingLine:
     def __bool__(self) -> bool:
         return bool(self._queues)
 
+    def is_clear_for(self, connection: int) -> bool:
+        """Whether nobody waits, and this connection has nothing else under way."""
+        return not self._queues and connection not in self._under_way
+
     def count(self, connection: int) -> int:
         """Requests of one connection that are under way."""
         return len(self._under_way.get(connection, ()))

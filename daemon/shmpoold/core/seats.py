@@ -113,7 +113,7 @@ class Away:
     @property
     def next_probe(self) -> float | None:
         """When somebody is to be probed."""
-        return min((due for due, _ in self._due.values()), default=None)
+        return min(self._due.values())[0] if self._due else None
 
     def to_probe(self, now: float) -> list[int]:
         """Who is to be probed now; the next time after a longer pause."""

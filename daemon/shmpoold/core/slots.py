@@ -59,10 +59,6 @@ class SlotMap:
         """Whether a row's pages are reserved."""
         return self._warm[row - self.tier.base] == 1
 
-    def find_ready(self, count: int) -> int | None:
-        """The lowest row of *count* adjacent ready slots."""
-        return self._find(self._ready, count)
-
     def find_unused(self, count: int) -> int | None:
         """The lowest row of *count* adjacent unused slots, warm or cold."""
         return self._find(self._unused, count)
@@ -86,6 +82,15 @@ class SlotMap:
                 return chosen
         return None
 
+    def take_ready(self, count: int) -> int | None:
+        """Make the lowest *count* adjacent ready slots used; returns the first's row."""
+        ready = b"\1" * count
+        at = self._ready.find(ready)
+        if at < 0:
+            return None
+        self._unused[at : at + count] = self._ready[at : at + count] = bytes(count)
+        return at + self.tier.base
+
     def take(self, row: int, count: int) -> None:
         """Make unused slots used."""
         span = self._span(row, count)
@@ -95,16 +100,19 @@ class SlotMap:
 
     def give(self, row: int, count: int, now: float) -> None:
         """Make used slots unused again; the warm ones are ready."""
-        self.put_back(row, count)
-        self._freed_at[self._span(row, count)] = array("d", [now] * count)
+        self._freed_at[self._put_back(row, count)] = array("d", [now] * count)
 
     def put_back(self, row: int, count: int) -> None:
         """Undo `take`: the slots were not used and are idle since when they were before."""
+        self._put_back(row, count)
+
+    def _put_back(self, row: int, count: int) -> slice:
         span = self._span(row, count)
         if self._unused.find(1, span.start, span.stop) >= 0:
             raise ValueError(f"rows {row} to {row + count - 1} of {self.tier.label()} are not all used")
         self._unused[span] = b"\1" * count
         self._ready[span] = self._warm[span]
+        return span
 
     def set_warm(self, row: int, count: int) -> None:
         """Note that used slots have got their pages."""

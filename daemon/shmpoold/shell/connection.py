@@ -34,6 +34,8 @@ from ..core.events import Peer
 #: names many rows, counts as one for so many bytes.
 FRAMES_PER_TURN: Final = 64
 BYTES_PER_FRAME: Final = 64
+#: One that is shorter (bytes) does not use a turn up.
+SHORT_FRAME: Final = (FRAMES_PER_TURN - 1) * BYTES_PER_FRAME
 #: Seconds until a peer that used its turn up has the next.
 REST: Final = 0.005
 #: Seconds that a peer is not listened to when it dribbles (two reads in a row that end no
@@ -106,7 +108,12 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came; reading pauses while any of them wait, so there is one batch at a time."""
-        if not self._closing:
+        if self._closing:
+            return
+        frame = None if self._questions else self._decoder.only_frame(data)
+        if frame is not None and len(frame) < SHORT_FRAME:
+            self._work_on_one(frame)
+        else:
             self._frames = self._decoder.feed(data)
             self._work()
 
@@ -204,6 +211,15 @@ class Connection(asyncio.Protocol):
     def _has_its_turn(self) -> bool:
         return not self._output_is_full and self._questions < MOST_QUESTIONS
 
+    def _work_on_one(self, frame: bytes) -> None:
+        """The usual turn: of one short frame, with nothing before it and nothing behind it, so
+        what `_work` and `_rest` would see to is as it was."""
+        self._dribbles = 0
+        try:
+            self._on_frame(frame)
+        except MessageError as error:
+            self.fail(Code.BAD_MESSAGE, str(error))
+
     def _work(self) -> None:
         """Handle one turn's worth of the frames at hand."""
         left = FRAMES_PER_TURN
@@ -229,8 +245,9 @@ class Connection(asyncio.Protocol):
         message = decode(frame, FROM_CLIENT)
         self._questions += type(message) is Query
         self._greeted = True
-        self._cancel(self._input_timer)
-        self._input_timer = None
+        if self._input_timer is not None:
+            self._input_timer.cancel()
+            self._input_timer = None
         self._owner.on_message(self, message)
 
     def _rest(self) -> None:

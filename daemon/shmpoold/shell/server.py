@@ -116,7 +116,8 @@ class Server:
         finally:
             gc.enable()
             self._is_dispatching = False
-        self._drain()
+        if self._events:
+            self.dispatch(self._events.popleft())
         self._carry_out(self._core.finish_chores(self._loop.time()))
 
     def serve(self, sock: socket.socket, admission: Admission) -> None:
@@ -159,13 +160,12 @@ class Server:
         """Let the core handle an event; from within, once the present one is done."""
         if self._is_stopped:
             return
-        self._events.append(event)
-        if not self._is_dispatching:
-            self._drain()
-
-    def _drain(self) -> None:
+        if self._is_dispatching:
+            self._events.append(event)
+            return
         self._is_dispatching = True
         try:
+            self._step(event)
             while self._events:
                 self._step(self._events.popleft())
         finally:
