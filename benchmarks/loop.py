@@ -40,7 +40,7 @@ def consuming(peer: Peer, plan: Plan, there: Channel, back: Channel) -> Callable
     """Prepare a lap of the consumer's. It takes the plan's objects, and says whether the
     bytes that were copied out are the producer's."""
     target = blank_target(plan.nbytes)
-    take = peer.consumer(plan, memoryview(target))
+    take = peer.consumer(plan, target)
 
     def run() -> bool:
         if peer.token_bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .contest import SIZES
 from .measure import Contestant, interleave, timed
 from .options import Options
-from .plan import payload
+from .plan import paged, payload
 from .report import Column, Plot, Report, Table
 
 ROUNDS = 7
@@ -30,11 +30,10 @@ def run(options: Options) -> Report:
 
 def copying(nbytes: int) -> Contestant:
     """Copies an object of so many bytes, again and again."""
-    source, target = payload(nbytes), bytearray(nbytes)
+    source, target = payload(nbytes), paged(nbytes)
 
     def body(objects: int) -> None:
-        view = memoryview(target)
         for _ in range(objects):
-            view[:] = source
+            target[:] = source
 
     return timed(body)
