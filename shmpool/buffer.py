@@ -30,7 +30,7 @@ class Record:
     extent word without length and tickets, *links* are (word, value) pairs that hold while
     the run is the one that *window* maps, *wanted* indexes the header."""
 
-    __slots__ = ("cell", "is_direct", "links", "lock", "row", "session", "shape", "unlock", "wanted", "window", "word")
+    __slots__ = ("cell", "is_direct", "links", "lock", "row", "session", "shape", "wanted", "window", "word")
 
     session: Session
     window: Window | None
@@ -40,7 +40,6 @@ class Record:
     shape: int
     links: tuple[tuple[int, int], ...]
     lock: bytes
-    unlock: bytes
     wanted: int
     is_direct: bool
 

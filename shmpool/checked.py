@@ -67,7 +67,7 @@ class CheckedPool(Pool):
         lease.__class__ = CheckedDirectLease if isinstance(lease, DirectLease) else CheckedLease
         return lease
 
-    def open(self, handle: Handle) -> Buffer:
+    def open(self, handle: Handle | bytes | bytearray | memoryview) -> Buffer:
         """Like `Pool.open`. Raises `ChecksumError`, and the ticket is used up, when the bytes
         are not those that were published."""
         buffer = super().open(handle)

@@ -27,7 +27,7 @@ from .protocol.names import header_name, ledger_name, tier_name
 from .protocol.sizing import Sizing, Tier, TierKind, rows_of
 from .protocol.states import CellState, State
 from .system import libc
-from .system.locks import F_OFD_SETLK, lock_bytes, unlock_bytes
+from .system.locks import F_OFD_SETLK, UNLOCK_ALL, lock_bytes
 from .system.segments import open_segment
 from .windows import READ, WRITE, Piece, Windows
 
@@ -61,10 +61,17 @@ class Mapping:
         self.windows = Windows()
         self._fds: dict[tuple[int, bool], int] = {}
         self._fds_lock = threading.Lock()
+        self.tickets_fd = self._seat_fd = -1
         self._make_words(welcome)
         self._make_tags()
         self.has_checksums = welcome.checksums
         self.tickets_fd = os.open(welcome.tickets, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            # An open file of its own: all that the other has locked is unlocked after each ticket.
+            self._seat_fd = os.open(welcome.tickets, os.O_RDWR | os.O_CLOEXEC)
+        except BaseException:
+            self.unmap()
+            raise
         self._sit_down(nonce)
         #: Threads of one process share the tickets' descriptor and so its byte locks.
         self.ticket_gate = threading.Lock()
@@ -79,7 +86,7 @@ class Mapping:
         Without it we must not sit here: when that child ends, the byte is free, and a broker
         that probes it takes us for gone."""
         try:
-            fcntl(self.tickets_fd, F_OFD_SETLK, lock_bytes(SEAT_LOCKS + self.seat))
+            fcntl(self._seat_fd, F_OFD_SETLK, lock_bytes(SEAT_LOCKS + self.seat))
         except BlockingIOError as error:
             self.unmap()
             raise SeatTaken from error
@@ -148,12 +155,12 @@ class Mapping:
     def unlock_seat(self) -> None:
         """Before the seat is given up: its next holder may be here before our descriptor
         is closed."""
-        fcntl(self.tickets_fd, F_OFD_SETLK, unlock_bytes(SEAT_LOCKS + self.seat))
+        fcntl(self._seat_fd, F_OFD_SETLK, UNLOCK_ALL)
 
     def unmap(self) -> None:
         """Close the descriptors. Maps go with their last reference."""
-        for fd in (*self._fds.values(), self.tickets_fd):
+        for fd in (*self._fds.values(), self.tickets_fd, self._seat_fd):
             if fd >= 0:
                 os.close(fd)
         self._fds.clear()
-        self.tickets_fd = -1
+        self.tickets_fd = self._seat_fd = -1

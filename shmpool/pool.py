@@ -37,7 +37,7 @@ from .protocol.sizing import (
     select_strategy,
 )
 from .session import Session
-from .system.locks import F_OFD_SETLK
+from .system.locks import F_OFD_SETLK, UNLOCK_ALL
 
 if TYPE_CHECKING:
     from .stats import Stats
@@ -168,8 +168,9 @@ class Pool:
 
     # --- opening ------------------------------------------------------------------------------------
 
-    def open(self, handle: Handle) -> Buffer:
-        """Open a published buffer, read-only and without a copy. A handle opens once.
+    def open(self, handle: Handle | bytes | bytearray | memoryview) -> Buffer:
+        """Open a published buffer, read-only and without a copy. *handle* is a `Handle` or its
+        24 bytes, as they came over a channel. It opens once.
 
         Raises `StaleHandle` (the buffer was reused, or is of another pool) and `HandleUsed`
         (opened, discarded or expired before); `TypeError` for what is not bytes.
@@ -196,7 +197,7 @@ class Pool:
             except OSError:
                 is_mine = False  # busy: the other way waits a little
             finally:  # also where an exception came between the lock and the next line
-                fcntl(session.tickets_fd, F_OFD_SETLK, record.unlock)
+                fcntl(session.tickets_fd, F_OFD_SETLK, UNLOCK_ALL)
         if not is_mine:
             record = self._open_otherwise(session, record, granted, tail)
         if session.barrier:
@@ -229,7 +230,7 @@ class Pool:
         tickets.take(record, granted, tail & MAX_NBYTES)
         return record
 
-    def discard(self, handle: Handle) -> None:
+    def discard(self, handle: Handle | bytes | bytearray | memoryview) -> None:
         """Close the ticket of a handle that will not be delivered. Raises like `open`."""
         session = self._check_handle(handle)
         pool_id, granted, tail = unpack_handle(handle)
@@ -240,7 +241,7 @@ class Pool:
         if session.words[record.word] != granted or session.header[record.wanted] or granted & 0xFFFF == 0:
             session.ring(record.row)
 
-    def _check_handle(self, handle: Handle) -> Session:
+    def _check_handle(self, handle: Handle | bytes | bytearray | memoryview) -> Session:
         if not isinstance(handle, bytes | bytearray | memoryview):
             raise TypeError(f"a Handle or its bytes are expected, not {type(handle).__name__}")
         if len(handle) != HANDLE_BYTES or (isinstance(handle, memoryview) and handle.nbytes != HANDLE_BYTES):
@@ -381,7 +382,7 @@ def _as_nbytes(nbytes: Any) -> int:
     return int(nbytes)
 
 
-def _foreign(handle: bytes, session: Session) -> StaleHandle:
+def _foreign(handle: bytes | bytearray | memoryview, session: Session) -> StaleHandle:
     return StaleHandle(
         f"the handle is of pool {Handle(handle).pool_id:016x}, this is pool {session.pool_id:016x};"
         " a broker that starts anew has a new pool"

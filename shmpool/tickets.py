@@ -3,7 +3,7 @@
 A ticket is taken under a byte lock of the tickets' file (``F_OFD_SETLK``): the kernel
 frees a dead holder's. Under it the opener requires the handle's grant word in row and
 cell, and stores TAKEN. Threads of one process share the descriptor, and so exclude each
-other by the session's gate.
+other by the session's gate: at most one byte is locked through it at a time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .protocol.ledger import (
 from .protocol.names import direct_name
 from .protocol.sizing import TierKind, page_round
 from .protocol.states import CellState, State
-from .system.locks import F_OFD_SETLK, lock_bytes, unlock_bytes
+from .system.locks import F_OFD_SETLK, UNLOCK_ALL, lock_bytes
 from .system.segments import open_segment
 from .windows import READ, Piece, Window
 
@@ -57,7 +57,7 @@ def make_ticket(session: Session, tail: int) -> Record:
     record = Record()
     record.session, record.row, record.window = session, row, None
     record.word, record.cell = row * ROW_WORDS, row * ROW_WORDS + FIRST_CELL + cell
-    record.lock, record.unlock = lock_bytes(index), unlock_bytes(index)
+    record.lock = lock_bytes(index)
     record.wanted = WANTED + session.tier_of(row).index
     return record
 
@@ -129,7 +129,7 @@ def _locked(record: Record, granted: int, nbytes: int, mark: int) -> None:
                 raise explanation
             session.words[record.cell] = granted & GENERATION_FIELD | mark
         finally:
-            fcntl(session.tickets_fd, F_OFD_SETLK, record.unlock)
+            fcntl(session.tickets_fd, F_OFD_SETLK, UNLOCK_ALL)
 
 
 def _wait_for_lock(record: Record) -> None:

@@ -43,15 +43,15 @@ class Shmpool(Peer):
         return fill if plan.fills else touch
 
     def consumer(self, plan: Plan, target: memoryview) -> Callable[[bytes], None]:
-        open_, handle = self._pool.open, shmpool.Handle
+        open_ = self._pool.open
 
         def drain(token: bytes) -> None:
-            buffer = open_(handle(token))
+            buffer = open_(token)
             target[:] = buffer.view
             buffer.release()
 
         def touch(token: bytes) -> None:
-            buffer = open_(handle(token))
+            buffer = open_(token)
             buffer.view[0]
             buffer.release()
 

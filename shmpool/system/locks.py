@@ -31,6 +31,11 @@ def unlock_bytes(offset: int) -> bytes:
     return _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0)
 
 
+#: The struct that unlocks all that an open file has locked. The kernel makes nothing anew
+#: for it, as it does where a part may be left: a fifth of the time.
+UNLOCK_ALL: Final = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
+
+
 class ByteLocks:
     """Locks on single bytes of a file, which need not be that long.
 

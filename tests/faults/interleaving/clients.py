@@ -10,7 +10,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from fcntl import F_UNLCK
+from itertools import cycle
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -25,11 +25,12 @@ from shmpool.connection import ConnectionEnded
 from shmpool.pool import Pool
 from shmpool.protocol.figures import COUNTER_WORDS
 from shmpool.protocol.handle import unpack_handle
-from shmpool.protocol.ledger import FIRST_CELL, NBYTES_BITS, state_of
+from shmpool.protocol.ledger import FIRST_CELL, NBYTES_BITS, SEAT_LOCKS, state_of
 from shmpool.protocol.messages import FROM_BROKER, Message, decode, encode
 from shmpool.protocol.states import CellState
 from shmpool.requests import Request, Requests
 from shmpool.session import Session
+from shmpool.system.locks import UNLOCK_ALL
 
 from .fingerprints import fingerprint
 from .machines import Context
@@ -37,6 +38,8 @@ from .memory import Words
 from .start import NBYTES, Start, nonce_of
 
 _FLOCK = struct.Struct("hhqqi4x")
+#: The descriptors of the tickets' file, in the order in which a session opens them.
+TICKETS, SEAT = -2, -3
 
 
 class Gone(Exception):
@@ -125,14 +128,15 @@ def offset_of(lock: bytes) -> int:
 
 
 def fcntl(fd: int, command: int, lock: bytes) -> None:
-    """F_OFD_SETLK on one byte of the tickets' file."""
-    kind, offset = _FLOCK.unpack(lock)[0], offset_of(lock)
+    """F_OFD_SETLK on one byte of the tickets' file, or on all that an open file has locked."""
     context = _context()
     if context.memory is not None:
         return  # the seat's byte: it is locked when the scenario starts
-    if kind == F_UNLCK:
-        context.ask("unlock", offset)
-    elif not context.ask("lock", offset):
+    if lock == UNLOCK_ALL:
+        context.ask("unlock", context.locking[fd])
+        return
+    offset = context.locking[fd] = offset_of(lock)
+    if not context.ask("lock", offset):
         raise BlockingIOError
 
 
@@ -157,6 +161,7 @@ def _dial(address: str, deadline: float) -> Connection:
 def _make_words(session: Session, welcome: Any) -> None:
     context, start = _context(), _context().machine.start
     context.seat = welcome.seat
+    context.locking = {SEAT: SEAT_LOCKS + welcome.seat}
     session.words = Words(context, start.layout.ledger, start.layout.searched, start.ledger)  # type: ignore[assignment]
     session.header = Words(context, start.layout.header, {}, start.header)  # type: ignore[assignment]
     session.counters = len(start.ledger) - COUNTER_WORDS
@@ -184,8 +189,9 @@ def _wait(request: Request, deadline: float) -> bool:
 @contextmanager
 def patched() -> Iterator[None]:
     """The product's modules over the instrumented kernel, while an exploration runs."""
+    opened = cycle((TICKETS, SEAT))
     system = SimpleNamespace(
-        open=lambda *_: -1, close=lambda *_: None, eventfd=lambda *_: -1, eventfd_write=lambda *_: None,
+        open=lambda *_: next(opened), close=lambda *_: None, eventfd=lambda *_: -1, eventfd_write=lambda *_: None,
         urandom=lambda size: nonce_of(_context().index).to_bytes(size, "big"),
         O_RDWR=0, O_CLOEXEC=0, EFD_CLOEXEC=0, EFD_NONBLOCK=0,
     )  # fmt: skip

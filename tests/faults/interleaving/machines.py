@@ -43,6 +43,8 @@ class Context:
         self.memory: list[int] | None = None
         self.inbox: list[bytes] = []
         self.now = 0.0
+        #: By descriptor: the byte that is locked through it, or was to be.
+        self.locking: dict[int, int] = {}
         self.lease: Any = None
         self.buffer: Any = None
         self.won: frozenset[tuple[int, int]] = frozenset()
