@@ -35,8 +35,8 @@ def inode_of(handle: shmpool.Handle) -> int:
 
 def test_memory_is_used_again_and_every_reader_sees_its_own_object(pool: shmpool.Pool) -> None:
     inodes, stale = [], []
-    for number in range(24):
-        nbytes = (1 + number * 7 % 4) * MIB + number
+    for number in range(16):
+        nbytes = (4 + number * 7 % 4) * MIB // 4 + number
         with pool.lease(nbytes) as lease:
             lease.write(pattern(nbytes, number))
             handle = lease.publish()

@@ -138,6 +138,15 @@ def test_a_spare_that_cannot_be_used_costs_nothing_and_a_new_one_serves(world: W
     assert world.broker.inventory.held == world.overhead + 8 * KIB
 
 
+def test_none_is_left_when_a_client_leaves(world: World) -> None:
+    producer, reader = world.client(), world.client()
+    hand_over(world, producer, reader, *[8 * KIB] * 4)
+    assert world.direct
+    producer.goodbye()
+    world.run()
+    assert world.direct == {}
+
+
 def test_a_restart_removes_them(world: World) -> None:
     hand_over(world, world.client(), world.client(), *[8 * KIB] * 4)
     assert world.direct

@@ -277,6 +277,11 @@ class Inventory:
         for spare in self.spares.old(now):
             self._drop(spare)
 
+    def drop_spares(self) -> None:
+        """Remove them all."""
+        for spare in self.spares.idle_since(float("inf")):
+            self._drop(spare)
+
     def _drop(self, spare: Spare) -> None:
         self.held -= spare.nbytes
         self._emit(RemoveDirect(spare.row, spare.generation))

@@ -96,7 +96,7 @@ class Server:
             Warm: self._in_turn,
             Cool: self._cool,
             CreateDirect: self._make_room_and_create,
-            RemoveDirect: self._remove_direct,
+            RemoveDirect: self._in_turn,
             WatchConnected: self._watch_connected,
             WatchAdopted: lambda action: self._watches.adopt(action.seat, action.pid, action.start_time),
             ProbeSeat: lambda action: self._watches.probe(action.seat),
@@ -328,13 +328,8 @@ class Server:
         else:
             self.dispatch(DirectCreated(action.row))
 
-    def _remove_direct(self, action: RemoveDirect) -> None:
-        """At once, a large one in slices."""
-        if self._remove_some(action):
-            self._in_turn(action)
-
     def _remove_some(self, action: RemoveDirect) -> bool:
-        """Whether more of it is left."""
+        """Remove a segment, or a slice of a large one; whether more of it is left."""
         row, generation = action.row, action.generation
         try:
             if not action.may_be_mapped and self._store.shrink_direct(row, generation, COOL_SLICE):
