@@ -220,8 +220,9 @@ class Session(Mapping):
             self.send(Return(rows[at : at + MAX_ROWS_PER_MESSAGE]))
 
     def _retire(self, slot: Slot) -> None:
-        """Keep what a slot is seen through, unless a user has a view of it."""
-        if slot.window is None or slot.has_views:
+        """Keep what a slot is seen through, unless a user has a view of it. A direct segment's
+        map must go: its memory would stay with it."""
+        if slot.window is None or slot.has_views or slot.magazine is None:
             slot.window = None
             return
         if len(self._retired) >= MAX_RETIRED:

@@ -77,14 +77,19 @@ def test_what_does_not_follow_another_is_not_kept(world: World) -> None:
         world.now += LIFETIME
 
 
-@pytest.mark.parametrize("how", ["unpublished", "of a dead writer", "of a dead publisher"])
-def test_what_was_not_passed_on_is_not_kept(world: World, how: str) -> None:
+def test_what_was_given_back_unpublished_is_kept_like_what_was_read(world: World) -> None:
+    client = world.client()
+    for _ in range(3):
+        client.put_back(client.lease(client.get_direct(8 * KIB)))
+        world.run()
+    assert [action.spare is None for action in made(world)] == [True, True, False]
+
+
+@pytest.mark.parametrize("how", ["of a dead writer", "of a dead publisher"])
+def test_what_a_dead_client_had_is_not_kept(world: World, how: str) -> None:
     producer, reader = world.client(), world.client()
     slots = [producer.lease(producer.get_direct(8 * KIB)) for _ in range(2)]
-    if how == "unpublished":
-        for slot in slots:
-            producer.put_back(slot)
-    elif how == "of a dead writer":
+    if how == "of a dead writer":
         producer.die()
     else:
         tickets = [producer.publish(slot)[0] for slot in slots]

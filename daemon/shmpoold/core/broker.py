@@ -384,9 +384,8 @@ class Broker:
             self.lending.recall_seat(seat)
 
     def free(self, holding: Holding, now: float) -> None:
-        is_read = holding.in_custody and holding.orphaned_at is None
         self.custody.forget(holding)
-        self.inventory.free(holding, now, is_read=is_read)
+        self.inventory.free(holding, now)
         seat = self.seats.taken.get(holding.seat)
         if seat is not None:
             seat.lose(holding.row, holding.nbytes)

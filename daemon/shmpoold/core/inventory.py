@@ -332,14 +332,14 @@ class Inventory:
                 following = first
         return following
 
-    def free(self, holding: Holding, now: float, *, is_read: bool = False) -> None:
+    def free(self, holding: Holding, now: float) -> None:
         """End a holding that nobody may use any more: the head first, which commits it. A
-        direct segment that *is_read*, its publisher alive, may become a spare."""
+        direct segment whose client lives may become a spare."""
         head = holding.row
         generation = self.rows.move(head, State.FREE)
         del self.granted[head]
         if holding.tier.kind is TierKind.DIRECT and not (
-            is_read and self.spares.keep(head, holding.birth, holding.direct_bytes, now)
+            holding.orphaned_at is None and self.spares.keep(head, holding.birth, holding.direct_bytes, now)
         ):
             self.held -= holding.direct_bytes
             self._emit(RemoveDirect(head, holding.birth))

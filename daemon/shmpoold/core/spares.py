@@ -7,9 +7,9 @@ the length that is asked for. Nobody has it mapped any more: a reader's map is g
 its ticket is done, a writer's before the broker has custody, a dead process's with it.
 
 What lies here counts towards the cap, is given up before anything else when memory is
-needed, when a client leaves, and soon anyhow. Not kept is the segment of a lone object, of one that was not
-published, and of a dead worker's. A restart forgets spares: no row names them, so they are
-unlinked like other leftovers.
+needed, when a client leaves, and soon anyhow. Not kept is the segment of a lone object, nor a
+dead client's. A restart forgets spares: no row names them, so they are unlinked like other
+leftovers.
 """
 
 from __future__ import annotations
