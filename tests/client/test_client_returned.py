@@ -81,3 +81,16 @@ def test_memory_that_was_cooled_meanwhile_is_there_again(pool: shmpool.Pool) -> 
     assert pool.stats().memory["by_state"]["free"] < MIB // 4  # what was idle has no pages now
     whole.release()
     lease_and_return(pool, 4 * KIB, 2)
+
+
+def test_the_map_of_a_direct_segment_goes_with_it(pool: shmpool.Pool) -> None:
+    """Also where it is returned as one that an exception left behind (`lost`), its map made."""
+    lease = pool.lease(2 * MIB)
+    lease.view[0] = 1
+    slot, session = lease._slot, pool._session
+    lease._drop_view()
+    session.give_back([slot])
+    assert slot.window is None
+    with open("/proc/self/maps") as file:
+        assert not any(f"{session.pool_id:016x}-direct" in line for line in file)
+    lease.release()
