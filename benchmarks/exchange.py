@@ -12,6 +12,7 @@ from itertools import cycle
 import shmpool
 
 from .mixes import LARGEST, REALISTIC, sizes_of
+from .plan import paged
 
 _HANDLE = 24
 _SIZES = 4096
@@ -52,7 +53,7 @@ class Trader:
     def __init__(self, exchange: Exchange, pool: shmpool.Pool, seed: int) -> None:
         self._exchange, self._pool = exchange, pool
         self._sizes = cycle(sizes_of(REALISTIC, _SIZES, seed))
-        self._source, self._target = memoryview(bytes(LARGEST)), memoryview(bytearray(LARGEST))
+        self._source, self._target = memoryview(bytes(LARGEST)), paged(LARGEST)
 
     def trade_until(self, moment: float) -> int:
         """Until that moment of `time.perf_counter`: how many were made."""

@@ -47,9 +47,7 @@ def paged(nbytes: int) -> memoryview:
     return memoryview(mmap.mmap(-1, max(1, nbytes)))[:nbytes]
 
 
-@lru_cache(maxsize=1)
-def _target(nbytes: int) -> memoryview:
-    return paged(nbytes)
+_target = lru_cache(maxsize=1)(paged)
 
 
 def blank_target(nbytes: int) -> memoryview:

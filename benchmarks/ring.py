@@ -18,6 +18,7 @@ from .channel import Channel
 from .cores import pin_to_core
 from .crew import Answer, wait_until
 from .mixes import LARGEST, Mix, sizes_of
+from .plan import paged
 from .units import KIB, MIB
 
 #: Category -> the size below which an object is of it, with the default thresholds.
@@ -101,7 +102,7 @@ def in_ring(
             pin_to_core(place)
         inbox, outbox = channels[place], channels[(place + 1) % len(channels)]
         sizes = cycle(sizes_of(mix, _SIZES, seed=place))
-        source, target = bytes(LARGEST), bytearray(LARGEST)
+        source, target = bytes(LARGEST), paged(LARGEST)
         with systems() as known:
 
             def answer(question: tuple[str, float, float]) -> Samples:
@@ -120,18 +121,18 @@ def _go_round(
     outbox: Channel,
     sizes: Iterator[int],
     source: bytes,
-    target: bytearray,
+    target: memoryview,
     until: float,
 ) -> Samples:
     samples = {(category, step): array("d") for category in CATEGORIES for step in STEPS}
-    clock, source_view, target_view = time.perf_counter, memoryview(source), memoryview(target)
+    clock, source_view = time.perf_counter, memoryview(source)
 
     def take(message: bytes) -> None:
         token, nbytes, made = _TOKEN.unpack(message)
         started = clock()
         buffer = system.open(token)
         opened = clock()
-        target_view[:nbytes] = system.view(buffer)[:nbytes]
+        target[:nbytes] = system.view(buffer)[:nbytes]
         read = clock()
         system.release(buffer)
         released = clock()

@@ -45,7 +45,7 @@ from .windows import WRITE, Window
 
 #: Slots that were returned whose records and windows are kept: they may be granted again.
 #: Each window is a map of the kernel's.
-MAX_RETIRED: Final = 2048
+MAX_RETURNED: Final = 2048
 
 
 class Session(Mapping):
@@ -74,7 +74,7 @@ class Session(Mapping):
         self._owned: dict[int, Slot] = {}
         #: Slots that were ours, by row. Making a window anew costs as much as all else that a
         #: client does for a grant.
-        self._retired: dict[int, Slot] = {}
+        self._returned: dict[int, Slot] = {}
         #: For rows that say IDLE: to know one and to give one back exclude each other. No
         #: finalizer takes it: what they pass on is LEASED or PUBLISHED.
         self._owned_lock = threading.Lock()
@@ -213,21 +213,21 @@ class Session(Mapping):
                 slot.base += ONE_GENERATION  # granted or released, and not used since
             with self._owned_lock:  # a row that is forgotten and still IDLE looks like a lost grant
                 self._owned.pop(slot.row, None)
-                self._retire(slot)
+                self._keep_window(slot)
                 self.words[slot.word] = slot.base | returned
         rows = [slot.row for slot in slots]
         for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE):
             self.send(Return(rows[at : at + MAX_ROWS_PER_MESSAGE]))
 
-    def _retire(self, slot: Slot) -> None:
+    def _keep_window(self, slot: Slot) -> None:
         """Keep what a slot is seen through, unless a user has a view of it. A direct segment's
         map must go: its memory would stay with it."""
         if slot.window is None or slot.has_views or slot.magazine is None:
             slot.window = None
             return
-        if len(self._retired) >= MAX_RETIRED:
-            del self._retired[next(iter(self._retired))]
-        self._retired[slot.row] = slot
+        if len(self._returned) >= MAX_RETURNED:
+            del self._returned[next(iter(self._returned))]
+        self._returned[slot.row] = slot
 
     def pass_on(self, slot: Slot, state: State) -> None:
         """Make the broker the custodian of one row by one store, and have it look soon. Takes no
@@ -303,7 +303,7 @@ class Session(Mapping):
         return slot
 
     def _make_slot(self, row: int, base: int) -> Slot:
-        known = self._retired.pop(row, None)
+        known = self._returned.pop(row, None)
         if known is not None and (known.tier.kind is TierKind.POOLED or known.spans == self.spans_of(row)):
             known.base = base
             return known
@@ -435,7 +435,7 @@ class Session(Mapping):
     def close_descriptors(self) -> None:
         """Close what this session has open. Once."""
         self.lose_connection()
-        self._retired.clear()
+        self._returned.clear()
         self.unmap()
         self.requests.close()
         os.close(self.wakeup)

@@ -31,8 +31,8 @@ def unlock_bytes(offset: int) -> bytes:
     return _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0)
 
 
-#: The struct that unlocks all that an open file has locked. The kernel makes nothing anew
-#: for it, as it does where a part may be left: a fifth of the time.
+#: The struct that unlocks all that an open file has locked. The kernel allocates nothing for
+#: it, as it does where a part may be left: the pair takes a tenth less.
 UNLOCK_ALL: Final = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
 
 

@@ -69,7 +69,7 @@ def test_what_a_user_still_sees_is_not_given_a_second_user(pool: shmpool.Pool) -
 
 
 def test_no_more_maps_are_kept_than_the_bound(pool: shmpool.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "MAX_RETIRED", 2)
+    monkeypatch.setattr(session_module, "MAX_RETURNED", 2)
     lease_and_return(pool, 4 * KIB, 1)
     assert maps_of(pool) <= 2
 

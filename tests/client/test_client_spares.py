@@ -10,6 +10,7 @@ from client_helpers import MIB, eventually, pattern
 from conftest import Common
 
 import shmpool
+from shmpool.protocol.names import direct_name
 
 SETTINGS = {"memory_limit": "128MiB"}
 
@@ -29,8 +30,7 @@ def pool(plenty: Common) -> Iterator[shmpool.Pool]:
 
 
 def inode_of(handle: shmpool.Handle) -> int:
-    name = f"shmpool-{handle.pool_id:016x}-direct-{handle.row}-{handle.generation}"
-    return os.stat(f"/dev/shm/{name}").st_ino
+    return os.stat(f"/dev/shm/{direct_name(handle.pool_id, handle.row, handle.generation)}").st_ino
 
 
 def test_memory_is_used_again_and_every_reader_sees_its_own_object(pool: shmpool.Pool) -> None:

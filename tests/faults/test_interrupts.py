@@ -122,5 +122,5 @@ def test_interrupted_cycle_loses_nothing(broker: Daemon, nbytes: int, readers: i
             break
         n, places = n + step, places + 1
     print(f"{places} places")
-    assert places > 20 / step  # about 31 in the shortest cycle, every fourth of them from a random one on
+    assert places >= 30 // step  # the shortest cycle has 31, and a random one of the first is where this began
     assert_all_is_back(broker.address)

@@ -59,12 +59,12 @@ from .watches import Watches
 SPARE_CONNECTIONS: Final = 64
 #: Pages are given back in slices of at most so many bytes (0.5 ms each).
 COOL_SLICE: Final = 4 * MIB
-
-#: What takes time by the byte.
-MemoryAction = Warm | Cool | CreateDirect | RemoveDirect
 #: The timer never fires more often than this (seconds), and not so soon after an error.
 SHORTEST_TICK: Final = 0.001
 TICK_AFTER_ERROR: Final = 1.0
+
+#: What takes time by the byte.
+MemoryAction = Warm | Cool | CreateDirect | RemoveDirect
 
 log = logging.getLogger(__name__)
 
