@@ -1,31 +1,43 @@
-"""What every test here lives under: a broker that is checked when it ends, and nothing
-left behind: no segments in /dev/shm, no processes, no descriptors.
+"""What every test here lives under: names and sockets that no other run sees, a broker that is
+checked when it ends, and nothing left behind: no segments in /dev/shm, no processes, no descriptors.
 
 Markers: ``broker(**settings)`` configures the `broker` fixture; ``keeps_buffers`` says
-that the test means to leave buffers out when its pools are closed.
+that the test means to leave buffers out when its pools are closed; ``long`` says that it is of the
+exhaustive setting, ``pytest -m long``, and not of the default one.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import secrets
+import shutil
+import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import psutil
 import pytest
 
-import shmpool
-from shmpool.protocol.header import BROKER_PID
-from shmpool.protocol.names import PREFIX, header_name, parse_pool_id
-from shmpool.stats import query, query_invariants
+#: Of this process: each worker of pytest-xdist has its own. Its path must leave room for a socket's name.
+RUNTIME = tempfile.mkdtemp(prefix="shmpool-tests-")
+# Before shmpool is imported. All that a test starts inherits it.
+os.environ["SHMPOOL_PREFIX"] = f"test_{secrets.token_hex(6)}"
+os.environ["XDG_RUNTIME_DIR"] = RUNTIME
+os.environ["SHMPOOL_SOCKET"] = f"{RUNTIME}/nobody.sock"
 
-SHM = Path("/dev/shm")
-#: Seconds that things which end by themselves are given to do so.
-PATIENCE = 5.0
+import shmpool  # noqa: E402
+from shmpool.protocol.names import PREFIX  # noqa: E402
+from shmpool.stats import query, query_invariants  # noqa: E402
+
+SHM = "/dev/shm"
+#: Seconds that things which end by themselves are given to do so: other work shares the machine.
+PATIENCE = 60.0
+#: The same for a whole test of the long setting; pyproject.toml has the default's.
+LONG_TIMEOUT = 1800
 #: Helpers of multiprocessing that live as long as the process.
 STAYING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
@@ -35,6 +47,20 @@ T = TypeVar("T")
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "broker(**settings): settings of the broker fixture")
     config.addinivalue_line("markers", "keeps_buffers: this test leaves buffers out on purpose")
+    config.addinivalue_line("markers", "long: exhaustive, run by pytest -m long")
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:  # inherited: a shell's background, nohup
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(RUNTIME, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LONG_TIMEOUT))
 
 
 def settle(look: Callable[[], T], seconds: float = PATIENCE) -> T:
@@ -68,24 +94,10 @@ def _descriptors() -> set[int]:
 
 def _leaks(before: Traces) -> list[str]:
     now = _traces()
-    leaks = [f"segment {name}" for name in sorted(now.segments - before.segments) if not _is_foreign(name)]
+    leaks = [f"segment {name}" for name in sorted(now.segments - before.segments)]
     leaks += [f"process {process}" for process in now.processes - before.processes if not _stays(process)]
     leaks += [f"descriptor {fd} of {_target(fd)}" for fd in sorted(now.descriptors - before.descriptors)]
     return leaks
-
-
-def _is_foreign(segment: str) -> bool:
-    """Whether it is another user's, or a living broker's that is none of ours: others may
-    use this host too."""
-    pool_id = parse_pool_id(segment)
-    try:
-        if (SHM / segment).stat().st_uid != os.getuid():
-            return True
-        raw = (SHM / header_name(pool_id or 0)).read_bytes()
-        broker = psutil.Process(int.from_bytes(raw[BROKER_PID * 8 :][:8], "little"))
-        return os.getpid() not in {parent.pid for parent in broker.parents()}
-    except (OSError, psutil.Error):
-        return False
 
 
 def _stays(process: psutil.Process) -> bool:
@@ -106,6 +118,13 @@ def _target(fd: int) -> str:
 def _resource_tracker() -> None:
     """Started before anything is counted: it stays, with its pipe."""
     resource_tracker.ensure_running()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_segments_at_the_end() -> Iterator[None]:
+    """Not of a module's fixtures either."""
+    yield
+    assert settle(lambda: _traces().segments) == set()
 
 
 @pytest.fixture(autouse=True)

@@ -89,9 +89,14 @@ def test_the_protocol_needs_only_errors_msgpack_and_the_standard_library() -> No
     assert offences("shmpool.protocol", allowed) == []
 
 
+#: The names' prefix is the one thing that the protocol reads from its surroundings.
+THE_PREFIX = [f"shmpool.protocol.names imports {name}" for name in ("os", "os.environ")]
+
+
 @pytest.mark.parametrize("module", ["asyncio", "socket", "mmap", "os", "time", "threading", "selectors", "datetime"])
 def test_the_protocol_has_no_io_and_no_clock(module: str) -> None:
-    assert offences("shmpool.protocol", lambda name: not below(name, module)) == []
+    found = offences("shmpool.protocol", lambda name: not below(name, module))
+    assert [line for line in found if line not in THE_PREFIX] == []
 
 
 def test_the_client_never_imports_the_broker() -> None:

@@ -1,11 +1,28 @@
-"""Names of a pool's segments in /dev/shm, all derived from the pool id."""
+"""Names of a pool's segments in /dev/shm, all derived from the pool id.
+
+``SHMPOOL_PREFIX`` sets the names of a test run apart from all others of the host: brokers,
+clients, ``--cleanup`` and ``shmpool doctor`` see the pools of their own prefix only. It is for
+the tests: a broker and a client with different ones do not find each other's segments.
+"""
 
 from __future__ import annotations
 
 import re
+from os import environ
 from typing import Final
 
-PREFIX: Final = "shmpool-"
+from ..errors import ConfigError
+
+
+def _prefix(apart: str) -> str:
+    """Without a dash in *apart* no two prefixes can be taken for one another."""
+    if re.fullmatch(r"[0-9A-Za-z_]{0,32}", apart, re.ASCII) is None:
+        raise ConfigError(f"SHMPOOL_PREFIX is {apart!r}; expected up to 32 letters, digits and underscores")
+    return f"{apart}-shmpool-" if apart else "shmpool-"
+
+
+#: What all names start with.
+PREFIX: Final = _prefix(environ.get("SHMPOOL_PREFIX", ""))
 _ANY: Final = re.compile(PREFIX + r"([0-9a-f]{16})-.+", re.ASCII)
 _DIRECT: Final = re.compile(PREFIX + r"([0-9a-f]{16})-direct-([0-9]+)-([0-9]+)", re.ASCII)
 

@@ -12,14 +12,15 @@ from typing import TypeVar
 
 import shmpool
 import shmpoold
+from shmpool.protocol.names import PREFIX
 
 T = TypeVar("T")
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 ROOTS = [str(Path(package.__path__[0]).parent) for package in (shmpool, shmpoold)]
 #: The environment of a process that finds the packages and, unless told, no broker.
 ENV = {
-    **{key: value for key, value in os.environ.items() if key not in ("SHMPOOL_SOCKET", "XDG_RUNTIME_DIR")},
+    **os.environ,
     "PYTHONPATH": os.pathsep.join([*ROOTS, *filter(None, [os.environ.get("PYTHONPATH")])]),
 }
 
@@ -58,11 +59,11 @@ def is_alive(pid: int) -> bool:
 
 
 def segments() -> set[str]:
-    """The names of all pools' segments on this host."""
-    return {name for name in os.listdir("/dev/shm") if name.startswith("shmpool-")}
+    """The names of all pools' segments of this run."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith(PREFIX)}
 
 
 def segments_of(pid: int) -> set[str]:
     """The names of the segments that a process maps."""
     maps = Path(f"/proc/{pid}/maps").read_text().split()
-    return {Path(word).name for word in maps if word.startswith("/dev/shm/shmpool-")}
+    return {Path(word).name for word in maps if word.startswith(f"/dev/shm/{PREFIX}")}

@@ -3,50 +3,15 @@ slot has come back, nobody sits, the memory adds up."""
 
 from __future__ import annotations
 
-import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from client_helpers import Daemon, assert_settles
+from client_helpers import Common, Connect, Daemon, Start, StartDaemon, assert_settles
 
 import shmpool
-
-Start = Callable[..., shmpool.Broker]
-Connect = Callable[..., shmpool.Pool]
-StartDaemon = Callable[..., Daemon]
-
-
-class Common:
-    """One broker for all tests of a file that do not fill it; a new one after a test that
-    left something in it, so that only this one fails."""
-
-    def __init__(self, **settings: Any) -> None:
-        self._settings = {"memory_limit": "64MiB", "max_clients": 32, **settings}
-        self._broker: shmpool.Broker | None = None
-
-    def broker(self) -> shmpool.Broker:
-        if self._broker is None:
-            self._broker = shmpool.Broker(**self._settings)
-        return self._broker
-
-    @contextlib.contextmanager
-    def used(self) -> Iterator[shmpool.Broker]:
-        """By one test, at whose end everything must have come back."""
-        broker = self.broker()
-        try:
-            yield broker
-            assert_settles(broker.address)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        broker, self._broker = self._broker, None
-        if broker is not None:
-            broker.close()
 
 
 @pytest.fixture(scope="module")

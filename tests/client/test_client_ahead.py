@@ -6,8 +6,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from client_helpers import MIB, eventually, lease_all, out, pattern
-from conftest import Common, StartDaemon
+from client_helpers import MIB, Common, StartDaemon, eventually, lease_all, out, pattern
 
 import shmpool
 from shmpool import Strategy, requests

@@ -11,8 +11,7 @@ from typing import Any
 import client_workers
 import numpy as np
 import pytest
-from client_helpers import KIB, MIB, child, eventually, hear, in_fork, out, pattern
-from conftest import StartDaemon
+from client_helpers import KIB, MIB, StartDaemon, child, eventually, hear, in_fork, out, pattern
 
 import shmpool
 from shmpool import Handle, LeaseTimeout, Strategy

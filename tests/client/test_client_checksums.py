@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from client_helpers import KIB, MIB, assert_settles, pattern
-from conftest import Common
+from client_helpers import KIB, MIB, Common, assert_settles, pattern
 
 import shmpool
 from shmpool.protocol.names import PREFIX

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from client_helpers import MIB, eventually, out, pattern
-from conftest import Connect, Start
+from client_helpers import MIB, Connect, Start, eventually, out, pattern
 
 import shmpool
 from shmpool import Handle, LeaseReleased, PoolClosed, Strategy

@@ -8,8 +8,7 @@ import signal
 
 import client_workers
 import pytest
-from client_helpers import KIB, MIB, child, eventually, hear, lease_all, of_pid, out, pattern
-from conftest import Start
+from client_helpers import KIB, MIB, Start, child, eventually, hear, lease_all, of_pid, out, pattern
 
 import shmpool
 from shmpool import Handle

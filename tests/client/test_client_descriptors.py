@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from client_helpers import MIB, eventually, pattern
-from conftest import Connect
+from client_helpers import MIB, Connect, eventually, pattern
 
 import shmpool
 from shmpool.stats import query

@@ -12,8 +12,21 @@ import warnings
 import client_workers
 import numpy as np
 import pytest
-from client_helpers import ENV, KIB, MIB, child, eventually, hear, in_fork, lease_all, of_pid, out, pattern, run_script
-from conftest import Connect
+from client_helpers import (
+    ENV,
+    KIB,
+    MIB,
+    Connect,
+    child,
+    eventually,
+    hear,
+    in_fork,
+    lease_all,
+    of_pid,
+    out,
+    pattern,
+    run_script,
+)
 
 import shmpool
 from shmpool import Handle, LeaseReleased

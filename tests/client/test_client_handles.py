@@ -9,8 +9,7 @@ from typing import Any
 
 import client_workers
 import pytest
-from client_helpers import KIB, MIB, child, eventually, hear, out, pattern
-from conftest import Connect, Start
+from client_helpers import KIB, MIB, Connect, Start, child, eventually, hear, out, pattern
 
 import shmpool
 from shmpool import Handle, HandleUsed, InvalidHandle, StaleHandle, Strategy

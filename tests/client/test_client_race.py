@@ -6,8 +6,7 @@ import threading
 
 import client_workers
 import pytest
-from client_helpers import child, hear, pattern
-from conftest import Connect
+from client_helpers import Connect, child, hear, pattern
 
 import shmpool
 from shmpool import Handle

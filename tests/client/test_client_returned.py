@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from client_helpers import KIB, MIB, pattern
-from conftest import Common
+from client_helpers import KIB, MIB, Common, pattern
 
 import shmpool
 from shmpool import session as session_module

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from client_helpers import KIB, MIB, lease_all, out, pattern
-from conftest import Start
+from client_helpers import KIB, MIB, Start, lease_all, out, pattern
 
 import shmpool
 from shmpool import SizeCategory, Strategy

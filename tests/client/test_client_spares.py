@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from client_helpers import MIB, eventually, pattern
-from conftest import Common
+from client_helpers import MIB, Common, eventually, pattern
 
 import shmpool
 from shmpool.protocol.names import direct_name

@@ -12,8 +12,7 @@ from collections.abc import Callable
 
 import client_workers
 import pytest
-from client_helpers import KIB, MIB, child, eventually, hear
-from conftest import Connect, Start
+from client_helpers import KIB, MIB, Connect, Start, child, eventually, hear
 
 import shmpool
 

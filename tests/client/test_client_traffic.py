@@ -6,8 +6,7 @@ from typing import Any
 
 import client_workers
 import pytest
-from client_helpers import KIB, MIB, child, eventually, hear, out
-from conftest import Connect, Start
+from client_helpers import KIB, MIB, Connect, Start, child, eventually, hear, out
 
 from shmpool.connection import Connection
 

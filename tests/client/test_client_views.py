@@ -14,8 +14,7 @@ from typing import Any
 import client_workers
 import numpy as np
 import pytest
-from client_helpers import ENV, KIB, MIB, child, eventually, hear, out, pattern
-from conftest import Connect
+from client_helpers import ENV, KIB, MIB, Connect, child, eventually, hear, out, pattern
 
 import shmpool
 from shmpool import Handle, LeakedView, LeaseReleased, Strategy

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 
 import client_workers
 import pytest
-from client_helpers import KIB, MIB, child, eventually, hear, lease_all, of_pid
-from conftest import Common, Start
+from client_helpers import KIB, MIB, Common, Start, child, eventually, hear, lease_all, of_pid
 
 import shmpool
 from shmpool import LeaseTimeout, Strategy

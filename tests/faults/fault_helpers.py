@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import shmpool
 import shmpoold
+from shmpool.protocol.names import pool_prefix
 from shmpool.stats import query, query_invariants
 
 T = TypeVar("T")
@@ -144,7 +145,7 @@ class Daemon:
 
 
 def segments(pool: str) -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if f"shmpool-{pool}-" in name}
+    return {name for name in os.listdir("/dev/shm") if name.startswith(pool_prefix(int(pool, 16)))}
 
 
 # --- processes -------------------------------------------------------------------------------------

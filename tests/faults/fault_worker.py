@@ -128,15 +128,19 @@ class Client:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def die_fork(self) -> None:
-        """A child by os.fork goes on, with a seat of its own."""
+        """A child by os.fork goes on, with a seat of its own; it has let go of the parent's before the parent dies."""
+        reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
             # Our end of the parent's stdin and stdout would confuse whoever reads them.
             os.dup2(os.open(os.devnull, os.O_RDWR), 0)
             os.dup2(0, 1)
             self.pool.lease(5000).release()
+            os.write(writing, b"1")
             while True:
                 signal.pause()
+        os.close(writing)
+        os.read(reading, 1)
         say(child)
         dying()
         os.kill(os.getpid(), signal.SIGKILL)

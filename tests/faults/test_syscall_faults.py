@@ -15,7 +15,6 @@ import errno
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import patch
 
 import inprocess
 import pytest
@@ -23,7 +22,6 @@ from inprocess import CHUNKS, POOLED, Client, Daemon, Faults, Refused, descripto
 
 from shmpool.errors import ConfigError
 from shmpool.protocol.header import SEAT_START, seat_at
-from shmpool.protocol.names import parse_pool_id
 from shmpoold.shell import cleanup
 
 #: What a call may really say, of the numbers that are tried.
@@ -103,13 +101,9 @@ class Trial:
 
 
 def clean_up(address: str) -> None:
-    """``shmpoold --cleanup``, for our pools only."""
-    pools: dict[int, list[str]] = {}
-    for name in segments_left():
-        pools.setdefault(parse_pool_id(name) or 0, []).append(name)
-    with patch.object(cleanup, "leftover_pools", lambda: pools):
-        for _ in cleanup.clean_up(address):
-            pass
+    """``shmpoold --cleanup``."""
+    for _ in cleanup.clean_up(address):
+        pass
 
 
 def numbers(calls: list[str]) -> list[tuple[int, int]]:

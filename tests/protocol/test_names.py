@@ -17,7 +17,7 @@ def test_direct_names_round_trip(pool_id: int, row: int, generation: int) -> Non
     name = names.direct_name(pool_id, row, generation)
     assert names.parse_direct_name(name) == (pool_id, row, generation)
     assert "/" not in name
-    assert len(name) <= 250, "NAME_MAX is 255"
+    assert len(name) - len(names.PREFIX) <= 200, "NAME_MAX is 255, and a prefix has up to 41"
 
 
 @given(pool_ids)
@@ -45,16 +45,18 @@ def test_no_pools_prefix_is_the_start_of_another_pools_names() -> None:
         "",
         "psm_1234",
         "shmpool",
-        "shmpool-",
-        "shmpool--header",
-        "shmpool-00000000000000ff",
-        "shmpool-00000000000000ff-",
-        "shmpool-ff-header",
-        "shmpool-zzzzzzzzzzzzzzzz-header",
-        "shmpool-0x000000000000ff-header",
-        "shmpool-0000_0000_0000ff-header",
-        "shmpool-              ff-header",
+        names.PREFIX,
+        names.PREFIX + "-header",
+        names.PREFIX + "00000000000000ff",
+        names.PREFIX + "00000000000000ff-",
+        names.PREFIX + "ff-header",
+        names.PREFIX + "zzzzzzzzzzzzzzzz-header",
+        names.PREFIX + "0x000000000000ff-header",
+        names.PREFIX + "0000_0000_0000ff-header",
+        names.PREFIX + "              ff-header",
+        "shmpool-00000000000000ff-header",
         "other-shmpool-00000000000000ff-header",
+        "other-" + names.PREFIX + "00000000000000ff-header",
     ],
 )
 def test_foreign_names_have_no_pool(name: str) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shmpool.protocol.names import parse_pool_id
 from shmpool.stats import query, query_invariants
 
 from . import worker
@@ -85,7 +86,6 @@ class Soak:
 
     def run(self) -> Account:
         started = time.monotonic()
-        segments = _segments()
         try:
             self.brokers.start()
             for place in range(self.options.workers):
@@ -100,7 +100,7 @@ class Soak:
         self.account.seconds = time.monotonic() - started
         self.account.read_board(self.board)
         self.account.figures["longest_delay_of_the_engine_seconds"] = round(self.longest_delay, 3)
-        if left := _segments() - segments - _foreign_segments(self.brokers.pool_ids):
+        if left := _segments(self.brokers.pool_ids):
             self.account.violations.append(f"segments are left in /dev/shm: {sorted(left)}")
         return self.account
 
@@ -304,8 +304,8 @@ class Soak:
         wrong = [line for line in log.splitlines() if "Traceback" in line or "ERROR" in line or "quarantine" in line]
         if wrong:
             self.account.violations.append(f"the broker's log: {wrong[:5]}; {log[-3000:]}")
-        for name in _segments():
-            if any(pool in name for pool in self.brokers.pool_ids) and self.account.violations:
+        if self.account.violations:
+            for name in _segments(self.brokers.pool_ids):
                 os.unlink(f"/dev/shm/{name}")  # a failed run leaves nothing either
         for sockets in self.mailboxes:
             for one in sockets:
@@ -327,10 +327,6 @@ def _mailbox() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
-def _segments() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith("shmpool-")}
-
-
-def _foreign_segments(pool_ids: set[str]) -> set[str]:
-    """Others may use this host too."""
-    return {name for name in _segments() if not any(pool in name for pool in pool_ids)}
+def _segments(pool_ids: set[str]) -> set[str]:
+    """Of these pools: others may use this host too."""
+    return {name for name in os.listdir("/dev/shm") if parse_pool_id(name) in {int(pool, 16) for pool in pool_ids}}
