@@ -62,6 +62,9 @@ class Mapping:
         self._fds: dict[tuple[int, bool], int] = {}
         self._fds_lock = threading.Lock()
         self.tickets_fd = self._seat_fd = -1
+        #: Threads of one process share the tickets' descriptor and so its byte locks. Whoever closes
+        #: it has the gate, too: its number may be another file's at once.
+        self.ticket_gate = threading.Lock()
         self._make_words(welcome)
         self._make_tags()
         self.has_checksums = welcome.checksums
@@ -73,8 +76,6 @@ class Mapping:
             self.unmap()
             raise
         self._sit_down(nonce)
-        #: Threads of one process share the tickets' descriptor and so its byte locks.
-        self.ticket_gate = threading.Lock()
         self.barrier = libc.barrier if libc.needs_barrier() else None
         if self.barrier:
             libc.register_barrier()
@@ -159,8 +160,10 @@ class Mapping:
 
     def unmap(self) -> None:
         """Close the descriptors. Maps go with their last reference."""
-        for fd in (*self._fds.values(), self.tickets_fd, self._seat_fd):
+        with self.ticket_gate:
+            descriptors = (*self._fds.values(), self.tickets_fd, self._seat_fd)
+            self.tickets_fd = self._seat_fd = -1
+        for fd in descriptors:
             if fd >= 0:
                 os.close(fd)
         self._fds.clear()
-        self.tickets_fd = self._seat_fd = -1

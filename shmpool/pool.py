@@ -185,19 +185,22 @@ class Pool:
         words = session.words
         if record is None or record.window is None or record.links:
             record = self._find_record(session, record, granted, tail)
-        with session.ticket_gate:
-            try:
-                fcntl(session.tickets_fd, F_OFD_SETLK, record.lock)
-                is_mine = (
-                    words[record.cell] == granted == words[record.word]
-                    and words[record.word + EXTENT] & SHAPE_MASK == record.shape | tail & MAX_NBYTES
-                )
-                if is_mine:
-                    words[record.cell] = granted & GENERATION_FIELD | session.taken
-            except OSError:
-                is_mine = False  # busy: the other way waits a little
-            finally:  # also where an exception came between the lock and the next line
-                fcntl(session.tickets_fd, F_OFD_SETLK, UNLOCK_ALL)
+        try:
+            with session.ticket_gate:
+                try:
+                    fcntl(session.tickets_fd, F_OFD_SETLK, record.lock)
+                    is_mine = (
+                        words[record.cell] == granted == words[record.word]
+                        and words[record.word + EXTENT] & SHAPE_MASK == record.shape | tail & MAX_NBYTES
+                    )
+                    if is_mine:
+                        words[record.cell] = granted & GENERATION_FIELD | session.taken
+                except OSError:
+                    is_mine = False  # busy: the other way waits a little
+                finally:  # also where an exception came between the lock and the next line
+                    fcntl(session.tickets_fd, F_OFD_SETLK, UNLOCK_ALL)
+        except ValueError:  # of a descriptor of -1
+            raise PoolClosed("the pool was closed while a ticket was taken") from None
         if not is_mine:
             record = self._open_otherwise(session, record, granted, tail)
         if session.barrier:

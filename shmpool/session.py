@@ -444,6 +444,7 @@ class Session(Mapping):
     def abandon(self) -> None:
         """In a forked child: forget the seat. The parent's memory is out of reach already."""
         self.is_over = True
+        self.ticket_gate = threading.Lock()  # a thread that is not here may have had it
         self.windows.forget_callbacks()
         for slot in self._owned.values():
             if isinstance(slot, DirectSlot):

@@ -180,3 +180,30 @@ def test_close_in_one_thread_ends_the_others_cleanly(start: Start) -> None:
         run_threads(4, work)
     eventually(lambda: len(other.stats().clients) == 1)
     other.close()
+
+
+@pytest.mark.parametrize("take", ["open", "discard"])
+def test_ticket_is_taken_or_its_pool_is_closed_whichever_thread_comes_first(start: Start, take: str) -> None:
+    """Both want the tickets' descriptor: its number may be another file's after the close."""
+    pool = start(handle_ttl="1s").connect()  # else what nobody opens would stay
+    with pool.lease(1000) as lease:
+        handle = lease.publish()
+    gate = pool._session.ticket_gate
+    outcomes: list[object] = []
+
+    def reader() -> None:
+        try:
+            taken = getattr(pool, take)(handle)
+            outcomes.append(taken and taken.release())
+        except BaseException as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=reader), threading.Thread(target=pool.close)]
+    with gate:
+        for thread in threads:
+            thread.start()
+        threads[1].join(0.2)  # a close that does not ask for the gate is through by then
+    for thread in threads:
+        thread.join()
+    (outcome,) = outcomes
+    assert outcome is None or isinstance(outcome, (shmpool.PoolClosed, shmpool.StaleHandle)), repr(outcome)

@@ -45,21 +45,22 @@ def test_no_pools_prefix_is_the_start_of_another_pools_names() -> None:
         "",
         "psm_1234",
         "shmpool",
-        names.PREFIX,
-        names.PREFIX + "-header",
-        names.PREFIX + "00000000000000ff",
-        names.PREFIX + "00000000000000ff-",
-        names.PREFIX + "ff-header",
-        names.PREFIX + "zzzzzzzzzzzzzzzz-header",
-        names.PREFIX + "0x000000000000ff-header",
-        names.PREFIX + "0000_0000_0000ff-header",
-        names.PREFIX + "              ff-header",
+        "{}",
+        "{}-header",
+        "{}00000000000000ff",
+        "{}00000000000000ff-",
+        "{}ff-header",
+        "{}zzzzzzzzzzzzzzzz-header",
+        "{}0x000000000000ff-header",
+        "{}0000_0000_0000ff-header",
+        "{}              ff-header",
         "shmpool-00000000000000ff-header",
         "other-shmpool-00000000000000ff-header",
-        "other-" + names.PREFIX + "00000000000000ff-header",
+        "other-{}00000000000000ff-header",
     ],
 )
 def test_foreign_names_have_no_pool(name: str) -> None:
+    name = name.format(names.PREFIX)
     assert names.parse_pool_id(name) is None
     assert names.parse_direct_name(name) is None
 
