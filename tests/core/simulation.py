@@ -14,13 +14,14 @@ from harness import Client, Link, Ticket, World, small_settings
 
 from shmpool.protocol.messages import Bell, Query, Return, Role, Topic
 from shmpool.protocol.sizing import KIB, TierKind
-from shmpoold.core import broker, chores, custody, endings, lending
+from shmpoold.core import chores, custody, endings, lending, looks, recalls
 from shmpoold.core.events import Disconnected, Received, Ticked
 
 #: How much is done in one turn: what is small here takes several turns, like what is large there.
 BOUNDS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (chores, "STEPS_PER_TURN", (1, 2, 10, 128)),
-    (broker, "LOOKED_AT_PER_TURN", (1, 128)),
+    (looks, "LOOKED_AT_PER_TURN", (1, 128)),
+    (recalls, "RECALLED_PER_TURN", (1, 32)),
     (endings, "SEARCHED_PER_STEP", (7, 4096)),
     (custody, "SWEPT_PER_TURN", (1, 5, 512)),
     (custody, "CLOSED_PER_TURN", (1, 5, 128)),

@@ -9,6 +9,7 @@ from shmpool.protocol.figures import LEASES, MISSES
 from shmpool.protocol.header import counters_at
 from shmpool.protocol.ledger import BROKER, seat_of, state_of
 from shmpool.protocol.states import CellState, State
+from shmpoold.core.recalls import SPACING
 
 
 @pytest.mark.parametrize("is_leased", [False, True])
@@ -83,6 +84,7 @@ def test_a_dead_readers_ticket_is_a_reason_to_ask_the_publisher_while_somebody_w
     world.run()
     reader.die()
     world.run()
+    world.pass_time(SPACING)
     assert [slot.row for slot in waiter.ready] == [ticket.row]
 
 

@@ -9,7 +9,7 @@ from shmpool.protocol.codes import MEANINGS, Blame, Code
 from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import State
 from shmpoold.core.actions import Warm
-from shmpoold.core.lending import RECALL_EVERY
+from shmpoold.core.lending import RETRY_EVERY
 
 
 def keep(world: World, tier: int = SMALL) -> Client:
@@ -109,11 +109,11 @@ def test_who_waits_for_a_full_host_is_tried_again_now_and_then_and_not_all_the_t
         client.refill(MEDIUM)
     world.run()
     world.actions.clear()
-    world.pass_time(20 * RECALL_EVERY)
+    world.pass_time(20 * RETRY_EVERY)
     tries = [action for action in world.actions if isinstance(action, Warm)]
     assert 5 * waiters <= len(tries) <= 22 * waiters
     world.host_room = None
-    world.pass_time(3 * RECALL_EVERY)
+    world.pass_time(3 * RETRY_EVERY)
     assert all(client.ready for client in clients)
 
 

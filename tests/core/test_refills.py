@@ -10,7 +10,7 @@ from shmpool.protocol.messages import Recall, Refill, Refusal, Return
 from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import State
 from shmpoold.core.actions import Cool, Send, Warm
-from shmpoold.core.lending import RECALL_EVERY
+from shmpoold.core.recalls import RECALL_EVERY, SPACING
 
 
 def fill(world: World, tier: int = SMALL, *, leave: int = 0, batch: int = 1) -> Client:
@@ -411,7 +411,7 @@ def test_a_done_publication_that_its_publisher_keeps_is_recalled_for_who_waits(w
     recalls = publisher.recalls
     reader.release(ticket)  # sees the flag, and rings
     world.deliver(reader.link)
-    publisher.read()
+    world.pass_time(SPACING)
     assert publisher.recalls == recalls + 1
     world.run()
     assert [granted.row for granted in client.ready] == [slot.row]

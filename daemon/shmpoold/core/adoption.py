@@ -40,7 +40,7 @@ HEADS = (State.IDLE, State.LEASED, State.PUBLISHED, State.RETURNED)
 def adopt(broker: Broker, now: float) -> None:
     """Rebuild seats, holdings, free lists, custody and the cap's account."""
     for seat in broker.seats.adopt():
-        broker._out.append(WatchAdopted(seat.number, seat.peer.pid, seat.peer.start_time))
+        broker.outbox.add(WatchAdopted(seat.number, seat.peer.pid, seat.peer.start_time))
         broker.away.leave(seat, now)
     words = broker.rows.grant_words()
     followers = _followers(broker, words)
@@ -104,7 +104,7 @@ def _adopt_tier(
             inventory.warmed(tier, row, count)  # a pool whose broker died while it was making it
         slots.give(row, count, now)
         if tier.kind is not TierKind.DIRECT:
-            broker._out.append(Cool(tier.index, row, count))  # pages that a crash left in cold rows
+            broker.outbox.add(Cool(tier.index, row, count))  # pages that a crash left in cold rows
     return holdings
 
 
@@ -136,7 +136,7 @@ def _set_aside(broker: Broker, tier: Tier, row: int) -> None:
     broker.inventory.maps[tier.index].set_warm(row, 1)
     broker.inventory.quarantined.add(row)
     if tier.kind is TierKind.DIRECT:
-        broker._out.append(RemoveDirect(row, birth_of(broker.rows.link(row)), may_be_mapped=True))
+        broker.outbox.add(RemoveDirect(row, birth_of(broker.rows.link(row)), may_be_mapped=True))
 
 
 def _holding(broker: Broker, tier: Tier, head: int, members: list[int]) -> Holding:

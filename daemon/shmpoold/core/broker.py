@@ -41,7 +41,6 @@ from shmpool.protocol.messages import (
     Fault,
     Goodbye,
     Hello,
-    Message,
     Query,
     Refill,
     Return,
@@ -52,8 +51,8 @@ from shmpool.protocol.sizing import Tier, TierKind, make_tiers, rows_of
 from shmpool.protocol.states import State
 
 from . import adoption
-from .actions import Action, Close, ProbeSeat, Send, WatchConnected
-from .chores import Chore, Chores
+from .actions import Action, Close, ProbeSeat, WatchConnected
+from .chores import Chores
 from .custody import Custody
 from .endings import Endings
 from .events import (
@@ -71,19 +70,19 @@ from .events import (
     WarmFailed,
 )
 from .inventory import WARM_SLICE, Holding, Inventory
-from .lending import RECALL_EVERY, Lending
+from .lending import NEVER, Lending
+from .looks import Looks
+from .outbox import Outbox
 from .questions import Questions
 from .rows import Rows
 from .scrubber import Scrubber
 from .seats import Away, Seat, Seats
 from .settings import Settings
 
-#: How many rows of one message are looked at in its turn.
-LOOKED_AT_PER_TURN = 128
 #: How many bytes are cooled in one turn of the loop.
 COOLED_PER_TURN = 4 * WARM_SLICE
-#: A time that does not come.
-NEVER = float("inf")
+#: Seconds until more is cooled, when there is more to cool than one turn does.
+COOLED_AGAIN = 0.05
 
 
 @dataclass(slots=True, eq=False)
@@ -123,7 +122,7 @@ class Broker:
         if is_new:
             format_header(header, pool_id, make_tiers(settings.memory_limit, settings.sizing), settings.max_clients)
         header[EPOCH], header[BROKER_PID] = epoch, broker_pid
-        self._out: list[Action] = []
+        self.outbox = Outbox()
         self.settings = settings
         self.pool_id = pool_id
         self.epoch = epoch
@@ -135,16 +134,17 @@ class Broker:
             self.tiers,
             settings.memory_limit,
             self.seats.count,
-            self._out.append,
+            self.outbox,
             Scrubber(settings.scrub),
         )
-        self.custody = Custody(self.rows, self.inventory, settings.handle_ttl, self._out.append, self.free)
-        self.lending = Lending(self.rows, header, self.seats, self.inventory, self._out.append)
+        self.custody = Custody(self.rows, self.inventory, settings.handle_ttl, self.outbox, self.free)
+        self.lending = Lending(self.rows, header, self.seats, self.inventory, self.outbox)
         self.clients: dict[int, Client] = {}
         #: When idle slots are to be looked at, to be cooled; `NEVER` while there are none.
         self._next_cooling = NEVER
         self.away = Away()
         self.chores = Chores()
+        self.looks = Looks(self.chores, self.settle)
         self.endings = Endings(self)
         self.questions = Questions(self)
         self._on_event: dict[type[Any], Callable[[Any, float], None]] = {
@@ -179,19 +179,19 @@ class Broker:
             self._next_cooling = min(self._next_cooling, now + self.settings.buffer_lifetime)
             self.lending.serve_line(now)
         self.lending.raise_flags()
-        return self._take_actions()
+        return self.outbox.take()
 
     def adopt(self, now: float) -> list[Action]:
         """Take over what an earlier broker left: rebuild everything from the rows."""
         adoption.adopt(self, now)
-        return self._take_actions()
+        return self.outbox.take()
 
     def finish_chores(self, now: float) -> list[Action]:
         """Do at once what would take several turns: while nobody is served yet."""
         while self.chores:
             now = max(now, self.chores.next_turn or now)
             self.chores.work(now)
-        return self._take_actions()
+        return self.outbox.take()
 
     def next_deadline(self) -> float | None:
         """When `Ticked` is due: the shell's only timer. None: not before another event.
@@ -205,10 +205,7 @@ class Broker:
             due = min(due, look)
         if (sweep := self.custody.next_sweep(hurry=somebody_waits)) is not None:
             due = min(due, sweep)
-        if somebody_waits:
-            due = min(due, self.lending.next_recall)
-        if self.lending.something_freed:
-            due = 0.0  # the last turn did not get through the line
+        due = min(due, self.lending.next_deadline)
         return None if due == NEVER else due
 
     # --- connections and seats -----------------------------------------------------------------
@@ -248,8 +245,8 @@ class Broker:
                     return self._fault(
                         client, Code.NO_SEAT, f"all {self.seats.count} seats are taken; raise max_clients"
                     )
-                self._out.append(WatchConnected(client.seat.number, client.connection))
-        self._send(client.connection, self._welcome(client, resumed))
+                self.outbox.add(WatchConnected(client.seat.number, client.connection))
+        self.outbox.send(client.connection, self._welcome(client, resumed))
         return None
 
     def _resume(self, client: Client, hello: Hello, now: float) -> bool:
@@ -263,13 +260,8 @@ class Broker:
         self.away.come_back(seat)
         seat.peer = client.peer
         seat.connection, client.seat = client.connection, seat
-        self.chores.begin(self._settle_all(list(seat.rows)), now, is_urgent=True)
+        self.looks.soon(seat.rows, now)
         return True
-
-    def _settle_all(self, rows: list[int]) -> Chore:
-        for row in rows:
-            self.settle(row, self.chores.now)
-            yield 1
 
     def _welcome(self, client: Client, resumed: bool) -> Welcome:
         settings, sizing = self.settings, self.settings.sizing
@@ -320,10 +312,10 @@ class Broker:
         """End a connection that has nothing more to say to us."""
         self.clients.pop(connection, None)
         self.lending.line.cancel_all(connection)
-        self._out.append(Close(connection))
+        self.outbox.add(Close(connection))
 
     def _fault(self, client: Client, code: Code, text: str) -> None:
-        self._send(client.connection, Fault(code, text))
+        self.outbox.send(client.connection, Fault(code, text))
         if client.seat is not None:
             client.seat.connection = None
             self.away.leave(client.seat, 0.0)
@@ -350,20 +342,11 @@ class Broker:
     def _on_return(self, client: Client, message: Return, now: float) -> None:
         assert client.seat
         granted, seat = self.inventory.granted, client.seat.number
-        rows = [row for row in message.rows if row in granted and granted[row].seat == seat]
-        for row in self._begin_with(rows, now):
-            self.settle(row, now)
+        self.looks.begin([row for row in message.rows if row in granted and granted[row].seat == seat], now)
 
     def _on_bell(self, client: Client, message: Bell, now: float) -> None:
         granted = self.inventory.granted
-        for row in self._begin_with([row for row in message.rows if row in granted], now):
-            self.settle(row, now)
-
-    def _begin_with(self, rows: list[int], now: float) -> list[int]:
-        """The rows to be looked at in this turn; the others are, soon."""
-        if len(rows) > LOOKED_AT_PER_TURN:
-            self.chores.begin(self._settle_all(rows[LOOKED_AT_PER_TURN:]), now, is_urgent=True)
-        return rows[:LOOKED_AT_PER_TURN]
+        self.looks.begin([row for row in message.rows if row in granted], now)
 
     def settle(self, row: int, now: float) -> None:
         """Look at a granted row and do what its words ask for; nothing if they ask nothing."""
@@ -381,7 +364,7 @@ class Broker:
         elif state == State.PUBLISHED and seat == 0:
             self.custody.accept(holding, now)
         elif state == State.PUBLISHED and self.lending.line and not self.rows.open_cells(row):
-            self.lending.recall_seat(seat)
+            self.lending.recalls.ask(seat, now)
 
     def free(self, holding: Holding, now: float) -> None:
         self.custody.forget(holding)
@@ -402,23 +385,14 @@ class Broker:
     # --- time ----------------------------------------------------------------------------------------------
 
     def _on_ticked(self, event: Ticked, now: float) -> None:
-        self._out += [ProbeSeat(number) for number in self.away.to_probe(now)]
+        for number in self.away.to_probe(now):
+            self.outbox.add(ProbeSeat(number))
         self.chores.work(now)
         self.custody.sweep(now, hurry=bool(self.lending.line))
-        if self.lending.line and self.lending.next_recall <= now:
-            self.lending.recall(now)
-            self.lending.something_freed = True  # the host may have room again, too
+        self.lending.tick(now)
         self.inventory.drop_old_spares(now)
         if self._next_cooling <= now:
             lifetime = self.settings.buffer_lifetime
             cooled = self.inventory.cool(COOLED_PER_TURN, now - lifetime)
-            pause = RECALL_EVERY if cooled >= COOLED_PER_TURN else max(lifetime / 8, 0.1)
+            pause = COOLED_AGAIN if cooled >= COOLED_PER_TURN else max(lifetime / 8, 0.1)
             self._next_cooling = now + pause if self.inventory.has_ready else NEVER
-
-    def _send(self, connection: int, message: Message) -> None:
-        self._out.append(Send(connection, message))
-
-    def _take_actions(self) -> list[Action]:
-        actions = self._out[:]
-        self._out.clear()  # in place: others hold its append
-        return actions

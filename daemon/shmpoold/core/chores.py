@@ -3,6 +3,10 @@
 A chore is a generator that yields after every small step (a row, a ticket, a line of a
 report) what that step has cost, in units of about two microseconds. What is short is done
 at once, within the event that began it.
+
+Chores take turns, step by step: neither does a flood of bells hold up the end of a seat, nor
+a thousand ends a bell. Questions get their part too, a quarter of the time, however much
+there is to do.
 """
 
 from __future__ import annotations
@@ -18,11 +22,16 @@ Chore = Iterator[int]
 
 
 class Chores:
-    """What is under way. Deaths and returns come before questions."""
+    """What is under way. Deaths, returns and memory come before questions."""
+
+    #: What urgent chores get of a turn, for each unit that the others get.
+    WEIGHT = 3
 
     def __init__(self) -> None:
         self._urgent: deque[Chore] = deque()
         self._other: deque[Chore] = deque()
+        #: What the others have coming to them, in units.
+        self._owed = 0
         self._left = STEPS_PER_TURN
         self._full_again = 0.0
         #: The time of the present turn, for the chores.
@@ -37,17 +46,24 @@ class Chores:
         self.work(now)
 
     def work(self, now: float) -> None:
-        """One turn."""
+        """One turn. A chore that fails is at its end; the others go on in the next turn."""
         self.now = now
         if now >= self._full_again:
             self._left, self._full_again = STEPS_PER_TURN, now + PAUSE
-        while self._left > 0 and (chores := self._urgent or self._other):
+        while self._left > 0 and (self._urgent or self._other):
+            is_urgent = bool(self._urgent) and (self._owed <= 0 or not self._other)
+            chores = self._urgent if is_urgent else self._other
+            chore = chores.popleft()
             try:
-                self._left -= next(chores[0])
-            except BaseException as error:
-                chores.popleft()
-                if not isinstance(error, StopIteration):
-                    raise
+                cost = next(chore)
+            except StopIteration:
+                continue
+            chores.append(chore)
+            self._left -= cost
+            if not (self._urgent and self._other):
+                self._owed = 0
+            else:
+                self._owed += cost if is_urgent else -self.WEIGHT * cost
 
     @property
     def next_turn(self) -> float | None:

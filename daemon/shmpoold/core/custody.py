@@ -13,8 +13,9 @@ from collections.abc import Callable
 from shmpool.protocol.ledger import generation_of, state_of
 from shmpool.protocol.states import State
 
-from .actions import Action, CloseTicket
+from .actions import CloseTicket
 from .inventory import Holding, Inventory
+from .outbox import Outbox
 from .rows import Rows, is_published
 
 #: How many publications one sweep looks at, and how many tickets it closes (each takes its
@@ -35,13 +36,13 @@ class Custody:
         rows: Rows,
         inventory: Inventory,
         ttl: float,
-        emit: Callable[[Action], None],
+        outbox: Outbox,
         free: Callable[[Holding, float], None],
     ) -> None:
         self._rows = rows
         self._inventory = inventory
         self._ttl = ttl
-        self._emit = emit
+        self._outbox = outbox
         self._free = free
         self._queue: deque[Holding] = deque()
         self._interval = FIRST
@@ -121,5 +122,5 @@ class Custody:
             if state_of(word) == State.PUBLISHED and generation_of(word) == generation_of(granted)
         ]
         for ticket in unopened:
-            self._emit(ticket)
+            self._outbox.add(ticket)
         return len(unopened)

@@ -103,5 +103,5 @@ class Endings:
     def _clear(self, seat: Seat) -> None:
         self._broker.inventory.drop_spares()  # whoever had a use for them may be this one
         reports.fold_counters(self._broker.rows, seat.number)
-        self._broker._out.append(Unwatch(seat.number))
+        self._broker.outbox.add(Unwatch(seat.number))
         self._broker.seats.clear(seat)

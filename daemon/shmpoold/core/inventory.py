@@ -7,7 +7,6 @@ granted what, and who waits, is the broker's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from shmpool.protocol.header import header_bytes, ledger_bytes
@@ -24,7 +23,8 @@ from shmpool.protocol.ledger import (
 from shmpool.protocol.sizing import MIB, Tier, TierKind, page_round, rows_of
 from shmpool.protocol.states import State
 
-from .actions import Action, Cool, CreateDirect, RemoveDirect
+from .actions import Cool, CreateDirect, RemoveDirect
+from .outbox import Outbox
 from .rows import Rows
 from .scrubber import Scrubber
 from .slots import SlotMap, Span
@@ -78,7 +78,7 @@ class Inventory:
         tiers: tuple[Tier, ...],
         limit: int,
         seats: int,
-        emit: Callable[[Action], None],
+        outbox: Outbox,
         scrubber: Scrubber,
     ) -> None:
         self.rows = rows
@@ -96,7 +96,7 @@ class Inventory:
         self.scrubber = scrubber
         #: A segment that is used again shows the next user what the last one wrote.
         self.spares = Spares(limit, is_on=not scrubber.is_on)
-        self._emit = emit
+        self._outbox = outbox
 
     def tier_of(self, row: int) -> Tier:
         """The tier that a row belongs to."""
@@ -195,9 +195,9 @@ class Inventory:
         if not self.reserve(holding.direct_bytes):
             self.maps[tier.index].put_back(holding.row, 1)
             if spare is not None:
-                self._emit(RemoveDirect(spare.row, spare.generation))
+                self._outbox.add(RemoveDirect(spare.row, spare.generation))
             return None
-        self._emit(CreateDirect(holding.row, generation_of(self.rows.grant(holding.row)), size, spare))
+        self._outbox.add(CreateDirect(holding.row, generation_of(self.rows.grant(holding.row)), size, spare))
         return holding
 
     def direct_made(self, holding: Holding, nbytes: int) -> None:
@@ -284,7 +284,7 @@ class Inventory:
 
     def _drop(self, spare: Spare) -> None:
         self.held -= spare.nbytes
-        self._emit(RemoveDirect(spare.row, spare.generation))
+        self._outbox.add(RemoveDirect(spare.row, spare.generation))
 
     def scrub(self, holding: Holding) -> None:
         """Let a taken holding go cold, so that it is warmed with new pages; its memory stays
@@ -300,7 +300,7 @@ class Inventory:
             self.rows.move(at, State.COLD)  # before the pages go: a crash between only wastes them
         slots.set_cold(row, count)
         self.scrubber.forget(row, count)
-        self._emit(Cool(slots.tier.index, row, count))
+        self._outbox.add(Cool(slots.tier.index, row, count))
 
     # --- granting and freeing ---------------------------------------------------------------------
 
@@ -342,7 +342,7 @@ class Inventory:
             holding.orphaned_at is None and self.spares.keep(head, holding.birth, holding.direct_bytes, now)
         ):
             self.held -= holding.direct_bytes
-            self._emit(RemoveDirect(head, holding.birth))
+            self._outbox.add(RemoveDirect(head, holding.birth))
         for row, count in holding.spans:
             for at in range(row, row + count):
                 if at != head:
@@ -357,7 +357,7 @@ class Inventory:
 
     def remove_direct(self, holding: Holding) -> None:
         """Unlink a direct segment that was made and not granted."""
-        self._emit(RemoveDirect(holding.row, generation_of(self.rows.grant(holding.row))))
+        self._outbox.add(RemoveDirect(holding.row, generation_of(self.rows.grant(holding.row))))
 
     def direct_segments(self) -> set[tuple[int, int]]:
         """(row, generation) of every direct segment that a row names; others are leftovers."""
@@ -369,7 +369,7 @@ class Inventory:
         self.granted.pop(holding.row, None)
         if holding.tier.kind is TierKind.DIRECT:
             self.held -= holding.direct_bytes
-            self._emit(RemoveDirect(holding.row, holding.birth, may_be_mapped=True))
+            self._outbox.add(RemoveDirect(holding.row, holding.birth, may_be_mapped=True))
         self.quarantined.update(at for row, count in holding.spans for at in range(row, row + count))
 
     def give(self, tier: Tier, row: int, generation: int, now: float) -> None:

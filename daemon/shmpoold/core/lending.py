@@ -8,31 +8,34 @@ wait. The memory is `inventory`'s; who is connected and what comes back is `brok
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, MutableSequence
+from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.header import WANTED
-from shmpool.protocol.messages import Direct, Grant, Message, Recall, Refill, Refusal
+from shmpool.protocol.messages import Direct, Grant, Refill, Refusal
 from shmpool.protocol.sizing import Tier, TierKind, format_bytes
 
-from .actions import Action, Send, Warm
+from .actions import Warm
 from .events import DirectCreated, DirectFailed, Warmed, WarmFailed
 from .inventory import WARM_SLICE, Holding, Inventory
+from .outbox import Outbox
+from .recalls import Recalls
 from .requests import Request, WaitingLine
 from .rows import Rows
 from .seats import Seat, Seats
 from .slots import Span
 
-#: While somebody waits: how often clients are asked again to give back what is idle, and
-#: how often a full host is tried again (seconds).
-RECALL_EVERY = 0.05
+#: While somebody waits: how often a full host is tried again (seconds).
+RETRY_EVERY = 0.05
 #: How many waiters are served in one turn of the loop.
 SERVED_PER_TURN = 64
 #: Rows that one request is granted at most, unless a single run has more.
 GRANTED_PER_REQUEST = 256
 #: Requests that one connection may have under way.
 MOST_REQUESTS = 1024
+#: A time that does not come.
+NEVER = float("inf")
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +56,7 @@ class Lending:
         header: MutableSequence[int],
         seats: Seats,
         inventory: Inventory,
-        emit: Callable[[Action], None],
+        outbox: Outbox,
     ) -> None:
         self.rows = rows
         self.header = header
@@ -73,10 +76,11 @@ class Lending:
         self.creating: dict[int, tuple[Request, Holding]] = {}
         #: The line is to be looked at.
         self.something_freed = False
-        self.next_recall = 0.0
+        self.recalls = Recalls(seats, outbox)
+        self._next_retry = 0.0
         #: The host is full: nothing is warmed for the line before this, unless something is freed.
         self.next_warming = 0.0
-        self._emit = emit
+        self._outbox = outbox
 
     # --- requests --------------------------------------------------------------------------------
 
@@ -110,11 +114,11 @@ class Lending:
                 f"{format_bytes(request.wanted_bytes)} is more than this pool can ever hold:"
                 f" {format_bytes(most)} (memory_limit {format_bytes(self.inventory.limit)} less its ledger)"
             )
-            self._send(request.connection, Refusal(request.number, Code.TOO_LARGE, text))
+            self._outbox.send(request.connection, Refusal(request.number, Code.TOO_LARGE, text))
             return None
         if self.line.count(request.connection) >= MOST_REQUESTS:
             text = f"{MOST_REQUESTS} requests of this client are under way"
-            self._send(request.connection, Refusal(request.number, Code.QUOTA, text))
+            self._outbox.send(request.connection, Refusal(request.number, Code.QUOTA, text))
             return None
         if not self.line.begin(request):
             return f"request {request.number} is already under way"
@@ -179,20 +183,19 @@ class Lending:
             self.inventory.grant(holding, seat.number, seat.peer.uid, now)
             seat.gain(holding.row, holding.nbytes)
             rows.append(holding.row)
-        self._send(connection, Grant(number, rows))
+        self._outbox.send(connection, Grant(number, rows))
 
     def _wait_or_refuse(self, request: Request, now: float) -> None:
         """In line, if the request wants that and anything is out that could come back."""
         if request.queue and (self.inventory.granted or self.warming or self.creating):
             if not self.line:
-                self.next_recall = now
+                self._next_retry = now + RETRY_EVERY
             self.line.join(request)
-            if self.next_recall <= now:
-                self.recall(now)
+            self.recalls.begin(now)
             return
         self.line.end(request)
         code = Code.SHM_FULL if request.failure else Code.EXHAUSTED
-        self._send(request.connection, Refusal(request.number, code, self._story(request)))
+        self._outbox.send(request.connection, Refusal(request.number, code, self._story(request)))
 
     def _story(self, request: Request) -> str:
         """Why there is nothing: tier, limit, and who holds most."""
@@ -210,7 +213,7 @@ class Lending:
         """Somebody asks no longer."""
         request = self.line.cancel(connection, number)
         if request is not None:
-            self._send(connection, Refusal(number, Code.CANCELLED, self._story(request)))
+            self._outbox.send(connection, Refusal(number, Code.CANCELLED, self._story(request)))
 
     def serve_line(self, now: float) -> None:
         """After something was freed: the oldest waiter first; one that cannot be served holds
@@ -237,7 +240,7 @@ class Lending:
         row, count = warming.slices.popleft()
         tier = warming.holdings[0].tier
         self.warming[tier.index, row] = warming
-        self._emit(Warm(tier.index, row, count))
+        self._outbox.add(Warm(tier.index, row, count))
 
     def on_warmed(self, event: Warmed, now: float) -> None:
         """A slice has got its pages."""
@@ -289,30 +292,37 @@ class Lending:
         cooled = self.inventory.cool(max(request.wanted_bytes, WARM_SLICE), float("inf"))
         self._abandon(holdings, now)
         if not self._serve(request, now, may_warm=cooled > 0):
-            self.next_warming = now + RECALL_EVERY
+            self.next_warming = now + RETRY_EVERY
             self._wait_or_refuse(request, now)
         return None
 
-    # --- asking for what is idle -------------------------------------------------------------------
+    # --- time --------------------------------------------------------------------------------------
 
-    def recall(self, now: float) -> None:
-        """Ask everybody to give back what is idle."""
-        for seat in self.seats.taken.values():
-            if seat.rows and seat.connection is not None:
-                self._send(seat.connection, Recall())
-        self.next_recall = now + RECALL_EVERY
+    @property
+    def next_deadline(self) -> float:
+        """When `tick` is due."""
+        if self.something_freed:
+            return 0.0  # the last turn did not get through the line
+        return min(self.recalls.next_deadline, self._next_retry) if self.line else NEVER
 
-    def recall_seat(self, number: int) -> None:
-        """Ask one client to reap and give back."""
-        seat = self.seats.taken.get(number)
-        if seat is not None and seat.connection is not None:
-            self._send(seat.connection, Recall())
+    def tick(self, now: float) -> None:
+        """Ask for what is idle, and try a host again that was full, while anybody waits."""
+        if not self.line:
+            return
+        self.recalls.tick(now)
+        if self._next_retry <= now:
+            self._next_retry = now + RETRY_EVERY
+            self.something_freed = True
+
+    # --- the flags ---------------------------------------------------------------------------------
 
     def raise_flags(self) -> None:
         """The wanted flags in the header: short of memory, every tier can help; short of
         rows, the tier itself and the larger ones."""
         if not (self.line or self._has_flags):
             return
+        if not self.line:
+            self.recalls.rest()
         wanted: set[int] = set()
         for request in self.line.heads():
             if request.failure or request.wanted_bytes > self.inventory.room:
@@ -324,6 +334,3 @@ class Lending:
             if self.header[WANTED + tier.index] != flag:
                 self.header[WANTED + tier.index] = flag
         self._has_flags = bool(wanted)
-
-    def _send(self, connection: int, message: Message) -> None:
-        self._emit(Send(connection, message))

@@ -49,5 +49,5 @@ class Questions:
             if connection in self._broker.clients:
                 for index, part in enumerate(parts):
                     answer = Answer(request, index == len(parts) - 1, part)
-                    self._broker._out.append(Send(connection, answer))
+                    self._broker.outbox.add(Send(connection, answer))
                 yield SENDING + len(payload) // SENT_PER_UNIT

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import MutableSequence
 from dataclasses import dataclass, field
-from itertools import islice
+from heapq import heappop, heappush
 
 from shmpool.protocol.header import SEAT_NONCE, SEAT_PID, SEAT_START, SEAT_STATE, SEAT_UID, seat_at
 
@@ -32,6 +32,8 @@ class Seat:
     nbytes: int = 0
     #: Its client has gone; what it held is being settled.
     is_ending: bool = False
+    #: When it was asked last to give back what is idle.
+    recalled_at: float = float("-inf")
 
     def gain(self, row: int, nbytes: int) -> None:
         """Something was granted."""
@@ -100,11 +102,14 @@ class Away:
     PROBED_PER_TURN = 64
 
     def __init__(self) -> None:
+        #: By seat, when it is due and how long the pause before that was.
         self._due: dict[int, tuple[float, float]] = {}
+        #: The same as (due, seat), with some that are so no longer.
+        self._heap: list[tuple[float, int]] = []
 
     def leave(self, seat: Seat, now: float) -> None:
         """A connection is gone, and nobody has said goodbye."""
-        self._due[seat.number] = (now + self.FIRST, self.FIRST)
+        self._put(seat.number, now, self.FIRST)
 
     def come_back(self, seat: Seat) -> None:
         """It is connected again, or has ended."""
@@ -112,14 +117,21 @@ class Away:
 
     @property
     def next_probe(self) -> float | None:
-        """When somebody is to be probed."""
-        return min(self._due.values())[0] if self._due else None
+        """When somebody is to be probed. Asked after every event."""
+        heap = self._heap
+        while heap and self._due.get(heap[0][1], (None,))[0] != heap[0][0]:
+            heappop(heap)
+        return heap[0][0] if heap else None
 
     def to_probe(self, now: float) -> list[int]:
         """Who is to be probed now; the next time after a longer pause."""
-        due = (number for number, (due, _) in self._due.items() if due <= now)
-        numbers = list(islice(due, self.PROBED_PER_TURN))
-        for number in numbers:
-            pause = min(self.GROWTH * self._due.pop(number)[1], self.LONGEST)  # and to the end of the line
-            self._due[number] = (now + pause, pause)
+        numbers: list[int] = []
+        while len(numbers) < self.PROBED_PER_TURN and (due := self.next_probe) is not None and due <= now:
+            _, number = heappop(self._heap)
+            numbers.append(number)
+            self._put(number, now, min(self.GROWTH * self._due[number][1], self.LONGEST))
         return numbers
+
+    def _put(self, number: int, now: float, pause: float) -> None:
+        self._due[number] = (now + pause, pause)
+        heappush(self._heap, (now + pause, number))

@@ -156,11 +156,15 @@ class BrokerProcess:
     def _normalise(self) -> None:
         core = self.core
         assert not core.chores, "one slot is no work for several turns"
-        core.chores._left, core.chores._full_again, core.chores.now = STEPS_PER_TURN, 0.0, 0.0
+        core.chores._left, core.chores._full_again, core.chores.now, core.chores._owed = STEPS_PER_TURN, 0.0, 0.0, 0
         core.custody._swept_at, core.custody._interval = 0.0, FIRST
-        core.lending.next_recall = core.lending.next_warming = 0.0
+        core.lending._next_retry = core.lending.next_warming = 0.0
+        core.lending.recalls._next_round = core.lending.recalls._next_turn = 0.0
+        for seat in core.seats.taken.values():
+            seat.recalled_at = float("-inf")
         core._next_cooling = NEVER
         core.away._due = dict.fromkeys(sorted(core.away._due), (0.0, core.away.FIRST))
+        core.away._heap = [(0.0, number) for number in core.away._due]
         for holding in core.inventory.granted.values():
             if holding.orphaned_at is not None:
                 holding.orphaned_at = 0.0

@@ -1,0 +1,55 @@
+"""Rows that are to be looked at: what returns and bells name, and what a client has that came back.
+
+They are a set, so however often a row is named while it waits it is looked at once, and no
+flood of bells is longer than the ledger. A message only says "look": what is done about a row
+is decided when it is looked at, by what its words say then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from .chores import Chore, Chores
+
+#: How many rows of one message are looked at in its turn.
+LOOKED_AT_PER_TURN = 128
+
+
+class Looks:
+    """The rows that nobody has looked at yet. *look(row, now)* is done for each; it may be asked
+    for a row that is no longer anybody's."""
+
+    def __init__(self, chores: Chores, look: Callable[[int, float], None]) -> None:
+        self._chores = chores
+        self._look = look
+        self._rows: set[int] = set()
+        self._is_under_way = False
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def begin(self, rows: Iterable[int], now: float) -> None:
+        """Look at these rows: at the first of them now, at the others soon."""
+        named = list(dict.fromkeys(rows))
+        if len(named) > LOOKED_AT_PER_TURN:
+            self.soon(named[LOOKED_AT_PER_TURN:], now)
+        for row in named[:LOOKED_AT_PER_TURN]:
+            self._look(row, now)
+
+    def soon(self, rows: Iterable[int], now: float) -> None:
+        """Look at these rows as far as the present turn has room, then in later ones."""
+        self._rows.update(rows)
+        if self._rows and not self._is_under_way:
+            self._is_under_way = True
+            self._chores.begin(self._run(), now, is_urgent=True)
+
+    def _run(self) -> Chore:
+        """Those that are named meanwhile come after all that were there before."""
+        try:
+            while self._rows:
+                rows, self._rows = self._rows, set()
+                while rows:
+                    self._look(rows.pop(), self._chores.now)
+                    yield 1
+        finally:
+            self._is_under_way = False
