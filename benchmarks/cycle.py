@@ -1,22 +1,55 @@
-"""cycle: What do lease + release, and the whole cycle, cost in one process?"""
+"""cycle: What do lease + release, and the whole cycle, cost in one process, or `--against` another source tree?
+
+Two trees are measured in one run: each in a process of its own with a broker of its own, one lap of each by
+turns. The ratio of the best laps and the median of the rounds' ratios are shown, the smaller of both is
+judged. So neither the machine's state nor a neighbour is in it; the same tree twice tells its noise."""
 
 from __future__ import annotations
 
+import statistics
+from functools import partial
+from pathlib import Path
+
+import click
+
 import shmpool
 
-from .measure import Contestant, interleave, timed
+from .measure import Contestant, Lap, Ratio, Series, interleave
+from .operations import Operation, lease_and_release, whole_cycle
 from .options import Options
 from .report import Bar, Column, Report, Table
-from .units import KIB, size_name
+from .trees import ROOT, TreePath, measure
+from .units import KIB, MIB, size_name
 
 SIZES = (KIB, 4 * KIB, 64 * KIB, 255 * KIB, 512 * KIB)
 ROUNDS = 7
 SECONDS = 0.05
 MOST_FOR_A_PAIR = 2e-6
 
+#: Of two trees: a category each, and the smallest there is.
+SIZES_AGAINST = (KIB, 64 * KIB, 512 * KIB, MIB)
+ROUNDS_AGAINST = 60
+SECONDS_AGAINST = 0.002
+#: Times the other tree's: more than the same tree twice shows. Direct leases wait for the broker.
+MOST_OF_THE_OTHER = 1.05
+MOST_OF_THE_OTHER_DIRECT = 1.15
+
+PARAMETERS = [
+    click.Option(["--against"], type=TreePath(), help="Measure this tree and that checkout in one run."),
+]
+
 
 def run(options: Options) -> Report:
     report = Report.of(__doc__, options)
+    other = options.more.get("against")
+    if other is None:
+        _measure_here(report, options)
+    else:
+        _measure_against(report, options, other)
+    return report
+
+
+def _measure_here(report: Report, options: Options) -> None:
     table = Table(
         "one process, a warm magazine; the whole cycle is lease, touch, publish, open, touch, release",
         [Column("size", "B"), Column("lease + release", "s"), Column("best", "s"), Column("whole cycle", "s")],
@@ -32,26 +65,43 @@ def run(options: Options) -> Report:
             name = f"lease + release, {size_name(size)}"
             report.bars.append(Bar(name, MOST_FOR_A_PAIR, pair.median, "s", is_most=True))
     report.tables.append(table)
-    return report
+
+
+def _measure_against(report: Report, options: Options, other: Path) -> None:
+    rounds, seconds = options.rounds or ROUNDS_AGAINST, options.seconds or SECONDS_AGAINST
+    table = Table(
+        f"this tree and {other}: the best of {rounds} rounds, and the rounds' ratios",
+        [Column("size", "B"), Column("operation"), Column("this", "s"), Column("other", "s"),
+         Column("best / best", "x"), Column("round by round", "x")],
+        is_grouped=True,
+    )  # fmt: skip
+    report.tables.append(table)
+    for size, name, ours, theirs in measure((ROOT, other), options.sizes or SIZES_AGAINST, rounds, seconds):
+        of_bests, of_rounds = ours.best / theirs.best, _round_by_round(ours, theirs)
+        table.rows.append([size, name, ours.best, theirs.best, of_bests, of_rounds])
+        # What is slower is so in both; a lucky lap, or a burst of other work, is only in one.
+        slower = min(of_bests, of_rounds.median)
+        report.bars.append(Bar(f"{name}, {size_name(size)}", _allowed(size), slower, is_most=True))
+
+
+def _allowed(size: int) -> float:
+    return MOST_OF_THE_OTHER if size < MIB else MOST_OF_THE_OTHER_DIRECT
+
+
+def _round_by_round(ours: Series, theirs: Series) -> Ratio:
+    """How many times longer ours takes: the median round and the quartiles."""
+    ratios = [mine / other for mine, other in zip(ours.rounds, theirs.rounds, strict=True)]
+    low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return Ratio(median, low, high)
 
 
 def pair_of(pool: shmpool.Pool, size: int) -> Contestant:
-    def body(objects: int) -> None:
-        lease = pool.lease
-        for _ in range(objects):
-            lease(size).release()
-
-    return timed(body)
+    return partial(_lap, lease_and_release, pool, size)
 
 
 def cycle_of(pool: shmpool.Pool, size: int) -> Contestant:
-    def body(objects: int) -> None:
-        lease, open_ = pool.lease, pool.open
-        for _ in range(objects):
-            leased = lease(size)
-            leased.view[0] = 1
-            buffer = open_(leased.publish())
-            buffer.view[0]
-            buffer.release()
+    return partial(_lap, whole_cycle, pool, size)
 
-    return timed(body)
+
+def _lap(operation: Operation, pool: shmpool.Pool, size: int, objects: int) -> Lap:
+    return Lap(sum(operation(pool, size, objects).values()))

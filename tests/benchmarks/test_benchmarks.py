@@ -49,6 +49,30 @@ def test_a_report_holds_raw_figures_with_their_units(tmp_path):
     assert {bar["state"] for bar in report["bars"]} <= STATES
 
 
+def test_two_trees_are_measured_beside_each_other(tmp_path):
+    written = tmp_path / "cycle.json"
+    run = benchmarks("cycle", "--against", ".", "--sizes", "1KiB", *("--rounds", "2", "--seconds", "0.001"),
+                     "--json", str(written))  # fmt: skip
+    assert run.returncode in (0, 1), run.stderr
+    [report] = json.loads(written.read_text())["reports"]
+    [table] = report["tables"]
+    assert [row[1] for row in table["rows"]] == [
+        "lease + release",
+        "whole cycle",
+        "lease",
+        "publish",
+        "open",
+        "release",
+    ]
+    assert all(row[4] == row[2] / row[3] for row in table["rows"])
+
+
+def test_a_tree_that_has_no_shmpool_is_refused(tmp_path):
+    run = benchmarks("cycle", "--against", str(tmp_path))
+    assert run.returncode == 2
+    assert "give the root of a checkout" in run.stderr
+
+
 def test_a_report_prints_as_markdown(tmp_path):
     written = tmp_path / "memcpy.json"
     assert benchmarks("memcpy", "--sizes", "4KiB", "--rounds", "2", "--json", str(written)).returncode == 0
