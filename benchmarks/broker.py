@@ -71,10 +71,16 @@ def _add_miss(report: Report, broker: shmpool.Broker, echo: EchoServer, rounds: 
     report.tables.append(table)
 
 
-def miss_and_echo(broker: shmpool.Broker, echo: EchoServer, rounds: int, seconds: float) -> tuple[Series, Series]:
-    """Both by this process, interleaved."""
+def miss_and_echo(
+    broker: shmpool.Broker,
+    echo: EchoServer,
+    rounds: int,
+    seconds: float,
+    judged: Callable[[Contestant], Contestant] = lambda contestant: contestant,
+) -> tuple[Series, Series]:
+    """Both by this process, interleaved; *judged* may look at their laps' samples."""
     with _client(broker.address, echo.address) as run:
-        contestants: dict[str, Contestant] = {what: _lapped(run[what]) for what in run}
+        contestants: dict[str, Contestant] = {what: judged(_lapped(run[what])) for what in run}
         series = interleave(contestants, rounds=rounds, seconds=seconds)
     return series["miss"], series["echo"]
 

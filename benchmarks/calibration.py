@@ -2,7 +2,8 @@
 by where there is no peer, so that a faster machine or a slower state of it changes both.
 
 Attributes, a dictionary, a deque, stores into a memoryview, a slice of one, packing and
-unpacking, a new object; and for the whole cycle the two system calls of a byte lock."""
+unpacking, a new object; for the whole cycle the two system calls of a byte lock as well; and for
+a direct segment round trips of the bare echo, with maps of as many bytes on both sides."""
 
 from __future__ import annotations
 
@@ -11,12 +12,14 @@ import mmap
 import os
 import struct
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from sys import getrefcount
 
-from .measure import Contestant, timed
+from .echo import EchoClient, EchoServer
+from .measure import Contestant, Lap, timed
 
 _HANDLE = struct.Struct("<QQQ")
 _LOCK = struct.Struct("hhqqi")
@@ -40,7 +43,7 @@ class _Held:
     view: memoryview
 
 
-class _Work:
+class Work:
     """Some slots of one page each."""
 
     def __init__(self) -> None:
@@ -78,7 +81,7 @@ class _Work:
 
 def lease_and_release() -> Contestant:
     """About what a lease and its release do."""
-    work = _Work()
+    work = Work()
 
     def body(objects: int) -> None:
         lease, release = work.lease, work.release
@@ -88,23 +91,58 @@ def lease_and_release() -> Contestant:
     return timed(body)
 
 
-@contextmanager
-def whole_cycle() -> Iterator[Contestant]:
+class ByteLock:
+    """A byte of a file of its own, locked and unlocked as a ticket's is."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (kept as long as the lock)
+        self._lock, self._unlock = (_LOCK.pack(kind, os.SEEK_SET, 1, 1, 0) for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK))
+
+    def take_and_drop(self) -> None:
+        fcntl.fcntl(self._file, _OFD_SETLK, self._lock)
+        fcntl.fcntl(self._file, _OFD_SETLK, self._unlock)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def whole_cycle() -> Contestant:
     """About what lease, publish, open and release do, the byte lock included."""
-    work = _Work()
-    lock, unlock = (_LOCK.pack(kind, os.SEEK_SET, 1, 1, 0) for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK))
-    with tempfile.TemporaryFile() as file:
-        descriptor = file.fileno()
+    work, lock = Work(), ByteLock()
 
-        def body(objects: int) -> None:
-            lease, release, hand_over = work.lease, work.release, work.hand_over
-            for _ in range(objects):
-                held = hand_over(lease(1000))
-                fcntl.fcntl(descriptor, _OFD_SETLK, lock)
-                fcntl.fcntl(descriptor, _OFD_SETLK, unlock)
-                release(held)
-                held = lease(1000)
-                held.view[0]
-                release(held)
+    def body(objects: int) -> None:
+        lease, release, hand_over, take_and_drop = work.lease, work.release, work.hand_over, lock.take_and_drop
+        for _ in range(objects):
+            held = hand_over(lease(1000))
+            take_and_drop()
+            release(held)
+            held = lease(1000)
+            held.view[0]
+            release(held)
 
-        yield timed(body)
+    return timed(body)
+
+
+@contextmanager
+def round_trip_and_maps(echo: EchoServer, nbytes: int) -> Iterator[Contestant]:
+    """About what a direct lease costs: a round trip, and maps of a file that has its pages."""
+    client = EchoClient(echo.address)
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        file.write(bytes(nbytes))
+        file.flush()
+
+        def once() -> float:
+            started = time.perf_counter()
+            client.call([2, 1, 0, 1, 1, True])
+            for _ in range(2):
+                mapped = mmap.mmap(file.fileno(), nbytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+                mapped[0]
+                mapped.close()
+            return time.perf_counter() - started
+
+        def lap(objects: int) -> Lap:
+            samples = [once() for _ in range(objects)]
+            return Lap(sum(samples), samples)
+
+        yield lap
+    client.close()

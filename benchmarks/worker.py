@@ -25,6 +25,7 @@ from .plan import Plan
 PEERS = {
     "shmpool": "shmpool:Shmpool",
     "floor": "floor:Floor",
+    "gauge": "gauge:Gauge",
     "fresh": "fresh:Fresh",
     "queue": "queue:Queue",
     "pipe": "pipe:Pipe",

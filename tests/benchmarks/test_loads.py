@@ -63,6 +63,27 @@ def test_the_gate_compares_with_the_recorded_ratios(tmp_path, factor, state):
     assert {bar["state"] for bar in report["bars"]} == {state}
 
 
+def test_a_lease_that_sleeps_fails_the_gate_in_every_pooled_category(tmp_path):
+    code = """if True:
+        import sys, time
+        from shmpool import pool
+        lease = pool.Pool.lease
+        def slower(*arguments, **options):
+            time.sleep(20e-6)
+            return lease(*arguments, **options)
+        pool.Pool.lease = slower
+        from benchmarks import gate
+        from benchmarks.options import Options
+        report = gate.run(Options(rounds=8))
+        print([bar.name for bar in report.bars if bar.state == "missed"])
+    """
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    for operation in ("lease + release", "whole cycle"):
+        for category in ("small", "medium", "large"):
+            assert f"'{operation}, {category} / standard library'" in run.stdout
+
+
 def test_a_measure_that_was_not_recorded_fails_the_gate(tmp_path):
     written = tmp_path / "baseline.json"
     written.write_text(json.dumps({"ratios": []}))
