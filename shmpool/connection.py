@@ -217,7 +217,10 @@ def fault_error(fault: Fault) -> ShmpoolError:
     if code in (Code.BAD_FRAME, Code.BAD_MESSAGE):
         return LocalProtocolError(f"the broker refused what this client sent: {text}")
     if code is Code.WRONG_VERSION:
-        return LocalProtocolError(text)
+        return LocalProtocolError(
+            f"{text}: this process speaks protocol {PROTOCOL_VERSION}; whichever of the two runs the older shmpool"
+            " must be restarted with the other's version"
+        )
     if code is Code.QUOTA:
         return QuotaExceeded(text)
     if code is Code.FORBIDDEN:

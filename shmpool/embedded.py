@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 from . import errors
 from .addresses import ENVIRONMENT, MAX_PATH
 from .errors import BrokerUnavailable, ConfigError, ShmpoolError
-from .protocol.names import pool_prefix
+from .protocol.names import lock_path, pool_prefix, seats_path, tickets_path
 from .system.locks import FileLock
 
 if TYPE_CHECKING:
@@ -292,8 +292,7 @@ def _remove_pool(address: str, pid: int) -> None:
     stands in the lock file beside the socket, then these files. Only under that file's
     lock, and only if the note in it is that broker's: a pool that another has taken up
     in the meantime is none of our business."""
-    stem = os.path.splitext(address)[0]
-    lock = FileLock(stem + ".lock")
+    lock = FileLock(lock_path(address))
     if not os.path.exists(lock.path):
         return  # it never came so far
     try:
@@ -306,7 +305,7 @@ def _remove_pool(address: str, pid: int) -> None:
         for name in os.listdir(_SHM):
             if name.startswith(prefix):
                 _unlink(os.path.join(_SHM, name))
-        for path in (address, stem + ".tickets.lock", lock.path):
+        for path in (address, tickets_path(address), seats_path(address), lock.path):
             _unlink(path)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no note: it had no pool yet

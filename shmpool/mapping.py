@@ -1,4 +1,4 @@
-"""What a client has mapped of a pool: ledger, header, tiers, and the tickets' file.
+"""What a client has mapped of a pool: ledger, header, tiers; its tickets and seats files.
 
 Ledger and header are used word by word; slots are seen through windows of their own
 (`windows`). Descriptors of the tiers are opened when they are first needed.
@@ -10,7 +10,17 @@ import os
 import threading
 from fcntl import fcntl
 
-from .protocol.header import SEAT_NONCE, SEAT_STATE, counters_at, header_bytes, ledger_bytes, seat_at
+from .errors import ConfigError
+from .protocol.header import (
+    CHECKSUMS,
+    KNOWN_PROPERTIES,
+    SEAT_NONCE,
+    SEAT_STATE,
+    counters_at,
+    header_bytes,
+    ledger_bytes,
+    seat_at,
+)
 from .protocol.ledger import (
     EXTENT,
     LINK,
@@ -22,12 +32,12 @@ from .protocol.ledger import (
     chunks_of_link,
     next_row_of,
 )
-from .protocol.messages import Welcome
-from .protocol.names import header_name, ledger_name, tier_name
+from .protocol.messages import Setting, Welcome
+from .protocol.names import header_name, ledger_name, seats_path, tickets_path, tier_name
 from .protocol.sizing import Sizing, Tier, TierKind, rows_of
 from .protocol.states import CellState, State
 from .system import libc
-from .system.locks import F_OFD_SETLK, UNLOCK_ALL, lock_bytes
+from .system.locks import F_OFD_SETLK, UNLOCK_ALL, lock_bytes, open_beside
 from .system.segments import open_segment
 from .windows import READ, WRITE, Piece, Windows
 
@@ -40,17 +50,25 @@ class Mapping:
     """The maps of one seat; the base of `Session`, which has the hot paths' attributes in
     one place. Thread-safe."""
 
+    #: The socket that was dialled.
+    address: str
+
     def map(self, welcome: Welcome, nonce: int) -> None:
-        """Map what a welcome describes. Raises OSError and SeatTaken."""
+        """Map what a welcome describes. Raises OSError, SeatTaken, and ConfigError for a pool
+        with properties that this version does not know."""
+        if unknown := welcome.properties & ~KNOWN_PROPERTIES:
+            raise ConfigError(
+                f"the pool has properties that this process does not know ({unknown:#x}): it runs an older shmpool"
+                " than the broker; restart it with the broker's version"
+            )
         self.pool_id = welcome.pool_id
         self.seat = welcome.seat
         self.tiers = tuple(Tier(i, TierKind(t[0]), *t[1:]) for i, t in enumerate(welcome.tiers))
         self.rows = rows_of(self.tiers)
-        self.memory_limit = welcome.memory_limit
-        self.lease_timeout = welcome.lease_timeout_ms / 1000
-        self.magazine_idle = welcome.magazine_idle_ms / 1000
-        self.magazine_bytes = welcome.magazine_bytes
-        medium, large, very_large = welcome.thresholds
+        self.apply(welcome.settings)
+        medium, large, very_large = map(welcome.setting, (
+            Setting.MEDIUM_OBJECT_THRESHOLD, Setting.LARGE_OBJECT_THRESHOLD, Setting.VERY_LARGE_OBJECT_THRESHOLD,
+        ))  # fmt: skip
         self.sizing = Sizing(
             medium,
             large,
@@ -67,11 +85,10 @@ class Mapping:
         self.ticket_gate = threading.Lock()
         self._make_words(welcome)
         self._make_tags()
-        self.has_checksums = welcome.checksums
-        self.tickets_fd = os.open(welcome.tickets, os.O_RDWR | os.O_CLOEXEC)
+        self.has_checksums = bool(welcome.properties & CHECKSUMS)
         try:
-            # An open file of its own: all that the other has locked is unlocked after each ticket.
-            self._seat_fd = os.open(welcome.tickets, os.O_RDWR | os.O_CLOEXEC)
+            self.tickets_fd = open_beside(self.address, tickets_path, welcome.tickets_file, self.pool_id)
+            self._seat_fd = open_beside(self.address, seats_path, welcome.seats_file, self.pool_id)
         except BaseException:
             self.unmap()
             raise
@@ -79,6 +96,19 @@ class Mapping:
         self.barrier = libc.barrier if libc.needs_barrier() else None
         if self.barrier:
             libc.register_barrier()
+
+    def apply(self, settings: list[list[int]]) -> None:
+        """Take over settings, of a welcome or changed since. Thresholds stay as they were when
+        the pool was mapped."""
+        for number, value in settings:
+            if number == Setting.MEMORY_LIMIT:
+                self.memory_limit = value
+            elif number == Setting.LEASE_TIMEOUT_MS:
+                self.lease_timeout = value / 1000
+            elif number == Setting.MAGAZINE_BYTES:
+                self.magazine_bytes = value
+            elif number == Setting.MAGAZINE_IDLE_MS:
+                self.magazine_idle = value / 1000
 
     def _sit_down(self, nonce: int) -> None:
         """Take the seat's byte lock, and see that the seat is still ours. Raises SeatTaken: the

@@ -37,6 +37,7 @@ from .protocol.messages import (
     Refusal,
     Return,
     Role,
+    Settings,
 )
 from .protocol.sizing import PAGE_SHIFT, Tier, TierKind, chunk_run, pooled_tier
 from .protocol.states import State
@@ -283,6 +284,8 @@ class Session(Mapping):
             self.requests.refuse(message)
         elif isinstance(message, Fault):
             raise ConnectionEnded(message.text)
+        elif isinstance(message, Settings):
+            self.apply(message.settings)
         else:  # Recall: nothing else comes without being asked for
             self.answer_recall()
 

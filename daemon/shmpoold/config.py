@@ -247,8 +247,8 @@ def load(path: str | None, overrides: Mapping[str, Any]) -> Config:
         _refuse(error, path)
 
 
-def to_settings(config: Config, tickets_path: str) -> Settings:
-    """What the core needs of it. *tickets_path* is the file of the tickets' byte locks."""
+def to_settings(config: Config, tickets_file: tuple[int, int], seats_file: tuple[int, int]) -> Settings:
+    """What the core needs of it, with device and inode of the files of the byte locks."""
     return Settings(
         memory_limit=config.memory_limit,
         sizing=config.sizing,
@@ -260,7 +260,8 @@ def to_settings(config: Config, tickets_path: str) -> Settings:
         buffer_lifetime=config.buffer_lifetime,
         scrub=config.scrub,
         checksums=config.checksums,
-        tickets=tickets_path,
+        tickets_file=tickets_file,
+        seats_file=seats_file,
     )
 
 

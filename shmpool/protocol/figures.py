@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
-COUNTER_WORDS: Final = 32
+#: A seat's whole block: behind the counters there is room for histograms (docs/protocol.md).
+COUNTER_WORDS: Final = 128
+#: What of it counts today; the rest is 0.
+USED_COUNTERS: Final = 24
 
 #: Leases by strategy and category: ``LEASES + 4 * strategy + category``.
 LEASES: Final = 0
@@ -30,4 +33,4 @@ CATEGORIES: Final = ("small", "medium", "large", "very_large")
 SAMPLE_EVERY: Final = 64
 
 assert LEASES + len(STRATEGIES) * len(CATEGORIES) <= MISSES
-assert SAMPLED_NS + len(CATEGORIES) <= COUNTER_WORDS
+assert SAMPLED_NS + len(CATEGORIES) == USED_COUNTERS < COUNTER_WORDS

@@ -4,11 +4,17 @@
 words                content
 ==================== ========================================================
 0-7                  magic, version, pool id, epoch, broker's pid, rows, tiers, seats
-8                    CRC-32 of what must not change: words 0-2, 5-7 and the tiers
+8                    CRC-32 of what must not change: words 0-2, 5-7, 9-13 and the tiers
+9                    the pool's properties, for its whole life: bit 0 checksums; bits 8-11 how
+                     tickets are taken (0: under byte locks)
+10-13                device and inode of the tickets file, then of the seats file
 16 + 4 * tier        kind, slot size, base row, capacity
 144 + tier           the wanted flag: somebody waits for memory of this tier
-256 + 8 * seat       pid, start time, uid, nonce, state of the seat
+256 + 16 * seat      pid, start time, uid, nonce, state of the seat, then the pid and the time
+                     namespace in which its pid and start time were seen
 ==================== ========================================================
+
+Words that are not named here are reserved, and 0.
 
 The ledger segment has the rows first and then a block of counters for each seat, written
 only by that seat (:mod:`.figures`).
@@ -27,7 +33,7 @@ from .sizing import MAX_TIERS, PAGE, Tier, TierKind
 #: "shmpool\0", little-endian.
 MAGIC: Final = int.from_bytes(b"shmpool\0", "little")
 #: Bumped with any change of header or ledger layout; see docs/protocol.md for how.
-LEDGER_VERSION: Final = 1
+LEDGER_VERSION: Final = 2
 
 VERSION: Final = 1
 POOL_ID: Final = 2
@@ -37,17 +43,30 @@ ROWS: Final = 5
 TIERS: Final = 6
 SEATS: Final = 7
 CRC: Final = 8
+PROPERTIES: Final = 9
+#: Device and inode of each.
+TICKETS_FILE: Final = 10
+SEATS_FILE: Final = 12
+#: Ends what the CRC covers before the tiers.
+END_OF_FACTS: Final = 14
 FIRST_TIER: Final = 16
 TIER_WORDS: Final = 4
 WANTED: Final = FIRST_TIER + MAX_TIERS * TIER_WORDS
 FIRST_SEAT: Final = 256
-SEAT_WORDS: Final = 8
+SEAT_WORDS: Final = 16
 
 SEAT_PID: Final = 0
 SEAT_START: Final = 1
 SEAT_UID: Final = 2
 SEAT_NONCE: Final = 3
 SEAT_STATE: Final = 4
+SEAT_PID_NAMESPACE: Final = 5
+SEAT_TIME_NAMESPACE: Final = 6
+
+#: A property: clients sum what they publish and verify what they open.
+CHECKSUMS: Final = 1 << 0
+#: All that this version knows. A pool with others is of a later one.
+KNOWN_PROPERTIES: Final = CHECKSUMS
 
 assert WANTED + MAX_TIERS <= FIRST_SEAT
 
@@ -85,9 +104,14 @@ def geometry_words(tiers: Sequence[Tier]) -> list[int]:
     return words + [0] * ((MAX_TIERS - len(tiers)) * TIER_WORDS)
 
 
+def is_of_another_version(words: Sequence[int]) -> bool:
+    """Whether it is a header of shmpool's, but of an earlier or later layout."""
+    return len(words) > VERSION and words[0] == MAGIC and words[VERSION] != LEDGER_VERSION
+
+
 def header_crc(words: Sequence[int]) -> int:
     """The CRC over all that must stay as it was while the pool lives."""
-    fixed = [*words[:EPOCH], *words[ROWS:CRC], *words[FIRST_TIER:WANTED]]
+    fixed = [*words[:EPOCH], *words[ROWS:CRC], *words[PROPERTIES:END_OF_FACTS], *words[FIRST_TIER:WANTED]]
     return zlib.crc32(b"".join(word.to_bytes(8, "little") for word in fixed))
 
 
@@ -112,4 +136,6 @@ def header_fault(words: Sequence[int]) -> str | None:
         return "the checksum of its geometry does not match"
     if len(words) < header_words(words[SEATS]):
         return f"it is too short for its {words[SEATS]} seats"
+    if unknown := words[PROPERTIES] & ~KNOWN_PROPERTIES:
+        return f"it has properties that this broker does not know ({unknown:#x})"
     return None

@@ -60,9 +60,10 @@ ROW_BITS: Final = 24 - 4
 #: because 0 in a link word means "none".
 MAX_ROWS: Final = 1 << ROW_BITS
 
-#: Bytes of the tickets' file that are locked: row * 16 + cell while a ticket is taken, and
-#: from here on one for each seat. A client holds its seat's byte as long as it may have the
-#: pool mapped: the kernel drops maps before locks, at death and at exec.
+#: From here on one byte of the seats file for each seat. A client holds its seat's byte as
+#: long as it may have the pool mapped: the kernel drops maps before locks, at death and at
+#: exec. (In the tickets file, which is another so that its list of locks stays short, byte
+#: row * 16 + cell is locked while a ticket is taken.)
 SEAT_LOCKS: Final = 1 << 32
 
 NBYTES_BITS: Final = 40

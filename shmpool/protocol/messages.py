@@ -17,11 +17,13 @@ from .codes import Code
 from .ledger import MAX_CHUNKS, MAX_NBYTES, MAX_ROWS, MAX_SEATS
 from .sizing import MAX_TIERS, TierKind
 
-#: Bumped with any change that an older peer cannot understand.
-PROTOCOL_VERSION: Final = 1
+#: Bumped with any change that an older peer cannot understand. Hello and Fault never change
+#: their shape: whatever the versions, a refusal can be told and understood.
+PROTOCOL_VERSION: Final = 2
 #: Rows in one Grant, Return or Bell; more go in several messages.
 MAX_ROWS_PER_MESSAGE: Final = 1024
 MAX_TEXT: Final = 4096
+MAX_SETTINGS: Final = 64
 MAX_BLOB: Final = 48 * 1024
 U32: Final = (1 << 32) - 1
 U64: Final = (1 << 64) - 1
@@ -38,6 +40,20 @@ class Role(IntEnum):
 
     WORKER = 0
     OPERATOR = 1
+
+
+class Setting(IntEnum):
+    """What a client needs of the broker's configuration, by number: a Welcome says all of it,
+    Settings what has changed. Sizes in bytes, times in milliseconds. A client ignores numbers
+    that it does not know."""
+
+    MEMORY_LIMIT = 1
+    LEASE_TIMEOUT_MS = 2
+    MAGAZINE_BYTES = 3
+    MAGAZINE_IDLE_MS = 4
+    MEDIUM_OBJECT_THRESHOLD = 5
+    LARGE_OBJECT_THRESHOLD = 6
+    VERY_LARGE_OBJECT_THRESHOLD = 7
 
 
 class Topic(IntEnum):
@@ -82,9 +98,25 @@ def row_list(value: Any) -> bool:
     )
 
 
-def thresholds(value: Any) -> bool:
-    """The medium, large and very-large threshold."""
-    return type(value) is list and len(value) == 3 and all(map(integer(1, MAX_NBYTES), value))
+def setting_list(value: Any) -> bool:
+    """Settings as [number, value], none of them twice."""
+    number, amount = integer(1, MAX_SETTINGS), integer(0, U64)
+    return (
+        type(value) is list
+        and 0 < len(value) <= MAX_SETTINGS
+        and all(type(pair) is list and len(pair) == 2 and number(pair[0]) and amount(pair[1]) for pair in value)
+        and len({pair[0] for pair in value}) == len(value)
+    )
+
+
+def all_settings(value: Any) -> bool:
+    """Settings, and none of those missing that every broker of this version says."""
+    return setting_list(value) and {pair[0] for pair in value} >= set(Setting)
+
+
+def file_id(value: Any) -> bool:
+    """A file's [device, inode]."""
+    return type(value) is list and len(value) == 2 and all(map(integer(0, U64), value))
 
 
 def tier_list(value: Any) -> bool:
@@ -176,9 +208,8 @@ class Goodbye(NamedTuple):
 
 class Welcome(NamedTuple):
     """The answer to Hello. *seat* is 0 for operators; *resumed* says that the seat asked
-    for was taken up again. *thresholds* are medium, large, very large, in bytes; times are
-    in milliseconds. *checksums* asks clients to sum what they publish and verify what they
-    open."""
+    for was taken up again. *properties* are the pool's, as in its header; *tickets_file* and
+    *seats_file* are device and inode of the files that lie beside the socket."""
 
     version: int
     pool_id: int
@@ -187,13 +218,14 @@ class Welcome(NamedTuple):
     resumed: bool
     tiers: list[list[int]]
     seats: int
-    thresholds: list[int]
-    memory_limit: int
-    lease_timeout_ms: int
-    magazine_bytes: int
-    magazine_idle_ms: int
-    checksums: bool
-    tickets: str
+    properties: int
+    tickets_file: list[int]
+    seats_file: list[int]
+    settings: list[list[int]]
+
+    def setting(self, number: Setting) -> int:
+        """The value of a setting."""
+        return next(value for key, value in self.settings if key == number)
 
 
 class Grant(NamedTuple):
@@ -223,6 +255,12 @@ class Answer(NamedTuple):
     payload: bytes
 
 
+class Settings(NamedTuple):
+    """Settings that have changed, as in the Welcome; the others stay as they were."""
+
+    settings: list[list[int]]
+
+
 class Fault(NamedTuple):
     """The connection ends, and this is why."""
 
@@ -232,11 +270,10 @@ class Fault(NamedTuple):
 
 Message = (
     Hello | Refill | Direct | Cancel | Return | Bell | Query | Goodbye
-    | Welcome | Grant | Refusal | Recall | Answer | Fault
+    | Welcome | Grant | Refusal | Recall | Answer | Fault | Settings
 )  # fmt: skip
 
 _CODE: Final = integer(1, max(Code))
-_MILLISECONDS: Final = integer(0, U32)
 
 #: kind number -> (class, a check for each field). The order of the fields is the wire's.
 SCHEMA: Final[dict[int, tuple[Callable[..., Message], tuple[Check, ...]]]] = {
@@ -251,17 +288,18 @@ SCHEMA: Final[dict[int, tuple[Callable[..., Message], tuple[Check, ...]]]] = {
     7: (Query, (REQUEST, integer(0, max(Topic)))),
     8: (Goodbye, ()),
     16: (Welcome, (integer(0, U32), integer(1, U64), integer(1, U64), integer(0, MAX_SEATS), boolean,
-                   tier_list, integer(1, MAX_SEATS), thresholds, integer(1, U64), _MILLISECONDS,
-                   integer(0, U64), _MILLISECONDS, boolean, text(MAX_TEXT))),
+                   tier_list, integer(1, MAX_SEATS), integer(0, U64), file_id, file_id, all_settings)),
     17: (Grant, (REQUEST, row_list)),
     18: (Refusal, (REQUEST, _CODE, text(MAX_TEXT))),
     19: (Recall, ()),
     20: (Answer, (REQUEST, boolean, blob)),
     21: (Fault, (_CODE, text(MAX_TEXT))),
+    22: (Settings, (setting_list,)),
 }  # fmt: skip
 
 KINDS: Final = {cls: kind for kind, (cls, _) in SCHEMA.items()}
-FROM_CLIENT: Final = frozenset(kind for kind in SCHEMA if kind < 16)
+#: Bit 4 of a kind's number says which side sends it.
+FROM_CLIENT: Final = frozenset(kind for kind in SCHEMA if not kind & 16)
 FROM_BROKER: Final = frozenset(SCHEMA) - FROM_CLIENT
 HELLO_MAGIC: Final = "shmpool"
 

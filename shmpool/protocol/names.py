@@ -1,4 +1,6 @@
-"""Names of a pool's segments in /dev/shm, all derived from the pool id.
+"""Names of a pool's segments in /dev/shm, all derived from the pool id, and of the files
+beside a broker's socket, derived from its path: broker.lock, broker.tickets.lock and
+broker.seats.lock for broker.sock.
 
 ``SHMPOOL_PREFIX`` sets the names of a test run apart from all others of the host: brokers,
 clients, ``--cleanup`` and ``shmpool doctor`` see the pools of their own prefix only. It is for
@@ -7,6 +9,7 @@ the tests: a broker and a client with different ones do not find each other's se
 
 from __future__ import annotations
 
+import posixpath
 import re
 from os import environ
 from typing import Final
@@ -25,6 +28,21 @@ def _prefix(apart: str) -> str:
 PREFIX: Final = _prefix(environ.get("SHMPOOL_PREFIX", ""))
 _ANY: Final = re.compile(PREFIX + r"([0-9a-f]{16})-.+", re.ASCII)
 _DIRECT: Final = re.compile(PREFIX + r"([0-9a-f]{16})-direct-([0-9]+)-([0-9]+)", re.ASCII)
+
+
+def lock_path(socket_path: str) -> str:
+    """The file whose lock the broker of this socket holds."""
+    return posixpath.splitext(socket_path)[0] + ".lock"
+
+
+def tickets_path(socket_path: str) -> str:
+    """The file of the tickets' byte locks."""
+    return posixpath.splitext(socket_path)[0] + ".tickets.lock"
+
+
+def seats_path(socket_path: str) -> str:
+    """The file of the seats' byte locks."""
+    return posixpath.splitext(socket_path)[0] + ".seats.lock"
 
 
 def pool_prefix(pool_id: int) -> str:

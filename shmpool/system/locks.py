@@ -12,10 +12,14 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Final
+from typing import Final, NamedTuple
 
 F_OFD_SETLK: Final = 37
+
+#: A lock file begins with the id of the pool that it is of, so many bytes, little-endian.
+POOL_ID_BYTES: Final = 8
 
 #: struct flock: type, whence, start, length, pid (which must be 0 for these locks).
 _FLOCK: Final = struct.Struct("hhqqi4x")
@@ -36,6 +40,44 @@ def unlock_bytes(offset: int) -> bytes:
 UNLOCK_ALL: Final = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
 
 
+class FileId(NamedTuple):
+    """Which file this is, whatever its path says."""
+
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, fd: int) -> FileId:
+        """Of an open file."""
+        status = os.fstat(fd)
+        return cls(status.st_dev, status.st_ino)
+
+
+def open_beside(socket: str, path_of: Callable[[str], str], expected: Sequence[int], pool_id: int) -> int:
+    """Open a lock file beside a broker's socket, links of its path resolved; the descriptor
+    is close-on-exec. Raises OSError when it is not the one that the broker *expected* (device,
+    inode), or not this pool's: locks in it would exclude nobody."""
+    path = path_of(os.path.realpath(socket))
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        found = FileId.of(fd), pool_id_in(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    if found != (tuple(expected), pool_id):
+        os.close(fd)
+        raise FileNotFoundError(
+            f"{path} is not the file that the broker locks: connect by a path beside which the broker's own lock"
+            " files lie (the directory that it made its socket in, or a bind mount of it)"
+        )
+    return fd
+
+
+def pool_id_in(fd: int) -> int:
+    """The pool whose lock file this is; 0 for an empty file."""
+    return int.from_bytes(os.pread(fd, POOL_ID_BYTES, 0), "little")
+
+
 class ByteLocks:
     """Locks on single bytes of a file, which need not be that long.
 
@@ -48,11 +90,16 @@ class ByteLocks:
     def __init__(self, path: str) -> None:
         self._fd = -1
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW)
 
     def fileno(self) -> int:
         """The open file's descriptor."""
         return self._fd
+
+    @property
+    def file_id(self) -> FileId:
+        """Which file it is."""
+        return FileId.of(self._fd)
 
     def try_lock(self, offset: int) -> bool:
         """Lock a byte; False when another open file holds it. Never waits."""
@@ -99,6 +146,10 @@ class FileLock:
     def is_held(self) -> bool:
         """Whether this object holds the lock."""
         return self._fd >= 0
+
+    def fileno(self) -> int:
+        """The descriptor of the file while the lock is held, else -1."""
+        return self._fd
 
     def try_acquire(self) -> bool:
         """Take the lock, making the file if it is missing; False when another has it."""

@@ -270,7 +270,7 @@ def grant_a_scattered_run(world: World, client: Client) -> Event:
         world.run()
     hoarder.give_back(*hoarder.ready[2::3])
     world.run()
-    client.refill(CHUNKS, 5)
+    client.refill(CHUNKS, 7)
     world.deliver(client.link)
     return world._carry_out(world.shell.popleft())
 
@@ -410,7 +410,7 @@ def test_a_grant_is_all_or_nothing(make_world: type[World]) -> None:
         outcomes.append(len(world.broker.seats.taken[client.seat].rows))
         assert world.states(CHUNKS)[State.FOLLOWER] == 0
     assert set(outcomes) == {0}  # the last store is the head's grant word: after it the event is over
-    assert len(outcomes) == 4 + 3 * 5  # four slots were cold, five rows have three words each
+    assert len(outcomes) == 5 + 3 * 7  # five slots were cold, seven rows have three words each
 
 
 def test_words_that_crash_are_words(world: World) -> None:

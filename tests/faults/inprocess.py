@@ -53,7 +53,7 @@ from shmpool.protocol.messages import (
     decode,
     encode,
 )
-from shmpool.protocol.names import parse_pool_id
+from shmpool.protocol.names import parse_pool_id, seats_path
 from shmpool.protocol.sizing import KIB, MIB
 from shmpool.protocol.states import State
 from shmpool.system import locks, processes
@@ -184,7 +184,7 @@ class Client:
         self._socket.setblocking(False)
         self._decoder = FrameDecoder()
         self._inbox: list[Message] = []
-        self._tickets = -1
+        self._seats = -1
         self.seat = 0
 
     async def __aenter__(self) -> Client:
@@ -196,7 +196,7 @@ class Client:
     def close(self) -> None:
         """Let go of socket and seat. May be called twice."""
         self._socket.close()
-        fd, self._tickets = self._tickets, -1
+        fd, self._seats = self._seats, -1
         if fd >= 0:
             os.close(fd)
 
@@ -208,8 +208,8 @@ class Client:
         welcome = await self.ask(Hello(HELLO_MAGIC, PROTOCOL_VERSION, Role.WORKER, secrets.randbits(64), 0, 0))
         assert isinstance(welcome, Welcome)
         self.seat = welcome.seat
-        self._tickets = os.open(welcome.tickets, os.O_RDWR | os.O_CLOEXEC)
-        fcntl.fcntl(self._tickets, locks.F_OFD_SETLK, locks.lock_bytes(SEAT_LOCKS + self.seat))
+        self._seats = locks.open_beside(address, seats_path, welcome.seats_file, welcome.pool_id)
+        fcntl.fcntl(self._seats, locks.F_OFD_SETLK, locks.lock_bytes(SEAT_LOCKS + self.seat))
         return welcome
 
     async def send(self, message: Message) -> None:

@@ -39,11 +39,14 @@ def test_the_magic_reads_as_the_name() -> None:
     ("word", "value", "fault"),
     [
         (0, 0, "magic"),
-        (header.VERSION, 2, "version is 2"),
+        (header.VERSION, 1, "version is 1"),
         (header.POOL_ID, 1, "checksum"),
         (header.ROWS, 1, "checksum"),
         (header.TIERS, 1, "checksum"),
         (header.SEATS, 2**63, "checksum"),
+        (header.PROPERTIES, header.CHECKSUMS, "checksum"),
+        (header.TICKETS_FILE, 1, "checksum"),
+        (header.SEATS_FILE + 1, 1, "checksum"),
         (header.FIRST_TIER + 1, 8192, "checksum"),
         (header.WANTED - 1, 1, "checksum"),
         (header.CRC, 0, "checksum"),
@@ -73,6 +76,13 @@ def test_a_header_without_room_for_its_seats_is_a_fault() -> None:
     words = make_header()
     assert "too short for its 16 seats" in (header.header_fault(words[: header.header_words(SEATS) - 1]) or "")
     assert header.header_fault(words[: header.header_words(SEATS)]) is None
+
+
+def test_a_property_that_this_version_does_not_know_is_a_fault() -> None:
+    words = make_header()
+    words[header.PROPERTIES] = 1 << 8
+    words[header.CRC] = header.header_crc(words)
+    assert "does not know (0x100)" in (header.header_fault(words) or "")
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=300))

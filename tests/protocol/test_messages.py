@@ -33,6 +33,8 @@ tiers = st.lists(
     min_size=1,
     max_size=MAX_TIERS,
 )
+files = st.tuples(u64, u64).map(list)
+settings = st.lists(st.tuples(st.integers(1, 40), u64).map(list), min_size=1, max_size=40, unique_by=lambda s: s[0])
 
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     m.Hello: st.builds(m.Hello, st.text("shmpol", max_size=16), u32, st.integers(0, 1), u64, u64, seats),
@@ -59,19 +61,17 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         st.booleans(),
         tiers,
         st.integers(1, MAX_SEATS),
-        st.lists(st.integers(1, MAX_NBYTES), min_size=3, max_size=3),
-        st.integers(1, m.U64),
-        u32,
         u64,
-        u32,
-        st.booleans(),
-        texts,
+        files,
+        files,
+        settings.map(lambda some: [[int(key), 1] for key in m.Setting] + [[9 + key, value] for key, value in some]),
     ),
     m.Grant: st.builds(m.Grant, requests, row_lists),
     m.Refusal: st.builds(m.Refusal, requests, codes, texts),
     m.Recall: st.just(m.Recall()),
     m.Answer: st.builds(m.Answer, requests, st.booleans(), st.binary(max_size=500)),
     m.Fault: st.builds(m.Fault, codes, texts),
+    m.Settings: st.builds(m.Settings, settings),
 }
 any_message = st.one_of(*MESSAGES.values())
 
@@ -101,6 +101,7 @@ def test_numbers_are_pinned_because_they_are_on_the_wire() -> None:
         "Recall": 19,
         "Answer": 20,
         "Fault": 21,
+        "Settings": 22,
     }
     assert not m.FROM_CLIENT & m.FROM_BROKER
 
@@ -130,8 +131,16 @@ def test_the_largest_messages_fit_a_frame() -> None:
     rows = [MAX_ROWS - 1] * m.MAX_ROWS_PER_MESSAGE
     text = "\U0001f40d" * m.MAX_TEXT
     tier_list = [[2, MAX_NBYTES, MAX_ROWS, MAX_ROWS]] * MAX_TIERS
-    welcome = m.Welcome(1, m.U64, m.U64, 1, True, tier_list, 1, [MAX_NBYTES] * 3, m.U64, 1, 1, 1, False, text)
-    largest = [m.Return(rows), m.Grant(1, rows), m.Answer(1, True, bytes(m.MAX_BLOB)), m.Fault(1, text), welcome]
+    pairs = [[number, m.U64] for number in range(1, m.MAX_SETTINGS + 1)]
+    welcome = m.Welcome(1, m.U64, m.U64, 1, True, tier_list, 1, m.U64, [m.U64] * 2, [m.U64] * 2, pairs)
+    largest = [
+        m.Return(rows),
+        m.Grant(1, rows),
+        m.Answer(1, True, bytes(m.MAX_BLOB)),
+        m.Fault(1, text),
+        welcome,
+        m.Settings(pairs),
+    ]
     for message in largest:
         body = m.encode(message)  # type: ignore[arg-type]
         assert len(encode_frame(body)) <= MAX_FRAME + 4
@@ -207,7 +216,7 @@ def test_what_does_not_begin_with_a_kind_is_refused(fields: Any) -> None:
         m.decode(msgpack.packb(fields), ANY)
 
 
-@pytest.mark.parametrize("kind", [-1, 0, 9, 15, 22, 255, 2**32, 2**64 - 1])
+@pytest.mark.parametrize("kind", [-1, 0, 9, 15, 23, 255, 2**32, 2**64 - 1])
 def test_unknown_kinds_are_refused(kind: int) -> None:
     with pytest.raises(m.MessageError, match=f"kind {kind} "):
         m.decode(msgpack.packb([kind, 1]), ANY)

@@ -30,7 +30,7 @@ from shmpool.protocol.messages import (
     decode,
     encode,
 )
-from shmpool.protocol.names import pool_prefix
+from shmpool.protocol.names import pool_prefix, seats_path
 from shmpool.system.locks import ByteLocks
 
 PATIENCE = 20
@@ -71,6 +71,7 @@ class Wire:
             self.socket.connect(address)
         else:
             self.socket = address
+        self.address: str = self.socket.getpeername()
         self.socket.settimeout(PATIENCE)
         self.decoder = FrameDecoder()
         self.inbox: list[Message] = []
@@ -94,7 +95,7 @@ class Wire:
         welcome = self.receive()
         assert isinstance(welcome, Welcome), welcome
         if role is Role.WORKER and self.locks is None:
-            self.locks = ByteLocks(welcome.tickets)
+            self.locks = ByteLocks(seats_path(self.address))
             self.locks.try_lock(SEAT_LOCKS + welcome.seat)  # an earlier Wire of this process may have it
         return welcome
 

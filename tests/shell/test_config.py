@@ -25,7 +25,7 @@ def refusal(**overrides: Any) -> str:
 
 
 def test_defaults_are_the_core_s_defaults() -> None:
-    assert to_settings(load(None, {}), "") == Settings()
+    assert to_settings(load(None, {}), (0, 0), (0, 0)) == Settings()
 
 
 @pytest.mark.parametrize(

@@ -79,12 +79,13 @@ class ScriptedCore:
 
 
 class Stage:
-    def __init__(self, address: str, tickets: str, adopt: list[Action]) -> None:
+    def __init__(self, address: str, tickets: str, seats: str, adopt: list[Action]) -> None:
         self.address = address
         self.tickets = tickets
+        self.locks = ByteLocks(tickets), ByteLocks(seats)
         self.core = ScriptedCore(adopt)
         self.store = SegmentStore.create(new_pool_id(), TIERS, 4, Access())
-        self.server = Server(cast(Broker, self.core), self.store, ByteLocks(tickets))
+        self.server = Server(cast(Broker, self.core), self.store, *self.locks)
 
     async def until(self, kind: type) -> None:
         async with asyncio.timeout(10):
@@ -94,8 +95,10 @@ class Stage:
 
 @asynccontextmanager
 async def staged(directory: Path, adopt: list[Action]) -> AsyncIterator[Stage]:
-    (directory / "tickets").touch()
-    stage = Stage(str(directory / "s"), str(directory / "tickets"), adopt)
+    tickets, seats = directory / "tickets", directory / "seats"
+    tickets.touch()
+    seats.touch()
+    stage = Stage(str(directory / "s"), str(tickets), str(seats), adopt)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(stage.address)
     listener.listen()
@@ -106,6 +109,8 @@ async def staged(directory: Path, adopt: list[Action]) -> AsyncIterator[Stage]:
         yield stage
     finally:
         await stage.server.stop()
+        for locks in stage.locks:
+            locks.close()
         stage.store.remove_all()
 
 

@@ -14,6 +14,7 @@ from shmpool.protocol.header import BROKER_PID, MAGIC, header_bytes, ledger_byte
 from shmpool.protocol.names import direct_name, header_name, ledger_name, pool_prefix, tier_name
 from shmpool.protocol.sizing import KIB, MIB, Sizing, make_tiers, rows_of
 from shmpoold.core.broker import format_header
+from shmpoold.core.settings import Settings
 from shmpoold.core.spares import Spare
 from shmpoold.shell import headroom
 from shmpoold.shell.segments import Access, DamagedPool, SegmentStore
@@ -223,7 +224,7 @@ def test_a_length_without_pages_is_not_worth_slices(store: SegmentStore) -> None
 
 
 def formatted(store: SegmentStore) -> int:
-    format_header(store.header, store.pool_id, TIERS, SEATS)  # type: ignore[arg-type]
+    format_header(store.header, store.pool_id, TIERS, SEATS, Settings())  # type: ignore[arg-type]
     store.ledger[5] = 99
     return store.pool_id
 

@@ -15,7 +15,7 @@ from shmpool.protocol.codes import Code
 from shmpool.protocol.framing import encode_frame
 from shmpool.protocol.ledger import FIRST_CELL, GRANT, seat_of, state_of
 from shmpool.protocol.messages import Answer, Bell, Direct, Fault, Grant, Query, Refill, Refusal, Role, Topic, encode
-from shmpool.protocol.names import ledger_name
+from shmpool.protocol.names import ledger_name, tickets_path
 from shmpool.protocol.states import CellState, State
 from shmpool.system.locks import ByteLocks
 
@@ -220,7 +220,7 @@ def test_unread_ticket_of_a_dead_publisher_is_closed_under_its_lock(
     code = (
         "import os, mmap; from shell_helpers import Wire; from shmpool.protocol.messages import Refill\n"
         "from shmpool.protocol.ledger import *; from shmpool.protocol.states import State\n"
-        "from shmpool.protocol.names import ledger_name\n"
+        "from shmpool.protocol.names import ledger_name, tickets_path\n"
         f"wire = Wire({address!r}); w = wire.hello()\n"
         "wire.send(Refill(1, 0, 1, 1, False)); row = wire.receive().rows[0]\n"
         "file = open('/dev/shm/' + ledger_name(w.pool_id), 'r+b')\n"
@@ -229,7 +229,7 @@ def test_unread_ticket_of_a_dead_publisher_is_closed_under_its_lock(
         "words[at + EXTENT] = extent_word(10, 1, 1); words[at + FIRST_CELL] = word; words[at] = word\n"
         "print(row, flush=True); os.kill(os.getpid(), 9)"
     )
-    with ByteLocks(welcome.tickets) as reader:
+    with ByteLocks(tickets_path(address)) as reader:
         for row in range(1, welcome.tiers[-1][2]):
             assert reader.try_lock(row * 16)
         done = subprocess.run([sys.executable, "-c", code], env=TEST_ENV, capture_output=True, timeout=PATIENCE)

@@ -13,7 +13,7 @@ import pytest
 from shell_helpers import ENV, PATIENCE, TEST_ENV, BrokerProcess, Wire, segments_of
 
 from shmpool.protocol.codes import Code
-from shmpool.protocol.messages import Direct, Fault, Grant, Refill, Role
+from shmpool.protocol.messages import Direct, Fault, Grant, Refill, Role, Setting
 from shmpool.protocol.names import direct_name, header_name
 from shmpoold.shell import cleanup
 
@@ -36,7 +36,7 @@ def test_orderly_stop_leaves_nothing(
     wire.send(Direct(1, 1 << 20, False), Refill(2, 0, 1, 4, False))
     assert {type(wire.receive()), type(wire.receive())} == {Grant}
     assert any("direct" in name for name in segments_of(pool_id))
-    assert files_beside(address) == {"broker.sock", "broker.lock", "broker.tickets.lock"}
+    assert files_beside(address) == {"broker.sock", "broker.lock", "broker.tickets.lock", "broker.seats.lock"}
     log = broker.signal(number)
     assert broker.process.returncode == 0
     assert "ERROR" not in log
@@ -61,7 +61,12 @@ def test_group_may_reach_the_socket_and_the_tickets(start_broker: StartBroker, a
     start_broker("--set", f"group={os.getgid()}")
     directory = os.path.dirname(address)
     modes = {name: os.stat(f"{directory}/{name}").st_mode & 0o777 for name in files_beside(address)}
-    assert modes == {"broker.sock": 0o660, "broker.tickets.lock": 0o660, "broker.lock": 0o600}
+    assert modes == {
+        "broker.sock": 0o660,
+        "broker.tickets.lock": 0o660,
+        "broker.seats.lock": 0o660,
+        "broker.lock": 0o600,
+    }
     assert os.stat(directory).st_mode & 0o777 == 0o750
 
 
@@ -86,7 +91,7 @@ def test_kept_pool_is_taken_up_with_the_next_epoch(start_broker: StartBroker, co
     broker.signal(signal.SIGTERM)
     kept = segments_of(first.pool_id)
     assert header_name(first.pool_id) in kept
-    assert files_beside(address) == {"broker.lock", "broker.tickets.lock"}
+    assert files_beside(address) == {"broker.lock", "broker.tickets.lock", "broker.seats.lock"}
     broker = start_broker()  # on_stop is remove: the end of this pool
     second = connect().hello()
     assert (second.pool_id, second.epoch) == (first.pool_id, 2)
@@ -184,7 +189,7 @@ def test_parent_s_end_is_the_private_broker_s(start_broker: StartBroker, address
 
 def test_settings_come_as_json_from_a_parent(start_broker: StartBroker, connect: Connect) -> None:
     start_broker("--settings", json.dumps({"lease_timeout": "2min", "chunk_sizes": ["64KiB"]}))
-    assert connect().hello().lease_timeout_ms == 120_000
+    assert connect().hello().setting(Setting.LEASE_TIMEOUT_MS) == 120_000
 
 
 def test_wrong_setting_ends_with_status_2_and_one_line(start_broker: StartBroker) -> None:

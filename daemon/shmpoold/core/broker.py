@@ -16,14 +16,18 @@ from typing import Any
 from shmpool.protocol.codes import Code
 from shmpool.protocol.header import (
     BROKER_PID,
+    CHECKSUMS,
     CRC,
     EPOCH,
     FIRST_TIER,
     LEDGER_VERSION,
     MAGIC,
     POOL_ID,
+    PROPERTIES,
     ROWS,
     SEATS,
+    SEATS_FILE,
+    TICKETS_FILE,
     TIERS,
     VERSION,
     geometry_words,
@@ -45,6 +49,7 @@ from shmpool.protocol.messages import (
     Refill,
     Return,
     Role,
+    Setting,
     Welcome,
 )
 from shmpool.protocol.sizing import Tier, TierKind, make_tiers, rows_of
@@ -95,14 +100,28 @@ class Client:
     seat: Seat | None = None
 
 
-def format_header(header: MutableSequence[int], pool_id: int, tiers: tuple[Tier, ...], seats: int) -> None:
+def format_header(
+    header: MutableSequence[int], pool_id: int, tiers: tuple[Tier, ...], seats: int, settings: Settings
+) -> None:
     """Write a new pool's facts into a header of zeros; the magic last, which commits it."""
     header[VERSION], header[POOL_ID] = LEDGER_VERSION, pool_id
     header[ROWS], header[TIERS], header[SEATS] = rows_of(tiers), len(tiers), seats
-    for offset, word in enumerate(geometry_words(tiers)):
-        header[FIRST_TIER + offset] = word
+    header[PROPERTIES] = CHECKSUMS if settings.checksums else 0
+    facts = {TICKETS_FILE: settings.tickets_file, SEATS_FILE: settings.seats_file, FIRST_TIER: geometry_words(tiers)}
+    for first, words in facts.items():
+        for offset, word in enumerate(words):
+            header[first + offset] = word
     header[CRC] = header_crc([MAGIC, *header[1 : header_words(seats)]])
     header[0] = MAGIC
+
+
+def _wrong_version(hello: Hello) -> str:
+    if hello.magic != HELLO_MAGIC:
+        return f"this broker speaks {HELLO_MAGIC} protocol {PROTOCOL_VERSION}, not {hello.magic} {hello.version}"
+    both = f"this broker speaks protocol {PROTOCOL_VERSION}, this process protocol {hello.version}"
+    if hello.version < PROTOCOL_VERSION:
+        return f"{both}: restart the process with the broker's version of shmpool, it runs an older one"
+    return f"{both}: restart the broker with the process's version of shmpool, it runs an older one"
 
 
 class Broker:
@@ -120,13 +139,15 @@ class Broker:
     ) -> None:
         is_new = header[0] != MAGIC
         if is_new:
-            format_header(header, pool_id, make_tiers(settings.memory_limit, settings.sizing), settings.max_clients)
+            tiers = make_tiers(settings.memory_limit, settings.sizing)
+            format_header(header, pool_id, tiers, settings.max_clients, settings)
         header[EPOCH], header[BROKER_PID] = epoch, broker_pid
         self.outbox = Outbox()
         self.settings = settings
         self.pool_id = pool_id
         self.epoch = epoch
         self.tiers = read_tiers(header)
+        self.properties = header[PROPERTIES]
         self.rows = Rows(ledger, rows_of(self.tiers))
         self.seats = Seats(header, header[SEATS])
         self.inventory = Inventory(
@@ -233,8 +254,7 @@ class Broker:
         if client.role is not None:
             return self._fault(client, Code.BAD_MESSAGE, "Hello comes once")
         if hello.magic != HELLO_MAGIC or hello.version != PROTOCOL_VERSION:
-            text = f"this broker speaks {HELLO_MAGIC} protocol {PROTOCOL_VERSION}, not {hello.magic} {hello.version}"
-            return self._fault(client, Code.WRONG_VERSION, text)
+            return self._fault(client, Code.WRONG_VERSION, _wrong_version(hello))
         client.role = Role(hello.role)
         resumed = False
         if client.role is Role.WORKER:
@@ -258,13 +278,12 @@ class Broker:
         if seat.connection is not None:
             self._drop(seat.connection)
         self.away.come_back(seat)
-        seat.peer = client.peer
-        seat.connection, client.seat = client.connection, seat
+        self.seats.resume(seat, client.peer, client.connection)
+        client.seat = seat
         self.looks.soon(seat.rows, now)
         return True
 
     def _welcome(self, client: Client, resumed: bool) -> Welcome:
-        settings, sizing = self.settings, self.settings.sizing
         return Welcome(
             version=PROTOCOL_VERSION,
             pool_id=self.pool_id,
@@ -273,16 +292,23 @@ class Broker:
             resumed=resumed,
             tiers=[tier.to_wire() for tier in self.tiers],
             seats=self.seats.count,
-            thresholds=[
-                sizing.medium_object_threshold, sizing.large_object_threshold, sizing.very_large_object_threshold,
-            ],
-            memory_limit=self.inventory.limit,
-            lease_timeout_ms=round(settings.lease_timeout * 1000),
-            magazine_bytes=settings.magazine_bytes,
-            magazine_idle_ms=round(settings.magazine_idle * 1000),
-            checksums=settings.checksums,
-            tickets=settings.tickets,
-        )  # fmt: skip
+            properties=self.properties,
+            tickets_file=list(self.settings.tickets_file),
+            seats_file=list(self.settings.seats_file),
+            settings=[[int(number), value] for number, value in self._settings().items()],
+        )
+
+    def _settings(self) -> dict[Setting, int]:
+        settings, sizing = self.settings, self.settings.sizing
+        return {
+            Setting.MEMORY_LIMIT: self.inventory.limit,
+            Setting.LEASE_TIMEOUT_MS: round(settings.lease_timeout * 1000),
+            Setting.MAGAZINE_BYTES: settings.magazine_bytes,
+            Setting.MAGAZINE_IDLE_MS: round(settings.magazine_idle * 1000),
+            Setting.MEDIUM_OBJECT_THRESHOLD: sizing.medium_object_threshold,
+            Setting.LARGE_OBJECT_THRESHOLD: sizing.large_object_threshold,
+            Setting.VERY_LARGE_OBJECT_THRESHOLD: sizing.very_large_object_threshold,
+        }
 
     def _on_disconnected(self, event: Disconnected, now: float) -> None:
         """The seat stays: its client may come back, or its pidfd or a probe tell of its end."""

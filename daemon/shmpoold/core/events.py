@@ -10,13 +10,20 @@ from shmpool.protocol.messages import Message
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Who is at the other end of a connection, by the kernel's word: SO_PEERCRED, the
-    process's start time (clock ticks since boot, /proc/PID/stat field 22), its command."""
+    process's start time (clock ticks since boot, /proc/PID/stat field 22), its command; and the
+    namespaces of this broker, in which alone pid and start time mean a process."""
 
     pid: int
     uid: int
     gid: int
     start_time: int
     command: str
+    pid_namespace: int = 0
+    time_namespace: int = 0
+
+    def is_seen_like(self, other: Peer) -> bool:
+        """Whether pid and start time of both mean the same."""
+        return (self.pid_namespace, self.time_namespace) == (other.pid_namespace, other.time_namespace)
 
 
 @dataclass(frozen=True, slots=True)

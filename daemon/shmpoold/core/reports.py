@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from shmpool.protocol.figures import (
     CATEGORIES,
-    COUNTER_WORDS,
     DEFERRED,
     LEASES,
     MISSES,
@@ -22,6 +21,7 @@ from shmpool.protocol.figures import (
     SAMPLES,
     STRATEGIES,
     TIMEOUTS,
+    USED_COUNTERS,
 )
 from shmpool.protocol.header import counters_at
 from shmpool.protocol.ledger import nbytes_of, state_of
@@ -55,7 +55,7 @@ def make(broker: Broker, topic: Topic) -> Report:
 def fold_counters(rows: Rows, seat: int) -> None:
     """Add a seat's counters to the broker's own block and clear them for the next."""
     source, target = counters_at(rows.count, seat), counters_at(rows.count, 0)
-    for word in range(COUNTER_WORDS):
+    for word in range(USED_COUNTERS):
         rows.words[target + word] = (rows.words[target + word] + rows.words[source + word]) & U64
         rows.words[source + word] = 0
 
@@ -207,10 +207,10 @@ def _client(broker: Broker, number: int, census: _Census) -> dict[str, Any]:
 
 
 def _total_counters(broker: Broker) -> Generator[int, None, list[int]]:
-    totals = [0] * COUNTER_WORDS
+    totals = [0] * USED_COUNTERS
     for seat in (0, *broker.seats.taken):
         at = counters_at(broker.rows.count, seat)
-        totals = [total + word for total, word in zip(totals, broker.rows.words[at : at + COUNTER_WORDS], strict=True)]
+        totals = [total + word for total, word in zip(totals, broker.rows.words[at : at + USED_COUNTERS], strict=True)]
         yield 1
     return totals
 

@@ -11,7 +11,16 @@ from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from shmpool.protocol.header import SEAT_NONCE, SEAT_PID, SEAT_START, SEAT_STATE, SEAT_UID, seat_at
+from shmpool.protocol.header import (
+    SEAT_NONCE,
+    SEAT_PID,
+    SEAT_PID_NAMESPACE,
+    SEAT_START,
+    SEAT_STATE,
+    SEAT_TIME_NAMESPACE,
+    SEAT_UID,
+    seat_at,
+)
 
 from .events import Peer
 
@@ -47,8 +56,13 @@ class Seat:
             self.nbytes -= nbytes
 
     def is_for(self, peer: Peer, nonce: int) -> bool:
-        """Whether a peer with this nonce is the one that had the seat before."""
-        return (self.nonce, self.peer.pid, self.peer.start_time) == (nonce, peer.pid, peer.start_time)
+        """Whether a peer with this nonce is the one that had the seat before. Pid and start
+        time are compared where they were seen alike: in another namespace the same process has
+        others."""
+        if (self.nonce, self.peer.uid) != (nonce, peer.uid):
+            return False
+        is_same = (self.peer.pid, self.peer.start_time) == (peer.pid, peer.start_time)
+        return is_same or not self.peer.is_seen_like(peer)
 
 
 class Seats:
@@ -67,12 +81,25 @@ class Seats:
         seat = Seat(self._free.pop(), peer, nonce, connection)
         self.taken[seat.number] = seat
         at = seat_at(seat.number)
-        self._header[at + SEAT_PID] = peer.pid
-        self._header[at + SEAT_START] = peer.start_time
-        self._header[at + SEAT_UID] = peer.uid
+        self._write_peer(at, peer)
         self._header[at + SEAT_NONCE] = nonce
         self._header[at + SEAT_STATE] = IN_USE  # last: a half-written seat is none
         return seat
+
+    def _write_peer(self, at: int, peer: Peer) -> None:
+        self._header[at + SEAT_PID] = peer.pid
+        self._header[at + SEAT_START] = peer.start_time
+        self._header[at + SEAT_UID] = peer.uid
+        self._header[at + SEAT_PID_NAMESPACE] = peer.pid_namespace
+        self._header[at + SEAT_TIME_NAMESPACE] = peer.time_namespace
+
+    def resume(self, seat: Seat, peer: Peer, connection: int) -> None:
+        """The client of a seat has connected again. What a broker in another namespace has
+        noted of its process is noted anew; a broker that dies in between leaves a process that
+        nobody finds, which is no evidence of anything."""
+        if not seat.peer.is_seen_like(peer):
+            self._write_peer(seat_at(seat.number), peer)
+        seat.peer, seat.connection = peer, connection
 
     def adopt(self) -> list[Seat]:
         """The seats that an earlier broker had given out, all of them away."""
@@ -80,7 +107,8 @@ class Seats:
             at = seat_at(number)
             if self._header[at + SEAT_STATE] == IN_USE:
                 pid, start, uid, nonce = (self._header[at + word] for word in range(4))
-                self.taken[number] = Seat(number, Peer(pid, uid, 0, start, ""), nonce)
+                namespaces = self._header[at + SEAT_PID_NAMESPACE], self._header[at + SEAT_TIME_NAMESPACE]
+                self.taken[number] = Seat(number, Peer(pid, uid, 0, start, "", *namespaces), nonce)
         self._free = [number for number in self._free if number not in self.taken]
         return list(self.taken.values())
 

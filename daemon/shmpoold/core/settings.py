@@ -28,5 +28,6 @@ class Settings:
     scrub: bool = False
     #: Clients sum what they publish and verify what they open.
     checksums: bool = False
-    #: The path of the file with the tickets' byte locks, for the clients.
-    tickets: str = ""
+    #: Device and inode of the files with the tickets' and the seats' byte locks.
+    tickets_file: tuple[int, int] = (0, 0)
+    seats_file: tuple[int, int] = (0, 0)

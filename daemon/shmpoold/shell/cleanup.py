@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from shmpool.protocol.header import SEAT_PID, SEAT_START, SEAT_STATE, SEATS, header_fault, seat_at
-from shmpool.protocol.names import PREFIX, header_name, parse_pool_id
+from shmpool.protocol.names import PREFIX, header_name, lock_path, parse_pool_id
 from shmpool.protocol.sizing import format_bytes
 from shmpool.system.locks import FileLock
 from shmpool.system.processes import is_same_process
 
-from .files import lock_path
 from .segments import leftover_pools
 from .untracked import SHM_DIR, unlink_segment
 

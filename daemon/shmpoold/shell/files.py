@@ -1,9 +1,10 @@
 """The files beside the socket: its directory, the lock that makes a broker the only one,
-the tickets' lock file, the socket itself.
+the lock files of tickets and seats, the socket itself.
 
 The lock comes first and goes last: whatever is done to the other files is done while it
 is held, so two brokers that start at once cannot harm each other. The lock file also
-holds the pool's id for the next broker, and both lock files stay while the pool lives.
+holds the pool's id for the next broker, and all lock files stay while the pool lives. A file
+that another user made, or that others may write, is not believed.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import json
 import os
 import socket
 import stat
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from shmpool.errors import ConfigError
-from shmpool.system.locks import FileLock
+from shmpool.protocol.names import lock_path, seats_path, tickets_path
+from shmpool.system.locks import POOL_ID_BYTES, ByteLocks, FileId, FileLock, pool_id_in
 
 from .segments import Access
 
@@ -28,11 +31,23 @@ class AlreadyRunning(ConfigError):
 
 
 class Earlier(NamedTuple):
-    """What the broker before us noted. Without the tickets file that its clients lock
-    bytes of, its pool cannot be taken up: another file excludes nobody."""
+    """What the broker before us noted; *is_copy*: in another file, of which this is a copy."""
 
     pool_id: int
-    has_tickets: bool
+    is_copy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LockFiles:
+    """The open files of the tickets' and the seats' byte locks."""
+
+    tickets: ByteLocks
+    seats: ByteLocks
+
+    def close(self) -> None:
+        """Give up all locks. May be called twice."""
+        self.tickets.close()
+        self.seats.close()
 
 
 class RuntimeFiles:
@@ -40,7 +55,8 @@ class RuntimeFiles:
 
     def __init__(self, socket_path: str, access: Access) -> None:
         self.socket_path: Final = socket_path
-        self.tickets_path: Final = os.path.splitext(socket_path)[0] + ".tickets.lock"
+        self._tickets_path: Final = tickets_path(socket_path)
+        self._seats_path: Final = seats_path(socket_path)
         self._access: Final = access
         self._lock: Final = FileLock(lock_path(socket_path))
         self._has_bound = False
@@ -51,6 +67,8 @@ class RuntimeFiles:
         used; neither changes anything."""
         self._make_directory()
         try:
+            for path in (self._lock.path, self._tickets_path, self._seats_path):
+                _require_own(path)
             acquired = self._lock.try_acquire()
         except OSError as error:
             raise ConfigError(f"cannot use the lock file {self._lock.path}: {error.strerror}") from error
@@ -58,26 +76,73 @@ class RuntimeFiles:
             holder = _read_note(self._lock).get("pid", "unknown")
             raise AlreadyRunning(f"a broker already serves {self.socket_path} (pid {holder})")
         try:
+            _require_own(self._lock.path)  # it may have been made since
             note = _read_note(self._lock)
-            return Earlier(note["pool_id"], note.get("tickets") == _inode(self.tickets_path)) if note else None
+            return Earlier(note["pool_id"], self._is_copy(note)) if note else None
         except OSError as error:
             self._lock.release()
             raise ConfigError(f"cannot read what the broker before us noted: {error.strerror}") from error
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _is_copy(self, note: dict[str, Any]) -> bool:
+        """Whether the note was written into another file (a directory that was copied). Version
+        0.1.0 noted the tickets file only."""
+        if "lock" in note:
+            return bool(note["lock"] != list(FileId.of(self._lock.fileno())))
+        return note.get("tickets") != _inode(self._tickets_path)
 
     def record(self, pool_id: int) -> None:
         """Note whose pool this is, for the next broker and for whoever asks."""
-        note = {"pool": f"{pool_id:016x}", "pid": os.getpid(), "tickets": _inode(self.tickets_path)}
+        note = {"pool": f"{pool_id:016x}", "pid": os.getpid(), "lock": FileId.of(self._lock.fileno())}
         self._lock.write(json.dumps(note))
 
-    def make_tickets_file(self) -> None:
-        """Make sure that the tickets' lock file is there, with its modes."""
-        fd = os.open(self.tickets_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    def make_lock_files(self, pool_id: int) -> LockFiles:
+        """New ones for a new pool: who had the last one may still hold bytes of the old. Raises
+        OSError."""
+        tickets = self._make(self._tickets_path, pool_id)
         try:
-            if self._access.gid is not None:
-                os.fchown(fd, -1, self._access.gid)
-            os.fchmod(fd, self._access.write_mode)
+            return LockFiles(tickets, self._make(self._seats_path, pool_id))
+        except BaseException:
+            tickets.close()
+            raise
+
+    def _make(self, path: str, pool_id: int) -> ByteLocks:
+        _unlink(path)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(fd, pool_id.to_bytes(POOL_ID_BYTES, "little"))
+            self._secure(fd)
         finally:
             os.close(fd)
+        return ByteLocks(path)
+
+    def open_lock_files(self, pool_id: int, tickets: FileId, seats: FileId) -> LockFiles | None:
+        """Those of an earlier broker's pool; None when they are not there any more: its clients
+        hold bytes of other files, and these would exclude nobody. Raises OSError."""
+        try:
+            files = LockFiles(ByteLocks(self._tickets_path), ByteLocks(self._seats_path))
+        except FileNotFoundError:
+            return None
+        try:
+            if all(
+                locks.file_id == expected and pool_id_in(locks.fileno()) == pool_id
+                for locks, expected in ((files.tickets, tickets), (files.seats, seats))
+            ):
+                self._secure(files.tickets.fileno())
+                self._secure(files.seats.fileno())
+                return files
+        except BaseException:
+            files.close()
+            raise
+        files.close()
+        return None
+
+    def _secure(self, fd: int) -> None:
+        if self._access.gid is not None:
+            os.fchown(fd, -1, self._access.gid)
+        os.fchmod(fd, self._access.write_mode)
 
     def listen(self) -> socket.socket:
         """Bind the socket, in place of a dead broker's. Only while the lock is held.
@@ -106,7 +171,8 @@ class RuntimeFiles:
         """The pool is gone: remove what is ours and give the lock up, in this order."""
         try:
             self._unlink_socket()
-            _unlink(self.tickets_path)
+            _unlink(self._tickets_path)
+            _unlink(self._seats_path)
         finally:
             self._lock.release(unlink=True)
 
@@ -147,9 +213,21 @@ class RuntimeFiles:
         _unlink(self.socket_path)
 
 
-def lock_path(socket_path: str) -> str:
-    """The file whose lock the broker of this socket holds: broker.lock for broker.sock."""
-    return os.path.splitext(socket_path)[0] + ".lock"
+def _require_own(path: str) -> None:
+    """Raise ConfigError, which says what was found, for a file that is not ours alone (or our
+    group's); none at all is fine."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o007:
+        return
+    kind = "a file" if stat.S_ISREG(status.st_mode) else "something else than a plain file"
+    raise ConfigError(
+        f"{path} is {kind} of uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}; a lock file must be"
+        f" this user's (uid {os.geteuid()}) and closed to others, or what it says is not believed: remove it, or"
+        " choose another directory for the socket"
+    )
 
 
 def _read_note(lock: FileLock) -> dict[str, Any]:

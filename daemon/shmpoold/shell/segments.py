@@ -8,12 +8,23 @@ may also truncate it, and touching it then would kill the broker.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from shmpool.protocol.header import POOL_ID, SEATS, header_bytes, header_fault, ledger_bytes, read_tiers
+from shmpool.protocol.header import (
+    POOL_ID,
+    SEATS,
+    SEATS_FILE,
+    TICKETS_FILE,
+    header_bytes,
+    header_fault,
+    is_of_another_version,
+    ledger_bytes,
+    read_tiers,
+)
 from shmpool.protocol.names import (
     direct_name,
     header_name,
@@ -24,6 +35,7 @@ from shmpool.protocol.names import (
     tier_name,
 )
 from shmpool.protocol.sizing import Tier, TierKind, format_bytes, rows_of
+from shmpool.system.locks import FileId
 
 from ..core.spares import Spare
 from . import headroom
@@ -32,6 +44,14 @@ from .untracked import SHM_DIR, UntrackedSharedMemory, is_own, unlink_segment
 
 class DamagedPool(Exception):
     """What an earlier broker left cannot be adopted; says why."""
+
+
+class OtherVersion(Exception):
+    """It is of an earlier or later shmpool; says which and what to do."""
+
+
+class PoolIsServed(Exception):
+    """A living broker serves the pool; says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +93,8 @@ class SegmentStore:
         self._segments: dict[str, UntrackedSharedMemory] = {}
         self._data: dict[int, UntrackedSharedMemory] = {}
         self._groups = headroom.memory_groups()
+        #: The open file whose lock makes us the only broker of this pool.
+        self._lock = -1
         #: (tier, row, count) of what kept its pages though it should have lost them.
         self._uncooled: set[tuple[int, int, int]] = set()
 
@@ -86,6 +108,7 @@ class SegmentStore:
         headroom.require(ledger_bytes(rows_of(tiers), seats) + header_bytes(seats), store._groups)
         try:
             store._build(tiers, seats, cls._create)
+            store._lock_pool()
         except BaseException:
             remove_names(store._segments)  # and not by prefix: a name that was taken is another's
             store.close()
@@ -96,9 +119,11 @@ class SegmentStore:
     def adopt(cls, pool_id: int, access: Access) -> SegmentStore:
         """Take over a pool that an earlier broker left. Raises DamagedPool when anything
         of it is missing, somebody else's, or not what its header says; OSError when this
-        process cannot tell (no descriptors, no memory). Nothing is removed then."""
+        process cannot tell (no descriptors, no memory); OtherVersion and PoolIsServed. Nothing
+        is changed then."""
         store = cls(pool_id, access)
         try:
+            store._lock_pool()
             store._build(*store._read_geometry(), cls._attach)
         except (FileNotFoundError, PermissionError, ValueError) as error:
             store.close()
@@ -125,6 +150,24 @@ class SegmentStore:
         _fallocate(header, 0, header.size)
         self.ledger, self.header = ledger.words(), header.words()
 
+    def _lock_pool(self) -> None:
+        """Whatever path a broker came by, only one has a pool. Raises PoolIsServed."""
+        self._lock = os.open(f"{SHM_DIR}/{header_name(self.pool_id)}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PoolIsServed(f"pool {self.pool_id:016x} is served by a living broker") from None
+
+    @property
+    def tickets_file(self) -> FileId:
+        """The file that its clients lock for tickets."""
+        return FileId(*self.header[TICKETS_FILE : TICKETS_FILE + 2])
+
+    @property
+    def seats_file(self) -> FileId:
+        """The file that its clients lock for seats."""
+        return FileId(*self.header[SEATS_FILE : SEATS_FILE + 2])
+
     def _create(self, name: str, nbytes: int, mode: int) -> UntrackedSharedMemory:
         segment = self._segments[name] = UntrackedSharedMemory(name, nbytes)
         segment.secure(mode, self.access.gid)
@@ -140,11 +183,14 @@ class SegmentStore:
     def _read_geometry(self) -> tuple[tuple[Tier, ...], int]:
         """Tiers and seats by the header's word. It is read, not mapped: its length is not
         yet known to be right."""
-        fd = os.open(f"{SHM_DIR}/{header_name(self.pool_id)}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            raw = file.read(header_bytes((1 << 16) - 1))
+        raw = os.pread(self._lock, header_bytes((1 << 16) - 1), 0)
         words = memoryview(raw[: len(raw) // 8 * 8]).cast("Q").tolist()
         fault = header_fault(words)
+        if is_of_another_version(words):
+            raise OtherVersion(
+                f"pool {self.pool_id:016x} is of another shmpool: its ledger's {fault}. It is left as it is. Restart"
+                " the processes that still use it, then remove it with `shmpoold --cleanup`"
+            )
         if fault is None and words[POOL_ID] != self.pool_id:
             fault = f"it is of pool {words[POOL_ID]:016x}"
         if fault is not None:
@@ -244,6 +290,9 @@ class SegmentStore:
         self.header.release()
         for segment in self._segments.values():
             segment.close()
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
 
     def remove_all(self) -> None:
         """Unlink every segment of the pool, direct ones too, and unmap. Processes that
@@ -283,6 +332,21 @@ def remove_names(names: Iterable[str]) -> None:
             failure = error
     if failure is not None:
         raise failure
+
+
+def is_served(pool_id: int) -> bool:
+    """Whether a living broker has a pool, wherever it runs."""
+    try:
+        fd = os.open(f"{SHM_DIR}/{header_name(pool_id)}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def leftover_pools() -> dict[int, list[str]]:

@@ -72,12 +72,12 @@ log = logging.getLogger(__name__)
 class Server:
     """A broker at work. Made and used inside a running event loop."""
 
-    def __init__(self, core: Broker, store: SegmentStore, locks: ByteLocks) -> None:
+    def __init__(self, core: Broker, store: SegmentStore, tickets: ByteLocks, seats: ByteLocks) -> None:
         self._loop = asyncio.get_running_loop()
         self._core = core
         self._store = store
-        self._tickets = TicketCloser(store.ledger, locks, lambda row: self.dispatch(TicketClosed(row)))
-        self._watches = Watches(locks, lambda seat: self.dispatch(ProcessDied(seat)))
+        self._tickets = TicketCloser(store.ledger, tickets, lambda row: self.dispatch(TicketClosed(row)))
+        self._watches = Watches(seats, lambda seat: self.dispatch(ProcessDied(seat)))
         self._connections: dict[int, Connection] = {}
         self._last_number = 0
         self._opening: set[asyncio.Task[Any]] = set()

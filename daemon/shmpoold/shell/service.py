@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from shmpool.errors import ConfigError
-from shmpool.system.locks import ByteLocks
 
 from ..config import Config
 from . import pools, systemd
@@ -80,10 +79,8 @@ async def _run(config: Config, parent: Parent) -> None:
         ending = Ending(keep=earlier is not None)
         stack.callback(lambda: (files.leave if ending.keep else files.remove)())
         listener = stack.enter_context(activated or files.listen())
-        files.make_tickets_file()
-        locks = stack.enter_context(ByteLocks(files.tickets_path))
-        pool, server = _start(config, files, locks, earlier)
-        stack.callback(lambda: (pool.store.close if ending.keep else pool.store.remove_all)())
+        pool, server = _start(config, files, earlier)
+        stack.callback(lambda: (pool.close if ending.keep else pool.remove)())
         server.serve(listener, Admission.of(config.allow_uids, config.allow_gids, config.group))
         ending.keep = config.on_stop == "keep" and parent.pidfd is None
         how = f"taken up, epoch {pool.core.epoch}" if pool.is_adopted else "new"
@@ -105,22 +102,25 @@ def _leave_directory(address: str) -> None:
             os.rmdir(directory)
 
 
-def _start(config: Config, files: RuntimeFiles, locks: ByteLocks, earlier: Earlier | None) -> tuple[pools.Pool, Server]:
+def _start(config: Config, files: RuntimeFiles, earlier: Earlier | None) -> tuple[pools.Pool, Server]:
     """The pool and a server for it, with all that an earlier broker left settled."""
-    if earlier is not None and not earlier.has_tickets:
-        log.error("pool %016x has lost its tickets file: removing it and starting a new one", earlier.pool_id)
-        pools.discard(earlier.pool_id)
+    if earlier is not None and earlier.is_copy:
+        log.warning(
+            "what lies beside %s is a copy of another broker's directory: that one's pool %016x is left alone",
+            config.socket,
+            earlier.pool_id,
+        )
         earlier = None
-    pool = pools.open_pool(config, files.tickets_path, earlier.pool_id if earlier else None)
+    pool = pools.open_pool(config, files, earlier.pool_id if earlier else None)
     try:
-        server = Server(pool.core, pool.store, locks)
+        server = Server(pool.core, pool.store, pool.locks.tickets, pool.locks.seats)
         if pool.is_adopted and not _adopt(server):
-            pool.store.remove_all()
-            pool = pools.open_pool(config, files.tickets_path, None)
-            server = Server(pool.core, pool.store, locks)
+            pool.remove()
+            pool = pools.open_pool(config, files, None)
+            server = Server(pool.core, pool.store, pool.locks.tickets, pool.locks.seats)
         _make_known(pool, files)
     except BaseException:
-        (pool.store.close if pool.is_adopted else pool.store.remove_all)()
+        (pool.close if pool.is_adopted else pool.remove)()
         raise
     return pool, server
 

@@ -46,11 +46,10 @@ class TicketCloser:
         self._retries[ticket] = self._loop.call_later(delay, again)
 
     def stop(self) -> None:
-        """Try no more; the lock file is closed too."""
+        """Try no more."""
         for retry in self._retries.values():
             retry.cancel()
         self._retries.clear()
-        self._locks.close()
 
     def _is_closed(self, ticket: CloseTicket) -> bool:
         at = ticket.row * ROW_WORDS + FIRST_CELL + ticket.cell

@@ -99,7 +99,7 @@ class Watches:
 
     def close(self) -> None:
         """Forget all."""
-        for seat in [*self._pidfds, *self._retries]:
+        for seat in [*self._pidfds, *self._retries, *self._locked]:
             self.unwatch(seat)
 
     def _on_end(self, seat: int) -> None:

@@ -128,7 +128,7 @@ def offset_of(lock: bytes) -> int:
 
 
 def fcntl(fd: int, command: int, lock: bytes) -> None:
-    """F_OFD_SETLK on one byte of the tickets' file, or on all that an open file has locked."""
+    """F_OFD_SETLK on one byte of the tickets file or of the seats file, or on all that an open file has locked."""
     context = _context()
     if context.memory is not None:
         return  # the seat's byte: it is locked when the scenario starts
@@ -191,9 +191,9 @@ def patched() -> Iterator[None]:
     """The product's modules over the instrumented kernel, while an exploration runs."""
     opened = cycle((TICKETS, SEAT))
     system = SimpleNamespace(
-        open=lambda *_: next(opened), close=lambda *_: None, eventfd=lambda *_: -1, eventfd_write=lambda *_: None,
+        close=lambda *_: None, eventfd=lambda *_: -1, eventfd_write=lambda *_: None,
         urandom=lambda size: nonce_of(_context().index).to_bytes(size, "big"),
-        O_RDWR=0, O_CLOEXEC=0, EFD_CLOEXEC=0, EFD_NONBLOCK=0,
+        EFD_CLOEXEC=0, EFD_NONBLOCK=0,
     )  # fmt: skip
     with ExitStack() as stack:
         for module, name, stand_in in (
@@ -202,6 +202,7 @@ def patched() -> Iterator[None]:
             (shmpool.tickets, "time", Clock),
             (shmpool.mapping, "fcntl", fcntl),
             (shmpool.mapping, "os", system),
+            (shmpool.mapping, "open_beside", lambda *_: next(opened)),
             (shmpool.mapping, "Windows", Windows),
             (shmpool.mapping.libc, "needs_barrier", lambda: False),
             (shmpool.mapping.Mapping, "_make_words", _make_words),

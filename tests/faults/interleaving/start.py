@@ -58,7 +58,7 @@ class Start:
         self.settings = Settings(memory_limit=MIB, sizing=SIZING, max_clients=seats)
         self.ledger = [0] * (ledger_bytes(rows_of(TIERS), seats) // 8)
         self.header = [0] * (header_bytes(seats) // 8)
-        format_header(self.header, POOL_ID, TIERS, seats)
+        format_header(self.header, POOL_ID, TIERS, seats, self.settings)
         ledger, header = list(self.ledger), list(self.header)
         self.welcomes: dict[int, bytes] = {}
         self.grant = b""
