@@ -7,12 +7,15 @@ window, and the words and locks precomputed.
 
 from __future__ import annotations
 
+import sys
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from sys import getrefcount
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from . import layouts
 from .errors import LeakedView, LeaseReleased
 from .protocol.figures import DEFERRED
 from .protocol.ledger import GENERATION_FIELD, SEAT_MASK, STATE_SHIFT
@@ -20,6 +23,8 @@ from .protocol.states import CellState
 from .windows import AT_REST, Window
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
     from .session import Session
 
 _DONE = CellState.DONE << STATE_SHIFT
@@ -73,6 +78,31 @@ class Buffer:
             at += count * size
         return parts
 
+    def ndarray(self, dtype: DTypeLike = "uint8", shape: int | Sequence[int] = -1) -> NDArray[Any]:
+        """`view` as a read-only numpy array of *dtype* and *shape*, which may have one -1.
+        ValueError where that is another number of bytes."""
+        return layouts.as_ndarray(self.view, dtype, shape)
+
+    def __len__(self) -> int:
+        return self.nbytes
+
+    def __bytes__(self) -> bytes:
+        return bytes(self.view)
+
+    def __bool__(self) -> bool:
+        return True
+
+    if sys.version_info >= (3, 12):
+
+        def __buffer__(self, flags: int, /) -> memoryview:
+            return memoryview(self.view)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Buffer cannot be copied or pickled, since its ticket is used up: send its bytes(), or have its"
+            " publisher make a handle for each reader (lease.publish_many)"
+        )
+
     def release(self) -> None:
         """Give the buffer back. On a buffer that is over it does nothing."""
         raise NotImplementedError
@@ -104,7 +134,7 @@ class Buffer:
         self.release()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.nbytes} bytes, row {self._record.row}>"
+        return f"<Buffer of {self.nbytes} bytes, row {self._record.row}>"
 
 
 class LiveBuffer(Buffer):
@@ -162,6 +192,9 @@ class EndedBuffer(Buffer):
 
     def release(self) -> None:
         pass
+
+    def __repr__(self) -> str:
+        return f"<Buffer of {self.nbytes} bytes, over>"
 
 
 def finish(record: Record, granted: int) -> None:

@@ -13,6 +13,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, cast
 
+from . import layouts
 from .errors import SharedMemoryFull
 from .lease import Lease, LiveLease
 from .magazine import Slot
@@ -79,16 +80,20 @@ class DirectLease(LiveLease):
             return view
 
     def _write(self, source: memoryview) -> None:
-        if self._slot.window is not None:
-            super()._write(source)
+        self._write_part(0, source)
+        self._slot.is_reserved = self.nbytes > 0
+
+    def _write_part(self, offset: int, source: memoryview) -> None:
+        raw = layouts.flat(source) if self._slot.window is None else None
+        if raw is None:
+            super()._write_part(offset, source)
             return
-        written, flat = 0, source if source.format == "B" and source.ndim == 1 else source.cast("B")
+        written = 0
         try:
-            while written < self.nbytes:
-                written += os.pwrite(self._slot.fd, flat[written:], written)
+            while written < len(raw):
+                written += os.pwrite(self._slot.fd, raw[written:], offset + written)
         except OSError as error:
             raise _no_room(error, self.nbytes) from error
-        self._slot.is_reserved = self.nbytes > 0
 
     def _reserve(self) -> None:
         slot = self._slot

@@ -22,7 +22,7 @@ import time
 import warnings
 import weakref
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from . import errors
 from .addresses import ENVIRONMENT, MAX_PATH
@@ -58,12 +58,15 @@ class Broker:
 
     Use it from any thread. In a forked child it still names the parent's broker, and
     `connect` works, but `close` does nothing there: only the process that started a broker
-    ends it. A broker that nobody closed ends at interpreter exit, or with a
-    ResourceWarning when the object is collected.
+    ends it. A broker that nobody closed ends at interpreter exit, or when this object and
+    the pools that its `connect` made are closed or collected (with a ResourceWarning, unless
+    it had pools).
     """
 
     def __init__(self, **settings: Any) -> None:
         self._running = _start(settings)
+        #: A pool keeps it, and nobody else may be left to close it.
+        self._is_kept = False
         self._finalizer = weakref.finalize(self, _stop, self._running)
         _brokers.add(self)
 
@@ -78,10 +81,14 @@ class Broker:
         return self._running.process.pid
 
     def connect(self, **options: Any) -> Pool:
-        """A `Pool` of this broker; the options are those of `shmpool.connect`."""
+        """A `Pool` of this broker; the options are those of `shmpool.connect`. The pool keeps
+        the broker until it is closed: ``shmpool.Broker().connect()`` serves as long."""
         from .pool import connect
 
-        return connect(self.address, **options)
+        pool = connect(self.address, **options)
+        pool._broker = self
+        self._is_kept = True
+        return pool
 
     def close(self) -> None:
         """End the broker and remove its segments and files; returns when it is gone.
@@ -105,12 +112,18 @@ class Broker:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Broker cannot be copied or pickled, since one process owns it: send broker.address,"
+            " or a pool of it, and connect there"
+        )
+
     def __repr__(self) -> str:
         return f"<shmpool.Broker pid={self.pid} address={self.address!r}>"
 
     def __del__(self) -> None:
         finalizer = getattr(self, "_finalizer", None)
-        if finalizer is not None and finalizer.alive:
+        if finalizer is not None and finalizer.alive and not self._is_kept:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
 
 

@@ -7,12 +7,16 @@ word are stored, the grant word last.
 
 from __future__ import annotations
 
+import sys
 import warnings
+from collections.abc import Iterable, Sequence
 from sys import getrefcount
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from . import layouts
 from .errors import LeakedView, LeaseReleased
+from .layouts import Payload
 from .magazine import Slot
 from .protocol.handle import Handle, pack_handle
 from .protocol.ledger import (
@@ -27,6 +31,9 @@ from .protocol.ledger import (
 from .protocol.sizing import STRATEGY_OF_KIND, SizeCategory, Strategy, categorize
 from .protocol.states import CellState
 from .windows import AT_REST
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
 
 _DONE = CellState.DONE << STATE_SHIFT
 _ONE_TICKET = 1 << TICKETS_SHIFT
@@ -71,16 +78,58 @@ class Lease:
         starts = [sum(sizes[:index]) for index in range(len(sizes))]
         return [view[start : start + size] for start, size in zip(starts, sizes, strict=True) if start < self.nbytes]
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write the whole payload at once. *data* is any contiguous buffer of exactly
-        `nbytes` bytes; ValueError for another length, and nothing is written then."""
-        source = memoryview(data)
+    def write(self, data: Payload) -> None:
+        """Write the whole payload at once. *data* is any buffer or array of exactly `nbytes`
+        bytes, in any layout; what is written are its elements in C order. ValueError for another
+        length, TypeError for what has no bytes of its own; nothing is written then."""
+        try:
+            source = memoryview(data)  # type: ignore[arg-type]
+        except (TypeError, ValueError, BufferError):
+            source = layouts.buffer_of(data)
         if source.nbytes != self.nbytes:
             raise ValueError(f"write takes the whole payload, {self.nbytes} bytes, this is {source.nbytes}")
         self._write(source)
 
+    def write_parts(self, parts: Iterable[tuple[int, Payload]]) -> None:
+        """Write the payload in pieces: pairs of an offset in bytes and what `write` takes. What
+        lies between them is zero. ValueError for a piece that lies outside or overlaps another,
+        TypeError for what `write` refuses; nothing is written then."""
+        for offset, source in layouts.place(parts, self.nbytes):
+            self._write_part(offset, source)
+
     def _write(self, source: memoryview) -> None:
-        self.view[:] = source if source.format == "B" and source.ndim == 1 else source.cast("B")
+        if source.format == "B" and source.ndim == 1:
+            self.view[:] = source
+        else:
+            layouts.copy(self.view, source)
+
+    def _write_part(self, offset: int, source: memoryview) -> None:
+        layouts.copy(self.view[offset : offset + source.nbytes], source)
+
+    def ndarray(self, dtype: DTypeLike = "uint8", shape: int | Sequence[int] = -1) -> NDArray[Any]:
+        """`view` as a numpy array to write to, of *dtype* and *shape*, which may have one -1.
+        ValueError where that is another number of bytes."""
+        return layouts.as_ndarray(self.view, dtype, shape)
+
+    def __len__(self) -> int:
+        return self.nbytes
+
+    def __bytes__(self) -> bytes:
+        return bytes(self.view)
+
+    def __bool__(self) -> bool:
+        return True
+
+    if sys.version_info >= (3, 12):
+
+        def __buffer__(self, flags: int, /) -> memoryview:
+            return memoryview(self.view)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Lease cannot be copied or pickled, since one buffer has one writer:"
+            " publish it and send the handle that publish() returns"
+        )
 
     def publish(self) -> Handle:
         """Make the buffer readable, once, for whoever has the handle. The lease is over
@@ -105,7 +154,7 @@ class Lease:
         self.release()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.nbytes} bytes, {self.strategy.value}, row {self._slot.row}>"
+        return f"<Lease of {self.nbytes} bytes, {self.strategy.value}, row {self._slot.row}>"
 
 
 class LiveLease(Lease):
@@ -269,6 +318,9 @@ class EndedLease(Lease):
     def _write(self, source: memoryview) -> None:
         self._is_over()
 
+    def write_parts(self, parts: Iterable[tuple[int, Payload]]) -> None:
+        self._is_over()
+
     def publish(self) -> Handle:
         self._is_over()
 
@@ -277,3 +329,6 @@ class EndedLease(Lease):
 
     def release(self) -> None:
         pass
+
+    def __repr__(self) -> str:
+        return f"<Lease of {self.nbytes} bytes, over>"

@@ -40,6 +40,7 @@ from .session import Session
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL
 
 if TYPE_CHECKING:
+    from .embedded import Broker
     from .stats import Stats
 
 _ADAPTIVE: Final = Strategy.ADAPTIVE
@@ -73,6 +74,8 @@ class Pool:
         self._lock = threading.Lock()
         self._session: Session | None = None
         self._helper: Helper | None = None
+        #: The private broker that made this pool is not to end before it.
+        self._broker: Broker | None = None
         self._connect()
         forking.pools.add(self)
 
@@ -307,6 +310,7 @@ class Pool:
         forking.pools.discard(self)
         if session is not None and helper is not None:
             forking.finish(session, helper)
+        self._broker = None
 
     def __del__(self) -> None:
         """A pool that nobody closed: its helper does it, once no lease or buffer is left.

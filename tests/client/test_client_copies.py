@@ -1,0 +1,76 @@
+"""Sending or copying the thing itself, where its handle or address is meant; and who keeps whom."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from client_helpers import MIB, eventually
+
+import shmpool
+
+WAYS: list[Callable[[Any], Any]] = [pickle.dumps, copy.copy, copy.deepcopy, lambda thing: pickle.dumps(thing, 0)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("nbytes", [100, 300_000, 2 * MIB])
+def test_leases_and_buffers_are_refused_and_stay_what_they_are(
+    pool: shmpool.Pool, way: Callable[[Any], Any], nbytes: int
+) -> None:
+    with pool.lease(nbytes) as lease:
+        lease.write(b"x" * nbytes)
+        with pytest.raises(TypeError, match=r"Lease cannot be copied or pickled.*send the handle"):
+            way(lease)
+        handle = lease.publish()
+    with pool.open(handle) as buffer:
+        with pytest.raises(TypeError, match=r"Buffer cannot be copied or pickled.*a handle for each reader"):
+            way(buffer)
+        assert bytes(buffer) == b"x" * nbytes
+    for over in (lease, buffer):
+        with pytest.raises(TypeError, match="cannot be copied"):
+            way(over)
+
+
+def test_brokers_are_refused_and_their_address_is_what_to_send() -> None:
+    with shmpool.Broker(memory_limit="16MiB", max_clients=4) as broker:
+        for way in WAYS:
+            with pytest.raises(TypeError, match=r"Broker cannot be copied or pickled.*broker\.address"):
+                way(broker)
+        assert broker.is_running()
+
+
+def test_a_broker_that_nobody_names_serves_as_long_as_its_pool_is_open() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pool = shmpool.Broker(memory_limit="16MiB", max_clients=4).connect()
+        gc.collect()
+        with pool.lease(100) as lease:  # asks the broker
+            lease.write(bytes(100))
+        (client,) = pool.stats().clients
+        assert client.leases == 0
+        address = pool.address
+        pool.close()
+    gc.collect()
+    with pytest.raises(shmpool.BrokerUnavailable):
+        shmpool.connect(address, timeout=0.1)
+
+
+def test_a_pool_that_is_collected_lets_its_broker_go() -> None:
+    pools = [shmpool.Broker(memory_limit="16MiB", max_clients=4).connect()]
+    address = pools[0].address
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        pools.clear()
+
+    def is_gone() -> bool:
+        try:
+            shmpool.connect(address, timeout=0.1).close()
+        except shmpool.BrokerUnavailable:
+            return True
+        return False
+
+    eventually(is_gone, "the broker's end")
