@@ -26,12 +26,11 @@ from ..protocol.names import header_name, parse_pool_id
 from ..protocol.sizing import format_bytes
 from ..stats import Stats, query
 from ..system.libc import needs_barrier, register_barrier
+from ..system.memory import SHM_DIR, Pressure, Space, memory_groups, pressure, shm_space
 
-_SHM: Final = "/dev/shm"
-_CGROUPS: Final = "/sys/fs/cgroup"
 _LARGEST_HEADER: Final = 1 << 20
-#: Version 1 of cgroups writes a number about this large for "no limit".
-_NO_LIMIT: Final = 1 << 60
+#: Percent of the time that some task waits for memory, from which on a pool is slow.
+_HARD_PRESSED: Final = 10.0
 #: A client needs a descriptor for each tier and a few more; below this nothing is left.
 _FEW_DESCRIPTORS: Final = 128
 #: A broker has a socket and a pidfd for each client.
@@ -60,8 +59,9 @@ def examine(limit: int, address: str) -> Iterator[Finding]:
     checks: tuple[Callable[[], Finding], ...] = (
         check_kernel,
         check_python,
-        lambda: judge_shm(limit, shm_space()),
-        lambda: judge_cgroups(limit, memory_groups()),
+        lambda: judge_shm(limit, look_at_shm()),
+        lambda: judge_cgroups(limit, limited_groups()),
+        lambda: judge_pressure(pressure(memory_groups())),
         check_remove_ipc,
         check_leftovers,
         lambda: judge_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
@@ -108,19 +108,9 @@ def judge_python(implementation: str, version: str, *, has_gil: bool) -> Finding
 # --- memory --------------------------------------------------------------------------------------
 
 
-class Space(NamedTuple):
-    """Of a file system, in bytes. *total* is 0 for a tmpfs without a size."""
-
-    total: int
-    free: int
-
-
-def shm_space() -> Space | None:
-    """/dev/shm's, or None when there is none that can be written."""
-    if not os.access(_SHM, os.W_OK | os.X_OK):
-        return None
-    status = os.statvfs(_SHM)
-    return Space(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
+def look_at_shm() -> Space | None:
+    """/dev/shm's size, or None when there is none that can be written."""
+    return shm_space() if os.access(SHM_DIR, os.W_OK | os.X_OK) else None
 
 
 def judge_shm(limit: int, space: Space | None) -> Finding:
@@ -131,11 +121,11 @@ def judge_shm(limit: int, space: Space | None) -> Finding:
         return Finding(Level.OK, "/dev/shm", "has no size of its own")
     wanted = format_bytes(limit)
     text = f"{format_bytes(space.free)} free of {format_bytes(space.total)}, for a memory_limit of {wanted}"
-    fix = f"mount -o remount,size={_mebibytes(2 * limit)}M {_SHM} (containers: --shm-size), or a lower memory_limit"
+    fix = f"mount -o remount,size={_mebibytes(2 * limit)}M {SHM_DIR} (containers: --shm-size), or a lower memory_limit"
     if space.total < limit:
         return Finding(Level.FAIL, "/dev/shm", text, fix)
     if space.free < limit:
-        return Finding(Level.WARN, "/dev/shm", text, f"see what fills it: ls -lS {_SHM}; else {fix}")
+        return Finding(Level.WARN, "/dev/shm", text, f"see what fills it: ls -lS {SHM_DIR}; else {fix}")
     return Finding(Level.OK, "/dev/shm", text)
 
 
@@ -147,30 +137,10 @@ class Group(NamedTuple):
     used: int
 
 
-def memory_groups() -> list[Group]:
+def limited_groups() -> list[Group]:
     """This process's cgroup and those above it, as far as they limit memory."""
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            entries = [line.rstrip("\n").split(":", 2) for line in file]
-    except OSError:
-        return []
-    groups: list[Group] = []
-    for _, controllers, path in entries:
-        if controllers == "":
-            groups += _lineage(_CGROUPS + path, _CGROUPS, "memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            base = f"{_CGROUPS}/memory"
-            groups += _lineage(base + path, base, "memory.limit_in_bytes", "memory.usage_in_bytes")
-    return groups
-
-
-def _lineage(path: str, base: str, limit_file: str, usage_file: str) -> Iterator[Group]:
-    path = path.rstrip("/")
-    while path.startswith(base):
-        limit, used = _number(f"{path}/{limit_file}"), _number(f"{path}/{usage_file}")
-        if limit is not None and used is not None and limit < _NO_LIMIT:
-            yield Group(path, limit, used)
-        path = os.path.dirname(path)
+    groups = [(group.path, group.limit(), group.usage()) for group in memory_groups()]
+    return [Group(path, limit, used) for path, limit, used in groups if limit is not None and used is not None]
 
 
 def judge_cgroups(limit: int, groups: list[Group]) -> Finding:
@@ -185,6 +155,18 @@ def judge_cgroups(limit: int, groups: list[Group]) -> Finding:
     if tightest.limit - tightest.used < limit:
         return Finding(Level.WARN, "cgroup", f"{text} (caches included)", fix)
     return Finding(Level.OK, "cgroup", text)
+
+
+def judge_pressure(pressure: Pressure | None) -> Finding:
+    """By what the kernel says of tasks that wait for memory."""
+    if pressure is None:
+        return Finding(Level.OK, "pressure", "unknown: this kernel does not tell (PSI)")
+    text = f"tasks waited for memory {pressure.some:g} % of the last 10 s, all of them {pressure.all:g} %"
+    if pressure.some >= _HARD_PRESSED:
+        return Finding(
+            Level.WARN, "pressure", text, "give this host or cgroup more memory, or set a lower memory_limit"
+        )
+    return Finding(Level.OK, "pressure", text)
 
 
 # --- who removes segments -----------------------------------------------------------------------
@@ -264,9 +246,9 @@ class Leftover(NamedTuple):
 def check_leftovers() -> Finding:
     """Segments of pools whose broker is gone."""
     try:
-        names = os.listdir(_SHM)
+        names = os.listdir(SHM_DIR)
     except OSError as error:
-        return Finding(Level.WARN, "leftovers", f"unknown: {_SHM}: {error.strerror}")
+        return Finding(Level.WARN, "leftovers", f"unknown: {SHM_DIR}: {error.strerror}")
     pools: dict[int, list[str]] = {}
     for name in names:
         if (pool_id := parse_pool_id(name)) is not None:
@@ -285,7 +267,7 @@ def judge_leftovers(pools: int, leftovers: list[Leftover]) -> Finding:
         return Finding(Level.OK, "leftovers", f"none ({pools} pools here, each with its broker)" if pools else "none")
     nbytes = format_bytes(sum(leftover.nbytes for leftover in leftovers))
     named = ", ".join(f"{leftover.pool_id:016x}" for leftover in leftovers)
-    text = f"{nbytes} in {_SHM} of pools without a broker in sight: {named}"
+    text = f"{nbytes} in {SHM_DIR} of pools without a broker in sight: {named}"
     return Finding(Level.WARN, "leftovers", text, "`shmpoold --cleanup` removes what nobody living owns")
 
 
@@ -294,7 +276,7 @@ def has_broker(pool_id: int) -> bool:
     cannot be told, because header or process are another user's."""
     name = header_name(pool_id)
     try:
-        with open(f"{_SHM}/{name}", "rb") as file:
+        with open(f"{SHM_DIR}/{name}", "rb") as file:
             raw = file.read(_LARGEST_HEADER)
     except PermissionError:
         return True
@@ -314,7 +296,7 @@ def has_broker(pool_id: int) -> bool:
 
 def _held(name: str) -> int:
     try:
-        return os.stat(f"{_SHM}/{name}", follow_symlinks=False).st_blocks * 512
+        return os.stat(f"{SHM_DIR}/{name}", follow_symlinks=False).st_blocks * 512
     except OSError:
         return 0
 
@@ -355,11 +337,6 @@ def judge_broker(address: str, stats: Stats) -> Finding:
             Level.WARN, "broker", f"{text}; {'; '.join(stats.alerts)}", "see `shmpool stats` and `shmpool leases`"
         )
     return Finding(Level.OK, "broker", text)
-
-
-def _number(path: str) -> int | None:
-    text = _read(path).strip()
-    return int(text) if text.isdecimal() else None
 
 
 def _read_all(paths: list[str]) -> list[str]:

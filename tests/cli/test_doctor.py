@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 from cli_helpers import eventually, is_alive, shmpool_command
 
 import shmpool
 from shmpool.cli import checks
-from shmpool.cli.checks import Finding, Group, Leftover, Level, Login, Space
+from shmpool.cli.checks import Finding, Group, Leftover, Level, Login
 from shmpool.stats import query
+from shmpool.system.memory import MemoryGroup, Pressure, Space, pressure
 
 MIB = 2**20
 LIMIT = 256 * MIB
@@ -54,6 +56,31 @@ def test_the_tightest_cgroup_counts(groups: list[Group], level: Level) -> None:
     finding = checks.judge_cgroups(LIMIT, groups)
     assert finding.level is level
     assert_useful(finding)
+
+
+@pytest.mark.parametrize(
+    ("facts", "level"),
+    [
+        (None, Level.OK),
+        (Pressure(0.0, 0.0, 0), Level.OK),
+        (Pressure(9.9, 1.0, 10**6), Level.OK),
+        (Pressure(10.0, 2.5, 10**9), Level.WARN),
+    ],
+)
+def test_a_host_that_waits_for_memory_is_warned_of(facts: Pressure | None, level: Level) -> None:
+    finding = checks.judge_pressure(facts)
+    assert finding.level is level
+    assert_useful(finding)
+
+
+def test_the_pressure_is_the_innermost_cgroup_s_that_tells(tmp_path: Path) -> None:
+    some = "some avg10=12.50 avg60=3.00 avg300=0.00 total=123456"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "memory.pressure").write_text(f"{some}\nfull avg10=1.25 avg60=0.00 avg300=0.00 total=99\n")
+    groups = [MemoryGroup(str(path), "", "", ()) for path in (tmp_path / "a", tmp_path)]
+    assert pressure(groups) == Pressure(12.5, 1.25, 123456)
+    (tmp_path / "a" / "memory.pressure").write_text(f"{some}\n")
+    assert pressure(groups) == Pressure(12.5, 0.0, 123456)
 
 
 def login(**facts: object) -> Login:
@@ -152,7 +179,7 @@ def test_a_socket_without_a_broker_is_a_failure(tmp_path: os.PathLike[str]) -> N
 def test_the_whole_runs_here() -> None:
     done = shmpool_command("doctor", "--memory-limit", "16MiB")
     assert done.stderr == ""
-    subjects = ("kernel", "python", "/dev/shm", "cgroup", "RemoveIPC", "leftovers", "open files", "broker")
+    subjects = ("kernel", "python", "/dev/shm", "cgroup", "pressure", "RemoveIPC", "leftovers", "open files", "broker")
     for subject in subjects:
         assert subject in done.stdout
     assert (done.returncode == 1) == any(line.startswith("fail") for line in done.stdout.splitlines())

@@ -56,13 +56,12 @@ from shmpool.protocol.messages import (
 from shmpool.protocol.names import parse_pool_id, seats_path
 from shmpool.protocol.sizing import KIB, MIB
 from shmpool.protocol.states import State
-from shmpool.system import locks, processes
+from shmpool.system import locks, memory, processes
 from shmpoold.config import Config
 from shmpoold.core import custody, invariants
 from shmpoold.shell import (
     connection,
     files,
-    headroom,
     listener,
     pools,
     segments,
@@ -286,7 +285,7 @@ OS_CALLS = {
 }  # fmt: skip
 SOCKET_CALLS = ("accept", "bind", "listen", "connect", "recv", "send", "sendmsg", "getsockopt", "setblocking")
 MODULES = (
-    connection, files, headroom, listener, locks, pools, processes, segments, server, service, shared_memory, tickets,
+    connection, files, listener, locks, memory, pools, processes, segments, server, service, shared_memory, tickets,
     untracked, watches,
 )  # fmt: skip
 

@@ -197,7 +197,7 @@ def test_what_the_host_refuses_is_told_and_the_rest_is_obeyed(tmp_path: Path, mo
     async def act(stage: Stage) -> None:
         row = TIERS[-1].base
         stage.store.create_direct(row, 1, 4096)  # the name is taken
-        monkeypatch.setattr("shmpoold.shell.headroom.shm_free", lambda: 0)
+        monkeypatch.setattr("shmpool.system.memory.shm_free", lambda: 0)
         stage.core.script[Ticked] = [CreateDirect(row, 1, 4096), Warm(0, TIERS[0].base, 1), CreateDirect(row, 2, 4096)]
         stage.server.dispatch(Ticked())
         await stage.until(WarmFailed)

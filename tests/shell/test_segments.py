@@ -13,10 +13,10 @@ from shell_helpers import ENV, new_pool_id, segments_of
 from shmpool.protocol.header import BROKER_PID, MAGIC, header_bytes, ledger_bytes
 from shmpool.protocol.names import direct_name, header_name, ledger_name, pool_prefix, tier_name
 from shmpool.protocol.sizing import KIB, MIB, Sizing, make_tiers, rows_of
+from shmpool.system import memory
 from shmpoold.core.broker import format_header
 from shmpoold.core.settings import Settings
 from shmpoold.core.spares import Spare
-from shmpoold.shell import headroom
 from shmpoold.shell.segments import Access, DamagedPool, SegmentStore
 from shmpoold.shell.untracked import UntrackedSharedMemory
 
@@ -83,7 +83,7 @@ def test_cool_survives_a_peer_that_truncated_the_segment(store: SegmentStore) ->
 
 
 def test_full_shm_is_an_error_with_the_numbers(store: SegmentStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headroom, "shm_free", lambda: 100 * KIB)
+    monkeypatch.setattr(memory, "shm_free", lambda: 100 * KIB)
     with pytest.raises(OSError, match=r"256 KiB.*100 KiB free") as caught:
         store.warm(1, TIERS[1].base, 1)
     assert caught.value.errno == errno.ENOSPC
@@ -93,17 +93,17 @@ def test_full_shm_is_an_error_with_the_numbers(store: SegmentStore, monkeypatch:
 @pytest.mark.parametrize("version", [1, 2])
 def test_cgroup_limit_is_respected_before_the_kernel_kills(tmp_path: Path, version: int) -> None:
     names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}[version]
-    group = headroom.MemoryGroup(str(tmp_path), *names, ("inactive_file", "active_file"))
+    group = memory.MemoryGroup(str(tmp_path), *names, ("inactive_file", "active_file"))
     assert group.room() is None
     (tmp_path / names[0]).write_text("max\n" if version == 2 else "9223372036854771712\n")
     assert group.room() is None
     (tmp_path / names[0]).write_text(f"{64 * MIB}\n")
     (tmp_path / names[1]).write_text(f"{60 * MIB}\n")
-    assert group.room() == 4 * MIB - headroom.MARGIN
+    assert group.room() == 4 * MIB - memory.MARGIN
     with pytest.raises(OSError, match="under its limit of 64 MiB"):
-        headroom.require(8 * MIB, [group])
+        memory.require(8 * MIB, [group])
     (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {20 * MIB}\n")  # the kernel takes that back first
-    headroom.require(8 * MIB, [group])
+    memory.require(8 * MIB, [group])
 
 
 def test_squatter_s_name_is_refused_and_left_alone() -> None:

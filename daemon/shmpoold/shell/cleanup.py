@@ -17,10 +17,11 @@ from shmpool.protocol.header import SEAT_PID, SEAT_START, SEAT_STATE, SEATS, hea
 from shmpool.protocol.names import PREFIX, header_name, lock_path, parse_pool_id
 from shmpool.protocol.sizing import format_bytes
 from shmpool.system.locks import FileLock
+from shmpool.system.memory import SHM_DIR
 from shmpool.system.processes import is_same_process
 
 from .segments import leftover_pools
-from .untracked import SHM_DIR, unlink_segment
+from .untracked import unlink_segment
 
 _MARK: Final = f"{SHM_DIR}/{PREFIX}"
 _LARGEST_HEADER: Final = 1 << 20

@@ -35,11 +35,12 @@ from shmpool.protocol.names import (
     tier_name,
 )
 from shmpool.protocol.sizing import Tier, TierKind, format_bytes, rows_of
+from shmpool.system import memory
 from shmpool.system.locks import FileId
+from shmpool.system.memory import SHM_DIR
 
 from ..core.spares import Spare
-from . import headroom
-from .untracked import SHM_DIR, UntrackedSharedMemory, is_own, unlink_segment
+from .untracked import UntrackedSharedMemory, is_own, unlink_segment
 
 
 class DamagedPool(Exception):
@@ -92,9 +93,9 @@ class SegmentStore:
         self.ledger: memoryview[int] = memoryview(b"").cast("Q")
         self._segments: dict[str, UntrackedSharedMemory] = {}
         self._data: dict[int, UntrackedSharedMemory] = {}
-        self._groups = headroom.memory_groups()
         #: The open file whose lock makes us the only broker of this pool.
         self._lock = -1
+        self._groups = memory.memory_groups()
         #: (tier, row, count) of what kept its pages though it should have lost them.
         self._uncooled: set[tuple[int, int, int]] = set()
 
@@ -105,7 +106,7 @@ class SegmentStore:
         """Make a new pool's segments, all zeros. Raises OSError, and then nothing is left
         of it: FileExistsError when a name is taken, ENOSPC when header and ledger do not fit."""
         store = cls(pool_id, access)
-        headroom.require(ledger_bytes(rows_of(tiers), seats) + header_bytes(seats), store._groups)
+        memory.require(ledger_bytes(rows_of(tiers), seats) + header_bytes(seats), store._groups)
         try:
             store._build(tiers, seats, cls._create)
             store._lock_pool()
@@ -206,7 +207,7 @@ class SegmentStore:
         for late in list(self._uncooled):  # its next user must not read what the last one wrote
             if late[0] == tier and late[1] < row + count and row < late[1] + late[2]:
                 self._cool(late)
-        headroom.require(nbytes, self._groups)
+        memory.require(nbytes, self._groups)
         _fallocate(segment, offset, nbytes)
 
     def cool(self, tier: int, row: int, count: int) -> None:
@@ -310,9 +311,9 @@ def _fallocate(segment: UntrackedSharedMemory, offset: int, nbytes: int) -> None
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        free = headroom.shm_free()
+        free = memory.shm_free()
         has = "the kernel refuses" if free is None else f"{SHM_DIR} has {format_bytes(free)} free"
-        raise headroom.no_space(nbytes, has) from error
+        raise memory.no_space(nbytes, has) from error
 
 
 def names_of(pool_id: int) -> list[str]:

@@ -13,10 +13,9 @@ import os
 import stat
 import sys
 from multiprocessing.shared_memory import SharedMemory
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-#: Where named segments are files: shm_open's place on Linux.
-SHM_DIR: Final = "/dev/shm"
+from shmpool.system.memory import SHM_DIR
 
 
 class UntrackedSharedMemory(SharedMemory):

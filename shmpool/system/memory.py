@@ -1,22 +1,25 @@
-"""How much memory the host would still give: /dev/shm's free space and the cgroup's.
+"""How much memory this host would still give, and how hard it is pressed: the one reader of
+/dev/shm's size, the cgroups' limits and the kernel's pressure figures (PSI).
 
-Over a cgroup's limit `posix_fallocate` does not fail, it gets the process killed; so the
-broker asks here first. The figures are a moment's: others allocate too, and only the
-kernel knows for certain.
+Over a cgroup's limit `posix_fallocate` does not fail, it gets the process killed; so who
+reserves pages asks here first: the broker for slots, a client for direct segments, since
+pages are charged to who reserves them. The figures are a moment's: others allocate too, and
+only the kernel knows for certain. What cannot be read is unknown (None), never taken for zero.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
-from shmpool.protocol.sizing import KIB, MIB, format_bytes
+from ..protocol.sizing import KIB, MIB, format_bytes
 
-from .untracked import SHM_DIR
-
+#: Where named segments are files: shm_open's place on Linux.
+SHM_DIR: Final = "/dev/shm"
 #: Left free in a cgroup, for the process's own growth and the kernel's batching.
 MARGIN: Final = 2 * MIB
 #: Version 1 writes a number about this large for "no limit".
@@ -39,12 +42,18 @@ class MemoryGroup:
         limit = int(text) if text.isdecimal() else _NO_LIMIT
         return None if limit >= _NO_LIMIT else limit
 
+    def usage(self) -> int | None:
+        """Bytes charged to it, caches included."""
+        text = _read(self.path, self.usage_file)
+        return int(text) if text.isdecimal() else None
+
     def room(self) -> int | None:
         """Bytes that may still be charged to it, None without a limit."""
-        limit, usage = self.limit(), _read(self.path, self.usage_file)
-        if limit is None or not usage.isdecimal():
+        limit = self.limit()
+        usage = None if limit is None else self.usage()
+        if limit is None or usage is None:
             return None
-        return limit - int(usage) + self._reclaimable_bytes() - MARGIN
+        return limit - usage + self._reclaimable_bytes() - MARGIN
 
     def _reclaimable_bytes(self) -> int:
         lines = (line.split() for line in _read(self.path, "memory.stat").splitlines())
@@ -52,9 +61,13 @@ class MemoryGroup:
 
 
 def memory_groups() -> list[MemoryGroup]:
-    """This process's cgroup and those above it, as far as they can be limited."""
-    with open("/proc/self/cgroup", encoding="utf-8") as file:
-        entries = [line.rstrip("\n").split(":", 2) for line in file]
+    """This process's cgroup and those above it, as far as they can be limited; none where
+    /proc does not say."""
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            entries = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return []
     groups: list[MemoryGroup] = []
     for _, controllers, inner in entries:
         if controllers == "":
@@ -64,10 +77,47 @@ def memory_groups() -> list[MemoryGroup]:
     return groups
 
 
+class Space(NamedTuple):
+    """Of a file system, in bytes. *total* is 0 for a tmpfs without a size."""
+
+    total: int
+    free: int
+
+
+def shm_space() -> Space:
+    """/dev/shm's. Raises OSError where there is none."""
+    status = os.statvfs(SHM_DIR)
+    return Space(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
+
+
 def shm_free() -> int | None:
     """Free bytes of /dev/shm, None when it has no size."""
-    status = os.statvfs(SHM_DIR)
-    return status.f_bavail * status.f_frsize if status.f_blocks else None
+    space = shm_space()
+    return space.free if space.total else None
+
+
+class Pressure(NamedTuple):
+    """How much of the last ten seconds *some* task, or *all* that could run, waited for memory,
+    in percent; *stalled_us* counts on, in microseconds, for *some*."""
+
+    some: float
+    all: float
+    stalled_us: int
+
+
+def pressure(groups: list[MemoryGroup]) -> Pressure | None:
+    """The pressure of the innermost of *groups* that tells, else the host's; None where the
+    kernel does not say."""
+    places = [(group.path, "memory.pressure") for group in groups]
+    for path, name in [*places, ("/proc/pressure", "memory")]:
+        found = _PRESSURE.search(_read(path, name))
+        if found:
+            return Pressure(float(found[1]), float(found[3] or 0), int(found[2]))
+    return None
+
+
+#: ``some avg10=0.00 avg60=0.00 avg300=0.00 total=0`` and the same for *full*, if there is that.
+_PRESSURE: Final = re.compile(r"some avg10=([\d.]+).* total=(\d+)(?:\nfull avg10=([\d.]+))?")
 
 
 def require(nbytes: int, groups: list[MemoryGroup]) -> None:
@@ -108,18 +158,22 @@ def _lineage(kind: str, inner: str, limit: str, usage: str, prefix: str) -> Iter
 
 def _mount_of(kind: str) -> tuple[str, str] | None:
     """(root, mount point) of the cgroup2 file system or of a version-1 controller."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
-        for line in file:
-            before, _, after = line.partition(" - ")
-            root, point = before.split()[3:5]
-            fstype, _, options = after.split()[:3]
-            if fstype == kind or (fstype == "cgroup" and kind in options.split(",")):
-                return root, point
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            mounts = file.readlines()
+    except OSError:
+        return None
+    for line in mounts:
+        before, _, after = line.partition(" - ")
+        root, point = before.split()[3:5]
+        fstype, _, options = after.split()[:3]
+        if fstype == kind or (fstype == "cgroup" and kind in options.split(",")):
+            return root, point
     return None
 
 
 def _read(path: str, name: str) -> str:
-    """A small kernel file; read before every warming, so without Python's file objects."""
+    """A small kernel file; read before pages are reserved, so without Python's file objects."""
     try:
         fd = os.open(f"{path}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
