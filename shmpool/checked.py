@@ -18,7 +18,7 @@ from .pool import Pool
 from .protocol.handle import Handle
 from .protocol.ledger import FIRST_CELL, MAX_TICKETS
 from .protocol.sizing import Strategy
-from .windows import READ, Piece
+from .windows import READ
 
 #: The word of a row that holds the checksum.
 CHECKSUM: Final = FIRST_CELL + MAX_TICKETS - 1
@@ -52,9 +52,7 @@ class CheckedDirectLease(DirectLease):
         return super().publish_many(n)
 
     def _store_publication(self, tickets: int) -> list[Handle]:
-        slot = self._slot
-        if slot.window is None:  # it was written without a map
-            slot.window = slot.session.windows.make([Piece(slot.fd, 0, slot.size)], READ)
+        self._slot.map(READ)  # it may have been written without a map
         _store_checksum(self)
         return super()._store_publication(tickets)
 

@@ -1,20 +1,24 @@
 """Direct segments: very large objects get a segment of their own, used once.
 
-The broker names and registers it and counts it towards the cap; its pages are reserved
-here, by the process that writes it: ``pwrite`` for a payload that is ready, which costs
-0.4 of faulting fresh pages in, else ``posix_fallocate`` before the view is made. A host
-without room answers with ENOSPC, never with SIGBUS. At publish the broker becomes the
-custodian and unlinks the segment when the last reader is done.
+The broker names and registers it and counts it towards the cap; its pages are reserved here,
+when it is leased, by the process that writes it and is charged for them. A host without room
+answers with ENOSPC, never with SIGBUS, and a lease waits for room until its deadline. What
+cannot be reserved is nobody's: no lease fails later. A payload that is ready is written by
+``pwrite``, which needs no map. At publish the broker becomes the custodian and unlinks the
+segment when the last reader is done.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, cast
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final, cast
 
 from . import layouts
 from .errors import SharedMemoryFull
+from .layouts import Payload
 from .lease import Lease, LiveLease
 from .magazine import Slot
 from .protocol.handle import Handle
@@ -22,25 +26,46 @@ from .protocol.ledger import ONE_GENERATION, STATE_SHIFT, generation_of
 from .protocol.names import direct_name
 from .protocol.sizing import format_bytes
 from .protocol.states import State
+from .system import memory
 from .system.segments import open_segment
-from .windows import WRITE, Piece
+from .windows import WRITE, Piece, Window
 
 if TYPE_CHECKING:
     from types import MemberDescriptorType
 
+    from .session import Session
+
 _view = cast("MemberDescriptorType", vars(Lease)["view"])
 
 
-class DirectSlot(Slot):
-    """The record of a direct segment that this client writes; *fd* is open until publish.
-    *claim* has one item until somebody publishes or releases: the view may not exist yet."""
+#: Seconds between two tries to reserve pages on a full host.
+_RETRY_SECONDS: Final = 0.02
 
-    __slots__ = ("claim", "fd", "is_reserved")
+
+class DirectSlot(Slot):
+    """The record of a direct segment that this client writes; *fd* is open until it is mapped,
+    written or published. *claim* has one item until somebody publishes or releases: the view may not
+    exist yet."""
+
+    __slots__ = ("claim", "fd")
 
     claim: list[None]
 
     fd: int
-    is_reserved: bool
+
+    def open(self) -> int:
+        """The descriptor of the segment that was granted. Raises StaleHandle, ConfigError."""
+        if getattr(self, "fd", -1) < 0:
+            name = direct_name(self.session.pool_id, self.row, generation_of(self.base))
+            self.fd = open_segment(name, writable=True)
+        return self.fd
+
+    def map(self, protection: int = WRITE) -> Window:
+        """The window over it, made once. Raises SharedMemoryFull when the kernel has no map."""
+        if self.window is None:
+            self.window = self.session.windows.make([Piece(self.open(), 0, self.size)], protection)
+            self.close()
+        return self.window
 
     @property
     def first_chunks(self) -> int:
@@ -67,46 +92,35 @@ class DirectLease(LiveLease):
 
     @property
     def view(self) -> memoryview:  # type: ignore[override]
-        """Writable, exactly `nbytes` long; reserves the pages. Raises SharedMemoryFull."""
+        """Writable, exactly `nbytes` long. Raises SharedMemoryFull where the kernel refuses to
+        map what is reserved already: this process's address space is used up."""
         try:
             return cast(memoryview, _view.__get__(self))
         except AttributeError:
-            self._reserve()
-            slot = self._slot
-            if slot.window is None:
-                slot.window = slot.session.windows.make([Piece(slot.fd, 0, slot.size)], WRITE)
-            view = memoryview(slot.window)[: self.nbytes]
-            _view.__set__(self, view)
-            return view
+            pass
+        view = memoryview(self._slot.map())[: self.nbytes]
+        _view.__set__(self, view)
+        return view
 
     def _write(self, source: memoryview) -> None:
         self._write_part(0, source)
-        self._slot.is_reserved = self.nbytes > 0
+        self._slot.close()  # a process may have more direct leases than descriptors
+
+    def write_parts(self, parts: Iterable[tuple[int, Payload]]) -> None:
+        super().write_parts(parts)
+        self._slot.close()
 
     def _write_part(self, offset: int, source: memoryview) -> None:
         raw = layouts.flat(source) if self._slot.window is None else None
         if raw is None:
             super()._write_part(offset, source)
             return
-        written = 0
-        try:
-            while written < len(raw):
-                written += os.pwrite(self._slot.fd, raw[written:], offset + written)
-        except OSError as error:
-            raise _no_room(error, self.nbytes) from error
-
-    def _reserve(self) -> None:
-        slot = self._slot
-        if not slot.is_reserved:
-            reserve(slot.fd, slot.size)
-            slot.is_reserved = True
+        written, fd = 0, self._slot.open()
+        while written < len(raw):
+            written += os.pwrite(fd, raw[written:], offset + written)
 
     def publish(self) -> Handle:
         return self.publish_many(1)[0]
-
-    def publish_many(self, n: int) -> list[Handle]:
-        self._reserve()
-        return super().publish_many(n)
 
     def _drop_view(self) -> bool:
         try:
@@ -148,35 +162,49 @@ class DirectLease(LiveLease):
         slot.session.pass_on(slot, State.RETURNED)
 
 
-def open_direct(slot: DirectSlot) -> None:
-    """Open the segment that was granted."""
-    name = direct_name(slot.session.pool_id, slot.row, generation_of(slot.base))
-    try:
-        slot.fd = open_segment(name, writable=True)
-    except BaseException:
-        slot.session.give_back([slot])
-        raise
-    slot.is_reserved = False
-    slot.claim = [None]
-
-
-def reserve(fd: int, nbytes: int) -> None:
-    """Reserve pages. Raises SharedMemoryFull when the host has none."""
+def obtain(session: Session, nbytes: int, timeout: float | None) -> DirectSlot:
+    """A direct segment with its pages reserved, open. Raises LeaseTimeout, or SharedMemoryFull
+    when the host or this process's cgroup had no room within *timeout* seconds (None: the
+    configured ones, 0: one try); nothing is leased then."""
+    seconds = session.lease_timeout if timeout is None else timeout
+    deadline = time.monotonic() + seconds
     while True:
+        slot = session.obtain_direct(nbytes, timeout)
+        assert isinstance(slot, DirectSlot)
         try:
-            os.posix_fallocate(fd, 0, nbytes)
-            return
-        except InterruptedError:
-            continue
-        except OSError as error:
-            raise _no_room(error, nbytes) from error
+            slot.open()
+            _reserve(slot)
+        except BaseException as error:
+            slot.close()
+            session.give_back([slot])
+            left = deadline - time.monotonic()
+            if not isinstance(error, SharedMemoryFull) or left <= 0 or _is_never(session, nbytes):
+                raise
+        else:
+            slot.claim = [None]
+            return slot
+        # The broker looks at /dev/shm before it grants; whoever was faster, or our own cgroup, may
+        # have room again.
+        time.sleep(min(_RETRY_SECONDS, left))
+        timeout = max(0.001, deadline - time.monotonic())
 
 
-def _no_room(error: OSError, nbytes: int) -> Exception:
-    if error.errno != errno.ENOSPC:
-        return error
-    free = os.statvfs("/dev/shm")
-    return SharedMemoryFull(
-        f"/dev/shm has no room for a direct segment of {format_bytes(nbytes)}:"
-        f" {format_bytes(free.f_bavail * free.f_frsize)} of {format_bytes(free.f_blocks * free.f_frsize)} are free"
-    )
+def _reserve(slot: DirectSlot) -> None:
+    """Reserve the pages that it has not. Raises SharedMemoryFull when there are none."""
+    missing = slot.size - 512 * os.fstat(slot.fd).st_blocks
+    if missing <= 0:  # it was a spare
+        return
+    try:
+        memory.require(missing, slot.session.memory_groups)
+        os.posix_fallocate(slot.fd, 0, slot.size)  # Python tries it again after a signal
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        text = error.strerror if error.strerror != os.strerror(errno.ENOSPC) else f"{memory.SHM_DIR} is full"
+        raise SharedMemoryFull(f"a direct segment of {format_bytes(slot.size)}: {text}") from None
+
+
+def _is_never(session: Session, nbytes: int) -> bool:
+    """Whether a cgroup will not hold so much even when all else in it has gone."""
+    limits = [group.limit() for group in session.memory_groups]
+    return any(limit is not None and limit < nbytes for limit in limits)

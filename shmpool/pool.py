@@ -15,10 +15,10 @@ from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from . import forking, tickets
+from . import direct, forking, tickets
 from .addresses import resolve
 from .buffer import Buffer, LiveBuffer
-from .direct import DirectLease, DirectSlot, open_direct
+from .direct import DirectLease
 from .errors import BrokerUnavailable, InvalidHandle, PoolClosed, StaleHandle
 from .helper import Helper
 from .lease import Lease, LiveLease
@@ -149,9 +149,7 @@ class Pool:
 
     def _lease_direct(self, session: Session, nbytes: int, counter: int, timeout: float | None) -> Lease:
         started = time.perf_counter_ns()
-        slot = session.obtain_direct(nbytes, timeout)
-        assert isinstance(slot, DirectSlot)
-        open_direct(slot)
+        slot = direct.obtain(session, nbytes, timeout)
         session.words[slot.word] = slot.base | session.leased
         lease = DirectLease.__new__(DirectLease)
         lease._slot, lease.nbytes = slot, nbytes

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 import warnings
+from functools import cached_property
 from typing import Final
 
 from . import lost
@@ -42,6 +43,7 @@ from .protocol.messages import (
 from .protocol.sizing import PAGE_SHIFT, Tier, TierKind, chunk_run, pooled_tier
 from .protocol.states import State
 from .requests import Requests
+from .system.memory import MemoryGroup, memory_groups
 from .windows import WRITE, Window
 
 #: Slots that were returned whose records and windows are kept: they may be granted again.
@@ -191,6 +193,11 @@ class Session(Mapping):
             slot = self.requests.ask(message, None, nbytes, timeout)
         self.ahead.ask(nbytes)
         return slot
+
+    @cached_property
+    def memory_groups(self) -> list[MemoryGroup]:
+        """What limits the memory of this process, which is charged for direct segments."""
+        return memory_groups()
 
     def put_aside(self, *slots: Slot | None) -> None:
         """Slots that nobody waits for any more: into their magazines, or back."""

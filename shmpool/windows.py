@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from .system import libc
+from .system.limits import refused
 
 READ: Final = mmap.PROT_READ
 WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE
@@ -56,11 +57,18 @@ class Windows:
     def make(self, pieces: Iterable[Piece], protection: int, *, populate: bool = True) -> Window:
         """A window over the pieces side by side, its page tables filled in.
 
-        Raises OSError when the host refuses a map or the pages are not there (a peer has
-        truncated the segment): an error here instead of SIGBUS later.
+        Raises SharedMemoryFull when the kernel has no room for a map, OSError when it refuses it
+        or the pages are not there (a peer has truncated the segment): an error here instead of
+        SIGBUS later.
         """
         pieces = list(pieces)
         length = sum(piece.length for piece in pieces)
+        try:
+            return self._make(pieces, length, protection, populate)
+        except OSError as error:
+            raise refused(error, f"cannot map {length} bytes of shared memory") from error
+
+    def _make(self, pieces: list[Piece], length: int, protection: int, populate: bool) -> Window:
         window = Window(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=protection)
         at = window.address = libc.address_of(window)
         _all_alive.add(window)

@@ -13,11 +13,16 @@ from client_helpers import ENV, PATIENCE
 
 SMALL = 'mount -t tmpfs -o size=8m,mode=1777 tmpfs /dev/shm && exec "$@"'
 PRELUDE = """
-import os, shmpool
+import os, shmpool, threading, time
 from shmpool import Strategy
 broker = shmpool.Broker(memory_limit="64MiB", max_clients=4, pooled_sizes=["256KiB"], chunk_sizes=["256KiB"])
 pool = broker.connect()
 def free(): return (lambda s: s.f_bavail * s.f_frsize)(os.statvfs("/dev/shm"))
+def fill(left):
+    "Other people's files, until *left* bytes are free."
+    with open("/dev/shm/other", "wb") as other:
+        os.posix_fallocate(other.fileno(), 0, free() - left)
+    return other.name
 def check(*sizes):
     "The pool goes on."
     for nbytes in sizes:
@@ -28,6 +33,7 @@ def check(*sizes):
             assert bytes(buffer.view) == b"c" * nbytes
 """
 EPILOGUE = """
+if os.path.exists("/dev/shm/other"): os.unlink("/dev/shm/other")
 pool.close()
 broker.close()
 assert os.listdir("/dev/shm") == [], os.listdir("/dev/shm")
@@ -81,50 +87,76 @@ check(1000, 300_000)
 """)
 
 
-@pytest.mark.parametrize("how", ["lease.write(b'x' * (4 << 20))", "lease.view[:] = b'x' * (4 << 20)", "lease.publish()",
-                                 "lease.publish_many(3)", "lease.chunks"])  # fmt: skip
-def test_direct_segments_of_a_full_host_are_refused_with_the_numbers(how: str) -> None:
+@pytest.mark.parametrize("timeout", ["0", "0.2"])
+def test_direct_leases_of_a_full_host_are_refused_at_lease_with_the_numbers(timeout: str) -> None:
     on_a_small_host(f"""
 leases = []
 for _ in range(20):
-    lease = pool.lease(4 << 20, timeout=0)
-    leases.append(lease)
+    started = time.monotonic()
     try:
-        {how}
+        leases.append(pool.lease(2 << 20, timeout={timeout}))
     except shmpool.SharedMemoryFull as error:
-        assert "4 MiB" in str(error) and "/dev/shm" in str(error) and "free" in str(error), error
+        assert "2 MiB" in str(error) and "/dev/shm" in str(error) and "free" in str(error), error
         break
 else:
     raise AssertionError("8 MiB took it all")
-lease.release()
-assert pool.stats().active_buffers <= 2
-for lease in leases:
-    lease.release()
-del lease, leases
-if "publish" in {how!r}:  # nobody has the handles
-    pool.close()
-    pool = broker.connect()
-else:
-    check(1000, 300_000, 1 << 20)
+assert {timeout} <= time.monotonic() - started < {timeout} + 2
+assert len(leases) >= 2
+for number, lease in enumerate(leases):
+    if number % 2: lease.write(bytes([number]) * (2 << 20))
+    else: lease.view[:] = bytes([number]) * (2 << 20)
+for number, handle in enumerate([lease.publish() for lease in leases]):
+    with pool.open(handle) as buffer:
+        assert bytes(buffer) == bytes([number]) * (2 << 20)
+check(1000, 300_000, 1 << 20)
 """)
 
 
-def test_lease_on_a_full_host_goes_on_when_there_is_room_again() -> None:
+def test_direct_lease_waits_for_what_comes_back() -> None:
     on_a_small_host("""
-with open("/dev/shm/other", "wb") as other:
-    os.posix_fallocate(other.fileno(), 0, free() - 256 * 1024)
-lease = pool.lease(2 << 20)
-for _ in range(2):
-    try:
-        lease.view
-        raise AssertionError("there was room")
-    except shmpool.SharedMemoryFull:
-        pass
-os.unlink("/dev/shm/other")
-lease.view[:3] = b"abc"
-with pool.open(lease.publish()) as buffer:
-    assert bytes(buffer.view[:3]) == b"abc"
+held = [pool.lease(2 << 20) for _ in range(2)]
+fill(1 << 20)
+releasing = threading.Timer(0.3, held.pop().release)
+releasing.start()
+with pool.lease(2 << 20, timeout=10) as lease:
+    releasing.join()
+    lease.write(b"w" * (2 << 20))
+    handle = lease.publish()
+with pool.open(handle) as buffer:
+    assert bytes(buffer) == b"w" * (2 << 20)
+held.pop().release()
+""")
+
+
+def test_direct_lease_waits_for_other_people_s_files_too() -> None:
+    on_a_small_host("""
+held = pool.lease(100)  # something is out that could come back, so it waits in line
+other = fill(256 << 10)
+removing = threading.Timer(0.3, os.unlink, [other])
+removing.start()
+with pool.lease(2 << 20, timeout=10) as lease:
+    lease.view[:3] = b"abc"
+removing.join()
+held.release()
 check(1000, 300_000, 1 << 20)
+""")
+
+
+def test_two_clients_that_are_promised_the_same_room_take_turns() -> None:
+    """The broker sees free what the other has not reserved yet; who comes too late tries again."""
+    on_a_small_host("""
+done = []
+def work(seed):
+    with broker.connect() as own:
+        for _ in range(30):
+            with own.lease(5 << 20, timeout=30) as lease:
+                lease.write(bytes([seed]) * (5 << 20))
+                with own.open(lease.publish()) as buffer:
+                    assert bytes(buffer) == bytes([seed]) * (5 << 20)
+    done.append(seed)
+threads = [threading.Thread(target=work, args=[seed]) for seed in (1, 2, 3)]
+[thread.start() for thread in threads]; [thread.join() for thread in threads]
+assert sorted(done) == [1, 2, 3]
 """)
 
 

@@ -213,7 +213,8 @@ class Lending:
         """Somebody asks no longer."""
         request = self.line.cancel(connection, number)
         if request is not None:
-            self._outbox.send(connection, Refusal(number, Code.CANCELLED, self._story(request)))
+            code = Code.SHM_FULL if request.failure else Code.CANCELLED
+            self._outbox.send(connection, Refusal(number, code, self._story(request)))
 
     def serve_line(self, now: float) -> None:
         """After something was freed: the oldest waiter first; one that cannot be served holds

@@ -224,8 +224,17 @@ class SegmentStore:
 
     def create_direct(self, row: int, generation: int, nbytes: int, spare: Spare | None = None) -> None:
         """Make the direct segment of a row, without reserving its pages, or of a spare, with
-        those that it has. Raises OSError, and then there is neither."""
+        those that it has. Raises OSError, ENOSPC where /dev/shm has no room for the others, and
+        then there is neither."""
         name = direct_name(self.pool_id, row, generation)
+        try:
+            # Its writer reserves what is missing and is charged for it; it is asked for here, so that
+            # who finds no room waits in line for what comes back.
+            memory.require(nbytes - (spare.nbytes if spare else 0), [])
+        except OSError:
+            if spare is not None:
+                self.remove_direct(spare.row, spare.generation)
+            raise
         if spare is not None and self._rename(spare, name, nbytes):
             return
         segment = UntrackedSharedMemory(name, nbytes)
