@@ -14,6 +14,7 @@ from client_helpers import KIB, MIB, out, pattern, run_script
 
 import shmpool
 
+
 def bfloat16() -> np.dtype[Any]:
     """A type of others' making: one of those that no buffer format can name."""
     return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)

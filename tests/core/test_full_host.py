@@ -131,6 +131,18 @@ def test_those_who_failed_together_are_in_line_in_the_order_they_came(world: Wor
     ]
 
 
+def test_who_waited_for_a_full_host_in_vain_is_told_that_it_is_full(world: World) -> None:
+    keep(world)
+    world.host_room = 4 * KIB
+    client = world.client()
+    number = client.refill(MEDIUM)
+    world.run()
+    client.cancel(number)
+    world.run()
+    assert [refusal.code for refusal in client.refusals] == [Code.SHM_FULL]
+    assert "no room on this host" in client.refusals[0].text
+
+
 def test_short_of_the_hosts_memory_every_tier_is_wanted(world: World) -> None:
     keep(world)
     world.fail_on = lambda action: True

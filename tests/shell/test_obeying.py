@@ -198,10 +198,10 @@ def test_what_the_host_refuses_is_told_and_the_rest_is_obeyed(tmp_path: Path, mo
     async def act(stage: Stage) -> None:
         row = TIERS[-1].base
         stage.store.create_direct(row, 1, 4096)  # the name is taken
-        monkeypatch.setattr("shmpool.system.memory.shm_free", lambda: 0)
+        monkeypatch.setattr("shmpool.system.memory.shm_free", lambda: 4096)
         stage.core.script[Ticked] = [
-            CreateDirect(row, 1, 4096), Warm(0, TIERS[0].base, 1), CreateDirect(row, 2, 4096),
-            CreateDirect(row, 3, 4096, Spare(row, 1, 4096, 0.0)),
+            CreateDirect(row, 1, 4096), Warm(0, TIERS[0].base, 1), CreateDirect(row, 2, 8192),
+            CreateDirect(row, 3, 8192, Spare(row, 1, 4096, 0.0)),
         ]  # fmt: skip
         stage.server.dispatch(Ticked())
         await stage.until(WarmFailed)
@@ -209,7 +209,7 @@ def test_what_the_host_refuses_is_told_and_the_rest_is_obeyed(tmp_path: Path, mo
         _, taken, full, _, failed = stage.core.heard
         assert isinstance(taken, DirectFailed) and isinstance(full, DirectFailed) and isinstance(failed, WarmFailed)
         assert "no room" not in taken.reason
-        assert "no room for 4 KiB" in full.reason
+        assert "no room for 8 KiB" in full.reason
         assert "no room for 64 KiB" in failed.reason
 
     play(tmp_path, act)

@@ -186,8 +186,9 @@ class Lending:
         self._outbox.send(connection, Grant(number, rows))
 
     def _wait_or_refuse(self, request: Request, now: float) -> None:
-        """In line, if the request wants that and anything is out that could come back."""
-        if request.queue and (self.inventory.granted or self.warming or self.creating):
+        """In line, if the request wants that and anything is out that could come back, or others
+        wait already."""
+        if request.queue and (self.inventory.granted or self.warming or self.creating or self.line):
             if not self.line:
                 self._next_retry = now + RETRY_EVERY
             self.line.join(request)

@@ -62,6 +62,8 @@ COOL_SLICE: Final = 4 * MIB
 #: The timer never fires more often than this (seconds), and not so soon after an error.
 SHORTEST_TICK: Final = 0.001
 TICK_AFTER_ERROR: Final = 1.0
+#: Seconds between two complaints of the same kind about the host.
+COMPLAIN_EVERY: Final = 10.0
 
 #: What takes time by the byte.
 MemoryAction = Warm | Cool | CreateDirect | RemoveDirect
@@ -89,6 +91,7 @@ class Server:
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._no_tick_before = 0.0
+        self._no_complaint_before: dict[str, float] = {}
         self._all_gone = asyncio.Event()
         self._obey: dict[type[Any], Callable[[Any], None]] = {
             Send: self._send,
@@ -302,9 +305,16 @@ class Server:
         try:
             self._store.warm(action.tier, action.row, action.count)
         except Exception as error:
-            log.warning("warming failed: %s", error)
+            self._complain("warming failed", error)
             return WarmFailed(action.tier, action.row, action.count, _reason(error))
         return Warmed(action.tier, action.row, action.count)
+
+    def _complain(self, what: str, error: Exception) -> None:
+        """A full host is tried again many times a second, so this is said now and then."""
+        now = self._loop.time()
+        if now >= self._no_complaint_before.get(what, now):
+            self._no_complaint_before[what] = now + COMPLAIN_EVERY
+            log.warning("%s: %s", what, error)
 
     def _carry_out_cooling(self, action: Cool) -> None:
         try:
@@ -323,7 +333,7 @@ class Server:
         try:
             self._store.create_direct(action.row, action.generation, action.nbytes, action.spare)
         except Exception as error:
-            log.warning("making a direct segment failed: %s", error)
+            self._complain("making a direct segment failed", error)
             self.dispatch(DirectFailed(action.row, _reason(error)))
         else:
             self.dispatch(DirectCreated(action.row))
