@@ -117,7 +117,7 @@ class Buffer:
         assert window is not None
         session.windows.when_dead(window, partial(finish, record, self._granted))
         del window  # nothing but users' views may keep it alive
-        if is_leaked and session.strict:
+        if is_leaked and session.strict and not session.is_at_exit:
             raise LeakedView(
                 "an array or slice of buffer.view is alive at release (strict mode);"
                 " the buffer is given back when it is gone"
@@ -169,6 +169,8 @@ class LiveBuffer(Buffer):
         # Without a view an exception came while it was made or released: `lost` finds its ticket.
         if hasattr(self, "view") and not self._record.session.is_over:
             self.release()
+            if self._record.session.is_at_exit:
+                return
             warnings.warn(
                 f"a buffer of {self.nbytes} bytes was not released; it is now",
                 ResourceWarning,

@@ -1,17 +1,21 @@
 """The socket to the broker: connecting, the hello, framing; sending that never blocks.
 
-Any thread may send, one at a time receives (`requests` says which). What the socket does not take at
-once waits in an outbox, which the helper empties.
+What the socket does not take at once waits in an outbox, which the helper empties. Who reads is
+the link's business (`link`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import select
 import socket
-import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 from .errors import BrokerUnavailable, ConfigError, LocalProtocolError, QuotaExceeded, RemoteProtocolError, ShmpoolError
 from .protocol.codes import MEANINGS, Blame, Code
@@ -30,12 +34,22 @@ from .protocol.messages import (
     decode,
     encode,
 )
+from .system.descriptors import Closed, Descriptor, drain
 
 #: Bytes that may wait for a broker that does not read, before the connection is given up.
 MAX_OUTBOX = 1024 * 1024
 _RECEIVE = 64 * 1024
 #: Seconds until a full backlog is tried again.
-_BACKLOG_PAUSE = 0.005
+_BACKLOG_PAUSE: Final = 0.005
+#: A broker that is still to come is looked for after pauses that grow, in seconds.
+_FIRST_PAUSE: Final = 0.01
+_LONGEST_PAUSE: Final = 0.1
+#: Who waits for an answer looks up so often, whether it still wants it.
+_LOOK_UP: Final = 0.05
+#: A broker that listens has so long to answer, whatever the deadline is.
+LEAST_ANSWER: Final = 0.04
+#: Errors of a connect after which the broker may still come.
+_NOT_YET: Final = (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EAGAIN, errno.ENOTDIR)
 
 
 class ConnectionEnded(Exception):
@@ -43,14 +57,28 @@ class ConnectionEnded(Exception):
 
 
 class Connection:
-    """One connection to a broker. `send` is thread-safe, `receive` is for one thread.
-    Not usable in a forked child, which closes it by `abandon`."""
+    """One connection to a broker. Any thread sends, one at a time receives. No call blocks.
+    Not usable in a forked child, which closes it by `abandon`.
+
+    There is no lock, which an exception could keep: messages are put into the outbox in one step,
+    and whoever finds nobody sending sends what is there.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
+        # Not MSG_DONTWAIT on a blocking socket: gevent waits where the kernel says EAGAIN.
+        sock.setblocking(False)
         self._socket = sock
         self._decoder = FrameDecoder()
-        self._outbox = bytearray()
-        self._send_lock = threading.Lock()
+        self._outbox: deque[bytes] = deque()
+        #: What the socket has not taken yet of the frames that were sent last.
+        self._rest = b""
+        #: Under 0: who sends.
+        self._sender: dict[int, object] = {}
+        #: What was received is just being handled, or an exception came between: nothing more can be
+        #: read then.
+        self.is_in_pieces = False
+        #: The same of what is sent.
+        self._is_torn = False
 
     def fileno(self) -> int:
         """For polling."""
@@ -60,7 +88,7 @@ class Connection:
         """Register for polling: what arrives, and room for the outbox. False when it is
         closed, maybe by another thread just now."""
         try:
-            poll.register(self._socket.fileno(), select.POLLIN | (select.POLLOUT if self._outbox else 0))
+            poll.register(self._socket.fileno(), select.POLLIN | (select.POLLOUT if self.has_outbox else 0))
         except (ValueError, OSError):
             return False
         return True
@@ -68,52 +96,61 @@ class Connection:
     @property
     def has_outbox(self) -> bool:
         """Whether something waits until the socket takes it."""
-        return bool(self._outbox)
+        return bool(self._rest or self._outbox)
 
     def send(self, *messages: Message) -> None:
         """Send, or keep for `flush` what the socket does not take now. Errors are left
         for the receiving side to find."""
-        frames = b"".join(encode_frame(encode(message)) for message in messages)
-        with self._send_lock:
-            self._outbox += frames
-            self._flush()
-
-    def try_send(self, message: Message) -> bool:
-        """Send whole, or not at all: False where another thread is sending (or this one,
-        interrupted by a finalizer) or the socket is full."""
-        if self._outbox or not self._send_lock.acquire(blocking=False):
-            return False
-        try:
-            frame = encode_frame(encode(message))
-            sent = self._socket.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            self._outbox += frame[sent:]
-            return True
-        except OSError:
-            return False
-        finally:
-            self._send_lock.release()
+        self._outbox.append(b"".join([encode_frame(encode(message)) for message in messages]))
+        self.flush()
 
     def flush(self) -> None:
-        """Send what waits, as far as the socket takes it."""
-        with self._send_lock:
-            self._flush()
+        """Send what waits, as far as the socket takes it, unless another thread is just sending:
+        it sends this too."""
+        me, sender, is_open = object(), self._sender, True
+        while is_open and (self._rest or self._outbox):
+            try:
+                if sender.setdefault(0, me) is not me:
+                    return
+                is_open = self._send_some()
+            finally:
+                if 0 in sender and sender[0] is me:
+                    del sender[0]
 
-    def _flush(self) -> None:
+    def _send_some(self) -> bool:
+        """Send what waits; False when the socket takes no more."""
+        if self._is_torn:  # an exception came while some of it was sent: nobody knows how much
+            self._forget_outbox()
+            self.shut_down()
+            return False
+        self._is_torn = True
+        is_open = True
         try:
-            while self._outbox:
-                sent = self._socket.send(self._outbox, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-                del self._outbox[:sent]
+            while self._rest or self._outbox:
+                rest = self._rest or self._outbox.popleft()
+                self._rest = rest[self._socket.send(rest, socket.MSG_NOSIGNAL) :]
         except BlockingIOError:
-            if len(self._outbox) > MAX_OUTBOX:
+            self._rest = rest
+            is_open = False
+            if len(rest) + sum(map(len, list(self._outbox))) > MAX_OUTBOX:
                 self.shut_down()
         except OSError:
-            self._outbox.clear()
+            self._forget_outbox()
+        except BaseException:
+            self.shut_down()
+            raise
+        self._is_torn = False
+        return is_open
+
+    def _forget_outbox(self) -> None:
+        self._outbox.clear()
+        self._rest = b""
 
     def receive(self) -> list[Message]:
-        """What has arrived, without blocking. Raises ConnectionEnded at EOF or error, and
-        RemoteProtocolError when the broker breaks the protocol."""
+        """What has arrived. Raises ConnectionEnded at EOF or error, and RemoteProtocolError when the
+        broker breaks the protocol."""
         try:
-            data = self._socket.recv(_RECEIVE, socket.MSG_DONTWAIT)
+            data = self._socket.recv(_RECEIVE)
         except BlockingIOError:
             return []
         except OSError as error:
@@ -122,18 +159,25 @@ class Connection:
             raise ConnectionEnded("the broker closed the connection")
         return list(self._decode(data))
 
-    def receive_one(self, deadline: float) -> list[Message]:
-        """Like `receive`, but waits until *deadline* (monotonic seconds) for anything."""
-        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-        try:
-            data = self._socket.recv(_RECEIVE)
-        except OSError as error:
-            raise ConnectionEnded(str(error) or "no answer in time") from error
-        finally:
-            self._socket.settimeout(None)
-        if not data:
-            raise ConnectionEnded("the broker closed the connection")
-        return list(self._decode(data))
+    def receive_one(self, deadline: float, interruption: Interruption | None = None) -> list[Message]:
+        """Like `receive`, but waits until *deadline* (monotonic seconds) for anything. Raises
+        ConnectionEnded when it has passed, or *interruption* says so."""
+        poll = select.poll()
+        if not self.poll_with(poll):
+            raise ConnectionEnded("the connection is closed")
+        if interruption is not None and interruption.wakeup is not None:
+            poll.register(interruption.wakeup, select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0:
+            ready = dict(poll.poll(min(left, _LOOK_UP) * 1000 + 1))
+            if self._socket.fileno() in ready:
+                self.flush()
+                return self.receive()
+            if interruption is not None:
+                if interruption.is_called():
+                    raise ConnectionEnded("it is waited for no longer")
+                if interruption.wakeup in ready:
+                    drain(interruption.wakeup)
+        raise ConnectionEnded("timed out")
 
     def _decode(self, data: bytes) -> Iterator[Message]:
         try:
@@ -155,43 +199,83 @@ class Connection:
 
     def abandon(self) -> None:
         """In a forked child: close the descriptor, without touching the parent's socket."""
-        os.close(self._socket.detach())
+        try:
+            os.close(self._socket.detach())
+        except OSError:
+            pass  # somebody closed all that the child inherited
 
 
-def dial(address: str, deadline: float) -> Connection:
-    """Connect to a broker's socket. Raises BrokerUnavailable."""
+class Interruption(NamedTuple):
+    """What ends a waiting early: *is_called* is asked now and then, and when *wakeup* can be read."""
+
+    is_called: Callable[[], bool]
+    wakeup: Descriptor | Closed | None = None
+
+
+def dial(address: str, deadline: float, interruption: Interruption | None = None) -> Connection:
+    """Connect to a broker's socket. Raises BrokerUnavailable; its ``may_come`` says whether another
+    try can help."""
     try:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     except OSError as error:
         raise BrokerUnavailable(f"no socket for the broker at {address}: {error.strerror}") from error
     try:
-        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        connection = Connection(sock)
         while True:
             try:
                 sock.connect(address)
                 break
             except BlockingIOError:  # so many connect just now that the broker's backlog is full
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or (interruption is not None and interruption.is_called()):
                     raise
-                time.sleep(_BACKLOG_PAUSE)
-        sock.settimeout(None)
-    except OSError as error:
+                # Each waits another while: who came first must not meet who came last again and again.
+                time.sleep(_BACKLOG_PAUSE * jitter())
+    except BaseException as error:
         sock.close()
-        raise BrokerUnavailable(
-            f"no broker answers at {address}: {error.strerror or error}. Start one with `shmpoold --socket {address}`,"
-            " or run this command under `shmpool run -- …`, or use shmpool.Broker() or connect(autostart=True)"
-        ) from error
-    return Connection(sock)
+        if isinstance(error, OSError):
+            raise _no_answer(address, error) from error
+        raise
+    return connection
 
 
-def greet(connection: Connection, role: Role, nonce: int, pool_id: int, seat: int, deadline: float) -> Welcome:
+def _no_answer(address: str, error: OSError) -> BrokerUnavailable:
+    unavailable = BrokerUnavailable(
+        f"no broker answers at {address}: {error.strerror or error}. Start one with `shmpoold --socket {address}`,"
+        " or run this command under `shmpool run -- …`, or use shmpool.Broker() or connect(autostart=True)"
+    )
+    unavailable.may_come = error.errno in _NOT_YET
+    return unavailable
+
+
+def listens(address: str) -> bool:
+    """Whether somebody listens at a socket's path; a full backlog is a yes."""
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(address)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return True
+
+
+def greet(
+    connection: Connection,
+    role: Role,
+    nonce: int,
+    pool_id: int,
+    seat: int,
+    deadline: float,
+    interruption: Interruption | None = None,
+) -> Welcome:
     """Say hello and wait for the welcome. Raises BrokerUnavailable or what the broker's
     fault means; the connection is closed then."""
     try:
         connection.send(Hello(HELLO_MAGIC, PROTOCOL_VERSION, role, nonce, pool_id, seat))
-        messages = connection.receive_one(deadline)
+        messages = connection.receive_one(deadline, interruption)
         while not messages:
-            messages = connection.receive_one(deadline)
+            messages = connection.receive_one(deadline, interruption)
         answer, *more = messages
         for message in messages:
             if isinstance(message, Fault):  # maybe right behind the welcome: the broker stops
@@ -204,10 +288,55 @@ def greet(connection: Connection, role: Role, nonce: int, pool_id: int, seat: in
         return answer
     except ConnectionEnded as error:
         connection.close()
-        raise BrokerUnavailable(f"the broker did not answer Hello: {error}") from error
+        unavailable = BrokerUnavailable(f"the broker did not answer Hello: {error}")
+        unavailable.may_come = True
+        raise unavailable from error
     except BaseException:
         connection.close()
         raise
+
+
+def await_welcome(
+    find: Callable[[], str], nonce: int, deadline: float, is_given_up: Callable[[], bool]
+) -> tuple[str, Connection, Welcome]:
+    """Connect as a worker that has no seat yet to the broker at the address that *find* says, which
+    may be still to come: nobody listens, or who listens does not answer yet. Tries at least once,
+    and until *deadline*. Raises like `dial` and `greet`."""
+    pause = _FIRST_PAUSE
+    while True:
+        address = find()
+        present = _identity(address)
+        # Another broker may take the socket's place while this one is silent.
+        moved = Interruption(partial(_is_in_vain, find, present, is_given_up))
+        try:
+            connection = dial(address, deadline, moved)
+            # One that is there has a moment to answer, whatever the deadline is.
+            answers = max(deadline, time.monotonic() + LEAST_ANSWER)
+            return address, connection, greet(connection, Role.WORKER, nonce, 0, 0, answers, moved)
+        except BrokerUnavailable as error:
+            left = deadline - time.monotonic()
+            if not error.may_come or left <= 0 or is_given_up():
+                raise
+        time.sleep(min(left, pause * jitter()))
+        pause = min(_LONGEST_PAUSE, 2 * pause)
+
+
+def _is_in_vain(find: Callable[[], str], present: Any, is_given_up: Callable[[], bool]) -> bool:
+    return is_given_up() or _identity(find()) != present
+
+
+def _identity(address: str) -> tuple[str, int, int] | None:
+    """Which file a socket's path is just now."""
+    try:
+        status = os.stat(address)
+    except (OSError, ValueError):
+        return None
+    return address, status.st_dev, status.st_ino
+
+
+def jitter() -> float:
+    """0.5 to 1: clients that lost their broker together must not come back together."""
+    return 0.5 + int.from_bytes(os.urandom(2)) / 0x1FFFF
 
 
 def fault_error(fault: Fault) -> ShmpoolError:
@@ -225,4 +354,8 @@ def fault_error(fault: Fault) -> ShmpoolError:
         return QuotaExceeded(text)
     if code is Code.FORBIDDEN:
         return ConfigError(text)
-    return BrokerUnavailable(text if MEANINGS[code].blame is not Blame.CLIENT else f"the broker ended it: {text}")
+    unavailable = BrokerUnavailable(
+        text if MEANINGS[code].blame is not Blame.CLIENT else f"the broker ended it: {text}"
+    )
+    unavailable.may_come = code is Code.STOPPING  # the next one
+    return unavailable

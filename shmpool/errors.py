@@ -14,6 +14,9 @@ class ConfigError(ShmpoolError, ValueError):
 class BrokerUnavailable(ShmpoolError, ConnectionError):
     """No broker answered in time; says the address tried and how to start one."""
 
+    #: Whether a broker may still come there: nobody listens yet, or who listens is silent.
+    may_come = False
+
 
 class ProtocolError(ShmpoolError):
     """A peer broke the protocol; the subclass says which side."""

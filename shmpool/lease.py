@@ -265,6 +265,8 @@ class LiveLease(Lease):
         session, give_back = self._slot.session, self._give_back
         self.__class__ = EndedLease  # type: ignore[assignment]
         self._slot.when_views_die(give_back)
+        if session.is_at_exit:
+            return
         if session.strict:
             raise LeakedView(
                 "an array or slice of lease.view is alive at release (strict mode);"
@@ -294,7 +296,9 @@ class LiveLease(Lease):
 
     def __del__(self) -> None:
         slot = getattr(self, "_slot", None)  # none, when an exception came while it was made
-        if slot is not None and not slot.session.is_over and self.release_unless_busy():
+        if slot is None or slot.session.is_over:
+            return
+        if self.release_unless_busy() and not slot.session.is_at_exit:
             warnings.warn(
                 f"a lease of {self.nbytes} bytes was neither published nor released; it is now",
                 ResourceWarning,

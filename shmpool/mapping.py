@@ -37,6 +37,7 @@ from .protocol.names import header_name, ledger_name, seats_path, tickets_path, 
 from .protocol.sizing import Sizing, Tier, TierKind, rows_of
 from .protocol.states import CellState, State
 from .system import libc
+from .system.descriptors import CLOSED, Closed, Descriptor
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL, lock_bytes, open_beside
 from .system.segments import open_segment
 from .windows import READ, WRITE, Piece, Windows
@@ -52,6 +53,16 @@ class Mapping:
 
     #: The socket that was dialled.
     address: str
+
+    def __init__(self) -> None:
+        self._fds: dict[tuple[int, bool], Descriptor] = {}
+        self._fds_lock = threading.Lock()
+        self.tickets_fd: Descriptor | Closed = CLOSED
+        self._seat_fd: Descriptor | Closed = CLOSED
+        #: Threads of one process share the tickets' descriptor and so its byte locks. Whoever closes
+        #: it has the gate, too.
+        self.ticket_gate = threading.Lock()
+        self.windows = Windows()
 
     def map(self, welcome: Welcome, nonce: int) -> None:
         """Map what a welcome describes. Raises OSError, SeatTaken, and ConfigError for a pool
@@ -76,19 +87,12 @@ class Mapping:
             pooled_sizes=tuple(tier.size for tier in self.tiers if tier.kind is TierKind.POOLED),
             chunk_sizes=tuple(tier.size for tier in self.tiers if tier.kind is TierKind.CHUNK),
         )
-        self.windows = Windows()
-        self._fds: dict[tuple[int, bool], int] = {}
-        self._fds_lock = threading.Lock()
-        self.tickets_fd = self._seat_fd = -1
-        #: Threads of one process share the tickets' descriptor and so its byte locks. Whoever closes
-        #: it has the gate, too: its number may be another file's at once.
-        self.ticket_gate = threading.Lock()
         self._make_words(welcome)
         self._make_tags()
         self.has_checksums = bool(welcome.properties & CHECKSUMS)
         try:
-            self.tickets_fd = open_beside(self.address, tickets_path, welcome.tickets_file, self.pool_id)
-            self._seat_fd = open_beside(self.address, seats_path, welcome.seats_file, self.pool_id)
+            self.tickets_fd = Descriptor(open_beside(self.address, tickets_path, welcome.tickets_file, self.pool_id))
+            self._seat_fd = Descriptor(open_beside(self.address, seats_path, welcome.seats_file, self.pool_id))
         except BaseException:
             self.unmap()
             raise
@@ -179,7 +183,7 @@ class Mapping:
         if fd is None:
             with self._fds_lock:
                 if key not in self._fds:
-                    self._fds[key] = open_segment(tier_name(self.pool_id, tier.index), writable=writable)
+                    self._fds[key] = Descriptor(open_segment(tier_name(self.pool_id, tier.index), writable=writable))
                 fd = self._fds[key]
         return Piece(fd, (row - tier.base) * tier.size, count * tier.size)
 
@@ -189,11 +193,8 @@ class Mapping:
         fcntl(self._seat_fd, F_OFD_SETLK, UNLOCK_ALL)
 
     def unmap(self) -> None:
-        """Close the descriptors. Maps go with their last reference."""
-        with self.ticket_gate:
-            descriptors = (*self._fds.values(), self.tickets_fd, self._seat_fd)
-            self.tickets_fd = self._seat_fd = -1
-        for fd in descriptors:
-            if fd >= 0:
-                os.close(fd)
+        """Close the descriptors: who is just using one has it until then. Maps go with their last
+        reference."""
+        with self.ticket_gate:  # who has the gate finds the descriptor that it locked with
+            self.tickets_fd = self._seat_fd = CLOSED
         self._fds.clear()

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from . import direct, forking, tickets
 from .addresses import resolve
 from .buffer import Buffer, LiveBuffer
+from .connection import listens
 from .direct import DirectLease
 from .errors import BrokerUnavailable, InvalidHandle, PoolClosed, StaleHandle
-from .helper import Helper
 from .lease import Lease, LiveLease
+from .life import closing
 from .magazine import Magazine, Slot
 from .protocol.figures import LEASES, SAMPLE_EVERY, SAMPLED_NS, SAMPLES
 from .protocol.handle import HANDLE_BYTES, Handle, unpack_handle
@@ -38,6 +39,7 @@ from .protocol.sizing import (
 )
 from .session import Session
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL
+from .waiting import check_timeout
 
 if TYPE_CHECKING:
     from .embedded import Broker
@@ -66,17 +68,19 @@ class Pool:
     used from a signal handler.
     """
 
-    def __init__(self, address: str, *, timeout: float = 5.0, strict: bool = False) -> None:
-        self.address = address
+    def __init__(self, address: str | None, *, timeout: float = 5.0, strict: bool = False) -> None:
+        self.address = resolve(address)
         self._timeout = timeout
         self._strict = strict
         self._is_closed = False
-        self._lock = threading.Lock()
+        #: One thread connects.
+        self._connecting = threading.Lock()
         self._session: Session | None = None
-        self._helper: Helper | None = None
+        #: The session that `close` is to end, until it has.
+        self._closing: Session | None = None
         #: The private broker that made this pool is not to end before it.
         self._broker: Broker | None = None
-        self._connect()
+        self._connect(address, timeout)
         forking.pools.add(self)
 
     # --- leasing -----------------------------------------------------------------------------------
@@ -84,12 +88,15 @@ class Pool:
     def lease(self, nbytes: int, *, strategy: Strategy = _ADAPTIVE, timeout: float | None = None) -> Lease:
         """Lease a buffer of *nbytes* bytes to write.
 
-        *timeout* is in seconds; None means the configured ``lease_timeout``, 0 one try
-        without queueing. Raises `LeaseTimeout`, `PoolingRefused`, `InvalidSize`, `TypeError`,
+        *timeout* is in seconds, up to a day or infinity; None means the configured
+        ``lease_timeout``, 0 one try without queueing. A broker that does not answer delays that by
+        50 ms at most. Raises `LeaseTimeout`, `PoolingRefused`, `InvalidSize`, `TypeError`,
         `SharedMemoryFull`, `QuotaExceeded`, `BrokerUnavailable`, `PoolClosed`; nothing is
         leased then. A warm lease talks to nobody; a miss is a round trip to the broker.
         Blocking, so on an event loop use ``timeout=0`` or `asyncio.to_thread`.
         """
+        if timeout is not None:
+            timeout = check_timeout(timeout)
         session = self._session
         if session is None or session.is_over or strategy is not _ADAPTIVE or type(nbytes) is not int or nbytes < 0:
             return self._lease_otherwise(nbytes, strategy, timeout)
@@ -128,7 +135,7 @@ class Pool:
 
     def _lease_otherwise(self, nbytes: int, strategy: Strategy, timeout: float | None) -> Lease:
         """Every lease that the hot path does not serve."""
-        session = self._live_session()
+        session = self._live_session(timeout)
         nbytes = _as_nbytes(nbytes)
         chosen = select_strategy(nbytes, session.sizing) if strategy is _ADAPTIVE else Strategy(strategy)
         counter = session.counters + LEASES + 4 * _STRATEGY_INDEX[chosen]
@@ -186,22 +193,19 @@ class Pool:
         words = session.words
         if record is None or record.window is None or record.links:
             record = self._find_record(session, record, granted, tail)
-        try:
-            with session.ticket_gate:
-                try:
-                    fcntl(session.tickets_fd, F_OFD_SETLK, record.lock)
-                    is_mine = (
-                        words[record.cell] == granted == words[record.word]
-                        and words[record.word + EXTENT] & SHAPE_MASK == record.shape | tail & MAX_NBYTES
-                    )
-                    if is_mine:
-                        words[record.cell] = granted & GENERATION_FIELD | session.taken
-                except OSError:
-                    is_mine = False  # busy: the other way waits a little
-                finally:  # also where an exception came between the lock and the next line
-                    fcntl(session.tickets_fd, F_OFD_SETLK, UNLOCK_ALL)
-        except ValueError:  # of a descriptor of -1
-            raise PoolClosed("the pool was closed while a ticket was taken") from None
+        with session.ticket_gate:
+            try:
+                fcntl(session.tickets_fd, F_OFD_SETLK, record.lock)
+                is_mine = (
+                    words[record.cell] == granted == words[record.word]
+                    and words[record.word + EXTENT] & SHAPE_MASK == record.shape | tail & MAX_NBYTES
+                )
+                if is_mine:
+                    words[record.cell] = granted & GENERATION_FIELD | session.taken
+            except OSError:
+                is_mine = False  # busy: the other way waits a little
+            finally:  # also where an exception came between the lock and the next line
+                fcntl(session.tickets_fd, F_OFD_SETLK, UNLOCK_ALL)
         if not is_mine:
             record = self._open_otherwise(session, record, granted, tail)
         if session.barrier:
@@ -265,58 +269,81 @@ class Pool:
 
     # --- life ---------------------------------------------------------------------------------------
 
-    def _connect(self) -> Session:
-        with self._lock:
-            if self._is_closed:
-                raise PoolClosed("the pool is closed; connect() makes a new one")
+    def _connect(self, address: str | None, timeout: float) -> Session:
+        """A session, if there is none; None is the default address, looked for anew at each try."""
+        with self._connecting:
             session = self._session
             if session is None or session.is_over:
+                self._raise_if_closed()
                 self._forget_session()
-                session = Session(self.address, self._timeout, strict=self._strict)
-                helper = Helper(session)
-                try:
-                    helper.start()
-                except BaseException:  # no thread to be had
-                    forking.leave(session, helper)
-                    raise
-                self._session, self._helper = session, helper
-                self.__class__ = _pool_class(session)
-            return session
+                session = self._begin_session(address, timeout)
+        return session
+
+    def _begin_session(self, address: str | None, timeout: float) -> Session:
+        session = Session(strict=self._strict)
+        try:
+            session.join(lambda: resolve(address), time.monotonic() + timeout, lambda: self._is_closed)
+            closing.sessions.add(session)
+            session.helper.start()
+            self.address = session.address
+            self.__class__ = _pool_class(session)
+            self._session = session
+            self._raise_if_closed()
+        except BaseException as error:  # also where there is no thread to be had
+            self._session = None
+            closing.abort(session)
+            if isinstance(error, BrokerUnavailable):
+                self._raise_if_closed()
+            raise
+        return session
+
+    def _raise_if_closed(self) -> None:
+        if self._is_closed:
+            raise PoolClosed("the pool is closed; connect() makes a new one")
 
     def _forget_session(self) -> None:
         """Close one that is over, once: there may be no other for a while."""
         session, self._session = self._session, None
-        helper, self._helper = self._helper, None
-        if helper is not None and session is not None:
-            helper.stop()
-            session.close_descriptors()
+        if session is not None:
+            closing.leave(session)
 
-    def _live_session(self) -> Session:
+    def _live_session(self, timeout: float | None = None) -> Session:
+        """The session; connects anew after a fork, or where the broker came back with another pool,
+        within the pool's timeout or *timeout* seconds if that is less."""
         session = self._session
         if session is None or session.is_over or self._is_closed:
-            return self._connect()
+            self._raise_if_closed()
+            return self._connect(self.address, self._timeout if timeout is None else min(timeout, self._timeout))
         return session
 
     def close(self) -> None:
         """Give everything back. Never blocks on the broker: new calls raise, idle slots and
         publications go to the broker, unpublished leases are released (ResourceWarning);
-        the seat stays until the last view that this process still has is gone."""
-        with self._lock:
-            self._is_closed = True
-            session, self._session = self._session, None
-            helper, self._helper = self._helper, None
+        the seat stays until the last view that this process still has is gone. Once more finishes
+        what an exception (Ctrl-C) has ended."""
+        self._is_closed = True
+        if self._session is not None:
+            self._closing, self._session = self._session, None
+        if self._closing is not None:
+            closing.close(self._closing)
+            self._closing = None
         forking.pools.discard(self)
-        if session is not None and helper is not None:
-            forking.finish(session, helper)
         self._broker = None
+
+    def forget_parent(self) -> None:
+        """In a forked child: the seat is the parent's."""
+        self._connecting = threading.Lock()
+        self._session = self._closing = None
 
     def __del__(self) -> None:
         """A pool that nobody closed: its helper does it, once no lease or buffer is left.
         A finalizer takes no lock and starts no thread."""
         session = getattr(self, "_session", None)
-        if session is not None and not session.is_over:
-            session.is_forsaken = True
-            session.wake_helper()
+        if session is None or session.is_at_exit:
+            return
+        session.is_orphaned = True
+        session.wake_helper()
+        if not session.is_over:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     def __enter__(self) -> Self:
@@ -347,13 +374,17 @@ def connect(
 
     *address* is its socket's path; None means ``$SHMPOOL_SOCKET``, else the user's
     ``$XDG_RUNTIME_DIR/shmpool/broker.sock``, else ``/run/shmpool/broker.sock``. *timeout*, in
-    seconds, is for connecting. With *autostart* a private broker for this process tree is
-    started where none answers. *strict* (or ``SHMPOOL_STRICT=1``) makes leaked views an error.
-    Raises `BrokerUnavailable`.
+    seconds, is for connecting: a broker that is still to come, or that listens and does not
+    answer yet, is waited for as long, and the default address looked for anew at each try. With
+    *autostart* a private broker for this process tree is started, at once where nobody listens.
+    *strict* (or ``SHMPOOL_STRICT=1``) makes leaked views an error. Raises `BrokerUnavailable`.
     """
+    timeout = check_timeout(timeout)
     strict = strict or os.environ.get("SHMPOOL_STRICT", "") not in ("", "0")
-    path = resolve(None if address is None else os.fspath(address))
+    path = None if address is None else os.fspath(address)
     try:
+        if autostart:
+            return _of_listener(path, timeout, strict)
         return Pool(path, timeout=timeout, strict=strict)
     except BrokerUnavailable:
         if not autostart:
@@ -361,6 +392,13 @@ def connect(
     from . import embedded
 
     return Pool(embedded.autostart().address, timeout=timeout, strict=strict)
+
+
+def _of_listener(address: str | None, timeout: float, strict: bool) -> Pool:
+    """A pool of a broker that listens now, however long it takes to answer."""
+    if not listens(resolve(address)):
+        raise BrokerUnavailable(f"nobody listens at {resolve(address)}")
+    return Pool(address, timeout=timeout, strict=strict)
 
 
 def _pool_class(session: Session) -> type[Pool]:

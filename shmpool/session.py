@@ -1,8 +1,8 @@
-"""A session: one seat in one pool. Its magazines, its custody, its way to the broker.
+"""A session: one seat in one pool. Its custody, its link to the broker, what it has opened.
 
-A session begins with a welcome and ends when the pool is closed, the process forks (the
-child begins its own) or the broker comes back with another pool. What the hot paths of
-`lease` and `buffer` need lies ready in its attributes.
+A session begins with a welcome and ends when the pool is closed and its last view is gone, the
+process forks (the child begins its own) or the broker comes back with another pool. What the hot
+paths of `lease` and `buffer` need lies ready in its attributes.
 """
 
 from __future__ import annotations
@@ -11,160 +11,110 @@ import os
 import threading
 import time
 import warnings
-from functools import cached_property
-from typing import Final
+from collections.abc import Callable
+from functools import cached_property, partial
 
-from . import lost
-from .ahead import Ahead
-from .bells import Bells
 from .buffer import Record
-from .connection import Connection, ConnectionEnded, dial, greet
+from .connection import Connection, Interruption, await_welcome, dial, greet
 from .direct import DirectSlot
-from .errors import BrokerUnavailable, InvalidSize, ProtocolError, ShmpoolError
-from .magazine import LAST_BASE, Magazine, Slot
-from .mapping import Mapping, SeatTaken
+from .errors import BrokerUnavailable, ShmpoolError
+from .life import closing
+from .link.helper import Helper
+from .link.link import Link
+from .link.prefetch import Prefetch
+from .link.refusals import dismissed, refused
+from .link.requests import Request
+from .magazine import Magazine, Slot
+from .mapping import SeatTaken
 from .protocol import figures
-from .protocol.header import WANTED
-from .protocol.ledger import EXTENT, GENERATION_FIELD, ONE_GENERATION, ROW_WORDS, STATE_SHIFT, nbytes_of
-from .protocol.messages import (
-    MAX_ROWS_PER_MESSAGE,
-    Bell,
-    Direct,
-    Fault,
-    Goodbye,
-    Grant,
-    Message,
-    Refill,
-    Refusal,
-    Return,
-    Role,
-    Settings,
-)
-from .protocol.sizing import PAGE_SHIFT, Tier, TierKind, chunk_run, pooled_tier
-from .protocol.states import State
-from .requests import Requests
+from .protocol.header import BROKER_PID
+from .protocol.messages import Direct, Goodbye, Message, Refill, Role, Welcome
+from .seat.custody import Custody
 from .system.memory import MemoryGroup, memory_groups
-from .windows import WRITE, Window
-
-#: Slots that were returned whose records and windows are kept: they may be granted again.
-#: Each window is a map of the kernel's.
-MAX_RETURNED: Final = 2048
 
 
-class Session(Mapping):
+class Session(Custody):
     """One seat. Thread-safe; over after a fork (`is_over`), in the child only."""
 
-    def __init__(self, address: str, timeout: float, *, strict: bool) -> None:
-        deadline = time.monotonic() + timeout
-        self.address = address
+    def __init__(self, *, strict: bool) -> None:
+        """Without a seat yet: `join` takes one. Raises BrokerUnavailable without descriptors."""
+        super().__init__()
+        self.address = ""
         self.strict = strict
         self.is_over = False
+        #: Its pool is being closed, or was.
         self.is_closing = False
-        self.connection: Connection | None
-        self._make_descriptors()
-        try:
-            while not self._take_seat(deadline):
-                pass  # the broker has that seat to clear, and another for us, or none at all
-        except BaseException:
-            self.requests.close()
-            os.close(self.wakeup)
-            raise
-        self._make_tables()
-        self.ahead = Ahead(self)
-        #: The helper does not read: a waiting thread does.
-        self.helper_stands_aside = False
-        #: Every slot whose custodian is this seat, by its head's row.
-        self._owned: dict[int, Slot] = {}
-        #: Slots that were ours, by row. Making a window anew costs as much as all else that a
-        #: client does for a grant.
-        self._returned: dict[int, Slot] = {}
-        #: For rows that say IDLE: to know one and to give one back exclude each other. No
-        #: finalizer takes it: what they pass on is LEASED or PUBLISHED.
-        self._owned_lock = threading.Lock()
+        #: It has no pool any more, which was closed or collected: its helper ends it once nothing is
+        #: in use.
+        self.is_orphaned = False
+        #: The interpreter ends.
+        self.is_at_exit = False
         #: A release saw the wanted flag.
         self.is_wanted = False
-        self.bells = Bells(self.wake_helper)
         self.warned_of_views = False
         #: What this reader knows of cells that it opened, by row * 16 + cell.
         self.records: dict[int, Record] = {}
-        #: Its pool was garbage-collected unclosed.
-        self.is_forsaken = False
-
-    def _make_descriptors(self) -> None:
-        """Before a seat is taken: without them there would be nobody to leave it."""
-        try:
-            self.wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            try:
-                self.requests = Requests(self)
-            except BaseException:
-                os.close(self.wakeup)
-                raise
+        try:  # before a seat is taken: without them there would be nobody to leave it
+            self.link = Link(self)
         except OSError as error:
-            raise BrokerUnavailable(f"no descriptors to connect to {self.address}: {error.strerror}") from error
+            raise BrokerUnavailable(f"no descriptors to connect to a broker: {error.strerror}") from error
+        self.bells = self.link.bells
+        self.prefetch = Prefetch(self)
+        #: Started by who takes the seat.
+        self.helper = Helper(self, partial(closing.end_if_unused, self))
 
-    def _take_seat(self, deadline: float) -> bool:
-        """Connect, and map the pool. False when the seat cannot be had: it is left as it is,
-        and the broker clears it when its lock is free."""
+    # --- the seat ----------------------------------------------------------------------------------
+
+    def join(self, find: Callable[[], str], deadline: float, is_given_up: Callable[[], bool]) -> None:
+        """Take a seat of the broker at the address that *find* says. Raises BrokerUnavailable, and
+        has nothing open then."""
+        try:
+            while not self._take_seat(*self._knock(find, deadline, is_given_up)):
+                pass  # the broker has that seat to clear, and another for us, or none at all
+            self._make_tables()
+        except BaseException:
+            self.close_descriptors()
+            raise
+
+    def _knock(
+        self, find: Callable[[], str], deadline: float, is_given_up: Callable[[], bool]
+    ) -> tuple[Connection, Welcome]:
         self.nonce = int.from_bytes(os.urandom(8))
-        self.connection = connection = dial(self.address, deadline)
-        welcome = greet(connection, Role.WORKER, self.nonce, 0, 0, deadline)
+        self.address, self.link.connection, welcome = await_welcome(find, self.nonce, deadline, is_given_up)
+        return self.link.connection, welcome
+
+    def _take_seat(self, connection: Connection, welcome: Welcome) -> bool:
+        """Map the pool. False when the seat cannot be had: it is left as it is, and the broker
+        clears it when its lock is free."""
         try:
             self.map(welcome, self.nonce)
         except SeatTaken:
-            connection.close()
+            self.link.drop(connection)
             return False
         except OSError as error:
-            connection.close()
             raise BrokerUnavailable(f"the pool of the broker at {self.address} cannot be mapped: {error}") from error
-        except BaseException:
-            connection.close()
-            raise
         return True
 
-    # --- magazines ---------------------------------------------------------------------------------
+    def reconnect(self, timeout: float, interruption: Interruption | None = None) -> bool:
+        """Try once to take the seat up again. False: try later. Ends the session when the
+        broker has another pool or has given the seat up."""
+        deadline = time.monotonic() + timeout
+        try:
+            connection = dial(self.address, deadline, interruption)
+            welcome = greet(connection, Role.WORKER, self.nonce, self.pool_id, self.seat, deadline, interruption)
+        except ShmpoolError:
+            return False
+        if not welcome.resumed or welcome.pool_id != self.pool_id:
+            connection.close()
+            self.end()
+            return True
+        self._adopt_unknown()
+        self.link.attach(connection)
+        return True
 
-    def _make_tables(self) -> None:
-        """Size in pages -> magazine, so that choosing one costs a look-up. A size that is
-        exactly a threshold is told apart by the caller."""
-        sizing = self.sizing
-        self.medium_from = sizing.medium_object_threshold
-        self.pooled_below = min(sizing.large_object_threshold, sizing.pooled_sizes[-1] + 1)
-        self.chunked_below = sizing.very_large_object_threshold
-        self.magazines: dict[tuple[int, int], Magazine] = {}
-        self.pooled: list[Magazine] = []
-        for pages in range((self.pooled_below - 1 >> PAGE_SHIFT) + 2):
-            tier = pooled_tier(pages << PAGE_SHIFT, self.tiers) or self.tiers[len(sizing.pooled_sizes) - 1]
-            self.pooled.append(self.magazine(tier, 1))
-        # Filled on demand; the very-large threshold may be far up.
-        self.chunked: dict[int, Magazine] = {}
-
-    def magazine(self, tier: Tier, chunks: int) -> Magazine:
-        """The magazine of a tier's slots or of its runs of a length."""
-        key = tier.index, chunks
-        return self.magazines.get(key) or self.magazines.setdefault(
-            key, Magazine(self, tier, chunks, self.magazine_bytes)
-        )
-
-    def run_magazine(self, nbytes: int) -> Magazine:
-        """The magazine of the runs that hold *nbytes* bytes with least waste."""
-        choice = chunk_run(nbytes, self.tiers)
-        if choice is None:
-            largest = max((t.size * t.capacity for t in self.tiers if t.kind is TierKind.CHUNK), default=0)
-            raise InvalidSize(
-                f"{nbytes} bytes fit no chunk tier of this pool, the largest holds {largest}: lease them DIRECT"
-            )
-        return self.magazine(*choice)
-
-    def window_for(self, slot: Slot) -> Window:
-        """The window through which a slot is written, made on its first use."""
-        if slot.window is None:
-            try:
-                pieces = [self.piece(row, count, writable=True) for row, count in slot.spans]
-                slot.window = self.windows.make(pieces, WRITE)
-            except BaseException:
-                self.keep_or_return(slot)  # the lease fails, the slot is not lost
-                raise
-        return slot.window
+    def broker_pid(self) -> int:
+        """The broker's process, as it sees itself."""
+        return self.header[BROKER_PID]
 
     # --- getting slots ----------------------------------------------------------------------------
 
@@ -177,21 +127,21 @@ class Session(Mapping):
         self.count(figures.MISSES)
         queue = timeout != 0
         if not queue:
-            self.ahead.give_up()  # nobody will be recalled for this request, so neither are we
-        message = Refill(self.requests.next_number(), magazine.tier.index, magazine.chunks, magazine.grow(), queue)
-        return self.requests.ask(message, magazine, nbytes, timeout)
+            self.prefetch.give_up()  # nobody will be recalled for this request, so neither are we
+        message = Refill(self.link.next_number(), magazine.tier.index, magazine.chunks, magazine.grow(), queue)
+        return self._ask(Request(message, magazine), nbytes, timeout)
 
     def obtain_direct(self, nbytes: int, timeout: float | None) -> Slot:
         """A direct segment's row, granted by the broker, maybe ahead."""
         started = time.monotonic()
-        slot = self.ahead.take(nbytes, timeout)
+        slot = self.prefetch.take(nbytes, timeout)
         if slot is None:
             if timeout != 0:  # for the one ahead some of it may have been waited already
                 seconds = self.lease_timeout if timeout is None else timeout
                 timeout = max(0.001, started + seconds - time.monotonic())
-            message = Direct(self.requests.next_number(), nbytes, timeout != 0)
-            slot = self.requests.ask(message, None, nbytes, timeout)
-        self.ahead.ask(nbytes)
+            message = Direct(self.link.next_number(), nbytes, timeout != 0)
+            slot = self._ask(Request(message), nbytes, timeout)
+        self.prefetch.ask(nbytes)
         return slot
 
     @cached_property
@@ -199,257 +149,76 @@ class Session(Mapping):
         """What limits the memory of this process, which is charged for direct segments."""
         return memory_groups()
 
-    def put_aside(self, *slots: Slot | None) -> None:
-        """Slots that nobody waits for any more: into their magazines, or back."""
-        for slot in slots:
-            if slot is None:
-                continue
-            if slot.magazine is not None:
-                slot.magazine.ready.appendleft(slot)
-            else:  # a direct segment serves one object
-                self.give_back([slot])
+    def _ask(self, request: Request, nbytes: int, timeout: float | None) -> Slot:
+        started = time.monotonic()
+        slot = self.link.ask(request, timeout)
+        if slot is not None:
+            return slot
+        if self.link.is_dismissed:
+            raise dismissed(self.is_closing)
+        waited = time.monotonic() - started
+        error = refused(request.refusal, nbytes, waited, "" if self.link.connection else self.address)
+        if isinstance(error, TimeoutError):
+            self.count(figures.TIMEOUTS)
+        raise error
 
-    # --- giving back -------------------------------------------------------------------------------
+    # --- to the broker ------------------------------------------------------------------------------
 
-    def give_back(self, slots: list[Slot]) -> None:
-        """Return slots to the broker, each with a generation that no handle has named."""
-        returned = State.RETURNED << STATE_SHIFT
-        if self.barrier:
-            self.barrier()
-        for slot in slots:
-            if self.words[slot.word] & GENERATION_FIELD == slot.base:
-                slot.base += ONE_GENERATION  # granted or released, and not used since
-            with self._owned_lock:  # a row that is forgotten and still IDLE looks like a lost grant
-                self._owned.pop(slot.row, None)
-                self._keep_window(slot)
-                self.words[slot.word] = slot.base | returned
-        rows = [slot.row for slot in slots]
-        for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE):
-            self.send(Return(rows[at : at + MAX_ROWS_PER_MESSAGE]))
+    @property
+    def connection(self) -> Connection | None:
+        """The connection to the broker, None while it is away."""
+        return self.link.connection
 
-    def _keep_window(self, slot: Slot) -> None:
-        """Keep what a slot is seen through, unless a user has a view of it. A direct segment's
-        map must go: its memory would stay with it."""
-        if slot.window is None or slot.has_views or slot.magazine is None:
-            slot.window = None
-            return
-        if len(self._returned) >= MAX_RETURNED:
-            del self._returned[next(iter(self._returned))]
-        self._returned[slot.row] = slot
-
-    def pass_on(self, slot: Slot, state: State) -> None:
-        """Make the broker the custodian of one row by one store, and have it look soon. Takes no
-        lock that a finalizer could meet."""
-        self._owned.pop(slot.row, None)
-        if self.barrier:
-            self.barrier()
-        self.words[slot.word] = slot.base | state << STATE_SHIFT
-        self.bells.soon(slot.row)
-
-    def keep_or_return(self, slot: Slot) -> None:
-        """A slot that was not published comes back: to its magazine, or to the broker if
-        somebody waits for its tier. Takes no lock that a finalizer could meet."""
-        slot.base += ONE_GENERATION
-        assert slot.magazine is not None
-        if slot.base > LAST_BASE:
-            self.pass_on(slot, State.RETURNED)
-            return
-        self.words[slot.word] = slot.base | self.idle
-        slot.magazine.ready.append(slot)
-        if self.header[WANTED + slot.tier.index]:
-            self.is_wanted = True
-            self.wake_helper()
+    def send(self, message: Message) -> None:
+        """Send a message, and the bells that are left with it."""
+        self.link.send(message)
 
     def ring(self, row: int) -> None:
-        """Have the broker look at a row: at once, or by the helper where that could block.
-        From any thread and from finalizers."""
-        connection = self.connection
-        if connection is None or not connection.try_send(Bell([row])):
-            self.bells.now(row)
+        """Have the broker look at a row at once. Not for finalizers."""
+        self.link.ring(row)
 
     def wake_helper(self) -> None:
         """Make the helper thread look at what is left for it."""
-        try:
-            os.eventfd_write(self.wakeup, 1)
-        except (BlockingIOError, OSError):
-            pass  # it is awake, or gone
+        self.link.wake()
 
     # --- what the helper does ---------------------------------------------------------------------------
-
-    def receive(self, connection: Connection) -> None:
-        """Handle what has arrived. For who holds `requests.reading`."""
-        try:
-            for message in connection.receive():
-                self._handle(message)
-        except (ConnectionEnded, ProtocolError):
-            self.lose_connection()
-
-    def _handle(self, message: Message) -> None:
-        if isinstance(message, Grant):
-            self.requests.grant(message.request, [slot for row in message.rows if (slot := self.adopt_row(row))])
-        elif isinstance(message, Refusal):
-            self.requests.refuse(message)
-        elif isinstance(message, Fault):
-            raise ConnectionEnded(message.text)
-        elif isinstance(message, Settings):
-            self.apply(message.settings)
-        else:  # Recall: nothing else comes without being asked for
-            self.answer_recall()
 
     def answer_recall(self) -> None:
         """Somebody waits: give back what is idle here."""
         self.is_wanted = False
-        self.requests.serve()
+        self.link.serve()
+        self.prefetch.give_up()
         self.return_all()
 
-    def adopt_row(self, row: int) -> Slot | None:
-        """The record of a row that says (IDLE, this seat) and that is not known yet; None
-        for any other."""
-        with self._owned_lock:
-            word = self.words[row * ROW_WORDS]
-            if word & ~GENERATION_FIELD != self.idle or row in self._owned:
-                return None
-            slot = self._owned[row] = self._make_slot(row, word & GENERATION_FIELD)
-        return slot
-
-    def _make_slot(self, row: int, base: int) -> Slot:
-        known = self._returned.pop(row, None)
-        if known is not None and (known.tier.kind is TierKind.POOLED or known.spans == self.spans_of(row)):
-            known.base = base
-            return known
-        tier, spans = self.tier_of(row), self.spans_of(row)
-        if tier.kind is TierKind.DIRECT:
-            return DirectSlot(self, tier, spans, nbytes_of(self.words[row * ROW_WORDS + EXTENT]), base)
-        chunks = sum(count for _, count in spans)
-        slot = Slot(self, tier, spans, chunks * tier.size, base)
-        slot.magazine = self.magazine(tier, chunks)
-        return slot
-
-    def return_all(self) -> None:
-        """Reap, and return everything that is idle, or lost."""
-        self.ahead.give_up()
-        lost.finish_lost_tickets(self)
-        for magazine in list(self.magazines.values()):
-            magazine.resting, magazine.newest = [], None  # they would keep a lost slot known
-            slot = magazine.reap(len(magazine.published))
-            slots = magazine.empty() + ([slot] if slot else [])
-            magazine.batch = 1
-            if slots:
-                self.give_back(slots)
-        with self._owned_lock:  # two threads must not both find one
-            slots = lost.lost_slots(self, self._owned)
-        if slots:
-            self.give_back(slots)
-
-    def return_rested(self) -> bool:
+    def look_after_rested(self) -> bool:
         """Return what was not used; False when nothing idle is left."""
-        lies_ahead = self.ahead.give_up_rested()
-        for magazine in list(self.magazines.values()):
-            magazine.reap_rested()
-            slots = magazine.rested()
-            if slots:
-                self.give_back(slots)
-        return lies_ahead or any(magazine.ready or magazine.published for magazine in list(self.magazines.values()))
-
-    def send(self, message: Message) -> None:
-        """Send a message, and the bells that are left with it."""
-        connection = self.connection
-        if connection is not None:
-            connection.send(*self.bells.take(), message)
-            if connection.has_outbox:
-                self.wake_helper()
-        elif isinstance(message, Return | Bell):
-            self.bells.now(*message.rows)  # for the next connection
-
-    def send_bells(self) -> None:
-        """Tell the broker which rows to look at."""
-        connection = self.connection
-        if connection is not None and self.bells:
-            connection.send(*self.bells.take())
-            if connection.has_outbox:
-                self.wake_helper()
-
-    # --- reconnecting --------------------------------------------------------------------------------
-
-    def lose_connection(self) -> None:
-        """The old socket is closed, and with it what had not been read."""
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            connection.close()
-
-    def reconnect(self, timeout: float) -> bool:
-        """Try once to take the seat up again. False: try later. Ends the session when the
-        broker has another pool or has given the seat up."""
-        deadline = time.monotonic() + timeout
-        try:
-            connection = dial(self.address, deadline)
-            welcome = greet(connection, Role.WORKER, self.nonce, self.pool_id, self.seat, deadline)
-        except ShmpoolError:
-            return False
-        if not welcome.resumed or welcome.pool_id != self.pool_id:
-            connection.close()
-            self.end()
-            return True
-        self.connection = connection
-        self._adopt_unknown()
-        for message in self.requests.messages():
-            self.send(message)
-        self.send_bells()
-        return True
-
-    def _adopt_unknown(self) -> None:
-        """Rows that say (IDLE, this seat) and that no magazine knows: their grant was lost
-        with the old connection."""
-        mine = self.idle
-        grants = self.words[: self.rows * ROW_WORDS : ROW_WORDS].tolist()
-        idle = [row for row, word in enumerate(grants) if word & ~GENERATION_FIELD == mine]
-        self.put_aside(*[self.adopt_row(row) for row in idle])
+        lies_ahead = self.prefetch.give_up_rested()
+        return self.return_rested() or lies_ahead
 
     # --- the end ----------------------------------------------------------------------------------------
 
     def end(self) -> None:
         """The seat is gone. Views stay readable, nothing is stored for them any more."""
         self.is_over = True
-        self.requests.serve()
+        self.link.dismiss()
 
-    @property
-    def owns_any(self) -> bool:
-        """Whether this seat is the custodian of anything (after `close_magazines`: of what
-        is leased or just being leased), or has a ticket taken."""
-        words, taken = self.words, self.taken
-        tickets = [words[record.cell] & ~GENERATION_FIELD for record in list(self.records.values())]
-        return bool(self._owned) or taken in tickets
-
-    def close_magazines(self) -> None:
-        """Return what is idle and hand the publications to the broker."""
-        self.return_all()
-        handed = State.PUBLISHED << STATE_SHIFT
-        rows = []
-        for magazine in list(self.magazines.values()):
-            while magazine.published:
-                slot = magazine.published.popleft()
-                slot.window = None
-                self._owned.pop(slot.row, None)
-                self.words[slot.word] = slot.base | handed
-                rows.append(slot.row)
-        self.bells.now(*rows)
-        self.send_bells()
-
-    def say_goodbye(self) -> None:
-        """Nothing is held any more: the seat may end."""
-        self.send_bells()
-        self.unlock_seat()
-        self.send(Goodbye())
-        self.is_over = True
+    def say_goodbye(self) -> bool:
+        """The seat ends, unless something is still owned: another thread may be just opening."""
+        with self.ticket_gate:
+            is_left = not self.owns_any
+            if is_left:
+                self.is_over = True
+        if is_left:
+            self.link.send_bells()
+            self.unlock_seat()
+            self.link.send(Goodbye())
+        return is_left
 
     def close_descriptors(self) -> None:
-        """Close what this session has open. Once."""
-        self.lose_connection()
+        """Close what this session has open. Twice is fine."""
         self._returned.clear()
         self.unmap()
-        self.requests.close()
-        os.close(self.wakeup)
-        self.wakeup = -1
+        self.link.close()
 
     def abandon(self) -> None:
         """In a forked child: forget the seat. The parent's memory is out of reach already."""
@@ -459,10 +228,9 @@ class Session(Mapping):
         for slot in self._owned.values():
             if isinstance(slot, DirectSlot):
                 slot.close()  # else this process would keep the segment's memory
-        if self.connection is not None:
-            self.connection.abandon()
-            self.connection = None
-        self.close_descriptors()
+        self.link.abandon_in_child()
+        self._returned.clear()
+        self.unmap()
 
     def count(self, figure: int) -> None:
         """Add one to a counter of this seat."""

@@ -14,7 +14,7 @@ from fcntl import fcntl
 from typing import TYPE_CHECKING, Final
 
 from .buffer import Record
-from .errors import HandleUsed, PoolClosed, ShmpoolError, StaleHandle
+from .errors import HandleUsed, ShmpoolError, StaleHandle
 from .protocol.header import WANTED
 from .protocol.ledger import (
     EXTENT,
@@ -123,8 +123,6 @@ def discard(record: Record, granted: int, nbytes: int) -> None:
 def _locked(record: Record, granted: int, nbytes: int, mark: int) -> None:
     session = record.session
     with session.ticket_gate:
-        if session.tickets_fd < 0:
-            raise PoolClosed("the pool was closed while a ticket was taken")
         try:
             _wait_for_lock(record)
             if explanation := why_not(session, record, granted, nbytes):

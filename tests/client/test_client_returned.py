@@ -8,7 +8,7 @@ import pytest
 from client_helpers import KIB, MIB, Common, pattern
 
 import shmpool
-from shmpool import session as session_module
+from shmpool.seat import custody
 
 SIZES = [1, 4 * KIB, 256 * KIB, 700 * KIB]
 
@@ -68,7 +68,7 @@ def test_what_a_user_still_sees_is_not_given_a_second_user(pool: shmpool.Pool) -
 
 
 def test_no_more_maps_are_kept_than_the_bound(pool: shmpool.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "MAX_RETURNED", 2)
+    monkeypatch.setattr(custody, "MAX_RETURNED", 2)
     lease_and_return(pool, 4 * KIB, 1)
     assert maps_of(pool) <= 2
 

@@ -15,20 +15,21 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import shmpool.link.link
 import shmpool.mapping
 import shmpool.pool
-import shmpool.requests
 import shmpool.session
 import shmpool.tickets
 from shmpool import BrokerUnavailable, HandleUsed, LeaseTimeout, StaleHandle
-from shmpool.connection import ConnectionEnded
+from shmpool.connection import ConnectionEnded, greet
+from shmpool.link.link import Link, Waiter
+from shmpool.link.requests import Request
 from shmpool.pool import Pool
 from shmpool.protocol.figures import COUNTER_WORDS
 from shmpool.protocol.handle import unpack_handle
 from shmpool.protocol.ledger import FIRST_CELL, NBYTES_BITS, SEAT_LOCKS, state_of
-from shmpool.protocol.messages import FROM_BROKER, Message, decode, encode
+from shmpool.protocol.messages import FROM_BROKER, Message, Role, decode, encode
 from shmpool.protocol.states import CellState
-from shmpool.requests import Request, Requests
 from shmpool.session import Session
 from shmpool.system.locks import UNLOCK_ALL
 
@@ -69,7 +70,7 @@ class Windows:
 class Connection:
     """A socket whose two directions are queues of the world's. *pending* is what `poll` saw."""
 
-    has_outbox = False
+    has_outbox = is_in_pieces = False
 
     def __init__(self, context: Context, number: int) -> None:
         self.number = number
@@ -95,7 +96,13 @@ class Connection:
             raise ConnectionEnded("the broker is gone")
         return [decode(frame, FROM_BROKER)]
 
-    def receive_one(self, deadline: float) -> list[Message]:
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+    def shut_down(self) -> None:
+        """Nobody polls here."""
+
+    def receive_one(self, deadline: float, interruption: Any = None) -> list[Message]:
         if self._context.memory is not None:
             self.pending = self._context.inbox.pop(0)
         else:
@@ -153,7 +160,7 @@ class Clock:
         _context().now += 1.0
 
 
-def _dial(address: str, deadline: float) -> Connection:
+def _dial(address: str, deadline: float, interruption: Any = None) -> Connection:
     context = _context()
     return Connection(context, context.index + 1 if context.memory is not None else context.ask("connect"))
 
@@ -167,19 +174,24 @@ def _make_words(session: Session, welcome: Any) -> None:
     session.counters = len(start.ledger) - COUNTER_WORDS
 
 
-def _read_for(requests: Requests, request: Request, deadline: float) -> bool:
-    """`Requests._read_for`, without the polling; and what the helper would do meanwhile."""
-    client, session = Client.of(_context()), requests._session
-    while session.connection is not None and not request.is_answered:
+def _await_welcome(find: Any, nonce: int, deadline: float, is_given_up: Any) -> Any:
+    connection: Any = _dial(find(), deadline)
+    return find(), connection, greet(connection, Role.WORKER, nonce, 0, 0, deadline)
+
+
+def _read_for(link: Link, request: Request, deadline: float) -> bool:
+    """`Link._read_for`, without the polling; and what the helper would do meanwhile."""
+    client = Client.of(_context())
+    while link.connection is not None and request.is_waiting:
         if not client.pump("waiting"):
             return False
     return True
 
 
-def _wait(request: Request, deadline: float) -> bool:
-    """`Request.wait`: the helper goes on until it wakes this thread."""
+def _wait(waiter: Waiter, deadline: float) -> bool:
+    """`Waiter.wait`: the helper goes on until it wakes this thread."""
     client = Client.of(_context())
-    while not request._gate.acquire(blocking=False):
+    while not waiter._gate.acquire(blocking=False):
         if client.session.connection is not None:
             return True  # the helper has made one; it nudges nobody, but the waiter looks again in time
         client.reconnect()
@@ -206,9 +218,12 @@ def patched() -> Iterator[None]:
             (shmpool.mapping, "Windows", Windows),
             (shmpool.mapping.libc, "needs_barrier", lambda: False),
             (shmpool.mapping.Mapping, "_make_words", _make_words),
-            (shmpool.requests, "os", system),
-            (shmpool.requests.Requests, "_read_for", _read_for),
-            (shmpool.requests.Request, "wait", _wait),
+            (shmpool.link.link, "make_eventfd", lambda: -1),
+            (shmpool.link.link, "signal", lambda *_: None),
+            (shmpool.link.link.Link, "_read_for", _read_for),
+            (shmpool.link.link.Waiter, "wait", _wait),
+            (shmpool.mapping, "Descriptor", int),
+            (shmpool.session, "await_welcome", _await_welcome),
             (shmpool.session, "dial", _dial),
             (shmpool.session, "os", system),
         ):
@@ -233,24 +248,29 @@ class Client:
         session = self.session = context.session = self._connect()
         session._fds = {(0, True): -1, (0, False): -1}
         if not joins and context.index == 0:
-            session._handle(decode(start.grant, FROM_BROKER))
+            session.link.handle(decode(start.grant, FROM_BROKER))
         context.memory = None
         self.pool = pool = object.__new__(Pool)
         pool.address, pool._strict, pool._is_closed = "here", False, False
-        pool._lock, pool._session, pool._helper = threading.Lock(), session, None
+        pool._connecting, pool._session, pool._closing = threading.Lock(), session, None
         self.handle = b""
 
     def _connect(self) -> Session:
         """Tried twice: who finds no broker then goes away."""
         try:
-            return Session("here", 1.0, strict=False)
+            return self._join()
         except BrokerUnavailable:
             self._context.seat = None
         try:
-            return Session("here", 1.0, strict=False)
+            return self._join()
         except BrokerUnavailable:
             self._context.seat = None
             raise Gone from None
+
+    def _join(self) -> Session:
+        session = Session(strict=False)
+        session.join(lambda: "here", 1.0, lambda: False)
+        return session
 
     @staticmethod
     def of(context: Context) -> Client:
@@ -386,7 +406,7 @@ class Client:
         in_time = connection.wait()
         context.marks = ()
         if in_time:
-            session.receive(connection)
+            session.link.receive(connection)
             self._help()
         return in_time
 
@@ -394,7 +414,7 @@ class Client:
         session = self.session
         if session.is_wanted:
             session.answer_recall()
-        session.send_bells()
+        session.link.send_bells()
 
     def reconnect(self) -> None:
         """As the helper does it, without pauses."""

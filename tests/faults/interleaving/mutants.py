@@ -18,6 +18,7 @@ from unittest.mock import patch
 from shmpool import tickets
 from shmpool.buffer import EndedBuffer, LiveBuffer
 from shmpool.lease import LiveLease
+from shmpool.link.link import Link
 from shmpool.magazine import Magazine, Slot
 from shmpool.pool import Pool
 from shmpool.protocol.ledger import GENERATION_FIELD, ROW_WORDS, SEAT_LOCKS, STATE_SHIFT
@@ -138,23 +139,22 @@ def done_before_the_view_is_gone() -> Iterator[None]:
 @contextmanager
 def old_replies_kept() -> Iterator[None]:
     """What an old socket still had is handled after the new one's first message."""
-    receive, lose = Session.receive, Session.lose_connection
+    receive, drop = Link.receive, Link.drop
 
-    def lose_connection(self: Session) -> None:
-        connection: Any = self.connection
+    def drop_late(self: Link, connection: Any = None) -> None:
         late = vars(self).setdefault("late", [])
         while (frame := connection.unread()) is not None:
             late.append(frame)
-        lose(self)
+        drop(self, connection)
 
-    def receive_both(self: Session, connection: Any) -> None:
+    def receive_both(self: Link, connection: Any) -> None:
         receive(self, connection)
         if self.connection is not None:
             for frame in vars(self).pop("late", []):
                 message: Message = clients.decode(frame, clients.FROM_BROKER)
-                self._handle(message)
+                self.handle(message)
 
-    with patch.object(Session, "lose_connection", lose_connection), patch.object(Session, "receive", receive_both):
+    with patch.object(Link, "drop", drop_late), patch.object(Link, "receive", receive_both):
         yield
 
 

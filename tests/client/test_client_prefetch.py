@@ -9,7 +9,7 @@ import pytest
 from client_helpers import MIB, Common, StartDaemon, eventually, lease_all, out, pattern
 
 import shmpool
-from shmpool import Strategy, requests
+from shmpool import Strategy
 
 #: A sixteenth of it is more than the segments of these tests.
 SETTINGS = {"memory_limit": "64MiB", "magazine_idle": "1h"}
@@ -114,17 +114,14 @@ def test_it_serves_its_own_size_whatever_was_leased_meanwhile(pool: shmpool.Pool
     make_steady(pool)
     session = pool._session
     assert session is not None
-    session.ahead.ask(SIZE + 1)
+    session.prefetch.ask(SIZE + 1)
     pass_on(pool, SIZE + 1, 7)
     make_steady(pool)
-    session.ahead.ask(SIZE - 1)
+    session.prefetch.ask(SIZE - 1)
     pass_on(pool, SIZE - 1, 8)
 
 
-def test_a_stopped_broker_delays_a_lease_no_longer_than_its_timeout(
-    daemon: StartDaemon, address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(requests, "_ANSWER", 3600.0)
+def test_a_stopped_broker_delays_a_lease_no_longer_than_its_timeout(daemon: StartDaemon, address: str) -> None:
     broker = daemon(**SETTINGS)
     with shmpool.connect(address) as pool:
         make_steady(pool)
@@ -168,7 +165,7 @@ def test_it_survives_the_broker(daemon: StartDaemon, address: str) -> None:
         for number in range(5):
             pass_on(pool, SIZE, number)
         assert pool.stats().total_gets >= 5
-        pool._session.ahead.give_up()  # type: ignore[union-attr]
+        pool._session.prefetch.give_up()  # type: ignore[union-attr]
         eventually(lambda: out(pool.stats()) == 0)
 
 

@@ -1,0 +1,1 @@
+"""The edges of a process's life: forks, closing, exit."""

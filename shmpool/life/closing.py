@@ -1,0 +1,133 @@
+"""Closing: what becomes of a seat when its pool is closed, or collected unclosed.
+
+Nothing here waits for the broker. What is idle goes back and publications are handed over at
+once; the seat, with its byte lock and its connection, stays until the last view is gone, and its
+helper sees to that, over any number of brokers. Each step may be done twice: a second `close`
+finishes what an exception has ended the first in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+from ..buffer import LiveBuffer
+from ..errors import LeakedView
+from ..lease import LiveLease
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+#: Every session of this process that has a seat.
+sessions: Final[set[Session]] = set()
+
+
+def live_objects(session: Session) -> list[LiveLease | LiveBuffer]:
+    """The leases and buffers of a session that are not over. Looks at every object of the
+    process (milliseconds): for edges only."""
+    found: list[LiveLease | LiveBuffer] = []
+    # Not gc.get_objects(): its list would hold every window for a while, and another thread's
+    # release would take that for a view.
+    for thing in gc.get_referrers(*_live_classes()):
+        if session_of(thing) is session:
+            found.append(thing)
+    return found
+
+
+def _live_classes() -> list[type]:
+    """With those of pools with checksums."""
+    classes: list[type] = [LiveLease, LiveBuffer]
+    for kind in classes:
+        classes += type.__subclasses__(kind)
+    return classes
+
+
+def session_of(thing: Any) -> Session | None:
+    """Whose lease or buffer a thing is; None for anything else, and for one that another
+    thread is just making."""
+    kind = type(thing)
+    if issubclass(kind, LiveLease):
+        return getattr(getattr(thing, "_slot", None), "session", None)
+    if issubclass(kind, LiveBuffer):
+        return getattr(getattr(thing, "_record", None), "session", None)
+    return None
+
+
+def close(session: Session) -> None:
+    """Close a session: see `Pool.close`."""
+    session.is_closing = True
+    session.link.dismiss()
+    stories: list[str] = []
+    if not session.is_over:
+        session.prefetch.give_up()
+        stories = _release_leases(session)
+        session.close_magazines()
+    if is_in_use(session) or not leave(session):
+        session.is_orphaned = True
+        session.helper.start()
+        session.wake_helper()
+    for story in stories:  # last: where warnings are errors, the pool is closed all the same
+        warnings.warn(story, ResourceWarning, stacklevel=3)
+
+
+def _release_leases(session: Session) -> list[str]:
+    open_leases = [thing for thing in live_objects(session) if isinstance(thing, LiveLease)]
+    stories = [f"{lease!r} was open when its pool was closed; it is released" for lease in open_leases]
+    while open_leases:
+        # The seat waits for a view in any case, and for a lease that another thread is just
+        # making or publishing (who takes `view` away, goes on with it).
+        with contextlib.suppress(LeakedView, Warning, AttributeError):
+            open_leases.pop().release_unless_busy()
+    return stories
+
+
+def is_in_use(session: Session) -> bool:
+    """Whether any lease, buffer or view of a session is left, or one is just being made."""
+    if session.is_over:
+        return False
+    # In the order in which a thing goes through them, lest it is seen nowhere.
+    return bool(live_objects(session) or session.owns_any or session.windows.waiting)
+
+
+def end_if_unused(session: Session) -> bool:
+    """For the helper of a session without a pool: end it, if nothing is in use."""
+    if not session.is_over:
+        session.prefetch.give_up()
+        session.close_magazines()
+    return not is_in_use(session) and leave(session)
+
+
+def leave(session: Session) -> bool:
+    """Say goodbye: the seat ends. Nothing of the session may be in use; False when another thread
+    has just begun to use something."""
+    if threading.current_thread() is not session.helper.thread:
+        session.helper.stop()
+    if not session.is_over:
+        session.close_magazines()
+        if not session.say_goodbye():
+            return False
+    session.link.dismiss()
+    session.close_descriptors()
+    sessions.discard(session)
+    return True
+
+
+def abort(session: Session) -> None:
+    """A session that could not begin: nothing was leased or opened over it."""
+    session.is_closing = True
+    session.helper.stop()
+    session.is_over = True
+    session.close_descriptors()
+    sessions.discard(session)
+
+
+def settle_at_exit(session: Session) -> None:
+    """The interpreter ends: what is idle goes back, and publications are handed over. The pool stays
+    as it is for whatever runs later still, and nothing is warned of any more."""
+    session.is_at_exit = True
+    if not session.is_over:
+        session.prefetch.give_up()
+        session.close_magazines()

@@ -1,0 +1,1 @@
+"""The link: the socket to the broker, and who waits at it."""

@@ -1,0 +1,155 @@
+"""The helper thread: one daemon thread for each session, the reader of its socket unless a
+waiting lease reads for itself.
+
+It takes grants and recalls, sends the bells that finalizers left, returns what rests in
+the magazines, reconnects with backoff, and ends a closed session when its last view is gone.
+It is stopped before a fork and started again after it; it never holds a lock while it waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from ..connection import Interruption, jitter
+from ..system.descriptors import drain
+from .link import Link
+
+#: Reconnecting: the first pause and the longest, in seconds; each is jittered.
+FIRST_PAUSE: Final = 0.02
+LONGEST_PAUSE: Final = 2.0
+_CONNECT_TIMEOUT: Final = 2.0
+#: How often the helper of a seat without a pool looks whether anything is in use.
+UNUSED_POLL: Final = 0.05
+
+_log: Final = logging.getLogger("shmpool")
+
+
+class Seat(Protocol):
+    """What a helper looks after."""
+
+    link: Link
+    is_over: bool
+    is_orphaned: bool
+    is_wanted: bool
+    magazine_idle: float
+
+    def reconnect(self, timeout: float, interruption: Interruption | None = None) -> bool:
+        """Try once to take the seat up again."""
+
+    def answer_recall(self) -> None:
+        """Give back what is idle."""
+
+    def look_after_rested(self) -> bool:
+        """Return what was not used; False when nothing idle is left."""
+
+
+class Helper:
+    """Runs a seat's thread. *end_if_unused* ends a seat that nothing is left of, and says so.
+    `start` and `stop` belong to one thread at a time."""
+
+    def __init__(self, seat: Seat, end_if_unused: Callable[[], bool]) -> None:
+        self._seat = seat
+        self._end_if_unused = end_if_unused
+        #: The thread that is to run; one that finds another here, or none, ends.
+        self.thread: threading.Thread | None = None
+        self._pause = 0.0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a thread."""
+        return self.thread is not None
+
+    def start(self) -> None:
+        """Start the thread, if there is none."""
+        thread = self.thread
+        if thread is None or not thread.is_alive():
+            self.thread = threading.Thread(target=self._run, name="shmpool-helper", daemon=True)
+            self.thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread and wait until the kernel has forgotten it: a fork must find
+        one thread less. It waits for no broker, so neither does this."""
+        thread, self.thread = self.thread, None
+        if thread is None or thread is threading.current_thread():
+            return
+        self._seat.link.wake()
+        if thread.ident is None:
+            return  # its start was interrupted
+        thread.join()
+        if thread.native_id == threading.get_native_id():
+            return  # under gevent
+        gone = time.monotonic() + 0.1
+        while os.path.exists(f"/proc/self/task/{thread.native_id}") and time.monotonic() < gone:
+            os.sched_yield()
+
+    def _is_meant(self) -> bool:
+        return self.thread is threading.current_thread() and not self._seat.is_over
+
+    def _run(self) -> None:
+        failures, seat = 0, self._seat
+        while self._is_meant():
+            try:
+                self._look_after()
+            except BaseException:  # the last resort: nobody else would do its work
+                if not self._is_meant():
+                    return
+                _log.exception("the helper of a shmpool seat drops its connection after an unexpected error")
+                seat.link.drop()
+                failures += 1
+                time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2**failures))
+        if self.thread is threading.current_thread() and seat.is_orphaned:
+            self._end_if_unused()  # the broker came back with another pool
+
+    def _look_after(self) -> None:
+        seat, link = self._seat, self._seat.link
+        rested_at = time.monotonic() + seat.magazine_idle
+        has_idle = True
+        while self._is_meant():
+            if seat.is_orphaned and self._end_if_unused():
+                return
+            if link.connection is None and not self._reconnect():
+                link.serve()  # nobody raises the wanted flag for own slots now
+                continue
+            pauses = [link.bells.pause()]
+            if has_idle:
+                pauses.append(max(0.0, rested_at - time.monotonic()))
+            if seat.is_orphaned:
+                pauses.append(UNUSED_POLL)
+            link.look(min((pause for pause in pauses if pause is not None), default=None))
+            if seat.is_wanted:
+                seat.answer_recall()
+            link.send_bells()
+            now = time.monotonic()
+            if now >= rested_at:
+                has_idle = seat.look_after_rested()
+                rested_at = now + seat.magazine_idle
+            elif not has_idle:
+                has_idle = True
+                rested_at = now + seat.magazine_idle
+
+    def _reconnect(self) -> bool:
+        """One attempt, after a pause that grows; False when there is no connection yet."""
+        seat, wakeup = self._seat, self._seat.link.wakeup
+        if seat.reconnect(_CONNECT_TIMEOUT, Interruption(lambda: not self._is_meant(), wakeup)):
+            self._pause = 0.0
+            self._seat.link.wake()  # what woke it meanwhile is looked at now
+            return not seat.is_over
+        self._pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
+        poll = select.poll()
+        poll.register(wakeup, select.POLLIN)
+        until = time.monotonic() + self._pause * jitter()
+        while self._is_meant() and (left := until - time.monotonic()) > 0:
+            if seat.is_orphaned:
+                left = min(left, UNUSED_POLL)
+                if self._end_if_unused():
+                    return False
+            if poll.poll(left * 1000 + 1):
+                drain(wakeup)
+                self._seat.link.serve()
+        return False

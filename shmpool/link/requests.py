@@ -1,0 +1,130 @@
+"""Requests: the leases that wait, as a table. Pure: no socket, no lock, no clock; what is to be
+done is returned. Who uses it excludes the others.
+
+======== ============================================ ===========================================
+state    became so by                                 what it has
+======== ============================================ ===========================================
+WAITING  `Requests.add`
+GRANTED  `Requests.grant`, the broker's answer        *slot*, which the broker granted
+SERVED   `Requests.offer`: an own slot came back      *slot*; the broker still has to be told
+REFUSED  `Requests.refuse`, the broker's answer       *refusal*
+======== ============================================ ===========================================
+
+A request leaves the table by `Requests.remove`, in any state, once or more often.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from ..protocol.messages import Cancel, Direct, Refill, Refusal
+
+if TYPE_CHECKING:
+    from ..magazine import Magazine, Slot
+
+MAX_NUMBER = 0xFFFFFFFF
+
+
+class RequestState(Enum):
+    """How far a request has come."""
+
+    WAITING = "waiting"
+    GRANTED = "granted"
+    SERVED = "served"
+    REFUSED = "refused"
+
+
+class Request:
+    """One lease that waits, or will. *magazine* is where an own slot for it may come back to, None
+    for a direct segment; *waiter* is whoever is to be woken and *claims* has, under 0, whose it is if
+    it was sent ahead: both for the table's user."""
+
+    __slots__ = ("claims", "is_sent", "magazine", "message", "refusal", "slot", "state", "waiter")
+
+    def __init__(self, message: Refill | Direct, magazine: Magazine | None = None) -> None:
+        self.message = message
+        self.magazine = magazine
+        self.state = RequestState.WAITING
+        self.slot: Slot | None = None
+        self.refusal: Refusal | None = None
+        #: The message is on its way, or waits for the next connection.
+        self.is_sent = False
+        self.waiter: Any = None
+        self.claims: dict[int, object] = {}
+
+    @property
+    def number(self) -> int:
+        """By which the broker knows it."""
+        return self.message.request
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has no answer yet."""
+        return self.state is RequestState.WAITING
+
+
+class Requests:
+    """All requests of one seat, the oldest first."""
+
+    def __init__(self) -> None:
+        self._table: dict[int, Request] = {}
+        self._last_number = 0
+
+    def next_number(self) -> int:
+        """A number that no present request has."""
+        self._last_number = self._last_number % MAX_NUMBER + 1
+        while self._last_number in self._table:
+            self._last_number = self._last_number % MAX_NUMBER + 1
+        return self._last_number
+
+    def add(self, request: Request) -> None:
+        """From here on it may be answered."""
+        self._table[request.number] = request
+
+    def grant(self, number: int, slots: list[Slot]) -> tuple[Request | None, list[Slot]]:
+        """The broker granted: who has to be woken, and what that request does not need."""
+        request = self._table.get(number)
+        if request is None or not slots or not request.is_waiting:
+            return request, slots
+        request.slot, request.state = slots[0], RequestState.GRANTED
+        return request, slots[1:]
+
+    def refuse(self, refusal: Refusal) -> Request | None:
+        """The broker refused: who has to be woken."""
+        request = self._table.get(refusal.request)
+        if request is not None and request.is_waiting:
+            request.refusal, request.state = refusal, RequestState.REFUSED
+        return request
+
+    def offer(self, magazine: Magazine | None = None) -> list[Request]:
+        """Own slots may have come back, to *magazine* or to any: who has waited longest for one gets
+        it. Returns who has to be woken."""
+        served = []
+        empty: set[int] = set()
+        for request in self._table.values():
+            own = request.magazine
+            if own is None or not request.is_waiting or (magazine or own) is not own or id(own) in empty:
+                continue
+            request.slot = own.take()
+            if request.slot is None:
+                empty.add(id(own))
+            else:
+                request.state = RequestState.SERVED
+                served.append(request)
+        return served
+
+    def remove(self, request: Request) -> Cancel | None:
+        """From here on nothing is granted to it, and what it got is its caller's. Returns what the
+        broker is to be told: it need not look for a slot any more."""
+        if self._table.pop(request.number, None) is None or not request.is_sent:
+            return None
+        return Cancel(request.number) if request.state in (RequestState.WAITING, RequestState.SERVED) else None
+
+    def unanswered(self) -> list[Refill | Direct]:
+        """What is to be asked again over a new connection."""
+        return [request.message for request in self._table.values() if request.is_sent and request.is_waiting]
+
+    def all(self) -> list[Request]:
+        """Everybody in the table, as it is now. By any thread at any time."""
+        return list(self._table.values())

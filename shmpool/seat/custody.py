@@ -1,0 +1,245 @@
+"""Custody: the slots of which one seat is the custodian, from grant to return.
+
+Every one stands in `_owned` from the moment that its grant was read until the broker is its
+custodian again; where it is besides (a magazine, a lease, a thread that works with it) is not
+recorded here. Giving one back is: the generation that no handle has named, RETURNED by one store,
+then the word to the broker.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Final, cast
+
+from .. import lost
+from ..direct import DirectSlot
+from ..errors import InvalidSize
+from ..magazine import LAST_BASE, Magazine, Slot
+from ..mapping import Mapping
+from ..protocol.header import WANTED
+from ..protocol.ledger import EXTENT, GENERATION_FIELD, ONE_GENERATION, ROW_WORDS, STATE_SHIFT, nbytes_of
+from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Return
+from ..protocol.sizing import PAGE_SHIFT, Tier, TierKind, chunk_run, pooled_tier
+from ..protocol.states import State
+from ..windows import WRITE, Window
+
+if TYPE_CHECKING:
+    from ..buffer import Record
+    from ..link.link import Link
+    from ..session import Session
+
+#: Slots that were returned whose records and windows are kept: they may be granted again.
+#: Each window is a map of the kernel's.
+MAX_RETURNED: Final = 2048
+
+
+class Custody(Mapping):
+    """The magazines of one seat and all that it owns; the base of `Session`. Thread-safe."""
+
+    link: Link
+    is_over: bool
+    is_wanted: bool
+    records: dict[int, Record]
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Every slot whose custodian is this seat, by its head's row.
+        self._owned: dict[int, Slot] = {}
+        #: Slots that were ours, by row. Making a window anew costs as much as all else that a
+        #: client does for a grant.
+        self._returned: dict[int, Slot] = {}
+        #: For rows that say IDLE: to know one and to give one back exclude each other. No
+        #: finalizer takes it: what they pass on is LEASED or PUBLISHED.
+        self._owned_lock = threading.Lock()
+
+    @property
+    def _me(self) -> Session:
+        """This, as the session that it is the base of."""
+        return cast("Session", self)
+
+    # --- magazines ---------------------------------------------------------------------------------
+
+    def _make_tables(self) -> None:
+        """Size in pages -> magazine, so that choosing one costs a look-up. A size that is
+        exactly a threshold is told apart by the caller."""
+        sizing = self.sizing
+        self.medium_from = sizing.medium_object_threshold
+        self.pooled_below = min(sizing.large_object_threshold, sizing.pooled_sizes[-1] + 1)
+        self.chunked_below = sizing.very_large_object_threshold
+        self.magazines: dict[tuple[int, int], Magazine] = {}
+        self.pooled: list[Magazine] = []
+        for pages in range((self.pooled_below - 1 >> PAGE_SHIFT) + 2):
+            tier = pooled_tier(pages << PAGE_SHIFT, self.tiers) or self.tiers[len(sizing.pooled_sizes) - 1]
+            self.pooled.append(self.magazine(tier, 1))
+        # Filled on demand; the very-large threshold may be far up.
+        self.chunked: dict[int, Magazine] = {}
+
+    def magazine(self, tier: Tier, chunks: int) -> Magazine:
+        """The magazine of a tier's slots or of its runs of a length."""
+        key = tier.index, chunks
+        return self.magazines.get(key) or self.magazines.setdefault(
+            key, Magazine(self._me, tier, chunks, self.magazine_bytes)
+        )
+
+    def run_magazine(self, nbytes: int) -> Magazine:
+        """The magazine of the runs that hold *nbytes* bytes with least waste."""
+        choice = chunk_run(nbytes, self.tiers)
+        if choice is None:
+            largest = max((t.size * t.capacity for t in self.tiers if t.kind is TierKind.CHUNK), default=0)
+            raise InvalidSize(
+                f"{nbytes} bytes fit no chunk tier of this pool, the largest holds {largest}: lease them DIRECT"
+            )
+        return self.magazine(*choice)
+
+    def window_for(self, slot: Slot) -> Window:
+        """The window through which a slot is written, made on its first use."""
+        if slot.window is None:
+            try:
+                pieces = [self.piece(row, count, writable=True) for row, count in slot.spans]
+                slot.window = self.windows.make(pieces, WRITE)
+            except BaseException:
+                self.keep_or_return(slot)  # the lease fails, the slot is not lost
+                raise
+        return slot.window
+
+    # --- slots that come -----------------------------------------------------------------------------
+
+    def adopt_row(self, row: int) -> Slot | None:
+        """The record of a row that says (IDLE, this seat) and that is not known yet; None
+        for any other."""
+        with self._owned_lock:
+            word = self.words[row * ROW_WORDS]
+            if word & ~GENERATION_FIELD != self.idle or row in self._owned:
+                return None
+            slot = self._owned[row] = self._make_slot(row, word & GENERATION_FIELD)
+        return slot
+
+    def _make_slot(self, row: int, base: int) -> Slot:
+        known = self._returned.pop(row, None)
+        if known is not None and (known.tier.kind is TierKind.POOLED or known.spans == self.spans_of(row)):
+            known.base = base
+            return known
+        tier, spans = self.tier_of(row), self.spans_of(row)
+        if tier.kind is TierKind.DIRECT:
+            return DirectSlot(self._me, tier, spans, nbytes_of(self.words[row * ROW_WORDS + EXTENT]), base)
+        chunks = sum(count for _, count in spans)
+        slot = Slot(self._me, tier, spans, chunks * tier.size, base)
+        slot.magazine = self.magazine(tier, chunks)
+        return slot
+
+    def _adopt_unknown(self) -> None:
+        """Rows that say (IDLE, this seat) and that no magazine knows: their grant was lost
+        with the old connection."""
+        mine = self.idle
+        grants = self.words[: self.rows * ROW_WORDS : ROW_WORDS].tolist()
+        idle = [row for row, word in enumerate(grants) if word & ~GENERATION_FIELD == mine]
+        self.put_aside(*[self.adopt_row(row) for row in idle])
+
+    def put_aside(self, *slots: Slot | None) -> None:
+        """Slots that nobody waits for any more: into their magazines, or back. After the seat's end
+        they are not ours."""
+        for slot in slots:
+            if slot is None or self.is_over:
+                continue
+            if slot.magazine is not None:
+                slot.magazine.ready.appendleft(slot)
+            else:  # a direct segment serves one object
+                self.give_back([slot])
+
+    # --- slots that go -------------------------------------------------------------------------------
+
+    def give_back(self, slots: list[Slot]) -> None:
+        """Return slots to the broker, each with a generation that no handle has named."""
+        returned = State.RETURNED << STATE_SHIFT
+        if self.barrier:
+            self.barrier()
+        for slot in slots:
+            if self.words[slot.word] & GENERATION_FIELD == slot.base:
+                slot.base += ONE_GENERATION  # granted or released, and not used since
+            with self._owned_lock:  # a row that is forgotten and still IDLE looks like a lost grant
+                self._owned.pop(slot.row, None)
+                self._keep_window(slot)
+                self.words[slot.word] = slot.base | returned
+        rows = [slot.row for slot in slots]
+        for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE):
+            self.link.send(Return(rows[at : at + MAX_ROWS_PER_MESSAGE]))
+
+    def _keep_window(self, slot: Slot) -> None:
+        """Keep what a slot is seen through, unless a user has a view of it. A direct segment's
+        map must go: its memory would stay with it."""
+        if slot.window is None or slot.has_views or slot.magazine is None:
+            slot.window = None
+            return
+        if len(self._returned) >= MAX_RETURNED:
+            del self._returned[next(iter(self._returned))]
+        self._returned[slot.row] = slot
+
+    def pass_on(self, slot: Slot, state: State) -> None:
+        """Make the broker the custodian of one row by one store, and have it look soon. Takes no
+        lock that a finalizer could meet."""
+        self._owned.pop(slot.row, None)
+        if self.barrier:
+            self.barrier()
+        self.words[slot.word] = slot.base | state << STATE_SHIFT
+        self.link.bells.soon(slot.row)
+
+    def keep_or_return(self, slot: Slot) -> None:
+        """A slot that was not published comes back: to its magazine, or to the broker if
+        somebody waits for its tier. Takes no lock that a finalizer could meet."""
+        slot.base += ONE_GENERATION
+        assert slot.magazine is not None
+        if slot.base > LAST_BASE:
+            self.pass_on(slot, State.RETURNED)
+            return
+        self.words[slot.word] = slot.base | self.idle
+        slot.magazine.ready.append(slot)
+        if self.header[WANTED + slot.tier.index]:
+            self.is_wanted = True
+            self.link.wake()
+
+    def return_all(self) -> None:
+        """Reap, and return everything that is idle, or lost."""
+        lost.finish_lost_tickets(self._me)
+        for magazine in list(self.magazines.values()):
+            magazine.resting, magazine.newest = [], None  # they would keep a lost slot known
+            slot = magazine.reap(len(magazine.published))
+            slots = magazine.empty() + ([slot] if slot else [])
+            magazine.batch = 1
+            if slots:
+                self.give_back(slots)
+        with self._owned_lock:  # two threads must not both find one
+            slots = lost.lost_slots(self._me, self._owned)
+        if slots:
+            self.give_back(slots)
+
+    def return_rested(self) -> bool:
+        """Return what was not used; False when nothing idle is left."""
+        for magazine in list(self.magazines.values()):
+            magazine.reap_rested()
+            slots = magazine.rested()
+            if slots:
+                self.give_back(slots)
+        return any(magazine.ready or magazine.published for magazine in list(self.magazines.values()))
+
+    def close_magazines(self) -> None:
+        """Return what is idle and hand the publications to the broker."""
+        self.return_all()
+        handed = State.PUBLISHED << STATE_SHIFT
+        rows = []
+        for magazine in list(self.magazines.values()):
+            while magazine.published:
+                slot = magazine.published.popleft()
+                slot.window = None
+                self._owned.pop(slot.row, None)
+                self.words[slot.word] = slot.base | handed
+                rows.append(slot.row)
+        self.link.bells.now(*rows)
+        self.link.send_bells()
+
+    @property
+    def owns_any(self) -> bool:
+        """Whether this seat is the custodian of anything (after `close_magazines`: of what
+        is leased or just being leased), or has a ticket taken."""
+        words, taken = self.words, self.taken
+        tickets = [words[record.cell] & ~GENERATION_FIELD for record in list(self.records.values())]
+        return bool(self._owned) or taken in tickets

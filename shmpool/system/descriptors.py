@@ -1,0 +1,57 @@
+"""Descriptors that nobody closes under who is just using them.
+
+A number that was closed is soon another file's. A `Descriptor` is closed when nothing refers to
+it any more, and a call that is using it does. Who closes puts `CLOSED` in its place: what
+asks it for its number gets an error that says so.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final, NoReturn
+
+from ..errors import PoolClosed
+
+
+class Descriptor(int):
+    """An open descriptor; it closes itself."""
+
+    def __del__(self) -> None:
+        try:
+            _close(self)
+        except OSError:
+            pass  # a forked child's end: somebody closed all that it inherited
+
+
+class Closed:
+    """In the place of a descriptor that its owner has closed."""
+
+    def fileno(self) -> NoReturn:
+        raise PoolClosed("the pool is closed; connect() makes a new one")
+
+    __index__ = fileno
+
+
+CLOSED: Final = Closed()
+_close: Final = os.close
+
+
+def make_eventfd() -> Descriptor:
+    """An eventfd that never blocks."""
+    return Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+
+
+def signal(eventfd: Descriptor | Closed) -> None:
+    """Wake who polls an eventfd; nothing once it is closed. From anywhere."""
+    try:
+        os.eventfd_write(eventfd, 1)  # type: ignore[arg-type]  # whatever has a fileno
+    except (OSError, PoolClosed):
+        pass  # it is awake, or gone
+
+
+def drain(eventfd: Descriptor | Closed) -> None:
+    """Take back what `signal` has written."""
+    try:
+        os.eventfd_read(eventfd)  # type: ignore[arg-type]
+    except (OSError, PoolClosed):
+        pass
