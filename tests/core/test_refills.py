@@ -68,18 +68,6 @@ def test_each_return_raises_the_generation_by_one(world: World) -> None:
         assert (world.state(slot.row), world.generation(slot.row)) == (State.FREE, generation + 1)
 
 
-def test_a_batch_of_one_is_granted_while_others_wait(world: World) -> None:
-    hoarder = fill(world)
-    other = waiting(world, SMALL)
-    world.client().refill(SMALL, count=8)
-    world.run()
-    for slot in hoarder.leased[:1]:
-        hoarder.put_back(slot)
-    hoarder.give_back(*hoarder.ready)
-    world.run()
-    assert len(other.ready) == 1
-
-
 def test_a_warmed_batch_is_adjacent_and_warmed_in_one_action(world: World) -> None:
     world.keep_actions = True
     world.client().get(SMALL, count=8)
@@ -277,18 +265,6 @@ def test_what_a_client_returned_while_it_was_away_is_idle_from_then_on(world: Wo
     assert world.state(slot.row) is State.FREE
     world.pass_time(world.settings.buffer_lifetime / 2)
     assert world.state(slot.row) is State.FREE
-
-
-def test_a_large_idle_pool_is_cooled_a_part_at_a_time_and_soon(make_world: type[World]) -> None:
-    world = make_world(small_settings(memory_limit=24 * 1024 * KIB), check_every=20)
-    hoarder = fill(world, MEDIUM, batch=64)
-    hoarder.goodbye()
-    world.run()
-    world.keep_actions = True
-    lifetime = world.settings.buffer_lifetime
-    world.pass_time(lifetime + lifetime / 8 + 1)
-    assert world.broker.inventory.held == world.overhead
-    assert world.most_actions < 2000
 
 
 def scatter(world: World) -> Client:

@@ -1,0 +1,331 @@
+"""No turn of the loop is longer than its bounds, whatever comes at once: each bound by its name.
+
+A turn is one event; what it did is told by its actions and by the ledger before and after. The
+bounds are written out here, so that one which is raised is seen as well as one which is not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from harness import CHUNKS, MEDIUM, SMALL, Client, World, small_settings
+
+from shmpool.protocol.codes import Code
+from shmpool.protocol.ledger import MAX_TICKETS
+from shmpool.protocol.messages import Grant, Message, Recall, Refill
+from shmpool.protocol.sizing import KIB, MIB
+from shmpool.protocol.states import State
+from shmpoold.core.actions import Action, CloseTicket, Cool, ProbeSeat, RemoveDirect, Send, Warm
+from shmpoold.core.broker import COOLED_PER_TURN
+from shmpoold.core.chores import STEPS_PER_TURN
+from shmpoold.core.custody import CLOSED_PER_TURN, SWEPT_PER_TURN
+from shmpoold.core.inventory import WARM_SLICE
+from shmpoold.core.lending import GRANTED_PER_REQUEST, MOST_REQUESTS, SERVED_PER_TURN
+from shmpoold.core.looks import LOOKED_AT_PER_TURN
+from shmpoold.core.recalls import RECALL_EVERY, RECALLED_PER_TURN
+from shmpoold.core.seats import Away
+from shmpoold.core.spares import MOST
+
+LARGE = small_settings(memory_limit=24 * MIB, max_clients=250)
+
+
+@pytest.fixture
+def large_world(make_world: type[World]) -> World:
+    """6,144 small slots, 1,536 medium ones, room for 250 clients."""
+    return make_world(LARGE, check_every=0)
+
+
+@contextmanager
+def turns_of(world: World, done: Callable[[list[Action]], int]) -> Iterator[list[int]]:
+    """How much each turn from now on has done, as *done* counts it after the turn."""
+    dispatch, counts = world.dispatch, list[int]()
+
+    def counted(event: object) -> list[Action]:
+        actions = dispatch(event)  # type: ignore[arg-type]
+        counts.append(done(actions))
+        return actions
+
+    world.dispatch = counted  # type: ignore[method-assign]
+    yield counts
+    world.dispatch = dispatch  # type: ignore[method-assign]
+
+
+def actions_of(kind: type[Action]) -> Callable[[list[Action]], int]:
+    return lambda actions: sum(isinstance(action, kind) for action in actions)
+
+
+def sent(kind: type[Message]) -> Callable[[list[Action]], int]:
+    return lambda actions: sum(isinstance(action, Send) and isinstance(action.message, kind) for action in actions)
+
+
+def newly_free(world: World, tier: int = SMALL) -> Callable[[list[Action]], int]:
+    """Rows of a tier that a turn has made FREE."""
+    before = world.states(tier)[State.FREE]
+
+    def more(_: list[Action]) -> int:
+        nonlocal before
+        was, before = before, world.states(tier)[State.FREE]
+        return before - was
+
+    return more
+
+
+def hold(world: World, count: int, tier: int = SMALL) -> Client:
+    """A client that has leased so many slots."""
+    client = world.client()
+    client.answers_recalls = False
+    while len(client.ready) < count:
+        client.refill(tier, count=min(256, count - len(client.ready)))
+        world.run()
+    for slot in list(client.ready):
+        client.lease(slot)
+    return client
+
+
+def hold_all(world: World, tier: int = SMALL) -> Client:
+    """A client that has leased what the pool has."""
+    client = world.client()
+    client.answers_recalls = False
+    while not client.refusals:
+        client.refill(tier, count=256, queue=False)
+        world.run()
+    for slot in list(client.ready):
+        client.lease(slot)
+    return client
+
+
+def wait(world: World, tier: int = SMALL, count: int = 1, chunks: int = 1) -> Client:
+    """A client in the line, that keeps what it gets."""
+    client = world.client()
+    client.answers_recalls = False
+    client.refill(tier, chunks, count)
+    world.run()
+    assert not client.ready and not client.refusals
+    return client
+
+
+def give_back_all(client: Client) -> None:
+    for slot in list(client.leased):
+        client.put_back(slot)
+    client.give_back(*client.ready)
+
+
+# --- what one turn does -------------------------------------------------------------------------
+
+
+def test_a_turn_serves_no_more_waiters_than_served_per_turn(large_world: World) -> None:
+    world = large_world
+    holder = hold_all(world)
+    line = [wait(world) for _ in range(200)]
+    for slot in holder.leased[:800]:
+        holder.put_back(slot)
+    with turns_of(world, sent(Grant)) as grants:
+        holder.give_back(*holder.ready)
+        world.run()
+        world.pass_time(0.02)
+    assert sum(grants) == len(line) and all(client.ready for client in line)
+    assert max(grants) <= SERVED_PER_TURN <= 64
+
+
+def test_a_turn_looks_at_no_more_rows_of_a_message_than_looked_at_per_turn(large_world: World) -> None:
+    world = large_world
+    client = hold(world, 1000)
+    for slot in list(client.leased):
+        client.put_back(slot)
+    with turns_of(world, newly_free(world)) as freed:
+        client.give_back(*client.ready)
+        world.run()
+        world.pass_time(0.1)
+    assert sum(freed) == 1000
+    assert max(freed) <= LOOKED_AT_PER_TURN + STEPS_PER_TURN <= 256
+
+
+def test_a_turn_does_no_more_of_a_chore_than_steps_per_turn(large_world: World) -> None:
+    world = large_world
+    client = hold(world, 1000)
+    for slot in list(client.leased):
+        client.put_back(slot)
+    with turns_of(world, newly_free(world)) as freed:
+        client.die()
+        world.run()
+        world.pass_time(1.0)
+    assert sum(freed) == 1000
+    assert max(freed) <= STEPS_PER_TURN <= 128
+
+
+def test_a_turn_probes_no_more_seats_than_probed_per_turn(large_world: World) -> None:
+    world = large_world
+    clients = [world.client() for _ in range(200)]
+    world.run()
+    with turns_of(world, actions_of(ProbeSeat)) as probes:
+        for client in clients:
+            client.disconnect()
+        world.run()
+        world.pass_time(Away.FIRST)
+        assert sum(probes) >= len(clients)
+    assert max(probes) <= Away.PROBED_PER_TURN <= 64
+
+
+def publish_and_leave(world: World, count: int, tickets: int = 1) -> list[list[object]]:
+    """So many publications in the broker's custody, nobody's but their readers'."""
+    client = hold(world, count)
+    published = [client.publish(slot, tickets) for slot in list(client.leased)]
+    client.goodbye()
+    world.run()
+    world.pass_time(0.1)
+    assert len(world.broker.custody) == count
+    return published  # type: ignore[return-value]
+
+
+def test_a_turn_sweeps_no_more_publications_than_swept_per_turn(large_world: World) -> None:
+    world = large_world
+    tickets = publish_and_leave(world, 1500)
+    reader = world.client()
+    world.run()
+    for (ticket,) in tickets:
+        assert reader.open(ticket)  # type: ignore[arg-type]
+        reader.release(ticket, ring=False)  # type: ignore[arg-type]
+    with turns_of(world, newly_free(world)) as freed:
+        world.pass_time(5.0)
+    assert sum(freed) == 1500
+    assert max(freed) <= SWEPT_PER_TURN <= 512
+
+
+def test_a_turn_closes_no_more_tickets_than_closed_per_turn(large_world: World) -> None:
+    world = large_world
+    publish_and_leave(world, 300, MAX_TICKETS)
+    with turns_of(world, actions_of(CloseTicket)) as closed:
+        world.pass_time(world.settings.handle_ttl + 5.0)
+    assert sum(closed) >= 300 * MAX_TICKETS
+    assert max(closed) < CLOSED_PER_TURN + MAX_TICKETS <= 128 + MAX_TICKETS
+
+
+def bytes_cooled(world: World) -> Callable[[list[Action]], int]:
+    return lambda actions: sum(
+        action.count * world.tiers[action.tier].size for action in actions if isinstance(action, Cool)
+    )
+
+
+@pytest.mark.parametrize("tier", [SMALL, MEDIUM, CHUNKS])
+def test_a_turn_cools_no_more_bytes_than_cooled_per_turn(large_world: World, tier: int) -> None:
+    world = large_world
+    give_back_all(hold_all(world, tier))
+    world.run()
+    idle = world.broker.inventory.held - world.overhead
+    lifetime = world.settings.buffer_lifetime
+    with turns_of(world, bytes_cooled(world)) as cooled:
+        world.pass_time(lifetime + lifetime / 8 + 1)
+    assert sum(cooled) == idle > 16 * MIB
+    assert max(cooled) <= COOLED_PER_TURN <= 4 * MIB
+
+
+def test_a_warming_takes_no_more_bytes_at_once_than_a_warm_slice(large_world: World) -> None:
+    world = large_world
+    client = world.client()
+    slices: list[int] = []
+    world.keep_actions = True
+    for tier, chunks in ((CHUNKS, 1000), (SMALL, 1), (MEDIUM, 1)):
+        client.refill(tier, chunks, 256)
+        world.run()
+    slices = [action.count * world.tiers[action.tier].size for action in world.actions if isinstance(action, Warm)]
+    assert sum(slices) > 8 * MIB
+    assert max(slices) <= WARM_SLICE <= MIB
+
+
+def test_a_turn_recalls_from_no_more_clients_than_recalled_per_turn(large_world: World) -> None:
+    world = large_world
+    holders = [hold(world, 1) for _ in range(200)]
+    hold_all(world)
+    with turns_of(world, sent(Recall)) as recalls:
+        wait(world)
+        world.pass_time(RECALL_EVERY / 2)
+    assert sum(recalls) == len(holders) + 1
+    assert max(recalls) <= RECALLED_PER_TURN <= 32
+
+
+# --- what one client may ask for --------------------------------------------------------------------
+
+
+def test_a_client_has_no_more_under_way_than_most_requests(large_world: World) -> None:
+    world = large_world
+    holder = hold_all(world)
+    client = world.client()
+    numbers = [client.refill() for _ in range(1100)]
+    world.run()
+    waiting = [number for number in numbers if number in client.requests]
+    assert {refusal.code for refusal in client.refusals} == {Code.QUOTA}
+    assert waiting == numbers[: len(waiting)]
+    assert len(waiting) == MOST_REQUESTS <= 1024
+    other = wait(world)
+    assert len(other.requests) == 1, "it is the client's own number that counts"
+    give_back_all(holder)
+    world.run()
+    world.pass_time(1.0)
+    assert len(client.ready) == MOST_REQUESTS
+
+
+@pytest.mark.parametrize("is_warm", [True, False], ids=["warm", "cold"])
+def test_a_request_is_granted_no_more_rows_than_granted_per_request(large_world: World, is_warm: bool) -> None:
+    world = large_world
+    client = world.client()
+    if is_warm:
+        give_back_all(hold(world, 1000))
+        world.run()
+    client.send(Refill(1, SMALL, 1, 1000, True))
+    world.run()
+    assert len(client.ready) <= GRANTED_PER_REQUEST <= 256
+    client.send(Refill(2, CHUNKS, 100, 10, True))
+    world.run()
+    runs = [slot for slot in client.ready if slot.tier.index == CHUNKS]
+    assert sum(len(run.rows) for run in runs) <= GRANTED_PER_REQUEST
+
+
+def test_nobody_is_granted_a_warm_batch_while_others_wait(world: World) -> None:
+    """Eight slots come back at once: all who wait for a batch of eight get one of them first."""
+    holder = hold_all(world)
+    line = [wait(world, count=8) for _ in range(4)]
+    for slot in holder.leased[:8]:
+        holder.put_back(slot)
+    holder.give_back(*holder.ready)
+    world.run()
+    assert [len(client.ready) for client in line] == [1, 1, 1, 5]
+
+
+def test_nobody_is_granted_a_cold_batch_while_others_wait(world: World) -> None:
+    """A direct segment is removed: there is room for sixteen cold slots."""
+    holder = world.client()
+    direct = holder.lease(holder.get_direct(64 * KIB))
+    hold_all(world)
+    line = [wait(world, count=8) for _ in range(4)]
+    holder.put_back(direct)
+    world.run()
+    assert [len(client.ready) for client in line] == [1, 1, 1, 8]
+
+
+def test_a_batch_is_granted_whole_when_nobody_waits(world: World) -> None:
+    holder = hold_all(world)
+    client = wait(world, count=8)
+    for slot in holder.leased[:8]:
+        holder.put_back(slot)
+    holder.give_back(*holder.ready)
+    world.run()
+    assert len(client.ready) == 8
+
+
+# --- spares -------------------------------------------------------------------------------------
+
+
+def test_no_more_direct_segments_lie_spare_than_most(make_world: type[World]) -> None:
+    world = make_world(small_settings(memory_limit=64 * MIB), direct_rows=256, check_every=0)
+    client = world.client()
+    slots = [client.get_direct(64 * KIB) for _ in range(100)]
+    assert len({slot.row for slot in slots}) == 100
+    for slot in slots:
+        client.lease(slot)
+    with turns_of(world, actions_of(RemoveDirect)) as removed:
+        for slot in slots:
+            client.put_back(slot)
+        world.run()
+    assert len(world.broker.inventory.spares) == 100 - sum(removed) == MOST <= 64
