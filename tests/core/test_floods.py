@@ -101,7 +101,12 @@ def test_each_row_of_a_long_bell_is_looked_at_once(make_world: type[World]) -> N
     slots = client.get(SMALL, count=2 * LOOKED_AT_PER_TURN)
     rows = [slot.row for slot in slots]
     looked_at: list[int] = []
-    world.broker.looks._look = lambda row, now: looked_at.append(row)
+
+    def look(row: int, now: float) -> int:
+        looked_at.append(row)
+        return 1
+
+    world.broker.looks._look = look
     client.send(Bell([*rows, *rows, *rows][:1024]))
     world.run()
     world.pass_time(1.0)

@@ -85,6 +85,7 @@ def test_a_run_is_warmed_in_slices_that_others_come_between(make_world: type[Wor
         (CHUNKS, 128), (SMALL, 1),
     ]  # fmt: skip
     world.run()
+    world.pass_time(0.1)
     assert [count for _, count in one.ready[0].spans] == [300]
 
 

@@ -55,9 +55,10 @@ def adopt(broker: Broker, now: float) -> None:
     ) + sum(holding.direct_bytes for holding in holdings)  # fmt: skip
     for holding in holdings:
         _place(broker, holding, words[holding.row], now)
-    inventory.reserve(0)  # cools what is idle over a limit that was lowered meanwhile
+    if inventory.room < 0:
+        inventory.cool(-inventory.room, inventory.rows.count)  # the limit was lowered meanwhile
     inventory.adopted = inventory.held
-    broker._next_cooling = now + broker.settings.buffer_lifetime
+    broker.cooling.note_idle(now)
 
 
 def _followers(broker: Broker, words: list[int]) -> dict[int, list[int]]:

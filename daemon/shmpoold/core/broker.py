@@ -58,6 +58,7 @@ from shmpool.protocol.states import State
 from . import adoption
 from .actions import Action, Close, ProbeSeat, WatchConnected
 from .chores import Chores
+from .cooling import Cooling
 from .custody import Custody
 from .endings import Endings
 from .events import (
@@ -74,7 +75,7 @@ from .events import (
     Warmed,
     WarmFailed,
 )
-from .inventory import WARM_SLICE, Holding, Inventory
+from .inventory import Holding, Inventory
 from .lending import NEVER, Lending
 from .looks import Looks
 from .outbox import Outbox
@@ -83,11 +84,6 @@ from .rows import Rows
 from .scrubber import Scrubber
 from .seats import Away, Seat, Seats
 from .settings import Settings
-
-#: How many bytes are cooled in one turn of the loop.
-COOLED_PER_TURN = 4 * WARM_SLICE
-#: Seconds until more is cooled, when there is more to cool than one turn does.
-COOLED_AGAIN = 0.05
 
 
 @dataclass(slots=True, eq=False)
@@ -159,16 +155,15 @@ class Broker:
             Scrubber(settings.scrub),
         )
         self.custody = Custody(self.rows, self.inventory, settings.handle_ttl, self.outbox, self.free)
-        self.lending = Lending(self.rows, header, self.seats, self.inventory, self.outbox)
-        self.clients: dict[int, Client] = {}
-        #: When idle slots are to be looked at, to be cooled; `NEVER` while there are none.
-        self._next_cooling = NEVER
-        self.away = Away()
         self.chores = Chores()
+        self.lending = Lending(self.rows, header, self.seats, self.inventory, self.chores, self.outbox)
+        self.cooling = Cooling(self.inventory, self.chores, settings.buffer_lifetime)
+        self.clients: dict[int, Client] = {}
+        self.away = Away()
         self.looks = Looks(self.chores, self.settle)
         self.endings = Endings(self)
         self.questions = Questions(self)
-        self._on_event: dict[type[Any], Callable[[Any, float], None]] = {
+        self._on_event: dict[type[Any], Callable[[Any, float], object]] = {
             Connected: self._on_connected,
             Received: self._on_received,
             Disconnected: self._on_disconnected,
@@ -196,8 +191,8 @@ class Broker:
     def handle(self, event: Event, now: float) -> list[Action]:
         """Decide what an event means. The actions are to be carried out in order."""
         self._on_event[type(event)](event, now)
-        if self.lending.something_freed:
-            self._next_cooling = min(self._next_cooling, now + self.settings.buffer_lifetime)
+        if self.lending.is_due:
+            self.cooling.note_idle(now)
             self.lending.serve_line(now)
         self.lending.raise_flags()
         return self.outbox.take()
@@ -217,7 +212,7 @@ class Broker:
     def next_deadline(self) -> float | None:
         """When `Ticked` is due: the shell's only timer. None: not before another event.
         Asked after every event, so what there is nothing of costs next to nothing."""
-        due, somebody_waits = self._next_cooling, bool(self.lending.line)
+        due, somebody_waits = self.cooling.next_deadline, bool(self.lending.line)
         if (probe := self.away.next_probe) is not None:
             due = min(due, probe)
         if (turn := self.chores.next_turn) is not None:
@@ -361,7 +356,7 @@ class Broker:
             self._fault(client, Code.BAD_MESSAGE, wrong)
 
     def _on_cancel(self, client: Client, message: Cancel, now: float) -> None:
-        self.lending.cancel(client.connection, message.request)
+        self.lending.cancel(client.connection, message.request, now)
 
     # --- returns and bells -----------------------------------------------------------------------------
 
@@ -374,11 +369,12 @@ class Broker:
         granted = self.inventory.granted
         self.looks.begin([row for row in message.rows if row in granted], now)
 
-    def settle(self, row: int, now: float) -> None:
-        """Look at a granted row and do what its words ask for; nothing if they ask nothing."""
+    def settle(self, row: int, now: float) -> int:
+        """Look at a granted row and do what its words ask for; nothing if they ask nothing.
+        Returns what it cost, in units."""
         holding = self.inventory.granted.get(row)
         if holding is None:
-            return
+            return 1
         word = self.rows.grant(row)
         state, seat = state_of(word), seat_of(word)
         if state == State.RETURNED:
@@ -386,22 +382,31 @@ class Broker:
             if generation_of(word) < holding.birth + (holding.tier.kind is TierKind.DIRECT):
                 self.quarantine(holding)
             else:
-                self.free(holding, now)
+                return self.free(holding, now)
         elif state == State.PUBLISHED and seat == 0:
             self.custody.accept(holding, now)
         elif state == State.PUBLISHED and self.lending.line and not self.rows.open_cells(row):
             self.lending.recalls.ask(seat, now)
+        return 1
 
-    def free(self, holding: Holding, now: float) -> None:
+    def free(self, holding: Holding, now: float) -> int:
+        """Nobody may use it any more. A long run's rows become nobody's one after the other.
+        Returns what it cost, in units."""
         self.custody.forget(holding)
-        self.inventory.free(holding, now)
+        rest = self.inventory.free(holding, now)
         seat = self.seats.taken.get(holding.seat)
         if seat is not None:
             seat.lose(holding.row, holding.nbytes)
-        self.lending.something_freed = True
-        self.lending.next_warming = 0.0
+        self.lending.note_freed(now)
+        if rest is None:
+            return 1
+        cost = next(rest, 0)
+        if holding in self.inventory.leaving:
+            self.chores.begin(self.lending.watched(rest), now, is_urgent=True)
+        return 1 + cost
 
     def quarantine(self, holding: Holding) -> None:
+        """What a client wrote makes no sense: never give it out again."""
         self.custody.forget(holding)
         self.inventory.quarantine(holding)
         seat = self.seats.taken.get(holding.seat)
@@ -417,8 +422,4 @@ class Broker:
         self.custody.sweep(now, hurry=bool(self.lending.line))
         self.lending.tick(now)
         self.inventory.drop_old_spares(now)
-        if self._next_cooling <= now:
-            lifetime = self.settings.buffer_lifetime
-            cooled = self.inventory.cool(COOLED_PER_TURN, now - lifetime)
-            pause = COOLED_AGAIN if cooled >= COOLED_PER_TURN else max(lifetime / 8, 0.1)
-            self._next_cooling = now + pause if self.inventory.has_ready else NEVER
+        self.cooling.tick(now)

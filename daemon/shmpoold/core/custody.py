@@ -37,7 +37,7 @@ class Custody:
         inventory: Inventory,
         ttl: float,
         outbox: Outbox,
-        free: Callable[[Holding, float], None],
+        free: Callable[[Holding, float], int],
     ) -> None:
         self._rows = rows
         self._inventory = inventory
@@ -60,14 +60,13 @@ class Custody:
                 self._interval, self._swept_at = FIRST, now
         self.look(holding.row, now)
 
-    def look(self, row: int, now: float) -> None:
+    def look(self, row: int, now: float) -> int:
         """Free a publication in custody whose tickets are all done. One that somebody has
-        scribbled on stays: nothing tells any more who reads it."""
+        scribbled on stays: nothing tells any more who reads it. Returns what it cost, in units."""
         holding = self._inventory.granted.get(row)
         if holding is None or not holding.in_custody or not is_published(self._rows.grant(row), 0):
-            return
-        if not self._rows.open_cells(row):
-            self._free(holding, now)
+            return 1
+        return 1 if self._rows.open_cells(row) else self._free(holding, now)
 
     def look_at_oldest(self, now: float) -> None:
         """Before more memory is asked for: readers ring only soon after they are done."""
@@ -94,16 +93,16 @@ class Custody:
             return
         self._swept_at = now
         self._interval = min(2 * self._interval, LONGEST)
-        closed = 0
+        closed = cost = 0
         for _ in range(min(len(self._queue), SWEPT_PER_TURN)):
-            if closed >= CLOSED_PER_TURN:
+            if closed >= CLOSED_PER_TURN or cost >= SWEPT_PER_TURN:
                 self._interval = HURRY  # there are more
                 return
             holding = self._queue.popleft()
             if self._is_kept(holding):
                 self._queue.append(holding)
                 closed += self._close_expired(holding, now)
-                self.look(holding.row, now)
+                cost += self.look(holding.row, now)
 
     def _is_kept(self, holding: Holding) -> bool:
         return holding.in_custody and self._inventory.granted.get(holding.row) is holding

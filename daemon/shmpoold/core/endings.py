@@ -54,8 +54,7 @@ class Endings:
                 seats, self._seats = self._seats, []
                 for seat in seats:
                     for row in list(seat.rows):
-                        self._bury(seat, row)
-                        yield 1
+                        yield self._bury(seat, row)
                 yield from self._finish_tickets([seat.number for seat in seats])
                 for seat in seats:
                     self._clear(seat)
@@ -63,10 +62,10 @@ class Endings:
         finally:
             self._is_under_way = False
 
-    def _bury(self, seat: Seat, row: int) -> None:
-        """Settle one row, if nobody has since the others were."""
+    def _bury(self, seat: Seat, row: int) -> int:
+        """Settle one row, if nobody has since the others were; returns what it cost, in units."""
         if row not in seat.rows:
-            return
+            return 1
         broker, holding = self._broker, self._broker.inventory.granted[row]
         word, now = broker.rows.grant(row), broker.chores.now
         state, holder = state_of(word), seat_of(word)
@@ -76,10 +75,11 @@ class Endings:
         elif state == State.PUBLISHED and holder in (0, seat.number):
             self._take_over(holding, now)
         elif state == State.RETURNED or (state in (State.IDLE, State.LEASED) and holder == seat.number):
-            broker.free(holding, now)
+            return broker.free(holding, now)
         else:
             broker.quarantine(holding)
         seat.lose(row, holding.nbytes)
+        return 1
 
     def _take_over(self, holding: Holding, now: float) -> None:
         broker = self._broker
@@ -97,8 +97,7 @@ class Endings:
             yield SEARCHING
             for row, cell in cells:
                 rows.finish_cell(row, cell)
-                self._broker.settle(row, self._broker.chores.now)
-                yield 1
+                yield self._broker.settle(row, self._broker.chores.now)
 
     def _clear(self, seat: Seat) -> None:
         self._broker.inventory.drop_spares()  # whoever had a use for them may be this one

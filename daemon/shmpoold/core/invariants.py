@@ -72,14 +72,19 @@ def _is_granted(broker: Broker, holding: Holding | None) -> bool:
 
 
 def _check_account(broker: Broker) -> None:
-    """What is held is what the slots, the direct segments and the spares say."""
+    """What is held is what the slots, the direct segments and the spares say, and what is
+    counted along is what is there."""
     inventory = broker.inventory
+    for slots in inventory.maps:
+        assert slots.counts() == (slots.unused, slots.warm, slots.ready), f"{slots.tier.label()} is counted wrongly"
+    promised = broker.lending.clearings.left
+    assert promised == broker.lending.earmarks.promised, f"{broker.lending.earmarks.promised} bytes are promised"
     held = inventory.overhead + sum(slots.warm * slots.tier.size for slots in inventory.maps)
     direct = broker.tiers[-1]
     granted = (inventory.granted.get(row) for row in range(direct.base, direct.end))
     held += sum(holding.direct_bytes for holding in granted if holding is not None)
     held += sum(holding.direct_bytes for _, holding in broker.lending.creating.values())
-    held += inventory.spares.nbytes
+    held += inventory.spares.nbytes + broker.lending.clearings.aside
     held += sum(_still_cold(broker, warming.holdings) for warming in set(broker.lending.warming.values()))
     assert held == inventory.held, f"held is {inventory.held}, the slots say {held}"
     assert held <= max(inventory.limit, inventory.overhead, inventory.adopted), f"held {held} of {inventory.limit}"
@@ -138,6 +143,7 @@ def _unfinished(broker: Broker) -> Iterator[Holding]:
         yield from warming.holdings
     for _, holding in broker.lending.creating.values():
         yield holding
+    yield from broker.lending.building.values()
 
 
 def _check_unfinished(broker: Broker, owners: dict[int, Holding]) -> None:
@@ -170,11 +176,9 @@ def _has_owner(broker: Broker, row: int, owners: dict[int, Holding]) -> bool:
     if _is_granted(broker, owners.get(row)):
         return True
     run = broker.inventory.granted.get(head_of(broker.rows.extent(row)))
-    return any(
-        first <= row < first + count
-        for holding in (*((run,) if run else ()), *_unfinished(broker))
-        for first, count in holding.spans
-    )
+    spans = [span for holding in (*((run,) if run else ()), *_unfinished(broker)) for span in holding.spans]
+    spans += [span for left in broker.inventory.leaving.values() for span in left]
+    return any(first <= row < first + count for first, count in spans)
 
 
 def _story(broker: Broker, row: int) -> str:

@@ -7,6 +7,7 @@ granted what, and who waits, is the broker's business.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from shmpool.protocol.header import header_bytes, ledger_bytes
@@ -33,6 +34,10 @@ from .spares import Spare, Spares
 #: Pages are reserved in slices of at most so many bytes (0.1 ms each), so that warming
 #: does not hold up the loop.
 WARM_SLICE = MIB
+#: How many rows are cooled within one event.
+COOLED_AT_ONCE = 256
+#: How many rows of a run are written in one step.
+BUILT_PER_STEP = 64
 #: The grant word of a warm row that is nobody's, without its generation.
 WARM = State.FREE << STATE_SHIFT
 
@@ -56,16 +61,21 @@ class Holding:
     granted_at: float = 0.0
     #: The head's generation when it was granted: a run's birth, a direct segment's name.
     birth: int = 0
+    #: The first row of a run's second extent, 0 for none.
+    following: int = 0
 
     @property
     def nbytes(self) -> int:
         """Memory that it holds, in bytes."""
-        if self.direct_bytes:
-            return self.direct_bytes
+        return self.direct_bytes or self.tier.size * self.chunks
+
+    @property
+    def chunks(self) -> int:
+        """How many rows it has."""
         chunks = 0
         for _, count in self.spans:
             chunks += count
-        return self.tier.size * chunks
+        return chunks
 
 
 class Inventory:
@@ -91,9 +101,13 @@ class Inventory:
         self.adopted = 0
         self.maps = [SlotMap(tier) for tier in tiers]
         self.granted: dict[int, Holding] = {}
+        #: Runs that have ended, and what of them is not nobody's yet.
+        self.leaving: dict[Holding, list[Span]] = {}
         #: Rows that are never given out again: a client wrote nonsense, or the generation ran out.
         self.quarantined: set[int] = set()
         self.scrubber = scrubber
+        #: What the last `reserve` would have had, had there been time to cool so much.
+        self.to_clear = 0
         #: A segment that is used again shows the next user what the last one wrote.
         self.spares = Spares(limit, is_on=not scrubber.is_on)
         self._outbox = outbox
@@ -113,7 +127,15 @@ class Inventory:
     @property
     def has_ready(self) -> bool:
         """Whether any slot or chunk is warm and nobody's: something that may be cooled."""
-        return any(slots.has_ready for slots in self.maps[:-1])
+        return any(slots.ready for slots in self.maps[:-1])
+
+    @property
+    def idle(self) -> int:
+        """Bytes that are held and nobody's: of warm slots, and of spares."""
+        nbytes = self.spares.nbytes
+        for slots in self.maps:
+            nbytes += slots.ready * slots.tier.size
+        return nbytes
 
     def open_direct_rows(self) -> None:
         """Make the rows of direct segments grantable: they have no pages of their own."""
@@ -129,21 +151,21 @@ class Inventory:
         slots = self.maps[tier.index]
         while (row := slots.take_ready(chunks)) is not None:
             is_free_slot = chunks == 1 and self.rows.grant(row) & ~GENERATION_FIELD == WARM
-            if is_free_slot or self._are_sound(slots, [(row, chunks)]):
+            if is_free_slot or self.are_sound(tier, ((row, chunks),)):
                 return Holding(row, tier, ((row, chunks),))
         return None
 
     def take_cold(self, tier: Tier, chunks: int, count: int) -> list[Holding]:
         """Up to *count* slots, or one run (scattered if need be), some of it cold; its
         memory is reserved from the cap, cooling idle slots elsewhere if it must. Empty
-        when rows or memory are missing."""
+        when rows or memory are missing, or it takes long to make room: see `reserve`."""
         slots = self.maps[tier.index]
         is_pooled = tier.kind is TierKind.POOLED
         while takings := self._find_slots(tier, count) if is_pooled else self._find_run(tier, chunks):
             spans = [span for taking in takings for span in taking]
             for row, length in spans:
                 slots.take(row, length)
-            if not self._are_sound(slots, spans):
+            if not self.are_sound(tier, spans):
                 continue
             if self.reserve(tier.size * sum(length for _, length in self._cold(tier, spans))):
                 return [Holding(taking[0][0], tier, taking) for taking in takings]
@@ -152,16 +174,19 @@ class Inventory:
             break
         return []
 
-    def _are_sound(self, slots: SlotMap, spans: list[Span]) -> bool:
-        """Whether just taken rows still say what we left in them. If not, somebody scribbled
-        on the ledger: those that do not are quarantined, the others put back."""
-        rows = [at for row, count in spans for at in range(row, row + count)]
-        bad = {at for at in rows if self.rows.grant(at) & ~GENERATION_FIELD != (WARM if slots.is_warm(at) else 0)}
-        self.quarantined |= bad
-        for at in rows if bad else ():
-            if at not in bad:
-                slots.put_back(at, 1)
-        return not bad
+    def are_sound(self, tier: Tier, spans: Iterable[Span]) -> bool:
+        """Whether taken rows still say what we left in them. If not, somebody scribbled on the
+        ledger: those that do not are quarantined, the others put back."""
+        slots = self.maps[tier.index]
+        if all(self.rows.are(row, slots.marks(row, count)) for row, count in spans):
+            return True
+        for row, count in spans:
+            for at in range(row, row + count):
+                if self.rows.are(at, slots.marks(at, 1)):
+                    slots.put_back(at, 1)
+                else:
+                    self.quarantined.add(at)
+        return False
 
     def _find_slots(self, tier: Tier, count: int) -> list[tuple[Span, ...]]:
         count = max(1, min(count, WARM_SLICE // tier.size, self.room // tier.size))
@@ -195,7 +220,8 @@ class Inventory:
         if not self.reserve(holding.direct_bytes):
             self.maps[tier.index].put_back(holding.row, 1)
             if spare is not None:
-                self._outbox.add(RemoveDirect(spare.row, spare.generation))
+                self.held += spare.nbytes
+                self.spares.put_back(spare)
             return None
         self._outbox.add(CreateDirect(holding.row, generation_of(self.rows.grant(holding.row)), size, spare))
         return holding
@@ -207,13 +233,38 @@ class Inventory:
         holding.direct_bytes = size
 
     def reserve(self, nbytes: int) -> bool:
-        """Count *nbytes* as held, cooling idle slots to make room; False if it cannot be."""
-        if nbytes > self.room:
-            self.cool(nbytes - self.room, idle_since=float("inf"))
-        if nbytes > self.room:
-            return False
+        """Count *nbytes* as held, cooling idle slots to make room; False if it cannot be, and then
+        nothing was cooled, or if it takes longer than one event may: then *to_clear* is *nbytes*."""
+        self.to_clear = 0
+        short = nbytes - self.room
+        if short > 0:
+            if short > self.idle:
+                return False
+            if self._rows_to_cool(short) > COOLED_AT_ONCE:
+                self.to_clear = nbytes
+                return False
+            self.cool(short, COOLED_AT_ONCE)
+            if nbytes > self.room:  # somebody scribbled on what was idle
+                return False
         self.held += nbytes
         return True
+
+    def _rows_to_cool(self, nbytes: int) -> int:
+        """About how many rows `cool` cools for so many bytes."""
+        nbytes -= self.spares.nbytes
+        rows = 0
+        for slots in self._richest():
+            if nbytes <= 0:
+                break
+            count = min(slots.ready, -(-nbytes // slots.tier.size))
+            nbytes -= count * slots.tier.size
+            rows += count
+        return rows
+
+    def _richest(self) -> list[SlotMap]:
+        """The tiers that have anything idle, those with most bytes of it first."""
+        idle = [slots for slots in self.maps if slots.ready and slots.tier.kind is not TierKind.DIRECT]
+        return sorted(idle, key=lambda slots: -slots.ready * slots.tier.size)
 
     # --- warming -----------------------------------------------------------------------------
 
@@ -246,43 +297,46 @@ class Inventory:
             self.held -= holding.tier.size * sum(length for _, length in slots.cold_spans(row, count))
             slots.give(row, count, now)
 
-    def cool(self, nbytes: int, idle_since: float) -> int:
-        """Give up spares, then cool ready slots, both unused since *idle_since*, until *nbytes*
-        bytes came back; slots from the tiers that have most of them. Returns the bytes that did."""
+    def cool(self, nbytes: int, most_rows: int) -> int:
+        """Give up spares, then cool ready slots, from the tiers that have most of them, until
+        *nbytes* bytes came back or so many rows were cooled. Returns the bytes that did."""
         cooled = 0
-        spares = self.spares.idle_since(idle_since)
+        spares = self.spares.idle_since(float("inf"))
         while cooled < nbytes and (spare := next(spares, None)):
-            self._drop(spare)
+            self.drop(spare)
             cooled += spare.nbytes
-        tiers = sorted(
-            (slots for slots in self.maps if slots.tier.kind is not TierKind.DIRECT),
-            key=lambda slots: -slots.ready * slots.tier.size,
-        )
-        for slots in tiers:
-            if cooled >= nbytes:
-                break
-            most = -(-(nbytes - cooled) // slots.tier.size)
-            for row, count in list(slots.coolable(most, idle_since)):
-                slots.take(row, count)
-                if not self._are_sound(slots, [(row, count)]):
-                    continue
-                slots.put_back(row, count)
-                self._cool(slots, row, count)
-                cooled += count * slots.tier.size
-                self.held -= count * slots.tier.size
+        for slots in self._richest():
+            while cooled < nbytes and most_rows > 0:
+                span = slots.coolable(min(most_rows, -(-(nbytes - cooled) // slots.tier.size)))
+                if span is None:
+                    break
+                most_rows -= span[1]
+                if self.cool_span(slots, *span):
+                    cooled += span[1] * slots.tier.size
         return cooled
+
+    def cool_span(self, slots: SlotMap, row: int, count: int) -> bool:
+        """Cool ready slots; False when somebody has scribbled on any of them, then none of them."""
+        slots.take(row, count)
+        if not self.are_sound(slots.tier, ((row, count),)):
+            return False
+        slots.put_back(row, count)
+        self._cool(slots, row, count)
+        self.held -= count * slots.tier.size
+        return True
 
     def drop_old_spares(self, now: float) -> None:
         """Remove the spares that nobody had a use for."""
         for spare in self.spares.old(now):
-            self._drop(spare)
+            self.drop(spare)
 
     def drop_spares(self) -> None:
         """Remove them all."""
         for spare in self.spares.idle_since(float("inf")):
-            self._drop(spare)
+            self.drop(spare)
 
-    def _drop(self, spare: Spare) -> None:
+    def drop(self, spare: Spare) -> None:
+        """Remove a spare that was taken out."""
         self.held -= spare.nbytes
         self._outbox.add(RemoveDirect(spare.row, spare.generation))
 
@@ -304,37 +358,42 @@ class Inventory:
 
     # --- granting and freeing ---------------------------------------------------------------------
 
-    def grant(self, holding: Holding, seat: int, uid: int, now: float) -> None:
-        """Write it into the ledger as (IDLE, seat): followers first, the head's grant word
-        last, so that one store commits the whole."""
+    def build(self, holding: Holding) -> Iterator[int]:
+        """Write the followers of a taken run in steps, before `grant`; yields how many rows each
+        step wrote. If it is not granted after all, `take_apart` undoes it."""
         head = holding.row
-        birth = generation_of(self.rows.grant(head))
-        following = 0 if holding.spans == ((head, 1),) else self._join_followers(holding, birth)
+        holding.birth = generation_of(self.rows.grant(head))
+        holding.following = following = 0
+        for first, count in reversed(holding.spans):
+            for start in range(first, first + count, BUILT_PER_STEP):
+                end = min(start + BUILT_PER_STEP, first + count)
+                for row in range(start, end):
+                    if row != head:
+                        link = link_word(following, count) if row == first else 0
+                        self.rows.describe(row, follower_word(head, holding.birth), link)
+                        self.rows.move(row, State.FOLLOWER)
+                yield end - start
+            if first != head:
+                holding.following = following = first
+
+    def grant(self, holding: Holding, seat: int, uid: int, now: float) -> None:
+        """Write it into the ledger as (IDLE, seat): its followers were built first, the head's
+        grant word comes last, so that one store commits the whole."""
+        head = holding.row
+        if holding.spans == ((head, 1),):
+            holding.birth = generation_of(self.rows.grant(head))
         # A direct segment's length must outlive the broker, for the cap of the next one.
         extent = extent_word(holding.direct_bytes, 0, holding.spans[0][1])
-        self.rows.describe(head, extent, link_word(following, birth))
+        self.rows.describe(head, extent, link_word(holding.following, holding.birth))
         self.rows.move(head, State.IDLE, seat)
-        holding.seat, holding.granted_at, holding.birth = seat, now, birth
+        holding.seat, holding.granted_at = seat, now
         self.scrubber.note(holding.spans, uid)
         self.granted[head] = holding
 
-    def _join_followers(self, holding: Holding, birth: int) -> int:
-        """Build a run's rows but for the head; returns the row that the head links to."""
-        head = holding.row
-        following = 0
-        for first, count in reversed(holding.spans):
-            for row in range(first, first + count):
-                if row != head:
-                    link = link_word(following, count) if row == first else 0
-                    self.rows.describe(row, follower_word(head, birth), link)
-                    self.rows.move(row, State.FOLLOWER)
-            if first != head:
-                following = first
-        return following
-
-    def free(self, holding: Holding, now: float) -> None:
+    def free(self, holding: Holding, now: float) -> Iterator[int] | None:
         """End a holding that nobody may use any more: the head first, which commits it. A
-        direct segment whose client lives may become a spare."""
+        direct segment whose client lives may become a spare. Returns the steps of what is left
+        to do, if anything is: a run's followers."""
         head = holding.row
         generation = self.rows.move(head, State.FREE)
         del self.granted[head]
@@ -343,11 +402,28 @@ class Inventory:
         ):
             self.held -= holding.direct_bytes
             self._outbox.add(RemoveDirect(head, holding.birth))
-        for row, count in holding.spans:
-            for at in range(row, row + count):
-                if at != head:
-                    self._free_follower(holding.tier, at, now)
         self.give(holding.tier, head, generation, now)
+        return None if holding.spans == ((head, 1),) else self.take_apart(holding, now)
+
+    def give_head(self, holding: Holding, now: float) -> None:
+        """Make the head of a run nobody's that was built and not granted."""
+        self.maps[holding.tier.index].give(holding.row, 1, now)
+
+    def take_apart(self, holding: Holding, now: float) -> Iterator[int]:
+        """Make the followers of a run nobody's, in steps; yields how many rows each step did.
+        Its head names them no longer, so a crash in the middle loses nothing."""
+        (head, count), *others = holding.spans
+        left = [*others[::-1], (head + 1, count - 1)]
+        self.leaving[holding] = left
+        while left:
+            first, count = left.pop()
+            step = min(count, BUILT_PER_STEP)
+            if step < count:
+                left.append((first + step, count - step))
+            for row in range(first, first + step):
+                self._free_follower(holding.tier, row, now)
+            yield step
+        del self.leaving[holding]
 
     def _free_follower(self, tier: Tier, row: int, now: float) -> None:
         if state_of(self.rows.grant(row)) == State.FOLLOWER:

@@ -2,23 +2,28 @@
 
 Covers the order in which memory is looked for (warm, cold, idle elsewhere, larger slots),
 warming in slices, the making of direct segments, a full host, and the line of those who
-wait. The memory is `inventory`'s; who is connected and what comes back is `broker`'s.
+wait. The memory is `inventory`'s; who is connected and what comes back is `broker`'s; what
+is kept for whom is `earmarks`', who is asked to give back `recalls`'.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import MutableSequence
+from collections.abc import Iterator, MutableSequence
 from dataclasses import dataclass, field
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.header import WANTED
+from shmpool.protocol.ledger import MAX_EXTENTS
 from shmpool.protocol.messages import Direct, Grant, Refill, Refusal
-from shmpool.protocol.sizing import Tier, TierKind, format_bytes
+from shmpool.protocol.sizing import Tier, TierKind, format_bytes, page_round
 
 from .actions import Warm
+from .chores import Chore, Chores
+from .clearings import Clearings
+from .earmarks import Earmarks
 from .events import DirectCreated, DirectFailed, Warmed, WarmFailed
-from .inventory import WARM_SLICE, Holding, Inventory
+from .inventory import BUILT_PER_STEP, COOLED_AT_ONCE, WARM_SLICE, Holding, Inventory
 from .outbox import Outbox
 from .recalls import Recalls
 from .requests import Request, WaitingLine
@@ -28,8 +33,10 @@ from .slots import Span
 
 #: While somebody waits: how often a full host is tried again (seconds).
 RETRY_EVERY = 0.05
-#: How many waiters are served in one turn of the loop.
+#: How many waiters are tried in one turn of the loop.
 SERVED_PER_TURN = 64
+#: How many waiters of each tier may have a turn of their own.
+CONSIDERED = 16
 #: Rows that one request is granted at most, unless a single run has more.
 GRANTED_PER_REQUEST = 256
 #: Requests that one connection may have under way.
@@ -56,6 +63,7 @@ class Lending:
         header: MutableSequence[int],
         seats: Seats,
         inventory: Inventory,
+        chores: Chores,
         outbox: Outbox,
     ) -> None:
         self.rows = rows
@@ -74,12 +82,19 @@ class Lending:
         #: By the slice that is being warmed: (tier, first row).
         self.warming: dict[tuple[int, int], Warming] = {}
         self.creating: dict[int, tuple[Request, Holding]] = {}
+        #: Long runs whose followers are being written, by their heads.
+        self.building: dict[int, Holding] = {}
+        self.recalls = Recalls(seats, outbox)
+        self.earmarks = Earmarks(inventory)
+        self.clearings = Clearings(inventory, self.earmarks, chores, self._serve_or_wait)
         #: The line is to be looked at.
         self.something_freed = False
-        self.recalls = Recalls(seats, outbox)
+        #: By tier, where the last turn stopped that did not get through the line.
+        self._places: dict[int, int] = {}
         self._next_retry = 0.0
         #: The host is full: nothing is warmed for the line before this, unless something is freed.
         self.next_warming = 0.0
+        self._chores = chores
         self._outbox = outbox
 
     # --- requests --------------------------------------------------------------------------------
@@ -92,7 +107,12 @@ class Lending:
         count = max(1, min(message.count, GRANTED_PER_REQUEST // message.chunks))
         # Nearly always there is something ready that nobody else waits for: then no request
         # needs to be remembered. What may have to be scrubbed goes the long way.
-        if self.line.is_clear_for(connection) and not self.inventory.scrubber.is_on:
+        if (
+            self.line.is_clear_for(connection)
+            and message.chunks <= BUILT_PER_STEP
+            and not self.clearings
+            and not self.inventory.scrubber.is_on
+        ):
             holdings = self._take_ready(tier, message.chunks, count)
             if holdings:
                 self._give(connection, message.request, seat, holdings, now)
@@ -102,7 +122,7 @@ class Lending:
 
     def direct(self, connection: int, seat: Seat, message: Direct, now: float) -> str | None:
         """Somebody asks for a direct segment. Returns what is wrong with the message."""
-        nbytes = max(message.nbytes, 1)
+        nbytes = page_round(max(message.nbytes, 1))
         self.inventory.spares.note_request(now)
         request = Request(connection, seat.number, message.request, self.tiers[-1], 1, 1, nbytes, message.queue, now)
         return self._ask(request, now)
@@ -122,26 +142,42 @@ class Lending:
             return None
         if not self.line.begin(request):
             return f"request {request.number} is already under way"
-        if self.line.is_behind(request.tier) or not self._serve(request, now):
+        if self._is_behind(request.tier) or not self._serve(request, now):
             self._wait_or_refuse(request, now)
         return None
+
+    def _is_behind(self, tier: Tier) -> bool:
+        """Whether somebody who waits for this tier has to be served first: who wants the same, or
+        who has not been tried yet since something came back."""
+        return self.line.is_behind(tier) and (tier.kind is TierKind.POOLED or self.something_freed)
 
     def _serve(self, request: Request, now: float, *, may_warm: bool = True) -> bool:
         """Grant, or begin to warm, the least that satisfies a request or up to what it
         asked for; False when it has to wait."""
-        if request.tier.kind is TierKind.DIRECT:
-            return may_warm and self._create_direct(request)
+        inventory = self.inventory
+        inventory.to_clear = 0
         # The request's own tier, warm, then cold; only then the larger ones.
         for tier in self._tiers_for[request.tier.index]:
-            if self._serve_ready(request, tier, now) or (may_warm and self._serve_cold(request, tier, now)):
+            most = self.earmarks.allow(request, tier, request.nbytes or tier.size * request.chunks)
+            if not most:
+                continue
+            if self.line or tier is not request.tier:
+                most = 1
+            if tier.kind is TierKind.DIRECT:
+                if may_warm and self._create_direct(request):
+                    return True
+            elif self._serve_slots(request, tier, most, now, may_warm=may_warm):
+                return True
+            if inventory.to_clear:
+                self.clearings.begin(request, inventory.to_clear, now)
                 return True
         return False
 
-    def _serve_ready(self, request: Request, tier: Tier, now: float) -> bool:
-        count = 1 if self.line or tier is not request.tier else request.count
-        holdings = self._take_ready(tier, request.chunks, count)
-        self._grant_or_warm(request, holdings, now)
-        return bool(holdings)
+    def _serve_slots(self, request: Request, tier: Tier, most: int, now: float, *, may_warm: bool) -> bool:
+        holdings = self._take_ready(tier, request.chunks, most)
+        if not holdings and may_warm:
+            holdings = self.inventory.take_cold(tier, request.chunks, most)
+        return self._grant_or_warm(request, holdings, now)
 
     def _take_ready(self, tier: Tier, chunks: int, count: int) -> list[Holding]:
         holdings: list[Holding] = []
@@ -149,14 +185,11 @@ class Lending:
             holdings.append(holding)
         return holdings
 
-    def _serve_cold(self, request: Request, tier: Tier, now: float) -> bool:
-        count = 1 if self.line or tier is not request.tier else request.count
-        holdings = self.inventory.take_cold(tier, request.chunks, count)
-        self._grant_or_warm(request, holdings, now)
-        return bool(holdings)
-
-    def _grant_or_warm(self, request: Request, holdings: list[Holding], now: float) -> None:
-        """Grant what was taken, once all of it is warm and nothing of it another user's."""
+    def _grant_or_warm(self, request: Request, holdings: list[Holding], now: float) -> bool:
+        """Grant what was taken, once all of it is warm and nothing of it another user's. False
+        when nothing was."""
+        if not holdings:
+            return False
         uid = self.seats.taken[request.seat].peer.uid
         for holding in holdings:
             if self.inventory.scrubber.is_needed(holding.spans, uid):
@@ -164,8 +197,9 @@ class Lending:
         slices = deque(self.inventory.to_warm(holdings))
         if slices:
             self._warm_next(Warming(request, holdings, slices))
-        elif holdings:
+        else:
             self._grant(request, holdings, now)
+        return True
 
     def _create_direct(self, request: Request) -> bool:
         holding = self.inventory.take_direct(request.nbytes)
@@ -174,10 +208,36 @@ class Lending:
         return holding is not None
 
     def _grant(self, request: Request, holdings: list[Holding], now: float) -> None:
+        """Grant what is ready: a long run once its followers are written."""
+        if holdings[0].chunks > BUILT_PER_STEP:
+            self.building[holdings[0].row] = holdings[0]
+            self._chores.begin(self._build(request, holdings[0]), now, is_urgent=True)
+            return
         self.line.end(request)
         self._give(request.connection, request.number, self.seats.taken[request.seat], holdings, now)
 
+    def _build(self, request: Request, holding: Holding) -> Chore:
+        try:
+            yield from self.inventory.build(holding)
+        finally:
+            del self.building[holding.row]
+        if request.is_gone:
+            self.inventory.give_head(holding, self._chores.now)
+            yield from self.watched(self.inventory.take_apart(holding, self._chores.now))
+        else:
+            self.line.end(request)
+            self._commit(
+                request.connection, request.number, self.seats.taken[request.seat], [holding], self._chores.now
+            )
+
     def _give(self, connection: int, number: int, seat: Seat, holdings: list[Holding], now: float) -> None:
+        for holding in holdings:
+            if holding.spans != ((holding.row, 1),):
+                for _ in self.inventory.build(holding):
+                    pass
+        self._commit(connection, number, seat, holdings, now)
+
+    def _commit(self, connection: int, number: int, seat: Seat, holdings: list[Holding], now: float) -> None:
         rows = []
         for holding in holdings:
             self.inventory.grant(holding, seat.number, seat.peer.uid, now)
@@ -185,56 +245,109 @@ class Lending:
             rows.append(holding.row)
         self._outbox.send(connection, Grant(number, rows))
 
+    def _serve_or_wait(self, request: Request, now: float) -> None:
+        """Room was made for a request, or could not be."""
+        self.something_freed = True
+        if not (request.is_gone or self._serve(request, now)):
+            self._wait_or_refuse(request, now)
+
     def _wait_or_refuse(self, request: Request, now: float) -> None:
         """In line, if the request wants that and anything is out that could come back, or others
         wait already."""
-        if request.queue and (self.inventory.granted or self.warming or self.creating or self.line):
+        if request.queue and (self.line or self._is_anything_out):
             if not self.line:
                 self._next_retry = now + RETRY_EVERY
             self.line.join(request)
+            self.earmarks.note_waiting(request)
             self.recalls.begin(now)
             return
         self.line.end(request)
         code = Code.SHM_FULL if request.failure else Code.EXHAUSTED
-        self._outbox.send(request.connection, Refusal(request.number, code, self._story(request)))
+        self._outbox.send(request.connection, Refusal(request.number, code, self._story(request, now)))
 
-    def _story(self, request: Request) -> str:
-        """Why there is nothing: tier, limit, and who holds most."""
+    @property
+    def _is_anything_out(self) -> bool:
         inventory = self.inventory
-        text = (
-            f"no {request.tier.label()} for {format_bytes(request.wanted_bytes)}: {format_bytes(inventory.held)} of"
-            f" {format_bytes(inventory.limit)} (memory_limit) are held"
-        )
-        seat = max(self.seats.taken.values(), key=lambda seat: seat.nbytes, default=None)
-        if seat is not None and seat.nbytes:
+        is_unfinished = self.warming or self.creating or self.building or self.clearings
+        return bool(inventory.granted or inventory.leaving or is_unfinished)
+
+    def _story(self, request: Request, now: float) -> str:
+        """Why there is nothing: what is missing, and who holds most."""
+        text = f"no {request.tier.label()} for {format_bytes(request.wanted_bytes)}: {self._missing(request)}"
+        seat = self.seats.largest(now)
+        if seat is not None:
             text += f"; pid {seat.peer.pid} ({seat.peer.command}) holds most, {format_bytes(seat.nbytes)}"
         return f"{text}; {request.failure}" if request.failure else text
 
-    def cancel(self, connection: int, number: int) -> None:
+    def _missing(self, request: Request) -> str:
+        inventory, tier = self.inventory, request.tier
+        slots = inventory.maps[tier.index]
+        held = f"{format_bytes(inventory.held)} of {format_bytes(inventory.limit)} (memory_limit) are held"
+        if request.wanted_bytes > inventory.room + inventory.idle:
+            return f"{held}, {format_bytes(inventory.idle)} of them idle" if inventory.idle else held
+        if slots.unused < request.chunks:
+            return f"{slots.unused} of its {tier.capacity} {slots.unit} are free, {request.chunks} are needed"
+        if tier.kind is TierKind.CHUNK and slots.placeable < request.chunks:
+            return (
+                f"{slots.unused} chunks are free, but in too many pieces: the {MAX_EXTENTS} largest, as many as a lease"
+                f" may have, are {slots.placeable} chunks"
+            )
+        if self.earmarks.allow(request, tier, request.wanted_bytes):
+            return held
+        return f"what is free is kept for a request that has waited longer; {held}"
+
+    def cancel(self, connection: int, number: int, now: float) -> None:
         """Somebody asks no longer."""
         request = self.line.cancel(connection, number)
         if request is not None:
             code = Code.SHM_FULL if request.failure else Code.CANCELLED
-            self._outbox.send(connection, Refusal(number, code, self._story(request)))
+            self._outbox.send(connection, Refusal(number, code, self._story(request, now)))
+
+    # --- the line --------------------------------------------------------------------------------
+
+    def note_freed(self, now: float) -> None:
+        """Something has come back."""
+        self.something_freed = True
+        self.next_warming = 0.0
+        self.earmarks.note_freed(now)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether somebody in the line is to be tried."""
+        return self.something_freed or bool(self._places)
 
     def serve_line(self, now: float) -> None:
-        """After something was freed: the oldest waiter first; one that cannot be served holds
-        up its own tier only. A turn that is too short for all goes on in the next."""
-        self.something_freed = self._serve_turn(now)
+        """After something was freed: the oldest waiter first. One that cannot be served holds up
+        those who want the same of its tier. A turn that is too short for all goes on in the next."""
+        places, self._places = self._places, {}
+        begin_again = self.something_freed and bool(places)
+        self.something_freed = False
+        if not self._serve_turn(places, now) and begin_again:
+            self.something_freed = True
 
-    def _serve_turn(self, now: float) -> bool:
+    def _serve_turn(self, places: dict[int, int], now: float) -> bool:
+        """From these places of the queues on; whether somebody is left who was not tried."""
         may_warm = self.next_warming <= now
-        blocked: set[int] = set()
+        at = {index: places.get(index, 0) for index in self.line.tiers()}
         for _ in range(SERVED_PER_TURN):
-            heads = [request for request in self.line.heads() if request.tier.index not in blocked]
-            if not heads:
+            waiting = [(request.order, index) for index in at if (request := self.line.at(index, at[index]))]
+            if not waiting:
                 return False
-            head = min(heads, key=lambda request: request.order)
-            self.line.pop(head.tier)
-            if not self._serve(head, now, may_warm=may_warm):
-                self.line.join(head)
-                blocked.add(head.tier.index)
-        return bool(self.line)
+            _, index = min(waiting)
+            request = self.line.at(index, at[index])
+            assert request is not None
+            if request.is_gone:
+                at[index] += 1
+                continue
+            self.line.leave(index, at[index])
+            if not self._serve(request, now, may_warm=may_warm):
+                self.line.join(request)
+                if request.tier.kind is TierKind.POOLED:
+                    del at[index]
+                else:
+                    at[index] += 1
+        self._places = at
+        return bool(at)
 
     # --- warming ------------------------------------------------------------------------------------
 
@@ -264,9 +377,6 @@ class Lending:
         """A direct segment is there."""
         request, holding = self.creating.pop(event.row)
         self.inventory.direct_made(holding, request.nbytes)
-        self._grant_or_free(request, holding, now)
-
-    def _grant_or_free(self, request: Request, holding: Holding, now: float) -> None:
         if request.is_gone:
             self.inventory.remove_direct(holding)
             self._abandon([holding], now)
@@ -284,6 +394,12 @@ class Lending:
             self.inventory.abandon(holding, now)
         self.something_freed = True
 
+    def watched(self, steps: Iterator[int]) -> Chore:
+        """The steps of something that becomes free."""
+        for cost in steps:
+            self.note_freed(self._chores.now)
+            yield cost
+
     def _on_host_full(self, request: Request, holdings: list[Holding], reason: str, now: float) -> None:
         """The host has less room than the limit allows: trade in idle slots, else wait for
         what others hold, else say so."""
@@ -291,7 +407,7 @@ class Lending:
             return self._abandon(holdings, now)
         request.failure, request.count = reason, 1
         # Before its own half-warmed slots are idle: trading those in would go on for ever.
-        cooled = self.inventory.cool(max(request.wanted_bytes, WARM_SLICE), float("inf"))
+        cooled = self.inventory.cool(max(request.wanted_bytes, WARM_SLICE), COOLED_AT_ONCE)
         self._abandon(holdings, now)
         if not self._serve(request, now, may_warm=cooled > 0):
             self.next_warming = now + RETRY_EVERY
@@ -303,15 +419,20 @@ class Lending:
     @property
     def next_deadline(self) -> float:
         """When `tick` is due."""
-        if self.something_freed:
+        if self.is_due:
             return 0.0  # the last turn did not get through the line
-        return min(self.recalls.next_deadline, self._next_retry) if self.line else NEVER
+        if not self.line:
+            return NEVER
+        return min(self.recalls.next_deadline, self._next_retry, self.earmarks.next_deadline)
 
     def tick(self, now: float) -> None:
-        """Ask for what is idle, and try a host again that was full, while anybody waits."""
+        """Ask for what is idle, let those who wait take turns, and try a host again that was full,
+        while anybody waits."""
         if not self.line:
             return
         self.recalls.tick(now)
+        if self.earmarks.tick(self.line.first(CONSIDERED), now):
+            self.something_freed = True
         if self._next_retry <= now:
             self._next_retry = now + RETRY_EVERY
             self.something_freed = True
@@ -325,6 +446,7 @@ class Lending:
             return
         if not self.line:
             self.recalls.rest()
+            self.earmarks.forget()
         wanted: set[int] = set()
         for request in self.line.heads():
             if request.failure or request.wanted_bytes > self.inventory.room:

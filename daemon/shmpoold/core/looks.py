@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable
 
 from .chores import Chore, Chores
 
-#: How many rows of one message are looked at in its turn.
+#: How many rows of one message are looked at in its turn, if looking is all that there is to do.
 LOOKED_AT_PER_TURN = 128
 
 
 class Looks:
-    """The rows that nobody has looked at yet. *look(row, now)* is done for each; it may be asked
-    for a row that is no longer anybody's."""
+    """The rows that nobody has looked at yet. *look(row, now)* is done for each and says what it
+    cost, in units; it may be asked for a row that is no longer anybody's."""
 
-    def __init__(self, chores: Chores, look: Callable[[int, float], None]) -> None:
+    def __init__(self, chores: Chores, look: Callable[[int, float], int]) -> None:
         self._chores = chores
         self._look = look
         self._rows: set[int] = set()
@@ -31,10 +31,12 @@ class Looks:
     def begin(self, rows: Iterable[int], now: float) -> None:
         """Look at these rows: at the first of them now, at the others soon."""
         named = list(dict.fromkeys(rows))
-        if len(named) > LOOKED_AT_PER_TURN:
-            self.soon(named[LOOKED_AT_PER_TURN:], now)
-        for row in named[:LOOKED_AT_PER_TURN]:
-            self._look(row, now)
+        left = LOOKED_AT_PER_TURN
+        for at, row in enumerate(named):
+            if left <= 0:
+                self.soon(named[at:], now)
+                return
+            left -= self._look(row, now)
 
     def soon(self, rows: Iterable[int], now: float) -> None:
         """Look at these rows as far as the present turn has room, then in later ones."""
@@ -49,7 +51,6 @@ class Looks:
             while self._rows:
                 rows, self._rows = self._rows, set()
                 while rows:
-                    self._look(rows.pop(), self._chores.now)
-                    yield 1
+                    yield self._look(rows.pop(), self._chores.now)
         finally:
             self._is_under_way = False

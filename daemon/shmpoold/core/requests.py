@@ -1,8 +1,10 @@
 """Requests that could not be granted at once, in the order they came.
 
-FIFO within a tier: a request never overtakes an earlier one for the same tier. Across
-tiers a later one may go first, because a waiter for much must not stop those whose work
-would give it back. A waiter that has gone is never granted to.
+FIFO among those who want the same: a request for a pooled slot never overtakes an earlier one
+of its tier. One for chunks, for a direct segment or of another tier may go first where there is
+not enough for the earlier one, because a waiter for much must not stop those whose work would
+give it back; `earmarks` sees that it does not wait for ever. A waiter that has gone is never
+granted to.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from shmpool.protocol.sizing import Tier
 
@@ -35,6 +38,16 @@ class Request:
     is_gone: bool = False
     #: Why the host had no room, when it had none.
     failure: str = ""
+    #: How many turns it had in which what became free was kept for it, and the most that there
+    #: was for it in one of them lately (see `earmarks`).
+    turns: int = 0
+    gathered: int = 0
+    gathered_at: float = float("-inf")
+
+    @property
+    def is_in_line(self) -> bool:
+        """It waits, and somebody waits for it."""
+        return self.is_waiting and not self.is_gone
 
     @property
     def wanted_bytes(self) -> int:
@@ -95,13 +108,32 @@ class WaitingLine:
 
     def heads(self) -> Iterator[Request]:
         """The first waiter of each tier."""
-        for queue in list(self._queues.values()):
+        for queue in self._queues.values():
             yield queue[0]
 
-    def pop(self, tier: Tier) -> None:
-        """The first waiter of a tier leaves the line."""
-        self._queues[tier.index].popleft().is_waiting = False
-        self._tidy(tier.index)
+    def first(self, count: int) -> Iterator[Request]:
+        """The first so many of each tier."""
+        for queue in self._queues.values():
+            yield from (request for request in islice(queue, count) if not request.is_gone)
+
+    def at(self, index: int, place: int) -> Request | None:
+        """The waiter in a place of a tier's queue, who may have gone; None when it is not so long."""
+        queue = self._queues.get(index)
+        return queue[place] if queue is not None and place < len(queue) else None
+
+    def tiers(self) -> list[int]:
+        """The indexes of the tiers that are waited for."""
+        return list(self._queues)
+
+    def leave(self, index: int, place: int) -> None:
+        """Whoever is in this place leaves the line, to be served."""
+        queue = self._queues[index]
+        queue[place].is_waiting = False
+        if place:
+            del queue[place]
+        else:
+            queue.popleft()
+        self._tidy(index)
 
     def all(self) -> list[Request]:
         """All that wait."""

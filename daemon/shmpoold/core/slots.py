@@ -8,21 +8,29 @@ every take and give.
 
 from __future__ import annotations
 
+import re
 from array import array
-from collections.abc import Iterator
+from heapq import nlargest
 
 from shmpool.protocol.ledger import MAX_EXTENTS
-from shmpool.protocol.sizing import Tier
+from shmpool.protocol.sizing import Tier, TierKind
 
 Span = tuple[int, int]
 """(first row, number of rows)"""
 
+_RUNS = re.compile(b"\1+")
+
+
+def _length(span: Span) -> int:
+    return span[1]
+
 
 class SlotMap:
     """The slots of one tier, by ledger row. A slot is unused or used (granted, warming,
-    quarantined); *ready* means unused and warm."""
+    quarantined); *ready* means unused and warm. How many are *unused* (warm or cold), *warm* and
+    *ready* is counted along: it is asked for with every request that has to wait."""
 
-    __slots__ = ("_freed_at", "_ready", "_unused", "_warm", "tier")
+    __slots__ = ("_freed_at", "_ready", "_unused", "_warm", "ready", "tier", "unused", "warm")
 
     def __init__(self, tier: Tier) -> None:
         self.tier = tier
@@ -30,26 +38,17 @@ class SlotMap:
         self._warm = bytearray(tier.capacity)
         self._ready = bytearray(tier.capacity)
         self._freed_at = array("d", bytes(8 * tier.capacity))
+        self.unused = tier.capacity
+        self.warm = self.ready = 0
 
     @property
-    def warm(self) -> int:
-        """Slots whose pages are reserved."""
-        return self._warm.count(1)
+    def unit(self) -> str:
+        """What people call a slot of this tier."""
+        return "chunks" if self.tier.kind is TierKind.CHUNK else "slots"
 
-    @property
-    def ready(self) -> int:
-        """Slots that could be granted at once."""
-        return self._ready.count(1)
-
-    @property
-    def unused(self) -> int:
-        """Slots that are nobody's, warm or cold."""
-        return self._unused.count(1)
-
-    @property
-    def has_ready(self) -> bool:
-        """Whether any slot could be granted at once."""
-        return self._ready.find(1) >= 0
+    def counts(self) -> tuple[int, int, int]:
+        """*unused*, *warm* and *ready*, counted anew."""
+        return self._unused.count(1), self._warm.count(1), self._ready.count(1)
 
     def is_unused(self, row: int) -> bool:
         """Whether a row is nobody's."""
@@ -66,21 +65,25 @@ class SlotMap:
     def scatter(self, count: int) -> list[Span] | None:
         """*count* unused slots in as few pieces as there are, None if there are too few
         or too many pieces."""
-        pieces: list[Span] = []
-        start = self._unused.find(1)
-        while start >= 0:
-            end = self._unused.find(0, start)
-            end = self.tier.capacity if end < 0 else end
-            pieces.append((start + self.tier.base, end - start))
-            start = self._unused.find(1, end)
-        pieces.sort(key=lambda piece: -piece[1])
+        if count > self.unused:
+            return None
         chosen: list[Span] = []
-        for row, length in pieces[:MAX_EXTENTS]:
+        for row, length in self._largest_pieces():
             chosen.append((row, min(length, count)))
             count -= chosen[-1][1]
             if count == 0:
                 return chosen
         return None
+
+    @property
+    def placeable(self) -> int:
+        """Slots of the longest run that could be had, in as many pieces as a lease may have."""
+        return sum(length for _, length in self._largest_pieces())
+
+    def _largest_pieces(self) -> list[Span]:
+        base = self.tier.base
+        pieces = [(match.start() + base, len(match[0])) for match in _RUNS.finditer(self._unused)]
+        return nlargest(MAX_EXTENTS, pieces, key=_length)
 
     def take_ready(self, count: int) -> int | None:
         """Make the lowest *count* adjacent ready slots used; returns the first's row."""
@@ -89,6 +92,8 @@ class SlotMap:
         if at < 0:
             return None
         self._unused[at : at + count] = self._ready[at : at + count] = bytes(count)
+        self.unused -= count
+        self.ready -= count
         return at + self.tier.base
 
     def take(self, row: int, count: int) -> None:
@@ -96,10 +101,19 @@ class SlotMap:
         span = self._span(row, count)
         if self._unused.find(0, span.start, span.stop) >= 0:
             raise ValueError(f"rows {row} to {row + count - 1} of {self.tier.label()} are not all unused")
+        self.unused -= count
+        self.ready -= self._ready.count(1, span.start, span.stop)
         self._unused[span] = self._ready[span] = bytes(count)
 
     def give(self, row: int, count: int, now: float) -> None:
         """Make used slots unused again; the warm ones are ready."""
+        if count == 1 and 0 <= (at := row - self.tier.base) < self.tier.capacity and not self._unused[at]:
+            self._unused[at] = 1
+            self._ready[at] = is_warm = self._warm[at]
+            self._freed_at[at] = now
+            self.unused += 1
+            self.ready += is_warm
+            return
         self._freed_at[self._put_back(row, count)] = array("d", [now] * count)
 
     def put_back(self, row: int, count: int) -> None:
@@ -112,16 +126,26 @@ class SlotMap:
             raise ValueError(f"rows {row} to {row + count - 1} of {self.tier.label()} are not all used")
         self._unused[span] = b"\1" * count
         self._ready[span] = self._warm[span]
+        self.unused += count
+        self.ready += self._warm.count(1, span.start, span.stop)
         return span
 
     def set_warm(self, row: int, count: int) -> None:
         """Note that used slots have got their pages."""
-        self._warm[self._span(row, count)] = b"\1" * count
+        span = self._span(row, count)
+        self.warm += count - self._warm.count(1, span.start, span.stop)
+        self._warm[span] = b"\1" * count
 
     def set_cold(self, row: int, count: int) -> None:
         """Note that unused slots lose their pages."""
         span = self._span(row, count)
+        self.warm -= self._warm.count(1, span.start, span.stop)
+        self.ready -= self._ready.count(1, span.start, span.stop)
         self._warm[span] = self._ready[span] = bytes(count)
+
+    def marks(self, row: int, count: int) -> bytes:
+        """A byte for each slot of a span: 1 where it is warm."""
+        return bytes(self._warm[self._span(row, count)])
 
     def cold_spans(self, row: int, count: int) -> list[Span]:
         """The cold parts of a span."""
@@ -133,17 +157,27 @@ class SlotMap:
             spans.append((start + self.tier.base, at - start))
         return spans
 
-    def coolable(self, most: int, idle_since: float) -> Iterator[Span]:
-        """Ready slots unused since *idle_since*, from the high end, at most *most*."""
-        end = self.tier.capacity
-        while most > 0 and (last := self._ready.rfind(1, 0, end)) >= 0:
-            count = 0
-            while count < min(most, last + 1) and self._is_idle(last - count, idle_since):
-                count += 1
-            if count:
-                yield last - count + 1 + self.tier.base, count
-            most -= count
-            end = last - count + 1 if count else last
+    def coolable(self, most: int) -> Span | None:
+        """Ready slots at the high end, at most *most* of them, side by side."""
+        last = self._ready.rfind(1)
+        if last < 0:
+            return None
+        first = max(self._ready.rfind(0, 0, last) + 1, last + 1 - most)
+        return first + self.tier.base, last + 1 - first
+
+    def idle_spans(self, end: int, most: int, since: float) -> tuple[list[Span], int]:
+        """Ready slots unused since then among the *most* below *end* (counted from the tier's
+        first), from the high end, and where to go on, 0 for nowhere."""
+        at = end = self._ready.rfind(1, 0, end) + 1
+        low = max(0, end - most)
+        spans: list[Span] = []
+        while (last := self._ready.rfind(1, low, at)) >= 0:
+            at = last
+            while at > low and self._is_idle(at - 1, since) and self._is_idle(at, since):
+                at -= 1
+            if self._is_idle(at, since):
+                spans.append((at + self.tier.base, last + 1 - at))
+        return spans, low
 
     def _is_idle(self, index: int, since: float) -> bool:
         return self._ready[index] == 1 and self._freed_at[index] <= since

@@ -14,6 +14,7 @@ leftovers.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -82,6 +83,11 @@ class Spares:
             self._take_out(best)
         return best
 
+    def put_back(self, spare: Spare) -> None:
+        """Undo `take`."""
+        insort(self._spares, spare, key=_age)
+        self.nbytes += spare.nbytes
+
     def old(self, now: float) -> Iterator[Spare]:
         """Take out what has lain here since the last look, if it is time."""
         if self.next_look is not None and self.next_look <= now:
@@ -98,6 +104,10 @@ class Spares:
     def _take_out(self, spare: Spare) -> None:
         self._spares.remove(spare)
         self.nbytes -= spare.nbytes
+
+
+def _age(spare: Spare) -> float:
+    return spare.freed_at
 
 
 def _fit(spare: Spare, nbytes: int) -> tuple[bool, int]:

@@ -162,7 +162,7 @@ class BrokerProcess:
         core.lending.recalls._next_round = core.lending.recalls._next_turn = 0.0
         for seat in core.seats.taken.values():
             seat.recalled_at = float("-inf")
-        core._next_cooling = NEVER
+        core.cooling.next_deadline = NEVER
         core.away._due = dict.fromkeys(sorted(core.away._due), (0.0, core.away.FIRST))
         core.away._heap = [(0.0, number) for number in core.away._due]
         for holding in core.inventory.granted.values():

@@ -1,0 +1,69 @@
+"""Cooling: warm slots that nobody used for their lifetime give their pages back to the host.
+
+A chore: in a large pool it takes long to find out which slots these are, and long to cool them.
+Slots are cooled from the high end of each tier, where least is going on. What is cooled because
+somebody needs the room is `inventory`'s and `lending`'s.
+"""
+
+from __future__ import annotations
+
+from .chores import Chore, Chores
+from .inventory import Inventory
+from .slots import SlotMap
+
+#: A time that does not come.
+NEVER = float("inf")
+#: Slots that are looked at, and cooled, in one step; what looking costs, in units, and what
+#: dropping a spare does.
+SCANNED_PER_STEP, SCANNING, DROPPING = 128, 8, 8
+#: How many bytes that are given back to the host cost a unit.
+COOLED_PER_UNIT = 16 * 1024
+
+
+def cost_of(slots: SlotMap, count: int) -> int:
+    """What cooling so many slots costs, here and in the kernel, in units."""
+    return count + count * slots.tier.size // COOLED_PER_UNIT
+
+
+class Cooling:
+    """Looks at what is idle some time after something has become so."""
+
+    def __init__(self, inventory: Inventory, chores: Chores, lifetime: float) -> None:
+        self._inventory = inventory
+        self._chores = chores
+        self._lifetime = lifetime
+        self._is_under_way = False
+        #: When `tick` is due; `NEVER` while nothing is idle.
+        self.next_deadline = NEVER
+
+    def note_idle(self, now: float) -> None:
+        """Something has become idle."""
+        self.next_deadline = min(self.next_deadline, now + self._lifetime)
+
+    def tick(self, now: float) -> None:
+        """Begin to look, if it is time."""
+        if self.next_deadline <= now:
+            self.next_deadline = now + max(self._lifetime / 8, 0.1)
+            if not self._is_under_way:
+                self._is_under_way = True
+                self._chores.begin(self._run(now - self._lifetime), now, is_urgent=True)
+
+    def _run(self, since: float) -> Chore:
+        inventory = self._inventory
+        try:
+            for spare in inventory.spares.idle_since(since):
+                inventory.drop(spare)
+                yield DROPPING
+            for slots in inventory.maps[:-1]:
+                end = slots.tier.capacity
+                while end > 0 and slots.ready:
+                    spans, end = slots.idle_spans(end, SCANNED_PER_STEP, since)
+                    cooled = 0
+                    for row, count in spans:
+                        cooled += count
+                        inventory.cool_span(slots, row, count)
+                    yield SCANNING + cost_of(slots, cooled)
+            if not inventory.has_ready:
+                self.next_deadline = NEVER
+        finally:
+            self._is_under_way = False

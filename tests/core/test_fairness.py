@@ -1,0 +1,304 @@
+"""Who waits for much, and who for little: each is served within its bound, in simulated time.
+
+The streams here are what a pool full of them looks like to the broker: leases that end in the
+order in which they began, each followed by a request for another.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from harness import CHUNKS, MEDIUM, SMALL, Client, World, small_settings
+
+from shmpool.protocol.codes import Code
+from shmpool.protocol.sizing import KIB, MIB
+from shmpoold.core.actions import Cool
+from shmpoold.core.earmarks import AGE, FUTILE, LONGEST_REST, TURN
+from shmpoold.core.settings import Settings
+
+LIMIT = 64 * MIB
+#: 256 KiB slots, and chunks, of the usual sizes.
+LARGEST, LARGE_CHUNKS = 5, 7
+
+
+class Stream:
+    """Leases that end one by one, in the order in which they began, each *pause* seconds after the
+    one before; a request follows each end, and waits if it must."""
+
+    def __init__(self, world: World, tier: int, chunks: int = 1, *, pause: float, leave: int = 0) -> None:
+        self.world, self.tier, self.chunks, self.pause = world, tier, chunks, pause
+        self.client = world.client()
+        self.client.answers_recalls = False
+        self.leases: deque = deque()
+        while not self.client.refusals:
+            self.client.refill(tier, chunks, 1 if chunks > 1 else 16, queue=False)
+            world.run()
+            self._lease()
+        self.client.refusals.clear()
+        for _ in range(leave):
+            self.end_one()
+        world.run()
+        self.next = world.now + pause
+        self.granted = 0
+
+    def _lease(self) -> None:
+        for slot in list(self.client.ready):
+            self.leases.append(self.client.lease(slot))
+
+    def end_one(self) -> None:
+        """One lease ends, and its slot goes back."""
+        slot = self.leases.popleft()
+        self.client.put_back(slot)
+        self.client.give_back(slot)
+
+    def run(self, seconds: float, until: Client | None = None) -> float:
+        """Let so much time pass, or until that client has something; returns how much did."""
+        world, started = self.world, self.world.now
+        while world.now < started + seconds and not (until is not None and until.ready):
+            world.pass_time(max(0.0, min(self.next, started + seconds) - world.now))
+            if world.now < self.next:
+                break
+            self.next += self.pause
+            before = len(self.leases)
+            self._lease()
+            self.granted += len(self.leases) - before
+            if self.leases:
+                self.end_one()
+            if len(self.client.requests) < 8:
+                self.client.refill(self.tier, self.chunks)
+            world.run()
+        return world.now - started
+
+
+@pytest.fixture
+def world(make_world: type[World]) -> World:
+    return make_world(Settings(memory_limit=LIMIT, max_clients=16), check_every=500)
+
+
+@pytest.mark.parametrize("pause", [0.001, 0.01, 0.1])
+def test_a_large_direct_waiter_is_served_beside_a_stream_of_small_leases(world: World, pause: float) -> None:
+    stream, waiter = Stream(world, LARGEST, pause=pause), world.client()
+    size, nbytes = world.tiers[LARGEST].size, 8 * MIB
+    waiter.ask_direct(nbytes)
+    seconds = stream.run(60.0, until=waiter)
+    assert waiter.ready
+    comes_back_in = nbytes / size * pause
+    assert seconds <= AGE + LONGEST_REST + max(TURN, 2 * comes_back_in) + pause
+    stream.client.requests.clear()
+    granted = stream.granted
+    stream.run(100 * pause)
+    assert stream.granted >= granted + 90  # and the stream goes on
+
+
+def test_a_larger_slot_is_had_beside_a_stream_of_smaller_ones(world: World) -> None:
+    stream, waiter = Stream(world, 0, pause=0.001), world.client()
+    waiter.refill(LARGEST)
+    assert stream.run(20.0, until=waiter) <= AGE + LONGEST_REST + TURN
+    assert waiter.ready
+
+
+def test_a_run_is_had_beside_a_stream_of_chunks_of_its_tier(make_world: type[World]) -> None:
+    world = make_world(small_settings(memory_limit=4096 * KIB), check_every=20)
+    stream, waiter = Stream(world, CHUNKS, pause=0.001), world.client()
+    waiter.refill(CHUNKS, 100)
+    assert stream.run(20.0, until=waiter) <= AGE + LONGEST_REST + TURN
+    assert waiter.ready
+
+
+def keep_for_ever(world: World, tier: int, chunks: int) -> Client:
+    client = world.client()
+    client.lease(client.get(tier, chunks)[0])
+    return client
+
+
+def test_what_living_leases_make_impossible_holds_up_nobody_for_long(world: World) -> None:
+    keep_for_ever(world, LARGE_CHUNKS, 60)
+    capacity = world.tiers[LARGE_CHUNKS].capacity
+    waiter, other = world.client(), world.client()
+    other.answers_recalls = False
+    waiter.refill(LARGE_CHUNKS, capacity - 50)
+    world.run()
+    other.refill(LARGE_CHUNKS, 2, queue=False)
+    world.run()
+    assert len(other.ready) == 1 and not other.refusals
+    for _ in range(20):  # whenever it comes, it waits for a turn at most
+        world.pass_time(0.37)
+        started = world.now
+        other.refill(LARGE_CHUNKS, 2)
+        world.run()
+        while len(other.ready) < 2:
+            world.pass_time(0.01)
+            assert world.now <= started + TURN + 0.02
+        other.give_back(other.ready[-1])
+        world.run()
+    assert not waiter.ready
+
+
+@pytest.mark.parametrize("pause", [0.003, 0.02])
+def test_a_stream_loses_a_tenth_at_most_beside_a_request_that_is_impossible_for_now(world: World, pause: float) -> None:
+    keep_for_ever(world, LARGE_CHUNKS, 60)
+    waiter = world.client()
+    waiter.refill(LARGE_CHUNKS, world.tiers[LARGE_CHUNKS].capacity - 50)
+    world.run()
+    client = world.client()
+    rounds = 0
+    world.pass_time(AGE)
+    started = world.now
+    while world.now < started + 4.0:
+        client.refill(LARGE_CHUNKS, 2)
+        world.run()
+        while not client.ready:
+            world.pass_time(pause)
+        client.give_back(*client.ready)
+        world.run()
+        world.pass_time(pause)
+        rounds += 1
+    assert rounds >= 0.9 * 4.0 / pause
+    assert not waiter.ready
+
+
+def test_a_request_that_looked_impossible_is_served_when_it_no_longer_is(world: World) -> None:
+    keeper = keep_for_ever(world, LARGE_CHUNKS, 60)
+    waiter = world.client()
+    waiter.refill(LARGE_CHUNKS, world.tiers[LARGE_CHUNKS].capacity - 50)
+    world.run()
+    stream = Stream(world, LARGE_CHUNKS, 2, pause=0.005)
+    stream.run(3.0)
+    assert not waiter.ready
+    (lease,) = keeper.leased
+    keeper.put_back(lease)
+    keeper.give_back(lease)
+    world.run()
+    assert stream.run(60.0, until=waiter) <= AGE + LONGEST_REST + 2 * TURN
+    assert waiter.ready
+
+
+def test_those_who_wait_for_much_are_served_one_after_the_other(world: World) -> None:
+    stream = Stream(world, LARGEST, pause=0.001)
+    waiters = [world.client() for _ in range(3)]
+    for waiter in waiters:
+        waiter.ask_direct(8 * MIB)
+        world.run()
+    for waiter in waiters:
+        assert stream.run(20.0, until=waiter) <= AGE + LONGEST_REST + TURN
+        assert waiter.ready
+
+
+def test_in_a_pool_where_nobody_waits_nothing_is_kept_for_anybody(world: World) -> None:
+    waiter = world.client()
+    stream = Stream(world, LARGEST, pause=0.01)
+    number = waiter.ask_direct(8 * MIB)
+    stream.run(AGE + 0.05)
+    waiter.cancel(number)
+    world.run()
+    stream.run(0.5)
+    earmarks = world.broker.lending.earmarks
+    assert earmarks._waiter is None and earmarks._kept == 0
+
+
+def test_a_futile_turn_takes_a_tenth_at_most() -> None:
+    assert FUTILE / (1 + FUTILE) >= 0.9
+
+
+# --- what is cooled ------------------------------------------------------------------------------
+
+
+def warm(world: World) -> Client:
+    """A pool whose slots are half somebody's, half warm and nobody's."""
+    hoarder = world.client()
+    hoarder.answers_recalls = False
+    while not hoarder.refusals:
+        hoarder.refill(0, count=256, queue=False)
+        world.run()
+        if len(hoarder.ready) >= 8192:
+            break
+    hoarder.give_back(*hoarder.ready[1::2])
+    world.run()
+    world.pass_time(0.5)
+    for slot in list(hoarder.ready):
+        hoarder.lease(slot)
+    return hoarder
+
+
+@pytest.mark.parametrize("queue", [False, True])
+def test_nothing_is_cooled_for_a_request_that_it_would_not_serve(world: World, queue: bool) -> None:
+    warm(world)
+    inventory = world.broker.inventory
+    idle = inventory.idle
+    client = world.client()
+    world.keep_actions = True
+    client.ask_direct(inventory.room + idle + MIB, queue=queue)
+    world.run()
+    world.pass_time(3.0)
+    assert not [action for action in world.actions if isinstance(action, Cool)]
+    assert inventory.idle == idle
+    assert [refusal.code for refusal in client.refusals] == ([] if queue else [Code.EXHAUSTED])
+
+
+@pytest.mark.parametrize("queue", [False, True])
+def test_what_suffices_is_cooled_in_slices_that_others_come_between(world: World, queue: bool) -> None:
+    warm(world)
+    inventory = world.broker.inventory
+    client, other = world.client(), world.client()
+    nbytes = inventory.room + 3 * inventory.idle // 4
+    ready = inventory.maps[0].ready
+    client.ask_direct(nbytes, queue=queue)
+    world.run()
+    assert ready - inventory.maps[0].ready <= 256
+    assert other.get(0)
+    world.pass_time(1.0)
+    assert client.ready and not client.refusals
+
+
+@pytest.mark.parametrize("how", ["cancel", "die"])
+def test_room_that_is_made_for_who_has_gone_is_everybodys(world: World, how: str) -> None:
+    warm(world)
+    inventory = world.broker.inventory
+    client = world.client()
+    number = client.ask_direct(inventory.room + inventory.idle // 2)
+    world.run()
+    assert world.broker.lending.clearings
+    client.cancel(number) if how == "cancel" else client.die()
+    world.run()
+    world.pass_time(1.0)
+    assert not world.broker.lending.clearings
+    assert world.broker.lending.earmarks.promised == 0
+    assert not client.ready
+
+
+# --- what is said --------------------------------------------------------------------------------
+
+
+def test_a_refusal_says_that_rows_are_missing_and_not_bytes(make_world: type[World]) -> None:
+    world = make_world(small_settings(memory_limit=2048 * KIB))
+    world.broker.inventory.limit = 8192 * KIB
+    client = world.client()
+    while not client.refusals:
+        client.refill(MEDIUM, count=64, queue=False)
+        world.run()
+    capacity = world.tiers[MEDIUM].capacity
+    assert f"0 of its {capacity} slots are free, 1 are needed" in client.refusals[0].text
+
+
+def test_a_refusal_says_that_what_is_free_is_in_too_many_pieces(make_world: type[World]) -> None:
+    world = make_world(small_settings(memory_limit=2048 * KIB))
+    hoarder, client = world.client(), world.client()
+    while not hoarder.refusals:
+        hoarder.refill(CHUNKS, count=16, queue=False)
+        world.run()
+    hoarder.give_back(*hoarder.ready[::2])
+    world.run()
+    client.refill(CHUNKS, 100, queue=False)
+    world.run()
+    (refusal,) = client.refusals
+    assert "in too many pieces" in refusal.text and "the 64 largest" in refusal.text
+
+
+def test_a_refusal_says_how_much_is_held_of_the_limit(make_world: type[World]) -> None:
+    world = make_world()
+    client = world.client()
+    while not client.refusals:
+        client.refill(SMALL, queue=False)
+        world.run()
+    assert "(memory_limit) are held" in client.refusals[0].text
