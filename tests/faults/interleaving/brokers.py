@@ -27,6 +27,7 @@ from shmpoold.core.actions import (
 )
 from shmpoold.core.chores import STEPS_PER_TURN
 from shmpoold.core.custody import FIRST
+from shmpoold.core.earmarks import FIRST_PAUSE
 from shmpoold.core.events import Connected, Disconnected, Event, ProcessDied, Received, Ticked, TicketClosed, Warmed
 from shmpoold.shell.tickets import TicketCloser
 from shmpoold.shell.watches import Watches
@@ -163,6 +164,9 @@ class BrokerProcess:
         for seat in core.seats.taken.values():
             seat.recalled_at = float("-inf")
         core.cooling.next_deadline = NEVER
+        earmarks = core.lending.earmarks
+        assert earmarks._waiter is None, "nobody waits long enough for one slot"
+        earmarks._freed_at, earmarks._pause, earmarks._rests_until = NEVER, FIRST_PAUSE, 0.0
         core.away._due = dict.fromkeys(sorted(core.away._due), (0.0, core.away.FIRST))
         core.away._heap = [(0.0, number) for number in core.away._due]
         for holding in core.inventory.granted.values():
@@ -171,7 +175,7 @@ class BrokerProcess:
         quarantined = sorted(core.inventory.quarantined)
         assert not quarantined, f"rows {quarantined} are quarantined, and nobody scribbled"
         timers = [ticket for ticket, _ in self._loop.timers]
-        self._context.marks = ("ready",) if core.inventory.maps[0].has_ready else ()
+        self._context.marks = ("ready",) if core.inventory.maps[0].ready else ()
         self._context.cut((self._epoch, tuple(sorted(self._known)), tuple(timers), fingerprint(core)))
 
 
