@@ -44,7 +44,7 @@ class PoolClosed(ShmpoolError, ValueError):
 
 
 class LeaseTimeout(ShmpoolError, TimeoutError):
-    """No buffer within the deadline; says tier, limit and who holds most."""
+    """No buffer within the deadline; says tier, limit and who keeps most."""
 
 
 class PoolingRefused(ShmpoolError, ValueError):

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
 
 from .connection import ConnectionEnded, dial, fault_error, greet
 from .errors import BrokerUnavailable, RemoteProtocolError
 from .protocol.messages import Answer, Fault, Query, Role, Topic
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,11 @@ class TierStats:
 
 @dataclass(frozen=True, slots=True)
 class ClientStats:
-    """One client: *leases* counts leases and unread publications, *bytes* all that it
-    holds, idle slots included. Not *connected*: it is away and keeps what it holds."""
+    """One client, by its seat. As a writer: *leases* counts its leases and its publications that
+    somebody has yet to open (*unread* of them), *bytes* all that it may write, what is idle in its
+    magazines included, and what is unread. As a reader: *reads* counts the buffers that it has
+    open, which take *read_bytes*. *held_by_views* are released and wait for a view to die. Not
+    *connected*: it is away and keeps what it holds. Memory is in bytes."""
 
     seat: int
     pid: int
@@ -43,6 +48,11 @@ class ClientStats:
     connected: bool
     leases: int
     bytes: int
+    unread: int
+    unread_bytes: int
+    reads: int
+    read_bytes: int
+    held_by_views: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,9 @@ class Stats:
     given back; a hit is a lease without a broker round trip (direct counts as neither);
     *active_buffers* are leases and publications not yet given back. Memory is in bytes:
     *held* is never above *limit* and includes the ledger (*overhead*); *memory_efficiency* is
-    bytes asked for / bytes held, of the active buffers. *average_latency_ns* is sampled."""
+    bytes asked for / bytes held, of the active buffers. *average_latency_ns* is sampled.
+    *deferred_releases* counts the releases that waited for a view to die, *held_by_views* those
+    that wait now."""
 
     pool_id: str
     epoch: int
@@ -61,6 +73,7 @@ class Stats:
     pool_misses: int
     active_buffers: int
     deferred_releases: int
+    held_by_views: int
     lease_timeouts: int
     operations: dict[str, int]
     strategies: dict[str, int]
@@ -74,9 +87,9 @@ class Stats:
     @classmethod
     def from_dict(cls, figures: dict[str, Any]) -> Stats:
         """From the broker's answer."""
-        tiers = [TierStats(**tier) for tier in figures["tiers"]]
-        clients = [ClientStats(**client) for client in figures["clients"]]
-        return cls(**{**figures, "tiers": tiers, "clients": clients})
+        tiers = [_known(TierStats, tier) for tier in figures["tiers"]]
+        clients = [_known(ClientStats, client) for client in figures["clients"]]
+        return _known(cls, {**figures, "tiers": tiers, "clients": clients})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, for JSON."""
@@ -88,9 +101,41 @@ def query(address: str, *, timeout: float = 5.0) -> Stats:
     return Stats.from_dict(_ask(address, Topic.STATS, timeout))
 
 
-def query_leases(address: str, *, timeout: float = 5.0) -> list[dict[str, Any]]:
-    """Ask who holds what: a dict for each lease and publication, oldest first."""
-    return list(_ask(address, Topic.LEASES, timeout))
+def _known(cls: type[_T], figures: dict[str, Any]) -> _T:
+    """What this version knows of: a newer broker may tell more."""
+    return cls(**{field.name: figures[field.name] for field in fields(cls)})  # type: ignore[arg-type]
+
+
+def query_leases(address: str, *, timeout: float = 5.0) -> dict[str, Any]:
+    """Ask who holds what: under "leases" a dict for each process and state (`Use`), most memory
+    first; under "total" how many there are, under "shown" how many are told. Ages are at least so."""
+    return dict(_ask(address, Topic.LEASES, timeout))
+
+
+def query_buffers(address: str, *, timeout: float = 5.0) -> dict[str, Any]:
+    """Ask for each buffer that is somebody's: as `query_leases`, with a dict for each buffer, in
+    the order of the ledger."""
+    found = _ask(address, Topic.BUFFERS, timeout)
+    tiers, seats = found["tiers"], found["seats"]
+    nobody = [None, ""]
+    leases = []
+    for row, tier, state, seat, nbytes, unread, readers, age, is_in_custody in found["leases"]:
+        pid, command = seats.get(str(seat), nobody)
+        leases.append({
+            "row": row,
+            "state": state,
+            "seat": seat,
+            "pid": pid,
+            "command": command,
+            "tier": tiers[tier][0],
+            "strategy": tiers[tier][1],
+            "bytes": nbytes,
+            "tickets": unread,
+            "readers": [seats.get(str(reader), nobody)[0] for reader in readers],
+            "age_seconds": age,
+            "custodian": "broker" if is_in_custody else "client",
+        })  # fmt: skip
+    return {"total": found["total"], "shown": found["shown"], "leases": leases}
 
 
 def query_invariants(address: str, *, timeout: float = 5.0) -> str | None:

@@ -3,41 +3,86 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
 from ..addresses import resolve
+from ..protocol.census import Use
 from ..protocol.sizing import format_bytes
-from ..stats import query_leases
-from .look import console, duration, printable, socket_option, table
+from ..stats import query_buffers, query_leases
+from .look import console, duration, name, number, socket_option, table
 
 
 @click.command("leases")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+@click.option("--each", is_flag=True, help="A line for each buffer.")
 @click.option("--idle", is_flag=True, help="Also what clients hold ready and do not use.")
 @socket_option
-def command(as_json: bool, idle: bool, socket: str | None) -> None:
-    """List leases and publications, oldest first: who holds what, and since when.
+def command(as_json: bool, each: bool, idle: bool, socket: str | None) -> None:
+    """Show who holds what, by process: most memory first.
 
-    Ages are the broker's: since when it is in this client's hands.
+    leased: may be written. unread: published, and a ticket of it not opened yet. open: open for
+    reading, or a view of it is still alive. Ages are the oldest buffer's, at least so much: the
+    broker looks every few seconds.
     """
-    found = query_leases(resolve(socket))
+    address = resolve(socket)
+    found = query_buffers(address) if each else query_leases(address)
+    if not idle:
+        _leave_out_idle(found)
     if as_json:
         click.echo(json.dumps(found, indent=2))
-        return
-    shown = table("Leases", "pid>", "seat>", "tier", "holds>", "state", "age>", "command")
-    for lease in found:
-        if idle or lease["state"] not in ("idle", "returned"):
-            shown.add_row(
-                str(lease["pid"] or "-"),
-                str(lease["seat"]),
-                lease["tier"],
-                format_bytes(lease["bytes"]),
-                lease["state"],
-                duration(lease["age_seconds"]),
-                printable(lease["command"] or "(gone)"),
-            )
-    if not shown.row_count:
+    elif not found["total"]:
         click.echo("nobody holds anything" if idle else "nobody holds a lease or a publication")
-        return
-    console().print(shown)
+    else:
+        console().print((_buffers if each else _processes)(found["leases"]))
+        if found["shown"] < found["total"]:
+            click.echo(f"{number(found['shown'])} of {number(found['total'])} are shown")
+
+
+def _leave_out_idle(found: dict[str, Any]) -> None:
+    used = [lease for lease in found["leases"] if lease["state"] != Use.IDLE]
+    found["total"] -= found["shown"] - len(used)
+    found["leases"], found["shown"] = used, len(used)
+
+
+def _processes(leases: list[dict[str, Any]]) -> Any:
+    shown = table("Who holds what", "pid>", "state", "buffers>", "memory>", "oldest>", "tier", "command~")
+    for lease in leases:
+        shown.add_row(
+            str(lease["pid"] or "-"),
+            lease["state"],
+            number(lease["buffers"]),
+            format_bytes(lease["bytes"]),
+            _age(lease),
+            next(iter(lease["tiers"])) if len(lease["tiers"]) == 1 else f"{len(lease['tiers'])} tiers",
+            _command(lease),
+        )
+    return shown
+
+
+def _buffers(leases: list[dict[str, Any]]) -> Any:
+    shown = table("Each buffer", "row>", "state", "tier", "memory>", "age>", "by>", "open in|", "command~")
+    for lease in leases:
+        state = (
+            f"{lease['state']}, {lease['tickets']} unread" if lease["readers"] and lease["tickets"] else lease["state"]
+        )
+        shown.add_row(
+            str(lease["row"]),
+            state,
+            lease["tier"],
+            format_bytes(lease["bytes"]),
+            _age(lease),
+            str(lease["pid"] or "-"),
+            ", ".join(str(pid or "-") for pid in dict.fromkeys(lease["readers"])),
+            _command(lease),
+        )
+    return shown
+
+
+def _age(lease: dict[str, Any]) -> str:
+    return "-" if lease["age_seconds"] is None else duration(lease["age_seconds"])
+
+
+def _command(lease: dict[str, Any]) -> Any:
+    return name(lease["command"] or ("?" if lease["pid"] else "(has gone)"))

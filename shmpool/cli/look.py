@@ -23,12 +23,23 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def table(title: str, *columns: str) -> Table:
-    """A table; a column whose name ends with ``>`` is for numbers."""
+    """A table; a column whose name ends with ``>`` is for numbers. Where the terminal is narrow,
+    one with ``~`` is cropped (if its cells are `name`), one with ``|`` takes more lines."""
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        is_number = column.endswith(">")
-        made.add_column(column.rstrip(">"), justify="right" if is_number else "left", no_wrap=is_number)
+        made.add_column(
+            column.rstrip(">~|"),
+            justify="right" if column.endswith(">") else "left",
+            no_wrap=not column.endswith(("~", "|")),
+        )
     return made
+
+
+def name(text: str) -> Text:
+    """Text from outside on one line, cropped where it has to be."""
+    shown = printable(text)
+    shown.overflow, shown.no_wrap = "ellipsis", True
+    return shown
 
 
 def printable(text: str) -> Text:

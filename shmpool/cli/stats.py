@@ -13,7 +13,7 @@ from rich.text import Text
 from ..addresses import resolve
 from ..protocol.sizing import format_bytes
 from ..stats import Stats, query
-from .look import console, duration, number, printable, socket_option, table
+from .look import console, duration, name, number, printable, socket_option, table
 
 
 @click.command("stats")
@@ -63,7 +63,8 @@ def _head(stats: Stats) -> Text:
         f"{format_bytes(memory['held'])} held of {format_bytes(memory['limit'])}",
         f" ({stats.memory_efficiency:.0%} of what is in use is payload)\n",
         ("buffers ", "bold"),
-        f"{number(stats.total_gets)} gets, {number(stats.total_puts)} puts, {number(stats.active_buffers)} active\n",
+        f"{number(stats.total_gets)} gets, {number(stats.total_puts)} puts, {number(stats.active_buffers)} active",
+        f", {number(stats.held_by_views)} of them held by views\n" if stats.held_by_views else "\n",
         ("hits ", "bold"),
         f"{number(stats.pool_hits)} hits{rate}, {number(stats.pool_misses)} misses\n",
     )
@@ -82,17 +83,26 @@ def _tiers(stats: Stats) -> RenderableType:
     columns = ("capacity", "warm", "free", "idle", "leased", "published")
     shown = table("Tiers, in slots", "tier", *(f"{column}>" for column in columns))
     for tier in stats.tiers:
-        name = tier.kind if tier.kind == "direct" else f"{tier.kind} {format_bytes(tier.size)}"
-        shown.add_row(name, *(number(getattr(tier, column)) for column in columns))
+        label = tier.kind if tier.kind == "direct" else f"{tier.kind} {format_bytes(tier.size)}"
+        shown.add_row(label, *(number(getattr(tier, column)) for column in columns))
     return shown
 
 
 def _clients(stats: Stats) -> RenderableType:
-    shown = table("Clients", "seat>", "pid>", "uid>", "leases>", "holds>", "command")
+    """Writers and readers apart. Who holds what, in which state and since when: `shmpool leases`."""
+    shown = table("Clients", "seat>", "pid>", "uid>", "leases>", "memory>", "reads>", "memory>", "command~")
     for client in stats.clients:
-        command = printable(client.command)
+        command = name(client.command or "?")
         if not client.connected:
-            command.append(" (away)", style="yellow")
-        numbers = (client.seat, client.pid, client.uid, client.leases)
-        shown.add_row(*map(str, numbers), format_bytes(client.bytes), command)
+            command = Text.assemble(("away ", "yellow"), command, overflow="ellipsis", no_wrap=True)
+        shown.add_row(
+            str(client.seat),
+            str(client.pid),
+            str(client.uid),
+            number(client.leases),
+            format_bytes(client.bytes),
+            number(client.reads),
+            format_bytes(client.read_bytes),
+            command,
+        )
     return shown

@@ -22,6 +22,8 @@ MISSES: Final = 12
 DEFERRED: Final = 13
 #: Leases that ended in LeaseTimeout.
 TIMEOUTS: Final = 14
+#: A gauge, no counter: what is released or published, and waits for a view to die. It ends with its seat.
+HELD_BY_VIEWS: Final = 15
 #: Sampled lease latencies by category: how many, and their sum in nanoseconds.
 SAMPLES: Final = 16
 SAMPLED_NS: Final = 20

@@ -62,6 +62,7 @@ class Topic(IntEnum):
     STATS = 0
     LEASES = 1
     INVARIANTS = 2
+    BUFFERS = 3
 
 
 # --- checks -----------------------------------------------------------------------------
@@ -174,7 +175,7 @@ class Direct(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """Ask no longer. Answered by Refusal(CANCELLED) with a text that says who holds most,
+    """Ask no longer. Answered by Refusal(CANCELLED) with a text that says who keeps most,
     unless the grant is already under way."""
 
     request: int

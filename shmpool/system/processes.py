@@ -21,6 +21,10 @@ _UCRED: Final = struct.Struct("3i")
 _INT: Final = struct.Struct("i")
 _NO_ID: Final = 2**32 - 1
 _COMMAND_LENGTH: Final = 64
+#: Bytes of a command line that are read: directories may be long.
+_MOST_READ: Final = 4096
+#: Options of the Python interpreter whose value is a word of its own.
+_WITH_VALUE: Final = ("-X", "-W", "--check-hash-based-pycs")
 #: Field 22 of /proc/PID/stat, counted from the first field behind the command.
 _START_TIME_FIELD: Final = 22 - 3
 
@@ -60,18 +64,34 @@ def is_same_process(pid: int, began: int) -> bool:
 
 
 def command(pid: int) -> str:
-    """What a process runs, for people: its command line, printable, at most 64
-    characters; empty when it is gone."""
+    """What a process runs, for people: its command line without directories and without the
+    interpreter of a script, printable, at most 64 characters; empty when it is gone."""
     for name in ("cmdline", "comm"):  # a zombie and a kernel thread have no command line
         try:
             with open(f"/proc/{pid}/{name}", "rb") as file:
-                raw = file.read(4 * _COMMAND_LENGTH)
+                raw = file.read(_MOST_READ)
         except OSError:
             return ""
-        words = raw.replace(b"\0", b" ").decode("utf-8", "replace").strip()
-        if words:
-            return "".join(char if char.isprintable() else "?" for char in words)[:_COMMAND_LENGTH]
+        words = raw.decode("utf-8", "replace").strip("\0\n ").split("\0")
+        if any(words):
+            text = " ".join(" ".join(_without_interpreter(words)).split())
+            return "".join(char if char.isprintable() else "?" for char in text)[:_COMMAND_LENGTH]
     return ""
+
+
+def _without_interpreter(words: list[str]) -> list[str]:
+    """``/usr/bin/python3 -u /srv/reader.py --fast`` is ``reader.py --fast`` to people."""
+    program = os.path.basename(words[0]) or words[0]
+    if not program.startswith("python"):
+        return [program, *words[1:]]
+    at = 1
+    while at < len(words) and words[at].startswith("-") and not words[at].startswith(("-c", "-m")):
+        at += 2 if words[at] in _WITH_VALUE else 1
+    if at >= len(words) or words[at].startswith("-c"):
+        return [program, *words[at:]]
+    if words[at] == "-m" and at + 1 < len(words):
+        return words[at + 1 :]
+    return [os.path.basename(words[at]) or words[at], *words[at + 1 :]]
 
 
 def peer_credentials(sock: SocketLike) -> Credentials:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
+from typing import Any
 
 import pytest
 from cli_helpers import ENV, PATIENCE, command, shmpool_command
@@ -33,6 +39,7 @@ def test_json_has_the_promised_names_and_figures(broker: shmpool.Broker, pool: s
     assert figures["strategies"] == {"pooled": 1, "chunked": 1, "direct": 0}
     assert set(figures["memory"]) >= {"limit", "held", "payload", "by_state"}
     assert set(figures["tiers"][0]) >= {"size", "kind", "capacity", "warm", "free", "idle", "leased", "published"}
+    assert set(figures["clients"][0]) >= {"seat", "pid", "uid", "command", "leases", "bytes", "reads", "read_bytes"}
     (client,) = figures["clients"]
     assert (client["pid"], client["uid"], client["leases"]) == (os.getpid(), os.getuid(), 2)
 
@@ -63,22 +70,83 @@ def test_json_and_watch_exclude_each_other() -> None:
     assert shmpool_command("stats", "--json", "--watch").returncode == 2
 
 
+def leases(address: str, *options: str) -> dict[str, Any]:
+    return dict(json.loads(shmpool_command("leases", "--json", *options, "--socket", address).stdout))
+
+
 def test_leases_name_who_holds_what(broker: shmpool.Broker, pool: shmpool.Pool) -> None:
     with pool.lease(10) as kept, pool.lease(2_000_000) as lease:
         kept.write(bytes(10))
         lease.write(bytes(2_000_000))
         handle = lease.publish()
-        found = json.loads(shmpool_command("leases", "--json", "--socket", broker.address).stdout)
+        found = leases(broker.address)
         shown = shmpool_command("leases", "--socket", broker.address).stdout
     pool.discard(handle)
-    by_state = {entry["state"]: entry for entry in found}
-    assert by_state["leased"]["tier"] == "pooled 4 KiB"
-    assert by_state["published"]["bytes"] >= 2_000_000
-    for entry in found:
-        assert set(entry) >= {"pid", "command", "seat", "tier", "bytes", "state", "age_seconds"}
-        assert entry["age_seconds"] >= 0
-    for words in (str(os.getpid()), "pooled 4 KiB", "leased", "published"):
+    assert found["total"] == found["shown"] == 2
+    by_state = {line["state"]: line for line in found["leases"]}
+    assert by_state["leased"]["tiers"] == {"pooled 4 KiB": 1}
+    assert by_state["unread"]["bytes"] >= 2_000_000 and by_state["unread"]["tickets"] == 1
+    for line in found["leases"]:
+        assert (line["pid"], line["uid"], line["connected"]) == (os.getpid(), os.getuid(), True)
+        assert line["age_seconds"] >= 0
+    for words in (str(os.getpid()), "pooled 4 KiB", "leased", "unread", "1.9 MiB"):
         assert words in shown
+
+
+def test_each_buffer_is_a_line_with_who_reads_it(broker: shmpool.Broker, pool: shmpool.Pool) -> None:
+    with pool.lease(10) as lease:
+        first, second = lease.publish_many(2)
+    with pool.open(first):
+        found = leases(broker.address, "--each")
+        shown = shmpool_command("leases", "--each", "--socket", broker.address).stdout
+    pool.discard(second)
+    (line,) = found["leases"]
+    assert (line["state"], line["tier"], line["strategy"], line["bytes"]) == ("open", "pooled 4 KiB", "pooled", 4096)
+    assert (line["pid"], line["tickets"], line["readers"]) == (os.getpid(), 1, [os.getpid()])
+    assert "open, 1 unread" in shown
+
+
+def test_nothing_that_matters_is_cut_at_80_columns(broker: shmpool.Broker) -> None:
+    """Long names of scripts are; figures, states and pids are not."""
+    script = (
+        "import sys, shmpool\n"
+        "with shmpool.connect() as pool, pool.lease(300_000) as lease, pool.lease(10) as other:\n"
+        "    handles = [pool.lease(n).publish() for n in (10, 20_000, 300_000, 2_000_000)]\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.read()\n"
+        "    [pool.discard(handle) for handle in handles]\n"
+    )
+    line = [sys.executable, "-c", script, "x" * 60]
+    env = {**ENV, "SHMPOOL_SOCKET": broker.address}
+    with subprocess.Popen(line, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        figures = leases(broker.address)
+        for arguments in (["stats"], ["leases"], ["leases", "--idle"], ["leases", "--each"]):
+            shown = in_terminal([*command(*arguments), "--socket", broker.address], columns=80)
+            rows = shown.splitlines()
+            assert max(map(len, rows)) <= 80, shown
+            assert not [row for row in rows if "\u2026" in row and str(process.pid) not in row], shown
+            assert str(process.pid) in shown
+        shown = in_terminal([*command("leases"), "--socket", broker.address], columns=80)
+        process.communicate("")
+    for one in figures["leases"]:
+        assert sum(one["state"] in row and str(one["pid"]) in row for row in shown.splitlines()) == 1, shown
+
+
+def in_terminal(line: list[str], columns: int) -> str:
+    """What a command shows in a terminal of this width."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    env = {key: value for key, value in ENV.items() if key not in ("COLUMNS", "LINES")}
+    with subprocess.Popen(line, env={**env, "TERM": "dumb"}, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+            while piece := os.read(ours, 65536):
+                shown += piece
+        os.close(ours)
+        assert process.wait(PATIENCE) == 0, shown
+    return shown.decode().replace("\r\n", "\n")
 
 
 def test_leases_of_nobody(broker: shmpool.Broker) -> None:

@@ -196,3 +196,16 @@ def churn(pipe: Pipe, address: str) -> None:
                 lease.release()
             if number % 20 == 0:
                 pipe.send(number)
+
+
+def hoard(pipe: Pipe, address: str, queue: Any) -> None:
+    """Keep an array's worth of every handle that comes, until None; then say whether their bytes
+    are still what they were: the n-th all n % 251."""
+    kept = []
+    with shmpool.connect(address) as pool:
+        pipe.send("ready")
+        for handle in iter(queue.get, None):
+            with pool.open(handle) as buffer:
+                kept.append(buffer.view[:])
+        pipe.send(all(bytes(view) == bytes([n % 251]) * len(view) for n, view in enumerate(kept)))
+        until_told(pipe)

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness import CHUNKS, DIRECT, MEDIUM, SMALL, World, small_settings
 
-from shmpool.protocol.figures import DEFERRED, LEASES, MISSES, SAMPLED_NS, SAMPLES, TIMEOUTS
+from shmpool.protocol.figures import DEFERRED, HELD_BY_VIEWS, LEASES, MISSES, SAMPLED_NS, SAMPLES, TIMEOUTS
 from shmpool.protocol.header import counters_at
 from shmpool.protocol.messages import MAX_BLOB, Query, Role, Topic
 from shmpool.protocol.sizing import KIB
@@ -83,8 +83,8 @@ def test_counters_are_summed_over_the_living_and_the_gone(world: World) -> None:
     for client in (one, other):
         at = counters_at(world.broker.rows.count, client.seat)
         for word, value in (
-            (pooled_small, 10), (chunked_large, 5), (direct_huge, 1), (MISSES, 3), (DEFERRED, 2), (TIMEOUTS, 1),
-            (SAMPLES, 4), (SAMPLED_NS, 1000),
+            (pooled_small, 10), (chunked_large, 5), (direct_huge, 1), (MISSES, 3), (DEFERRED, 3), (HELD_BY_VIEWS, 2),
+            (TIMEOUTS, 1), (SAMPLES, 4), (SAMPLED_NS, 1000),
         ):  # fmt: skip
             world.ledger[at + word] = value
     one.die()
@@ -94,7 +94,9 @@ def test_counters_are_summed_over_the_living_and_the_gone(world: World) -> None:
     assert (stats["pool_hits"], stats["pool_misses"]) == (24, 6)
     assert stats["strategies"] == {"pooled": 20, "chunked": 10, "direct": 2}
     assert stats["operations"] == {"small": 20, "medium": 0, "large": 10, "very_large": 2}
-    assert (stats["deferred_releases"], stats["lease_timeouts"]) == (4, 2)
+    assert (stats["deferred_releases"], stats["lease_timeouts"]) == (6, 2)
+    # The views of the one that is gone are gone with it.
+    assert stats["held_by_views"] == stats["clients"][0]["held_by_views"] == 2
     assert stats["average_latency_ns"]["small"] == 250
 
 
@@ -111,44 +113,13 @@ def test_each_client_is_told_with_what_it_holds(world: World) -> None:
     assert (clients[other.seat]["leases"], clients[other.seat]["bytes"]) == (0, 0)
 
 
-def test_leases_are_told_oldest_first_with_custodian_and_age(world: World) -> None:
-    client = world.client()
-    client.lease(client.get()[0])
-    world.now += 5
-    (ticket,) = client.publish(client.get(CHUNKS, 2)[0])
-    client.die()
-    other = world.client()
-    world.now += 1
-    other.lease(other.get_direct(4096))
-    world.now += 2
-    told = ask(world, Topic.LEASES)
-    assert [lease["row"] for lease in told] == [ticket.row, other.leased[0].row]
-    custody, direct = told
-    assert (custody["custodian"], custody["state"], custody["tickets_open"]) == ("broker", "published", 1)
-    assert (custody["pid"], custody["bytes"], custody["age_seconds"]) == (None, 16 * KIB, 3.0)
-    assert (direct["custodian"], direct["state"], direct["pid"]) == ("client", "leased", other.process.pid)
-    assert (direct["strategy"], direct["age_seconds"]) == ("direct", 2.0)
-
-
-def test_what_the_dead_published_is_not_told_as_the_next_owners_of_their_seat(make_world: type[World]) -> None:
-    world = make_world(small_settings(max_clients=1))
-    client = world.client()
-    client.publish(client.get()[0])
-    client.die()
-    world.run()
-    next_one = world.client()
-    assert next_one.seat
-    (lease,) = ask(world, Topic.LEASES)
-    assert lease["pid"] is None
-
-
 def test_a_long_report_comes_in_parts(make_world: type[World]) -> None:
     world = make_world(small_settings(memory_limit=4096 * KIB), check_every=0)
     client = world.client()
     while len(client.ready) < 600:
         client.refill(SMALL, count=64)
         world.run()
-    assert len(ask(world, Topic.LEASES)) == len(client.ready)
+    assert ask(world, Topic.BUFFERS)["shown"] == len(client.ready)
 
 
 def test_who_is_away_and_what_is_quarantined_are_alerts(world: World) -> None:

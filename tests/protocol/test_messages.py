@@ -255,7 +255,7 @@ def test_wrong_arity_is_refused(fields: list[int]) -> None:
         [5, {}],
         [5, "12"],
         [5, b"12"],
-        [7, 1, 3],
+        [7, 1, 4],
         [1, b"shmpool", 1, 0, 0, 0, 0],
         [1, "x" * 17, 1, 0, 0, 0, 0],
         [1, "shmpool", 1, 2, 0, 0, 0],

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import builtins
 import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import mock_open, patch
 
 import pytest
 from shell_helpers import ENV
@@ -118,3 +120,19 @@ def test_command_is_short_and_printable() -> None:
     child.communicate()
     assert len(text) <= 64
     assert text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["/usr/bin/python3.11", "-u", "/srv/very/long/reader.py", "--fast", "/data"], "reader.py --fast /data"),
+        (["/usr/bin/python3", "-X", "dev", "-W", "error", "-m", "pkg.worker", "4"], "pkg.worker 4"),
+        (["python", "-c", "import x\nx.run()"], "python -c import x x.run()"),
+        (["/usr/bin/python3"], "python3"),
+        (["/opt/tools/my tool", "/data/in"], "my tool /data/in"),
+        (["nginx: master process"], "nginx: master process"),
+    ],
+)
+def test_command_names_the_script_and_not_its_interpreter(words: list[str], shown: str) -> None:
+    with patch.object(builtins, "open", mock_open(read_data="\0".join(words).encode() + b"\0")):
+        assert processes.command(1) == shown

@@ -80,6 +80,7 @@ from .lending import NEVER, Lending
 from .looks import Looks
 from .outbox import Outbox
 from .questions import Questions
+from .reports import Reports
 from .rows import Rows
 from .scrubber import Scrubber
 from .seats import Away, Seat, Seats
@@ -162,6 +163,8 @@ class Broker:
         self.away = Away()
         self.looks = Looks(self.chores, self.settle)
         self.endings = Endings(self)
+        self.reports = Reports(self.rows, self.inventory, self.seats, self.lending.line, self.chores, pool_id, epoch)
+        self.lending.who_keeps_most = self.reports.who_keeps_most
         self.questions = Questions(self)
         self._on_event: dict[type[Any], Callable[[Any, float], object]] = {
             Connected: self._on_connected,
@@ -221,6 +224,8 @@ class Broker:
             due = min(due, look)
         if (sweep := self.custody.next_sweep(hurry=somebody_waits)) is not None:
             due = min(due, sweep)
+        if (look := self.reports.next_deadline()) is not None:
+            due = min(due, look)
         due = min(due, self.lending.next_deadline)
         return None if due == NEVER else due
 
@@ -419,6 +424,7 @@ class Broker:
         for number in self.away.to_probe(now):
             self.outbox.add(ProbeSeat(number))
         self.chores.work(now)
+        self.reports.tick(now)
         self.custody.sweep(now, hurry=bool(self.lending.line))
         self.lending.tick(now)
         self.inventory.drop_old_spares(now)

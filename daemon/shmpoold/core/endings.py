@@ -12,10 +12,10 @@ from shmpool.protocol.ledger import generation_of, seat_of, state_of
 from shmpool.protocol.sizing import TierKind
 from shmpool.protocol.states import State
 
-from . import reports
 from .actions import Unwatch
 from .chores import Chore
 from .inventory import Holding
+from .reports.metrics import fold_counters
 from .seats import Seat
 
 if TYPE_CHECKING:
@@ -101,6 +101,6 @@ class Endings:
 
     def _clear(self, seat: Seat) -> None:
         self._broker.inventory.drop_spares()  # whoever had a use for them may be this one
-        reports.fold_counters(self._broker.rows, seat.number)
+        fold_counters(self._broker.rows, seat.number)
         self._broker.outbox.add(Unwatch(seat.number))
         self._broker.seats.clear(seat)

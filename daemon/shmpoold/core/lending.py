@@ -9,7 +9,7 @@ is kept for whom is `earmarks`', who is asked to give back `recalls`'.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Callable, Iterator, MutableSequence
 from dataclasses import dataclass, field
 
 from shmpool.protocol.codes import Code
@@ -94,6 +94,8 @@ class Lending:
         self._next_retry = 0.0
         #: The host is full: nothing is warmed for the line before this, unless something is freed.
         self.next_warming = 0.0
+        #: A sentence for refusals; the ledger tells it, which is the reports' to read.
+        self.who_keeps_most: Callable[[float], str] = lambda now: ""
         self._chores = chores
         self._outbox = outbox
 
@@ -272,11 +274,10 @@ class Lending:
         return bool(inventory.granted or inventory.leaving or is_unfinished)
 
     def _story(self, request: Request, now: float) -> str:
-        """Why there is nothing: what is missing, and who holds most."""
+        """Why there is nothing: what is missing, and who keeps most."""
         text = f"no {request.tier.label()} for {format_bytes(request.wanted_bytes)}: {self._missing(request)}"
-        seat = self.seats.largest(now)
-        if seat is not None:
-            text += f"; pid {seat.peer.pid} ({seat.peer.command}) holds most, {format_bytes(seat.nbytes)}"
+        if most := self.who_keeps_most(now):
+            text += f"; {most}"
         return f"{text}; {request.failure}" if request.failure else text
 
     def _missing(self, request: Request) -> str:

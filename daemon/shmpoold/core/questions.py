@@ -8,19 +8,22 @@ not one for each question. (How many questions a peer has under way is the shell
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from shmpool.protocol.messages import MAX_BLOB, Answer, Query, Topic
 
-from . import reports
+from . import invariants
 from .actions import Send
 from .chores import Chore
 
 if TYPE_CHECKING:
     from .broker import Broker
 
-#: Sending an answer, in units; and the bytes of answers that cost one more.
+#: Sending a part of an answer, in units; and the bytes of it that cost one more.
 SENDING, SENT_PER_UNIT = 8, 4096
+#: Lines of a report that are written as JSON in one step, and the bytes that cost a unit.
+WRITTEN_PER_STEP, WRITTEN_PER_UNIT = 32, 96
 
 
 class Questions:
@@ -41,13 +44,45 @@ class Questions:
 
     def _answer(self, topic: Topic) -> Chore:
         asking = self._waiting.pop(topic)
-        report = yield from reports.make(self._broker, topic)
-        payload = json.dumps(report, separators=(",", ":")).encode()
-        yield len(payload) // SENT_PER_UNIT
-        parts = [payload[at : at + MAX_BLOB] for at in range(0, len(payload), MAX_BLOB)]
+        if topic is Topic.INVARIANTS:
+            report = yield from invariants.report(self._broker)
+        else:
+            report = yield from self._broker.reports.make(topic)
+        parts, text = [], bytearray()
+        for piece in write(report):
+            text += piece
+            while len(text) > MAX_BLOB:
+                parts.append(bytes(text[:MAX_BLOB]))
+                del text[:MAX_BLOB]
+            yield 1 + len(piece) // WRITTEN_PER_UNIT
+        parts.append(bytes(text))
         for connection, request in asking:
-            if connection in self._broker.clients:
-                for index, part in enumerate(parts):
-                    answer = Answer(request, index == len(parts) - 1, part)
-                    self._broker.outbox.add(Send(connection, answer))
-                yield SENDING + len(payload) // SENT_PER_UNIT
+            for index, part in enumerate(parts):
+                if connection not in self._broker.clients:
+                    break
+                answer = Answer(request, index == len(parts) - 1, part)
+                self._broker.outbox.add(Send(connection, answer))
+                yield SENDING + len(part) // SENT_PER_UNIT
+
+
+def write(report: dict[str, Any]) -> Iterator[bytes]:
+    """A report as JSON, in pieces of some lines; a line that is bytes is JSON already."""
+    text = b"{"
+    for index, (key, value) in enumerate(report.items()):
+        text += (b"," if index else b"") + to_json(key) + b":"
+        if not isinstance(value, list):
+            text += to_json(value)
+            continue
+        text += b"["
+        for at in range(0, len(value), WRITTEN_PER_STEP):
+            lines = value[at : at + WRITTEN_PER_STEP]
+            text += (b"," if at else b"") + b",".join(map(to_json, lines))
+            yield text
+            text = b""
+        text += b"]"
+    yield text + b"}"
+
+
+def to_json(value: Any) -> bytes:
+    """Without a blank."""
+    return value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()

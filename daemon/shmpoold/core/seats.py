@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from operator import attrgetter
 
 from shmpool.protocol.header import (
     SEAT_NONCE,
@@ -26,8 +25,6 @@ from shmpool.protocol.header import (
 from .events import Peer
 
 IN_USE = 1
-#: How often it is found out at most who holds most (seconds): refusals say it, and there may be many.
-MEASURED_EVERY = 0.05
 
 
 @dataclass(slots=True, eq=False)
@@ -76,17 +73,6 @@ class Seats:
         self.count = count
         self.taken: dict[int, Seat] = {}
         self._free = list(range(count, 0, -1))
-        self._largest: Seat | None = None
-        self._measured_at = float("-inf")
-
-    def largest(self, now: float) -> Seat | None:
-        """Who holds most, as of `MEASURED_EVERY` ago at most; None when nobody holds anything."""
-        known = self._largest
-        is_gone = known is not None and self.taken.get(known.number) is not known
-        if is_gone or now >= self._measured_at + MEASURED_EVERY:
-            self._measured_at = now
-            self._largest = max(self.taken.values(), key=attrgetter("nbytes"), default=None)
-        return self._largest if self._largest is not None and self._largest.nbytes else None
 
     def take(self, peer: Peer, nonce: int, connection: int) -> Seat | None:
         """A new seat, or None when all are taken."""

@@ -1,0 +1,151 @@
+"""What operators ask for, and what a refusal has to tell: the figures, and who holds what.
+
+Reads rows, tiers and seats as they are, without stopping anybody, and a large ledger in
+slices: the figures of one report may be a few leases apart. A report is a chore that
+returns what is to be said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Any, Final
+
+from shmpool.protocol.census import Census
+from shmpool.protocol.messages import Topic
+
+from ..chores import Chores
+from ..inventory import Inventory
+from ..requests import WaitingLine
+from ..rows import Rows
+from ..seats import Seats
+from . import alerts, holders, metrics
+from .census import Ledger
+from .keeper import Keeper
+
+Report = Generator[int, None, Any]
+
+#: Seconds from one look at the ages to the next: while there is something new, at the longest;
+#: and how many times as long as a look takes, so that looks are a small part of the time.
+SOON: Final = 1.0
+LONGEST: Final = 32.0
+REST: Final = 500
+#: As much for the censuses that are taken while somebody waits.
+CENSUS_REST: Final = 20
+#: Seconds of a unit of chores.
+UNIT: Final = 2e-6
+
+
+class Reports:
+    """The reports of one pool, and the looks that they need."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        inventory: Inventory,
+        seats: Seats,
+        line: WaitingLine,
+        chores: Chores,
+        pool_id: int,
+        epoch: int,
+    ) -> None:
+        self._rows = rows
+        self._inventory = inventory
+        self._seats = seats
+        self._line = line
+        self._chores = chores
+        self._pool = {"pool_id": f"{pool_id:016x}", "epoch": epoch}
+        self._ledger = Ledger(rows, inventory, lambda: chores.now)
+        self._keeper = Keeper(self._ledger, inventory, seats.taken)
+        self._interval = SOON
+        #: None: soon after the first grant.
+        self._next_look: float | None = None
+        self._next_census = 0.0
+        self._is_looking = self._is_counting = False
+
+    # --- time --------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When `tick` is due; None while nobody has anything. While somebody waits it is called
+        often enough."""
+        if self._is_looking or not self._inventory.granted:
+            return None
+        if self._next_look is None:
+            self._next_look = next(iter(self._inventory.granted.values())).granted_at + SOON
+        return self._next_look
+
+    def tick(self, now: float) -> None:
+        """Look at the ages, and at who keeps what while somebody waits, if it is time."""
+        if not self._inventory.granted:
+            self._ledger.ages.forget_all()
+            self._interval, self._next_look = SOON, None
+            return
+        if self._line and not self._is_counting and self._next_census <= now:
+            self._is_counting = True
+            self._chores.begin(self._count(), now, is_urgent=False)
+        if (due := self.next_deadline()) is not None and due <= now:
+            self._is_looking = True
+            self._chores.begin(self._look(), now, is_urgent=False)
+
+    def _look(self) -> Iterator[int]:
+        cost = 0
+        try:
+            for units in self._ledger.look():
+                cost += units
+                yield units
+        finally:
+            ages = self._ledger.ages
+            self._interval = SOON if ages.has_changed else min(2 * self._interval, LONGEST)
+            ages.has_changed = self._is_looking = False
+            self._next_look = self._chores.now + max(self._interval, REST * UNIT * cost)
+
+    def _count(self) -> Iterator[int]:
+        cost = 0
+        try:
+            steps = self._take_census()
+            while True:
+                units = next(steps)
+                cost += units
+                yield units
+        except StopIteration:
+            pass
+        finally:
+            self._is_counting = False
+            self._next_census = self._chores.now + max(SOON, CENSUS_REST * UNIT * cost)
+
+    # --- who keeps most -------------------------------------------------------------------------------
+
+    def who_keeps_most(self, now: float) -> str:
+        """For a refusal: a sentence, empty when nobody keeps anything."""
+        return self._keeper.text(now)
+
+    def _take_census(self) -> Generator[int, None, tuple[Census, list[holders.Process]]]:
+        census = yield from self._ledger.take_census()
+        processes = yield from holders.by_process(census, self._seats.taken)
+        self._keeper.note(processes, self._chores.now)
+        return census, processes
+
+    # --- reports --------------------------------------------------------------------------------------
+
+    def make(self, topic: Topic) -> Report:
+        """The report on a topic."""
+        if topic is Topic.STATS:
+            return self._stats()
+        seats, clock = self._seats.taken, lambda: self._chores.now
+        if topic is Topic.LEASES:
+            return holders.lines(self._ledger, self._inventory.tiers, seats, clock)
+        return holders.each(self._ledger, self._inventory, seats, clock)
+
+    def _stats(self) -> Report:
+        """All figures, under the names of `shmpool.Stats`."""
+        census, processes = yield from self._take_census()
+        figures = yield from metrics.count(self._rows, self._seats, census)
+        yield metrics.FIGURES
+        found = yield from alerts.alerts(self._inventory, self._seats, self._line, processes)
+        tiers = [metrics.tier(self._inventory, tier, census) for tier in self._inventory.tiers]
+        return {
+            **self._pool,
+            **figures,
+            "memory": metrics.memory(self._inventory, census),
+            "tiers": tiers,
+            "alerts": found,
+        }

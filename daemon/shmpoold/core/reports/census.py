@@ -1,0 +1,89 @@
+"""The census as the broker takes it: the ledger walked in slices, a chore, with ages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import NamedTuple
+
+from shmpool.protocol.census import Census, Kept, held_rows, read, slices, snapshot
+from shmpool.protocol.ledger import ROW_BYTES
+from shmpool.protocol.sizing import Tier
+
+from ..inventory import Inventory
+from ..rows import Rows
+from .ages import Ages, SliceAges
+
+#: Rows of a slice that cost a unit where nobody has anything, and where somebody has; and what
+#: each row that is somebody's costs.
+EMPTY_ROWS, OTHER_ROWS, HELD_ROW = 128, 48, 2
+#: Such rows that are read in one step.
+ROWS_PER_STEP = 32
+
+
+class Found(NamedTuple):
+    """Some buffers of one slice; by row, from *first* on, since when each is leased or published,
+    and since when its tickets are as they are."""
+
+    kept: list[Kept]
+    first: int
+    since: Sequence[float]
+    changed: Sequence[float]
+
+
+class Ledger:
+    """The rows, read again and again, and what was noted of their ages."""
+
+    def __init__(self, rows: Rows, inventory: Inventory, clock: Callable[[], float]) -> None:
+        self._rows = rows
+        self._inventory = inventory
+        self._clock = clock
+        self.ages = Ages()
+
+    def look(self) -> Iterator[int]:
+        """A chore: note what has changed."""
+        for _, _, raw, held, _ in self._walk():
+            yield _cost(raw, held)
+
+    def take_census(self) -> Generator[int, None, Census]:
+        """A chore: who keeps what."""
+        census = Census()
+        for found in self.find():
+            if isinstance(found, int):
+                yield found
+            else:
+                census.add(*found)
+        return census
+
+    def find(self) -> Iterator[int | Found]:
+        """Everything that is somebody's; the numbers between are costs."""
+        # What a row says that is not granted is a scribble.
+        granted = self._inventory.granted
+        for tier, first, raw, held, ages in self._walk():
+            yield _cost(raw, held)
+            for at in range(0, len(held), ROWS_PER_STEP):
+                kept = read(self._rows.words, raw, tier, first, held[at : at + ROWS_PER_STEP], granted)
+                if ages is not None:
+                    yield Found(kept, first, ages.since, ages.changed)
+                yield len(kept) * HELD_ROW
+
+    def _walk(self) -> Iterator[tuple[Tier, int, bytes, list[int], SliceAges | None]]:
+        for tier, first, end in slices(self._inventory.tiers):
+            raw = snapshot(self._rows.words, first, end)
+            held, ages = held_rows(raw), None
+            if held:
+                ages = self.ages.look(first, raw, self._clock())
+            else:
+                self.ages.forget(first)
+            yield tier, first, raw, held, ages
+
+    def sample(self, rows: Sequence[int]) -> Census:
+        """A census of some rows that are granted, at once."""
+        census = Census()
+        for row in rows:
+            raw = snapshot(self._rows.words, row, row + 1)
+            census.add(read(self._rows.words, raw, self._inventory.granted[row].tier, row, held_rows(raw)))
+        return census
+
+
+def _cost(raw: bytes, held: list[int]) -> int:
+    return 1 + len(raw) // ROW_BYTES // (OTHER_ROWS if held else EMPTY_ROWS)

@@ -1,0 +1,135 @@
+"""The figures of the stats: counters summed over the seats, memory and tiers as they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from shmpool.protocol.census import Census, Tally, Use
+from shmpool.protocol.figures import (
+    CATEGORIES,
+    DEFERRED,
+    HELD_BY_VIEWS,
+    LEASES,
+    MISSES,
+    SAMPLED_NS,
+    SAMPLES,
+    STRATEGIES,
+    TIMEOUTS,
+    USED_COUNTERS,
+)
+from shmpool.protocol.header import counters_at
+from shmpool.protocol.messages import U64
+from shmpool.protocol.sizing import Tier
+from shmpool.protocol.states import State
+
+from ..inventory import Inventory
+from ..rows import Rows
+from ..seats import Seat, Seats
+
+#: What the figures besides the census cost; what a client's counters and its line do; in units.
+FIGURES, CLIENT = 32, 6
+_NOTHING = Tally()
+
+
+def fold_counters(rows: Rows, seat: int) -> None:
+    """Add a seat's counters to the broker's own block and clear them for the next. Gauges end
+    with it."""
+    source, target = counters_at(rows.count, seat), counters_at(rows.count, 0)
+    rows.words[source + HELD_BY_VIEWS] = 0
+    for word in range(USED_COUNTERS):
+        rows.words[target + word] = (rows.words[target + word] + rows.words[source + word]) & U64
+        rows.words[source + word] = 0
+
+
+def count(rows: Rows, seats: Seats, census: Census) -> Generator[int, None, dict[str, Any]]:
+    """A chore: what was counted since the pool was made, and the clients with what they hold."""
+    totals = _block(rows, 0)
+    clients = []
+    for number in sorted(seats.taken):
+        if (seat := seats.taken.get(number)) is not None:
+            block = _block(rows, number)
+            totals = list(map(int.__add__, totals, block))
+            clients.append(_client(seat, block, census))
+        yield CLIENT
+    return {"clients": clients, **_counters(totals, census)}
+
+
+def _block(rows: Rows, seat: int) -> list[int]:
+    at = counters_at(rows.count, seat)
+    return list(rows.words[at : at + USED_COUNTERS])
+
+
+def _counters(totals: list[int], census: Census) -> dict[str, Any]:
+    by_strategy = {
+        strategy: sum(totals[LEASES + 4 * index : LEASES + 4 * index + 4]) for index, strategy in enumerate(STRATEGIES)
+    }
+    gets, misses = sum(by_strategy.values()), totals[MISSES]
+    return {
+        "total_gets": gets,
+        "total_puts": max(0, gets - census.active),
+        "pool_hits": max(0, by_strategy["pooled"] + by_strategy["chunked"] - misses),
+        "pool_misses": misses,
+        "active_buffers": census.active,
+        "deferred_releases": totals[DEFERRED],
+        "held_by_views": totals[HELD_BY_VIEWS],
+        "lease_timeouts": totals[TIMEOUTS],
+        "operations": {
+            name: sum(totals[LEASES + index + 4 * s] for s in range(3)) for index, name in enumerate(CATEGORIES)
+        },
+        "strategies": by_strategy,
+        "average_latency_ns": {
+            name: totals[SAMPLED_NS + index] // totals[SAMPLES + index] if totals[SAMPLES + index] else 0
+            for index, name in enumerate(CATEGORIES)
+        },
+        "memory_efficiency": census.payload / census.active_bytes if census.active_bytes else 1.0,
+    }
+
+
+def _client(seat: Seat, block: list[int], census: Census) -> dict[str, Any]:
+    leased, unread, opened, idle = (census.kept.get((seat.number, use), _NOTHING) for use in Use)
+    return {
+        "seat": seat.number,
+        "pid": seat.peer.pid,
+        "uid": seat.peer.uid,
+        "command": seat.peer.command,
+        "connected": seat.connection is not None,
+        "leases": leased.buffers + unread.buffers,
+        "bytes": leased.nbytes + unread.nbytes + idle.nbytes,
+        "unread": unread.buffers,
+        "unread_bytes": unread.nbytes,
+        "reads": opened.buffers,
+        "read_bytes": opened.nbytes,
+        "held_by_views": block[HELD_BY_VIEWS],
+    }
+
+
+def memory(inventory: Inventory, census: Census) -> dict[str, Any]:
+    """What is held, in bytes."""
+    free = inventory.spares.nbytes + sum(slots.ready * slots.tier.size for slots in inventory.maps)
+    return {
+        "limit": inventory.limit,
+        "held": inventory.held,
+        "overhead": inventory.overhead,
+        "payload": census.payload,
+        "by_state": {
+            "free": free,
+            **{state.name.lower(): census.nbytes[state] for state in (State.IDLE, State.LEASED, State.PUBLISHED)},
+        },
+    }
+
+
+def tier(inventory: Inventory, which: Tier, census: Census) -> dict[str, Any]:
+    """One tier, in slots."""
+    slots = inventory.maps[which.index]
+    idle, leased, published = (census.slots[which.index, s] for s in (State.IDLE, State.LEASED, State.PUBLISHED))
+    return {
+        "size": which.size,
+        "kind": which.kind.name.lower(),
+        "capacity": which.capacity,
+        "warm": slots.warm if which.size else idle + leased + published + len(inventory.spares),
+        "free": slots.ready,
+        "idle": idle,
+        "leased": leased,
+        "published": published,
+    }
