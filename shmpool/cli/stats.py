@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 
 import click
@@ -36,13 +37,19 @@ def command(as_json: bool, watch: bool, interval: float, socket: str | None) -> 
 
 def _watch(address: str, interval: float) -> None:
     """Ends with Ctrl-C, which is no error here, or when the broker is gone."""
-    with Live(render(query(address)), console=console(), auto_refresh=False) as live:
-        try:
-            while True:
-                time.sleep(interval)
-                live.update(render(query(address)), refresh=True)
-        except KeyboardInterrupt:
-            pass
+    out = console()
+    try:
+        if out.is_terminal:
+            with Live(render(query(address)), console=out, auto_refresh=False) as live:
+                while True:
+                    time.sleep(interval)
+                    live.update(render(query(address)), refresh=True)
+        while True:
+            out.print(render(query(address)))
+            sys.stdout.flush()  # whoever reads the pipe reads it now
+            time.sleep(interval)
+    except KeyboardInterrupt:
+        pass
 
 
 def render(stats: Stats) -> RenderableType:
