@@ -13,8 +13,7 @@ import click
 
 from shmpool.errors import ConfigError
 
-from . import config_text
-from .config import Config, load, parse_override
+from .config import Config, parse_assignment, read, texts
 from .shell import cleanup, service
 
 
@@ -40,12 +39,15 @@ def main(
     """The shmpool broker: owns shared memory and lends buffers of it to processes."""
     parent = service.Parent(parent_fd, ready_fd)
     try:
-        config = load(path, _overrides(socket, assignments, settings))
+        # A private broker is its parent's alone: what the environment sets is meant for the service.
+        environment = {} if settings is not None else os.environ
+        reading = read(path, environment, _overrides(socket, assignments, settings))
     except ConfigError as error:
         parent.tell({"error": "ConfigError", "message": str(error)})
         _fail(error, 2)
+    config = reading.config
     if check:
-        click.echo(config_text.in_force(config), nl=False)
+        click.echo(texts.in_force(reading), nl=False)
     elif clean:
         for line in cleanup.clean_up(config.socket):
             click.echo(line)
@@ -73,7 +75,7 @@ def _overrides(socket: str | None, assignments: tuple[str, ...], settings: str |
             overrides = dict(json.loads(settings))
         except (ValueError, TypeError) as error:
             raise ConfigError(f"--settings is no JSON object: {error}") from error
-    overrides |= dict(parse_override(assignment) for assignment in assignments)
+    overrides |= dict(parse_assignment(assignment) for assignment in assignments)
     if socket is not None:
         overrides["socket"] = os.path.abspath(socket)
     return overrides

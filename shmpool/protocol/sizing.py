@@ -88,6 +88,10 @@ class Sizing:
     very_large_object_threshold: int = MIB
     pooled_sizes: tuple[int, ...] = (4 * KIB, 16 * KIB, 32 * KIB, 64 * KIB, 128 * KIB, 256 * KIB)
     chunk_sizes: tuple[int, ...] = (64 * KIB, 128 * KIB)
+    #: Where ADAPTIVE puts large objects: CHUNKED or DIRECT.
+    large_object_strategy: Strategy = Strategy.CHUNKED
+    #: False: every lease is DIRECT.
+    is_pooling: bool = True
 
     def __post_init__(self) -> None:
         given = (self.medium_object_threshold, self.large_object_threshold, self.very_large_object_threshold)
@@ -95,14 +99,16 @@ class Sizing:
             raise ConfigError("thresholds and slot sizes are whole numbers of bytes")
         if not 0 < given[0] <= given[1] <= given[2] <= MAX_NBYTES:
             raise ConfigError(
-                "thresholds must rise: 0 < medium_object_threshold <= large_object_threshold"
-                f" <= very_large_object_threshold, not {given}"
+                "thresholds must rise: medium_object_threshold <= large_object_threshold"
+                f" <= very_large_object_threshold, not {_list_of(given)}"
             )
         for key, sizes in (("pooled_sizes", self.pooled_sizes), ("chunk_sizes", self.chunk_sizes)):
             if not sizes or list(sizes) != sorted(set(sizes)):
-                raise ConfigError(f"{key} must be rising sizes, at least one, not {sizes}")
+                raise ConfigError(f"{key} must be rising sizes, at least one, not {_list_of(sizes) or 'none'}")
             if any(size <= 0 or size % PAGE or size > MAX_NBYTES for size in sizes):
-                raise ConfigError(f"{key} must be multiples of the page, {PAGE} bytes, below 2**40, not {sizes}")
+                raise ConfigError(
+                    f"{key} must be multiples of the page, {format_bytes(PAGE)}, below 1 TiB, not {_list_of(sizes)}"
+                )
         if len(self.pooled_sizes) + len(self.chunk_sizes) >= MAX_TIERS:
             raise ConfigError(f"pooled_sizes and chunk_sizes together make at most {MAX_TIERS - 1} tiers")
 
@@ -124,14 +130,15 @@ def categorize(nbytes: int, sizing: Sizing = DEFAULT_SIZING) -> SizeCategory:
 def select_strategy(nbytes: int, config: Sizing = DEFAULT_SIZING) -> Strategy:
     """What ADAPTIVE means for an object of *nbytes* bytes: POOLED below the large
     threshold (CHUNKED where no pooled tier is large enough), CHUNKED below the very-large
-    threshold, DIRECT from there on. Raises `InvalidSize` for a size that no object has,
-    `TypeError` for what is not a whole number."""
+    threshold (or what `large_object_strategy` says), DIRECT from there on, and for everything
+    where pooling is switched off. Raises `InvalidSize` for a size that no object has, `TypeError`
+    for what is not a whole number."""
     check_nbytes(nbytes)
-    if nbytes >= config.very_large_object_threshold:
+    if nbytes >= config.very_large_object_threshold or not config.is_pooling:
         return Strategy.DIRECT
     if nbytes < config.large_object_threshold and nbytes <= config.pooled_sizes[-1]:
         return Strategy.POOLED
-    return Strategy.CHUNKED
+    return config.large_object_strategy if nbytes >= config.large_object_threshold else Strategy.CHUNKED
 
 
 def check_nbytes(nbytes: int) -> None:
@@ -146,6 +153,7 @@ def check_nbytes(nbytes: int) -> None:
 
 def check_pooled(nbytes: int, sizing: Sizing) -> None:
     """Refuse POOLED where pooling would be the wrong thing."""
+    check_enabled(sizing)
     if nbytes >= sizing.very_large_object_threshold:
         raise PoolingRefused(
             f"{nbytes} bytes are very large (very_large_object_threshold is"
@@ -156,6 +164,32 @@ def check_pooled(nbytes: int, sizing: Sizing) -> None:
             f"{nbytes} bytes fit no pooled slot, the largest is {sizing.pooled_sizes[-1]} bytes:"
             " lease them CHUNKED or ADAPTIVE, or add a size to pooled_sizes"
         )
+
+
+def check_enabled(sizing: Sizing) -> None:
+    """Refuse slots and chunks where the broker lends direct segments only."""
+    if not sizing.is_pooling:
+        raise PoolingRefused("pooling is switched off (enabled = false): lease DIRECT or ADAPTIVE")
+
+
+def chunk_sizes_for(large: int, very_large: int) -> tuple[int, ...]:
+    """Chunk sizes for objects from *large* to *very_large* bytes: powers of two of which the
+    smallest large object takes four and two, so that a run wastes an eighth of it on average; but no
+    object takes more chunks than a lease can name."""
+    smallest = max(PAGE, 1 << max(0, (large // 4).bit_length() - 1), page_round(-(-very_large // MAX_CHUNKS)))
+    return (smallest, 2 * smallest)
+
+
+def optimal_chunk_size(nbytes: int, config: Sizing = DEFAULT_SIZING) -> int:
+    """The chunk size, in bytes, that an object of *nbytes* bytes is leased in: least waste, ties to
+    fewer chunks. Raises `InvalidSize` for a size that no object has, `TypeError` for what is not a
+    whole number."""
+    check_nbytes(nbytes)
+    return min(config.chunk_sizes, key=lambda size: (max(1, -(-nbytes // size)) * size, -size))
+
+
+def _list_of(sizes: tuple[int, ...]) -> str:
+    return ", ".join(format_bytes(size) for size in sizes)
 
 
 def make_tiers(memory_limit: int, sizing: Sizing) -> tuple[Tier, ...]:
@@ -170,7 +204,9 @@ def make_tiers(memory_limit: int, sizing: Sizing) -> tuple[Tier, ...]:
         for size in sizes:
             capacity = min(memory_limit // size, MAX_TIER_ROWS)
             if capacity == 0:
-                raise ConfigError(f"memory_limit {memory_limit} is smaller than one slot of {size} bytes")
+                raise ConfigError(
+                    f"memory_limit, {format_bytes(memory_limit)}, is smaller than one slot of {format_bytes(size)}"
+                )
             tiers.append(Tier(len(tiers), kind, size, base, capacity))
             base += capacity
     tiers.append(Tier(len(tiers), TierKind.DIRECT, 0, base, DIRECT_ROWS))

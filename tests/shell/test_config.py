@@ -11,10 +11,10 @@ import pytest
 import shmpoold
 from shmpool.errors import ConfigError
 from shmpool.protocol.sizing import KIB, MIB
-from shmpoold import config_text
-from shmpoold.config import Config, load, parse_override, to_settings
+from shmpoold.config import Config, Origin, load, parse_assignment, read, texts, to_settings
 from shmpoold.core.settings import Settings
 
+DOCS = Path(shmpoold.__file__).parents[2] / "docs"
 EXAMPLE = Path(shmpoold.__file__).parents[1] / "units" / "shmpoold.toml"
 
 
@@ -49,13 +49,13 @@ def test_unknown_key_is_refused_with_a_suggestion() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "bound"),
     [
-        ("memory_limit", 4096, "1048576"),
-        ("memory_limit", "2TiB", "1099511627775"),
+        ("memory_limit", 4096, "at least 1 MiB"),
+        ("memory_limit", "2TiB", "below 1 TiB"),
         ("max_clients", 0, "1"),
         ("max_clients", 70000, "65535"),
-        ("lease_timeout", -1, "0"),
-        ("handle_ttl", 0, "0"),
-        ("magazine_bytes", "1KiB", "4096"),
+        ("lease_timeout", -1, "at least 0 s"),
+        ("handle_ttl", 0, "above 0 s"),
+        ("magazine_bytes", "1KiB", "4 KiB"),
     ],
 )
 def test_a_value_out_of_bounds_names_key_value_and_bound(key: str, value: Any, bound: str) -> None:
@@ -85,9 +85,9 @@ def test_socket_path_that_no_address_holds_is_refused_with_its_length() -> None:
 
 def test_limit_must_leave_room_for_tables_and_a_slot() -> None:
     text = refusal(memory_limit="1MiB")
-    least = re.search(r"at least (\d+)", text)
+    least = re.search(r"at least (\d+ MiB)", text)
     assert least is not None
-    assert load(None, {"memory_limit": int(least[1]) + 64 * KIB}).memory_limit
+    assert load(None, {"memory_limit": least[1]}).memory_limit
 
 
 def test_others_may_not_be_allowed_without_a_group() -> None:
@@ -113,14 +113,14 @@ def test_bad_file_is_a_config_error_that_names_it(tmp_path: Path, content: bytes
 
 
 def test_overrides_of_the_command_line_are_toml_or_plain_strings() -> None:
-    assert parse_override("allow_uids=[1, 2]") == ("allow_uids", [1, 2])
-    assert parse_override("memory_limit=1GiB") == ("memory_limit", "1GiB")
+    assert parse_assignment("allow_uids=[1, 2]") == ("allow_uids", [1, 2])
+    assert parse_assignment("memory_limit=1GiB") == ("memory_limit", "1GiB")
     with pytest.raises(ConfigError, match="KEY=VALUE"):
-        parse_override("memory_limit")
+        parse_assignment("memory_limit")
 
 
 def test_example_file_is_what_the_declaration_says() -> None:
-    assert EXAMPLE.read_text() == config_text.example()
+    assert EXAMPLE.read_text() == texts.example()
 
 
 def test_example_with_its_comments_taken_off_is_valid_and_default() -> None:
@@ -133,5 +133,70 @@ def test_example_with_its_comments_taken_off_is_valid_and_default() -> None:
 
 
 def test_what_is_in_force_reads_back_the_same() -> None:
-    config = load(None, {"memory_limit": "100MiB", "lease_timeout": 1.5})
-    assert load(None, tomllib.loads(config_text.in_force(config))) == config
+    reading = read(None, {}, {"memory_limit": "100MiB", "lease_timeout": 1.5})
+    assert load(None, tomllib.loads(texts.in_force(reading))) == reading.config
+
+
+def test_each_source_overrides_the_one_before_and_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('memory_limit = "64MiB"\nlease_timeout = "1min"\nhandle_ttl = 1\n')
+    environment = {"SHMPOOLD_LEASE_TIMEOUT": "2s", "SHMPOOLD_HANDLE_TTL": "3", "SHMPOOL_SOCKET": "/not/ours"}
+    reading = read(str(path), environment, {"handle_ttl": 4})
+    config = reading.config
+    assert (config.memory_limit, config.lease_timeout, config.handle_ttl) == (64 * MIB, 2, 4)
+    origins = [reading.origins[key] for key in ("memory_limit", "lease_timeout", "handle_ttl", "max_clients")]
+    assert origins == [Origin.FILE, Origin.ENVIRONMENT, Origin.COMMAND_LINE, Origin.DEFAULT]
+    shown = texts.in_force(reading)
+    assert re.search(r'^lease_timeout = "2 s" +# environment$', shown, re.MULTILINE)
+    assert re.search(r"^# +1  pooled 16 KiB +\d+$", shown, re.MULTILINE)
+
+
+def test_a_wrong_value_is_named_with_the_place_where_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("max_clients = 0\n")
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}: max_clients = 0 is too small"):
+        load(str(path), {})
+    with pytest.raises(ConfigError, match=r"^SHMPOOLD_MAX_CLIENTS: max_clients = 0 is too small"):
+        read(None, {"SHMPOOLD_MAX_CLIENTS": "0"}, {})
+    with pytest.raises(ConfigError, match=r"^SHMPOOLD_MAX_CLINTS: max_clints is no setting; did you mean max_clients"):
+        read(None, {"SHMPOOLD_MAX_CLINTS": "1"}, {})
+    with pytest.raises(ConfigError, match=r"^max_clients = 0 is too small"):
+        load(None, {"max_clients": 0})
+
+
+def test_documented_table_is_what_the_declaration_says() -> None:
+    assert texts.table() in (DOCS / "configuration.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"pooled_sizes": ["4KiB", "1MiB", "2MiB"]}, "2 MiB, but objects from very_large_object_threshold, 1 MiB"),
+        ({"min_buffer_size": "512KiB"}, "none lies from min_buffer_size, 512 KiB"),
+        ({"max_buffer_size": "8KiB", "min_buffer_size": "8KiB"}, "to max_buffer_size, 8 KiB"),
+        ({"medium_object_threshold": "512KiB"}, "not 512 KiB, 256 KiB, 1 MiB"),
+        ({"chunk_sizes": ["5KiB"]}, "chunk_sizes must be multiples of the page, 4 KiB"),
+        ({"chunk_sizes": ["512MiB"]}, "smaller than one slot of 512 MiB"),
+        ({"chunk_sizes": "some"}, "chunk_sizes = 'some': input should be 'auto'"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_in_units_people_write(
+    overrides: dict[str, Any], words: str
+) -> None:
+    assert words in refusal(**overrides)
+
+
+def test_slot_sizes_outside_the_bounds_are_left_out() -> None:
+    config = load(None, {"min_buffer_size": "16KiB", "max_buffer_size": "100KiB"})
+    assert config.sizing.pooled_sizes == (16 * KIB, 32 * KIB, 64 * KIB)
+    assert [tier.size for tier in config.tiers[:3]] == [16 * KIB, 32 * KIB, 64 * KIB]
+
+
+@pytest.mark.parametrize("large", ["4KiB", "100KiB", "256KiB", "2MiB", "64MiB"])
+def test_automatic_chunk_sizes_fit_their_thresholds(large: str) -> None:
+    thresholds = {"medium_object_threshold": 1, "large_object_threshold": large, "very_large_object_threshold": "64MiB"}
+    config = load(None, {"memory_limit": "1GiB", "chunk_sizes": "auto", "pooled_sizes": ["4KiB"], **thresholds})
+    small, big = config.sizing.chunk_sizes
+    assert big == 2 * small
+    assert small <= max(4 * KIB, config.large_object_threshold // 4)
+    assert load(None, {"chunk_sizes": "auto"}).sizing == load(None, {}).sizing

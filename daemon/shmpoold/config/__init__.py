@@ -1,0 +1,24 @@
+"""The configuration: what may be set (`declaration`), in which units (`units`), read from where
+(`reading`), shown how (`texts`).
+
+One declaration is all there is: the example file, the documentation's table, ``--check`` and
+the embedded broker's keywords are made from it. Clients never read it: they get what they need
+in the welcome.
+"""
+
+from __future__ import annotations
+
+from .declaration import Config, Scope, default_socket, to_settings
+from .reading import Origin, Reading, load, parse_assignment, read
+
+__all__ = [
+    "Config",
+    "Origin",
+    "Reading",
+    "Scope",
+    "default_socket",
+    "load",
+    "parse_assignment",
+    "read",
+    "to_settings",
+]

@@ -1,0 +1,289 @@
+"""What may be set: one typed declaration with default, bounds, unit, scope and help.
+
+Values are in base units, bytes and seconds. A rule over several keys names them and says which
+to change.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic.fields import FieldInfo
+
+from shmpool.protocol.header import header_bytes, ledger_bytes
+from shmpool.protocol.ledger import MAX_NBYTES, MAX_SEATS
+from shmpool.protocol.sizing import (
+    MIB,
+    PAGE,
+    Sizing,
+    Strategy,
+    Tier,
+    chunk_sizes_for,
+    format_bytes,
+    make_tiers,
+    rows_of,
+)
+
+from ..core.settings import Settings
+from .units import Gid, Seconds, Size, Uid, Unit
+
+#: sockaddr_un holds so many bytes of a path.
+MAX_SOCKET_PATH: Final = 107
+
+_DAY: Final = 86400
+_DEFAULT: Final = Sizing()
+
+
+#: Sizes, or "auto" for what follows from the thresholds.
+ChunkSizes = Annotated[
+    Annotated[Literal["auto"], Tag("auto")] | Annotated[tuple[Size, ...], Tag("sizes")],
+    Discriminator(lambda value: "auto" if isinstance(value, str) else "sizes"),
+]
+
+
+class Scope(Enum):
+    """Whose a setting is, and so when a new value takes effect."""
+
+    #: Fixed for as long as anybody living has the pool: it shapes what lies in its memory.
+    POOL = "the next pool"
+    #: Read when a broker starts.
+    START = "a restart"
+    #: A running broker takes it over on SIGHUP.
+    RELOAD = "a reload"
+
+
+def scope_of(field: FieldInfo) -> Scope:
+    """When a new value of a setting takes effect."""
+    return next(item for item in field.metadata if isinstance(item, Scope))
+
+
+def unit_of(field: FieldInfo) -> Unit | None:
+    """What the numbers of a setting count; None for what is no quantity."""
+    return next((item for item in field.metadata if isinstance(item, Unit)), None)
+
+
+def default_socket() -> str:
+    """Where a broker listens that is told nothing: root's is the system's."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if os.geteuid() == 0 or not runtime:
+        return "/run/shmpool/broker.sock"
+    return os.path.join(runtime, "shmpool", "broker.sock")
+
+
+class Config(BaseModel):
+    """All settings, checked and in base units: bytes and seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    socket: Annotated[str, Scope.START] = Field(
+        default_factory=default_socket,
+        description="Path of the socket, at most 107 bytes. The lock files lie beside it.",
+    )
+    memory_limit: Annotated[Size, Scope.POOL] = Field(
+        default=256 * MIB,
+        ge=MIB,
+        lt=MAX_NBYTES + 1,
+        description="The most memory the pool may hold, its tables counted.",
+    )
+    enabled: Annotated[bool, Scope.POOL] = Field(
+        default=True,
+        description="Whether objects are pooled. false: every lease is a direct segment, for all clients.",
+    )
+    medium_object_threshold: Annotated[Size, Scope.POOL] = Field(
+        default=_DEFAULT.medium_object_threshold,
+        ge=1,
+        lt=MAX_NBYTES + 1,
+        description="Objects from this size on are medium.",
+    )
+    large_object_threshold: Annotated[Size, Scope.POOL] = Field(
+        default=_DEFAULT.large_object_threshold,
+        ge=1,
+        lt=MAX_NBYTES + 1,
+        description="Objects from this size on are large, and chunked.",
+    )
+    very_large_object_threshold: Annotated[Size, Scope.POOL] = Field(
+        default=_DEFAULT.very_large_object_threshold,
+        ge=1,
+        lt=MAX_NBYTES + 1,
+        description="Objects from this size on are very large, and get a segment of their own.",
+    )
+    large_object_strategy: Annotated[Literal["chunked", "direct"], Scope.POOL] = Field(
+        default="chunked",
+        description='Where large objects go: "chunked", or "direct" for a segment of their own.',
+    )
+    pooled_sizes: Annotated[tuple[Size, ...], Unit.BYTES, Scope.POOL] = Field(
+        default=_DEFAULT.pooled_sizes,
+        description="Slot sizes for small and medium objects, rising, multiples of 4 KiB.",
+    )
+    min_buffer_size: Annotated[Size, Scope.POOL] = Field(
+        default=PAGE,
+        ge=PAGE,
+        lt=MAX_NBYTES + 1,
+        description="The smallest slot that is made: of pooled_sizes, those below are left out.",
+    )
+    max_buffer_size: Annotated[Size, Scope.POOL] = Field(
+        default=MAX_NBYTES + 1,
+        ge=PAGE,
+        le=MAX_NBYTES + 1,
+        description="The largest slot that is made: of pooled_sizes, those above are left out.",
+    )
+    chunk_sizes: Annotated[ChunkSizes, Unit.BYTES, Scope.POOL] = Field(
+        default=_DEFAULT.chunk_sizes,
+        description='Chunk sizes for large objects, rising, multiples of 4 KiB; "auto": chosen by the thresholds.',
+    )
+    max_clients: Annotated[int, Scope.POOL] = Field(
+        default=1024,
+        strict=True,
+        ge=1,
+        le=MAX_SEATS,
+        description="The most connections with a seat at a time.",
+    )
+    lease_timeout: Annotated[Seconds, Scope.START] = Field(
+        default=30.0,
+        ge=0,
+        le=30 * _DAY,
+        description="How long a lease waits for memory when it names no timeout.",
+    )
+    handle_ttl: Annotated[Seconds, Scope.START] = Field(
+        default=300.0,
+        gt=0,
+        le=365 * _DAY,
+        description="Unread handles of a publisher that is gone are closed after this.",
+    )
+    magazine_bytes: Annotated[Size, Scope.START] = Field(
+        default=MIB,
+        ge=PAGE,
+        lt=MAX_NBYTES + 1,
+        description="A client holds ready at most so much of each slot size.",
+    )
+    magazine_idle: Annotated[Seconds, Scope.START] = Field(
+        default=1.0,
+        gt=0,
+        le=_DAY,
+        description="What a client held ready and did not use for so long goes back.",
+    )
+    buffer_lifetime: Annotated[Seconds, Scope.START] = Field(
+        default=60.0,
+        gt=0,
+        le=365 * _DAY,
+        description="Memory that nobody used for so long is given back to the host.",
+    )
+    scrub: Annotated[bool, Scope.START] = Field(
+        default=False,
+        description="A slot that moves between users gets new, zeroed pages first.",
+    )
+    checksums: Annotated[bool, Scope.POOL] = Field(
+        default=False,
+        description="Clients sum what they publish and verify what they open (12 readers at most).",
+    )
+    on_stop: Annotated[Literal["remove", "keep"], Scope.START] = Field(
+        default="remove",
+        description='What an orderly stop does with the pool: "remove", or "keep" for the next broker.',
+    )
+    allow_uids: Annotated[tuple[Uid, ...], Scope.START] = Field(
+        default=(),
+        description="Users (names or numbers) who may connect besides the broker's own and root. Needs group.",
+    )
+    allow_gids: Annotated[tuple[Gid, ...], Scope.START] = Field(
+        default=(),
+        description="Groups (names or numbers) who may connect. With neither list: the members of group.",
+    )
+    group: Annotated[Gid | None, Scope.START] = Field(
+        default=None,
+        description="Group (name or number) that owns socket and segments: 0660 and not 0600.",
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Scope.START] = Field(
+        default="info",
+        description="The least important lines that are logged to stderr.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        path = os.fsencode(self.socket)
+        if not path or b"\0" in path or self.socket.startswith("@"):
+            raise ValueError(f"socket must be the path of a file, not {self.socket!r}")
+        if len(path) > MAX_SOCKET_PATH:
+            raise ValueError(
+                f"socket is {len(path)} bytes long, a socket's path has at most {MAX_SOCKET_PATH}: {self.socket!r}"
+            )
+        if (self.allow_uids or self.allow_gids) and self.group is None:
+            raise ValueError("allow_uids and allow_gids need group: without one nobody else can reach the segments")
+        self._check_sizes()
+        self._check_room()
+        return self
+
+    def _check_sizes(self) -> None:
+        if self.pooled_sizes and not self._kept_sizes:
+            raise ValueError(
+                f"of pooled_sizes none lies from min_buffer_size, {format_bytes(self.min_buffer_size)}, to"
+                f" max_buffer_size, {format_bytes(self.max_buffer_size)}: widen them, or name a size between them"
+            )
+        largest = max(self._kept_sizes, default=0)
+        fitting = next((size for size in self._kept_sizes if size >= self.very_large_object_threshold), largest)
+        if fitting < largest:
+            raise ValueError(
+                f"pooled_sizes has {format_bytes(largest)}, but objects from very_large_object_threshold,"
+                f" {format_bytes(self.very_large_object_threshold)}, on are never pooled: lower max_buffer_size to"
+                f" {format_bytes(fitting)}, or raise the threshold"
+            )
+
+    def _check_room(self) -> None:
+        overhead, largest = self.overhead_bytes, max(*self.sizing.pooled_sizes, *self.sizing.chunk_sizes)
+        if overhead + largest > self.memory_limit:
+            raise ValueError(
+                f"memory_limit is {format_bytes(self.memory_limit)}; the pool's tables take {format_bytes(overhead)} of"
+                f" it and the largest slot {format_bytes(largest)}: raise it to at least"
+                f" {-(-(overhead + largest) // MIB)} MiB, or lower max_clients"
+            )
+
+    @property
+    def _kept_sizes(self) -> tuple[int, ...]:
+        return tuple(size for size in self.pooled_sizes if self.min_buffer_size <= size <= self.max_buffer_size)
+
+    @property
+    def sizing(self) -> Sizing:
+        """Thresholds, slot sizes, strategies. Raises ConfigError when they do not fit together."""
+        return Sizing(
+            medium_object_threshold=self.medium_object_threshold,
+            large_object_threshold=self.large_object_threshold,
+            very_large_object_threshold=self.very_large_object_threshold,
+            pooled_sizes=self._kept_sizes,
+            chunk_sizes=(
+                chunk_sizes_for(self.large_object_threshold, self.very_large_object_threshold)
+                if self.chunk_sizes == "auto"
+                else self.chunk_sizes
+            ),
+            large_object_strategy=Strategy(self.large_object_strategy),
+            is_pooling=self.enabled,
+        )
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """The tiers of a pool made with this configuration."""
+        return make_tiers(self.memory_limit, self.sizing)
+
+    @property
+    def overhead_bytes(self) -> int:
+        """What header and ledger take of the limit, in bytes."""
+        return header_bytes(self.max_clients) + ledger_bytes(rows_of(self.tiers), self.max_clients)
+
+
+def to_settings(config: Config, tickets_file: tuple[int, int], seats_file: tuple[int, int]) -> Settings:
+    """What the core needs of it, with device and inode of the files of the byte locks."""
+    return Settings(
+        memory_limit=config.memory_limit,
+        sizing=config.sizing,
+        max_clients=config.max_clients,
+        lease_timeout=config.lease_timeout,
+        handle_ttl=config.handle_ttl,
+        magazine_bytes=config.magazine_bytes,
+        magazine_idle=config.magazine_idle,
+        buffer_lifetime=config.buffer_lifetime,
+        scrub=config.scrub,
+        checksums=config.checksums,
+        tickets_file=tickets_file,
+        seats_file=seats_file,
+    )

@@ -1,0 +1,101 @@
+"""Quantities as people write them, and the types of settings that are made of them.
+
+Sizes are bytes, or strings like ``"256 MiB"``; durations are seconds, or strings like ``"5min"``.
+A `Unit` in a setting's annotation says how its values and bounds are shown.
+"""
+
+from __future__ import annotations
+
+import grp
+import json
+import pwd
+import re
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator, Field
+
+from shmpool.protocol.sizing import format_bytes
+
+_QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+_BYTES: Final = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_SECONDS: Final = {"": 1, "ms": 0.001, "s": 1, "sec": 1, "min": 60, "h": 3600, "d": 86400}
+
+
+class Unit(Enum):
+    """What the numbers of a setting count."""
+
+    BYTES = "bytes"
+    SECONDS = "seconds"
+
+    def show(self, value: float) -> str:
+        """A quantity for people, which reads back as the same: ``256 KiB``, ``5 min``."""
+        if self is Unit.BYTES:
+            human = format_bytes(value)
+            return human if "." not in human else f"{value} B"
+        for name, length in (("d", 86400), ("h", 3600), ("min", 60)):
+            if value and value % length == 0:
+                return f"{value / length:.0f} {name}"
+        return f"{value:g} s" if value >= 1 or not value else f"{value * 1000:g} ms"
+
+
+def in_toml(value: Any, unit: Unit | None) -> str:
+    """A setting's value as TOML, with its unit where that is shorter to read."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(in_toml(item, unit) for item in value)}]"
+    if unit is not None and type(value) in (int, float):
+        return json.dumps(unit.show(value))
+    return json.dumps(value)
+
+
+def _in_units(units: Mapping[str, float], example: str) -> Callable[[Any], Any]:
+    """A parser for numbers with a unit; what is no string is passed on as it is."""
+
+    def parse(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        match = _QUANTITY.fullmatch(value)
+        if match is None or match[2].lower() not in units:
+            known = ", ".join(unit for unit in units if unit)
+            raise ValueError(f"write a number with one of the units {known}, like {example}")
+        number = float(match[1]) * units[match[2].lower()]
+        return int(number) if number == int(number) else number
+
+    return parse
+
+
+def _number_of(kind: str, find: Callable[[str], int]) -> Callable[[Any], Any]:
+    """A parser that takes a user's or group's name for its number."""
+
+    def parse(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return int(value) if value.isdecimal() else find(value)
+        except KeyError:
+            raise ValueError(f"this host has no {kind} of that name") from None
+
+    return parse
+
+
+#: The parser of sizes, for settings that take something else besides.
+parse_size: Final = _in_units(_BYTES, '"256 MiB"')
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(strict=True), Unit.BYTES]
+Seconds = Annotated[
+    float,
+    BeforeValidator(_in_units(_SECONDS, '"300s" or "5min"')),
+    Field(strict=True, allow_inf_nan=False),
+    Unit.SECONDS,
+]
+Uid = Annotated[
+    int,
+    BeforeValidator(_number_of("user", lambda name: pwd.getpwnam(name).pw_uid)),
+    Field(strict=True, ge=0, lt=2**32 - 1),
+]
+Gid = Annotated[
+    int,
+    BeforeValidator(_number_of("group", lambda name: grp.getgrnam(name).gr_gid)),
+    Field(strict=True, ge=0, lt=2**32 - 1),
+]
