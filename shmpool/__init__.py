@@ -44,7 +44,7 @@ from .errors import (
 from .lease import Lease
 from .pool import Pool, connect
 from .protocol.handle import Handle
-from .protocol.sizing import SizeCategory, Sizing, Strategy, categorize, select_strategy
+from .protocol.sizing import SizeCategory, Sizing, Strategy, categorize, optimal_chunk_size, select_strategy
 
 if TYPE_CHECKING:
     from .embedded import Broker
@@ -82,6 +82,7 @@ __all__ = [
     "Strategy",
     "categorize",
     "connect",
+    "optimal_chunk_size",
     "select_strategy",
 ]
 

@@ -34,7 +34,7 @@ from .protocol.ledger import (
 )
 from .protocol.messages import Setting, Welcome
 from .protocol.names import header_name, ledger_name, seats_path, tickets_path, tier_name
-from .protocol.sizing import Sizing, Tier, TierKind, rows_of
+from .protocol.sizing import Sizing, Strategy, Tier, TierKind, rows_of
 from .protocol.states import CellState, State
 from .system import libc
 from .system.descriptors import CLOSED, Closed, Descriptor
@@ -86,6 +86,8 @@ class Mapping:
             very_large,
             pooled_sizes=tuple(tier.size for tier in self.tiers if tier.kind is TierKind.POOLED),
             chunk_sizes=tuple(tier.size for tier in self.tiers if tier.kind is TierKind.CHUNK),
+            large_object_strategy=Strategy.CHUNKED if welcome.setting(Setting.IS_CHUNKING) else Strategy.DIRECT,
+            is_pooling=bool(welcome.setting(Setting.IS_POOLING)),
         )
         self._make_words(welcome)
         self._make_tags()
@@ -113,6 +115,8 @@ class Mapping:
                 self.magazine_bytes = value
             elif number == Setting.MAGAZINE_IDLE_MS:
                 self.magazine_idle = value / 1000
+            elif number == Setting.DEFAULT_BUFFER_SIZE:
+                self.default_buffer_size = value
 
     def _sit_down(self, nonce: int) -> None:
         """Take the seat's byte lock, and see that the seat is still ours. Raises SeatTaken: the

@@ -32,6 +32,7 @@ from .protocol.sizing import (
     PAGE_SHIFT,
     Strategy,
     categorize,
+    check_enabled,
     check_nbytes,
     check_pooled,
     pooled_tier,
@@ -148,6 +149,7 @@ class Pool:
             assert tier is not None
             magazine = session.magazine(tier, 1)
         else:
+            check_enabled(session.sizing)
             magazine = session.run_magazine(nbytes)
             if strategy is _ADAPTIVE and nbytes >= session.sizing.large_object_threshold:
                 # Chunks are whole pages, so all sizes of as many pages have this magazine.

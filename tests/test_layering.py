@@ -157,7 +157,8 @@ EXPORTS = {
     "Broker", "BrokerUnavailable", "Buffer", "ChecksumError", "ConfigError", "Handle", "HandleUsed", "InvalidHandle",
     "InvalidSize", "LeakedView", "Lease", "LeaseReleased", "LeaseTimeout", "LocalProtocolError", "Pool", "PoolClosed",
     "PoolingRefused", "ProtocolError", "QuotaExceeded", "RemoteProtocolError", "SharedMemoryFull", "ShmpoolError",
-    "SizeCategory", "Sizing", "StaleHandle", "Stats", "Strategy", "categorize", "connect", "select_strategy",
+    "SizeCategory", "Sizing", "StaleHandle", "Stats", "Strategy", "categorize", "connect", "optimal_chunk_size",
+    "select_strategy",
 }  # fmt: skip
 
 

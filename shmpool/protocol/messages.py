@@ -54,6 +54,12 @@ class Setting(IntEnum):
     MEDIUM_OBJECT_THRESHOLD = 5
     LARGE_OBJECT_THRESHOLD = 6
     VERY_LARGE_OBJECT_THRESHOLD = 7
+    #: 0: every lease is direct.
+    IS_POOLING = 8
+    #: 0: large objects are direct.
+    IS_CHUNKING = 9
+    #: What a stream of unknown size leases first.
+    DEFAULT_BUFFER_SIZE = 10
 
 
 class Topic(IntEnum):

@@ -162,7 +162,7 @@ def check_pooled(nbytes: int, sizing: Sizing) -> None:
     if nbytes > sizing.pooled_sizes[-1]:
         raise PoolingRefused(
             f"{nbytes} bytes fit no pooled slot, the largest is {sizing.pooled_sizes[-1]} bytes:"
-            " lease them CHUNKED or ADAPTIVE, or add a size to pooled_sizes"
+            " lease them CHUNKED or ADAPTIVE, or add a size to pooled_sizes (below max_buffer_size)"
         )
 
 

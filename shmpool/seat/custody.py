@@ -64,7 +64,7 @@ class Custody(Mapping):
         exactly a threshold is told apart by the caller."""
         sizing = self.sizing
         self.medium_from = sizing.medium_object_threshold
-        self.pooled_below = min(sizing.large_object_threshold, sizing.pooled_sizes[-1] + 1)
+        self.pooled_below = min(sizing.large_object_threshold, sizing.pooled_sizes[-1] + 1) if sizing.is_pooling else 0
         self.chunked_below = sizing.very_large_object_threshold
         self.magazines: dict[tuple[int, int], Magazine] = {}
         self.pooled: list[Magazine] = []

@@ -1,6 +1,7 @@
 """Each version's bytes, as they are on the wire and in /dev/shm, and what happens when two meet.
 
-`golden/version<n>.json` was written by that version and never changes: messages by name, the
+`golden/version<n>.json` was written by that version and never changes once it is released
+(``python tests/protocol/test_golden.py`` writes the one of the version in work): messages by name, the
 header's words by index, in a pool of one small tier of each kind and 8 seats.
 """
 
@@ -95,3 +96,8 @@ def test_header_of_the_version_before_is_known_for_what_it_is() -> None:
     assert header.is_of_another_version(words)
     assert header.header_fault(words) == "version is 1, this broker reads 2"
     assert not header.is_of_another_version([0] * 300)
+
+
+if __name__ == "__main__":
+    path = Path(__file__).parent / f"golden/version{m.PROTOCOL_VERSION}.json"
+    path.write_text(json.dumps(described(), indent=1) + "\n")

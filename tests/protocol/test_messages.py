@@ -64,7 +64,9 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         u64,
         files,
         files,
-        settings.map(lambda some: [[int(key), 1] for key in m.Setting] + [[9 + key, value] for key, value in some]),
+        settings.map(
+            lambda some: [[int(key), 1] for key in m.Setting] + [[max(m.Setting) + key, value] for key, value in some]
+        ),
     ),
     m.Grant: st.builds(m.Grant, requests, row_lists),
     m.Refusal: st.builds(m.Refusal, requests, codes, texts),

@@ -3,6 +3,7 @@ really leases for a size is tested with the client."""
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pytest

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from shmpool.protocol.header import header_bytes, ledger_bytes
 from shmpool.protocol.ledger import MAX_NBYTES, MAX_SEATS
 from shmpool.protocol.sizing import (
+    KIB,
     MIB,
     PAGE,
     Sizing,
@@ -129,6 +130,12 @@ class Config(BaseModel):
         ge=PAGE,
         le=MAX_NBYTES + 1,
         description="The largest slot that is made: of pooled_sizes, those above are left out.",
+    )
+    default_buffer_size: Annotated[Size, Scope.START] = Field(
+        default=64 * KIB,
+        ge=1,
+        lt=MAX_NBYTES + 1,
+        description="What a stream of unknown size leases first.",
     )
     chunk_sizes: Annotated[ChunkSizes, Unit.BYTES, Scope.POOL] = Field(
         default=_DEFAULT.chunk_sizes,
@@ -276,6 +283,7 @@ def to_settings(config: Config, tickets_file: tuple[int, int], seats_file: tuple
     return Settings(
         memory_limit=config.memory_limit,
         sizing=config.sizing,
+        default_buffer_size=config.default_buffer_size,
         max_clients=config.max_clients,
         lease_timeout=config.lease_timeout,
         handle_ttl=config.handle_ttl,

@@ -52,7 +52,7 @@ from shmpool.protocol.messages import (
     Setting,
     Welcome,
 )
-from shmpool.protocol.sizing import Tier, TierKind, make_tiers, rows_of
+from shmpool.protocol.sizing import Strategy, Tier, TierKind, make_tiers, rows_of
 from shmpool.protocol.states import State
 
 from . import adoption
@@ -308,6 +308,9 @@ class Broker:
             Setting.MEDIUM_OBJECT_THRESHOLD: sizing.medium_object_threshold,
             Setting.LARGE_OBJECT_THRESHOLD: sizing.large_object_threshold,
             Setting.VERY_LARGE_OBJECT_THRESHOLD: sizing.very_large_object_threshold,
+            Setting.IS_POOLING: int(sizing.is_pooling),
+            Setting.IS_CHUNKING: int(sizing.large_object_strategy is Strategy.CHUNKED),
+            Setting.DEFAULT_BUFFER_SIZE: settings.default_buffer_size,
         }
 
     def _on_disconnected(self, event: Disconnected, now: float) -> None:

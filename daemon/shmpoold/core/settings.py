@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shmpool.protocol.sizing import MIB, Sizing
+from shmpool.protocol.sizing import KIB, MIB, Sizing
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +13,8 @@ class Settings:
 
     memory_limit: int = 256 * MIB
     sizing: Sizing = field(default_factory=Sizing)
+    #: What a stream of unknown size leases first.
+    default_buffer_size: int = 64 * KIB
     max_clients: int = 1024
     #: How long a client's lease waits when it names no timeout.
     lease_timeout: float = 30.0
