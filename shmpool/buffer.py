@@ -1,64 +1,42 @@
 """Buffers: published objects as a reader sees them, read-only, without a copy.
 
 Opening takes a ticket under its byte lock (`tickets`); releasing stores DONE when the
-last view is gone. A reader keeps a **record** for each cell that it has opened: the
-window, and the words and locks precomputed.
+last view is gone (`seat.deferred`, where one lives on). The window stays with its cell's
+record (`seat.openings`) for the next object there.
 """
 
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from sys import getrefcount
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from types import MemberDescriptorType, TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 from . import layouts
 from .errors import LeakedView, LeaseReleased
 from .protocol.figures import DEFERRED
-from .protocol.ledger import GENERATION_FIELD, SEAT_MASK, STATE_SHIFT
+from .protocol.ledger import GENERATION_FIELD, STATE_SHIFT
 from .protocol.states import CellState
-from .windows import AT_REST, Window
+from .tickets import Ticket, ring
+from .windows import AT_REST
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
-    from .session import Session
-
 _DONE = CellState.DONE << STATE_SHIFT
 
 
-class Record:
-    """What a reader knows of one cell: *word* and *cell* index the ledger, *shape* is the
-    extent word without length and tickets, *links* are (word, value) pairs that hold while
-    the run is the one that *window* maps, *wanted* indexes the header."""
-
-    __slots__ = ("cell", "is_direct", "links", "lock", "row", "session", "shape", "wanted", "window", "word")
-
-    session: Session
-    window: Window | None
-    row: int
-    word: int
-    cell: int
-    shape: int
-    links: tuple[tuple[int, int], ...]
-    lock: bytes
-    wanted: int
-    is_direct: bool
-
-
-class Buffer:
+class Buffer(Ticket):
     """A published object. Made by `Pool.open`, used by one thread at a time, best as a
     context manager. It is given back when its last view is gone: arrays and slices of
-    `view` that outlive it delay that (`LeakedView` in strict mode). Not usable in a forked
+    `view` that outlive it delay that (`LeakedView` in strict mode); so is one that nobody keeps,
+    ``np.frombuffer(pool.open(handle).view)`` is good until the array dies. Not usable in a forked
     child (`LeaseReleased`), where an inherited array reads as zeros."""
 
-    __slots__ = ("__weakref__", "_granted", "_record", "nbytes", "view")
+    __slots__ = ("__weakref__", "_left", "nbytes", "view")
 
-    _record: Record
-    _granted: int
+    _left: Callable[[], object]
     #: Bytes published.
     nbytes: int
     #: Read-only (writing raises TypeError), exactly `nbytes` long, format "B", one piece.
@@ -67,15 +45,12 @@ class Buffer:
     @property
     def chunks(self) -> list[memoryview]:
         """The bytes of `view` as one memoryview for each extent."""
-        view, session = self.view, self._record.session
-        if self._record.is_direct:
-            return [view[:]]
-        size, at = session.tier_of(self._record.row).size, 0
+        view, at = self.view, 0
         parts: list[memoryview] = []
-        for _, count in session.spans_of(self._record.row):
+        for size in self._record.sizes:
             if at < self.nbytes or not parts:
-                parts.append(view[at : at + count * size])
-            at += count * size
+                parts.append(view[at : at + size])
+            at += size
         return parts
 
     def ndarray(self, dtype: DTypeLike = "uint8", shape: int | Sequence[int] = -1) -> NDArray[Any]:
@@ -110,20 +85,20 @@ class Buffer:
     def _release_slowly(self) -> None:
         """A direct segment, whose map must be gone before DONE, or a view that lives on."""
         record, session = self._record, self._record.session
-        is_leaked = getrefcount(record.window) != AT_REST
-        window, record.window = record.window, None  # the next open of this cell makes another
-        if session.is_over:
-            return
-        assert window is not None
-        session.windows.when_dead(window, partial(finish, record, self._granted))
-        del window  # nothing but users' views may keep it alive
-        if is_leaked and session.strict and not session.is_at_exit:
-            raise LeakedView(
-                "an array or slice of buffer.view is alive at release (strict mode);"
-                " the buffer is given back when it is gone"
-            )
-        if is_leaked:
+        is_leaked = record.is_looked_through
+        deferred = session.deferred
+        deferred.look()
+        deferred.add(self)
+        self.__class__ = EndedBuffer
+        if not is_leaked:
+            deferred.look()
+        elif not session.is_over:
             session.count(DEFERRED)
+            if session.strict and not session.is_at_exit:
+                raise LeakedView(
+                    "an array or slice of buffer.view is alive at release (strict mode);"
+                    " the buffer is given back when it is gone"
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -138,21 +113,24 @@ class Buffer:
 
 
 class LiveBuffer(Buffer):
-    """A buffer that is not over."""
+    """A buffer that is not over. It ends last in a release, so that one that an exception ended
+    half way is released again, or collected."""
 
     __slots__ = ()
+
+    #: What lies in this slot runs when a live buffer is collected: a C callable.
+    __del__ = cast(MemberDescriptorType, vars(Buffer)["_left"])
 
     def release(self) -> None:
         record = self._record
         try:
             self.view.release()
+            del self.view
         except BufferError:
-            pass  # numpy holds it; the reference count tells below
-        except AttributeError:  # its opening was interrupted, or its release: the ticket is found (`lost`)
-            self.__class__ = EndedBuffer  # type: ignore[assignment]
+            del self.view  # numpy holds it; the reference count tells below
+        except AttributeError:  # a release was interrupted: this one ends it
+            self._release_slowly()
             return
-        del self.view
-        self.__class__ = EndedBuffer  # type: ignore[assignment]
         if getrefcount(record.window) != AT_REST or record.is_direct:
             self._release_slowly()
             return
@@ -162,21 +140,9 @@ class LiveBuffer(Buffer):
         if session.barrier:
             session.barrier()
         words[record.cell] = granted & GENERATION_FIELD | _DONE
+        self.__class__ = EndedBuffer  # type: ignore[assignment]
         if words[record.word] != granted or session.header[record.wanted]:
-            _ring(record, granted)
-
-    def __del__(self) -> None:
-        # Without a view an exception came while it was made or released: `lost` finds its ticket.
-        if hasattr(self, "view") and not self._record.session.is_over:
-            self.release()
-            if self._record.session.is_at_exit:
-                return
-            warnings.warn(
-                f"a buffer of {self.nbytes} bytes was not released; it is now",
-                ResourceWarning,
-                source=self,
-                stacklevel=2,
-            )
+            ring(record, granted)
 
 
 class EndedBuffer(Buffer):
@@ -197,27 +163,6 @@ class EndedBuffer(Buffer):
 
     def __repr__(self) -> str:
         return f"<Buffer of {self.nbytes} bytes, over>"
-
-
-def finish(record: Record, granted: int) -> None:
-    """Store DONE, and ring where somebody has to look. Takes no lock: it runs in finalizers."""
-    session = record.session
-    if session.is_over:
-        return
-    if session.barrier:
-        session.barrier()
-    session.words[record.cell] = granted & GENERATION_FIELD | _DONE
-    _ring(record, granted)
-
-
-def _ring(record: Record, granted: int) -> None:
-    """After DONE: have the broker look, soon if it is the custodian, at once if somebody waits.
-    A row of another generation was reaped already."""
-    session = record.session
-    if session.header[record.wanted]:
-        session.ring(record.row)
-    elif session.words[record.word] == granted & ~SEAT_MASK:
-        session.bells.soon(record.row)
 
 
 def _is_over() -> NoReturn:

@@ -14,6 +14,7 @@ import errno
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, cast
 
 from . import layouts
@@ -122,7 +123,7 @@ class DirectLease(LiveLease):
     def publish(self) -> Handle:
         return self.publish_many(1)[0]
 
-    def _drop_view(self) -> bool:
+    def _drop_view(self, *, is_collected: bool = False) -> bool:
         try:
             self._slot.claim.pop()
         except IndexError:
@@ -131,10 +132,9 @@ class DirectLease(LiveLease):
             view = _view.__get__(self)
         except AttributeError:
             return True
-        try:
-            view.release()
-        except BufferError:
-            pass  # numpy holds it; the reference count tells
+        if not is_collected:
+            with suppress(BufferError):  # numpy holds it; the reference count tells
+                view.release()
         _view.__delete__(self)
         return True
 
@@ -152,6 +152,7 @@ class DirectLease(LiveLease):
     def _await_readers(self) -> None:
         slot = self._slot
         slot.close()
+        slot.window = None  # before another is the custodian: the memory would stay with the map
         slot.session.pass_on(slot, State.PUBLISHED)
 
     def _give_back(self) -> None:

@@ -16,9 +16,9 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING
 
-from .buffer import EndedBuffer
-from .lease import EndedLease, LiveLease
-from .life.closing import session_of, sessions, settle_at_exit
+from .buffer import EndedBuffer, LiveBuffer
+from .lease import EndedLease
+from .life.closing import sessions, settle_at_exit
 from .windows import cover_all
 
 if TYPE_CHECKING:
@@ -68,9 +68,12 @@ def _after_fork_in_child() -> None:
 
 def _end_inherited(inherited: set[Session]) -> None:
     """The parent's leases and buffers raise here, and are never released from here."""
+    for session in inherited:
+        for lease in session.live_leases():
+            lease.__class__ = EndedLease  # type: ignore[assignment]
     for thing in gc.get_objects():
-        if session_of(thing) in inherited:
-            thing.__class__ = EndedLease if isinstance(thing, LiveLease) else EndedBuffer
+        if type(thing) is LiveBuffer and thing._record.session in inherited:
+            thing.__class__ = EndedBuffer  # type: ignore[assignment]
 
 
 def _at_exit() -> None:

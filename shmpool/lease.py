@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from sys import getrefcount
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -214,7 +215,7 @@ class LiveLease(Lease):
             raise
         await_readers = self._await_readers
         handles = self._store_publication(tickets)
-        slot.when_views_die(await_readers)
+        session.deferred.add_slot(slot, await_readers)
         return handles
 
     def _store_publication(self, tickets: int) -> list[Handle]:
@@ -244,12 +245,12 @@ class LiveLease(Lease):
         if not self.release_unless_busy():  # its publish was interrupted: the slot is found (`lost`)
             self.__class__ = EndedLease  # type: ignore[assignment]
 
-    def release_unless_busy(self) -> bool:
+    def release_unless_busy(self, *, is_collected: bool = False) -> bool:
         """Release it, unless a thread is just publishing it and goes on with it: who takes the
         view away has it."""
         slot = self._slot
         session = slot.session
-        if not self._drop_view():
+        if not self._drop_view(is_collected=is_collected):
             return False
         if session.is_over:
             self.__class__ = EndedLease  # type: ignore[assignment]
@@ -264,7 +265,7 @@ class LiveLease(Lease):
     def _release_with_views(self) -> None:
         session, give_back = self._slot.session, self._give_back
         self.__class__ = EndedLease  # type: ignore[assignment]
-        self._slot.when_views_die(give_back)
+        session.deferred.add_slot(self._slot, give_back)
         if session.is_at_exit:
             return
         if session.strict:
@@ -277,17 +278,17 @@ class LiveLease(Lease):
     def _give_back(self) -> None:
         self._slot.session.keep_or_return(self._slot)
 
-    def _drop_view(self) -> bool:
-        """Take the view away from everybody else; False when somebody has."""
+    def _drop_view(self, *, is_collected: bool = False) -> bool:
+        """Take the view away from everybody else; False when somebody has. A lease that is
+        collected leaves it to whoever has it."""
         try:
             view = self.view
             del self.view
         except AttributeError:
             return False
-        try:
-            view.release()
-        except BufferError:
-            pass  # numpy holds it; the reference count tells
+        if not is_collected:
+            with suppress(BufferError):  # numpy holds it; the reference count tells
+                view.release()
         return True
 
     def _renew_view(self) -> None:
@@ -298,7 +299,7 @@ class LiveLease(Lease):
         slot = getattr(self, "_slot", None)  # none, when an exception came while it was made
         if slot is None or slot.session.is_over:
             return
-        if self.release_unless_busy() and not slot.session.is_at_exit:
+        if self.release_unless_busy(is_collected=True) and not slot.session.is_at_exit:
             warnings.warn(
                 f"a lease of {self.nbytes} bytes was neither published nor released; it is now",
                 ResourceWarning,

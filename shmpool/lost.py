@@ -2,9 +2,8 @@
 
 A signal handler may raise between any two instructions of a lease, a publish or an open
 (KeyboardInterrupt does). The slot is then owned by the session alone: no magazine has it, no
-lease, no thread that is just working with it. Reference counts tell that for certain.
-
-Not covered: the ticket of a direct segment, which is this process's until it ends.
+lease, no thread that is just working with it. Reference counts tell that for certain: nobody
+can come by a slot that only the session knows. Lost tickets: `seat.openings`.
 """
 
 from __future__ import annotations
@@ -14,12 +13,10 @@ from sys import getrefcount
 from typing import TYPE_CHECKING, Any, Final
 
 from . import tickets
-from .buffer import finish
 from .errors import ShmpoolError
 from .magazine import Slot
-from .protocol.ledger import EXTENT, GENERATION_FIELD, NBYTES_BITS, ROW_WORDS, nbytes_of, seat_of, state_of, tickets_of
+from .protocol.ledger import EXTENT, NBYTES_BITS, ROW_WORDS, nbytes_of, seat_of, state_of, tickets_of
 from .protocol.states import State
-from .windows import AT_REST
 
 if TYPE_CHECKING:
     from .session import Session
@@ -63,14 +60,3 @@ def _discard(session: Session, row: int, granted: int) -> None:
             ticket = tickets.make_ticket(session, (row << 4 | cell) << NBYTES_BITS)
             tickets.discard(ticket, granted, nbytes_of(extent))
     session.ring(row)
-
-
-def finish_lost_tickets(session: Session) -> None:
-    """Store DONE for what was opened and of which nobody got the buffer."""
-    words, records = session.words, session.records
-    for key in list(records):
-        if _references(records, key) == _KNOWN_TO_NOBODY:
-            record = records[key]
-            word = words[record.cell]
-            if word & ~GENERATION_FIELD == session.taken and getrefcount(record.window) == AT_REST:
-                finish(record, word & GENERATION_FIELD | words[record.word] & ~GENERATION_FIELD)

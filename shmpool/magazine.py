@@ -11,15 +11,16 @@ that is in none of them belongs to the one thread that took it out.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from sys import getrefcount
 from typing import TYPE_CHECKING, Final
+from weakref import ref
 
 from .protocol.ledger import FIRST_CELL, MAX_GENERATION, ONE_GENERATION, ROW_WORDS
 from .protocol.sizing import Tier
 from .windows import AT_REST, Window
 
 if TYPE_CHECKING:
+    from .lease import LiveLease
     from .session import Session
 
 #: Publications looked at in one reap, when none of them is done.
@@ -38,8 +39,12 @@ class Slot:
     its last publication says, *last_cell* the index of that publication's last cell.
     """
 
-    __slots__ = ("base", "done", "last_cell", "magazine", "row", "session", "size", "spans", "tier", "window", "word")
+    __slots__ = (
+        "base", "done", "last_cell", "lease", "magazine", "row", "session", "size", "spans", "tier", "window", "word",
+    )  # fmt: skip
 
+    #: The lease that has it, or had it last.
+    lease: ref[LiveLease] | None
     window: Window | None
     magazine: Magazine | None
 
@@ -53,6 +58,7 @@ class Slot:
         self.base = base
         self.done = 0
         self.last_cell = 0
+        self.lease = None
         self.window = None
         self.magazine = None
 
@@ -60,12 +66,6 @@ class Slot:
     def has_views(self) -> bool:
         """Whether a user still has a view of its window."""
         return self.window is not None and getrefcount(self.window) != AT_REST
-
-    def when_views_die(self, callback: Callable[[], None]) -> None:
-        """Call back when the views of its window are gone; the next use gets a new one."""
-        window, self.window = self.window, None
-        assert window is not None
-        self.session.windows.when_dead(window, callback)
 
     @property
     def first_chunks(self) -> int:

@@ -14,13 +14,14 @@ from fcntl import fcntl
 from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
+from weakref import ref
 
 from . import direct, forking, tickets
 from .addresses import resolve
-from .buffer import Buffer, LiveBuffer
+from .buffer import Buffer, EndedBuffer, LiveBuffer
 from .connection import listens
 from .direct import DirectLease
-from .errors import BrokerUnavailable, InvalidHandle, PoolClosed, StaleHandle
+from .errors import BrokerUnavailable, InvalidHandle, PoolClosed, ShmpoolError, StaleHandle
 from .lease import Lease, LiveLease
 from .life import closing
 from .magazine import Magazine, Slot
@@ -40,6 +41,7 @@ from .protocol.sizing import (
 )
 from .session import Session
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL
+from .tickets import Record
 from .waiting import check_timeout
 
 if TYPE_CHECKING:
@@ -49,8 +51,6 @@ if TYPE_CHECKING:
 _ADAPTIVE: Final = Strategy.ADAPTIVE
 _PAGE_LESS_ONE: Final = PAGE - 1
 _SAMPLE_MASK: Final = SAMPLE_EVERY - 1
-#: Windows that a reader keeps; each is a map of the kernel's, of which a process has 65,530.
-MAX_RECORDS: Final = 8192
 _POOLED_SMALL: Final = LEASES
 _POOLED_MEDIUM: Final = LEASES + 1
 _CHUNKED_LARGE: Final = LEASES + 4 + 2
@@ -117,6 +117,7 @@ class Pool:
         words[counter] += 1
         lease = _new_lease(LiveLease)
         lease._slot = slot
+        slot.lease = ref(lease)
         lease.nbytes = nbytes
         window = slot.window or session.window_for(slot)
         lease.view = memoryview(window)[:nbytes]
@@ -162,6 +163,7 @@ class Pool:
         session.words[slot.word] = slot.base | session.leased
         lease = DirectLease.__new__(DirectLease)
         lease._slot, lease.nbytes = slot, nbytes
+        slot.lease = ref(lease)
         session.words[counter] += 1
         category = session.counters + (counter - session.counters - LEASES) % 4
         session.words[category + SAMPLES] += 1
@@ -173,6 +175,7 @@ class Pool:
         session.words[counter] += 1
         lease = _new_lease(LiveLease)
         lease._slot, lease.nbytes = slot, nbytes
+        slot.lease = ref(lease)
         lease.view = memoryview(session.window_for(slot))[:nbytes]
         return lease
 
@@ -186,21 +189,29 @@ class Pool:
         (opened, discarded or expired before); `TypeError` for what is not bytes.
         """
         session = self._session
-        if session is None or session.is_over or len(handle) != HANDLE_BYTES:
+        if session is None or not session.is_watched or len(handle) != HANDLE_BYTES:
             session = self._check_handle(handle)
+            session.watch()
         pool_id, granted, tail = unpack_handle(handle)
         if pool_id != session.pool_id:
             raise _foreign(handle, session)
+        if session.left:
+            session.deferred.look()
         record = session.records.get(tail >> NBYTES_BITS)
         words = session.words
-        if record is None or record.window is None or record.links:
-            record = self._find_record(session, record, granted, tail)
+        if record is None or record.window is None or (record.links and not record.is_mapped_right):
+            record = session.openings.find(granted, tail)
+        buffer = _new_buffer(LiveBuffer)  # before the ticket: from then on its end is seen
+        buffer._record = record
+        buffer._granted = granted
+        buffer.nbytes = nbytes = tail & MAX_NBYTES
+        buffer._left = record.left
         with session.ticket_gate:
             try:
                 fcntl(session.tickets_fd, F_OFD_SETLK, record.lock)
                 is_mine = (
                     words[record.cell] == granted == words[record.word]
-                    and words[record.word + EXTENT] & SHAPE_MASK == record.shape | tail & MAX_NBYTES
+                    and words[record.word + EXTENT] & SHAPE_MASK == record.shape | nbytes
                 )
                 if is_mine:
                     words[record.cell] = granted & GENERATION_FIELD | session.taken
@@ -209,35 +220,23 @@ class Pool:
             finally:  # also where an exception came between the lock and the next line
                 fcntl(session.tickets_fd, F_OFD_SETLK, UNLOCK_ALL)
         if not is_mine:
-            record = self._open_otherwise(session, record, granted, tail)
+            record = self._open_otherwise(session, buffer, tail)
         if session.barrier:
             session.barrier()
-        buffer = _new_buffer(LiveBuffer)
-        buffer._record = record
-        buffer._granted = granted
-        buffer.nbytes = nbytes = tail & MAX_NBYTES
         buffer.view = memoryview(record.window)[:nbytes]  # type: ignore[arg-type]
         return buffer
 
-    def _find_record(self, session: Session, record: Any, granted: int, tail: int) -> Any:
-        """A record whose window maps what the handle names."""
-        words = session.words
-        if record is not None and record.window is not None and all(words[at] == value for at, value in record.links):
-            return record
-        record = tickets.make_record(session, granted, tail)
-        if not record.is_direct:
-            if len(session.records) >= MAX_RECORDS:
-                session.records.pop(next(iter(session.records)), None)
-            session.records[tail >> NBYTES_BITS] = record
-        return record
-
-    def _open_otherwise(self, session: Session, record: Any, granted: int, tail: int) -> Any:
+    def _open_otherwise(self, session: Session, buffer: LiveBuffer, tail: int) -> Record:
         """The slow way: the custodian has changed, the shape has, the ticket is busy or
         cannot be had."""
-        if session.words[record.word + EXTENT] & SHAPE_MASK & ~MAX_NBYTES != record.shape:
-            session.records.pop(tail >> NBYTES_BITS, None)
-            record = self._find_record(session, None, granted, tail)
-        tickets.take(record, granted, tail & MAX_NBYTES)
+        record, granted = buffer._record, buffer._granted
+        try:
+            if not record.is_mapped_right:
+                record = buffer._record = session.openings.find(granted, tail)
+            tickets.take(record, granted, tail & MAX_NBYTES)
+        except ShmpoolError:  # it is refused; after any other exception the ticket may be ours
+            buffer.__class__ = EndedBuffer  # type: ignore[assignment]
+            raise
         return record
 
     def discard(self, handle: Handle | bytes | bytearray | memoryview) -> None:
@@ -267,6 +266,9 @@ class Pool:
 
         if self._is_closed:
             raise PoolClosed("the pool is closed; connect() makes a new one")
+        session = self._session
+        if session is not None and not session.is_over and session.deferred.any:
+            session.deferred.look_at_all()  # the figures of this moment
         return query(self.address, timeout=self._timeout)
 
     # --- life ---------------------------------------------------------------------------------------

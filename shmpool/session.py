@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable
 from functools import cached_property, partial
 
-from .buffer import Record
 from .connection import Connection, Interruption, await_welcome, dial, greet
 from .direct import DirectSlot
 from .errors import BrokerUnavailable, ShmpoolError
@@ -30,6 +29,8 @@ from .protocol import figures
 from .protocol.header import BROKER_PID
 from .protocol.messages import Direct, Goodbye, Message, Refill, Role, Welcome
 from .seat.custody import Custody
+from .seat.deferred import DeferredReleases
+from .seat.openings import Openings
 from .system.memory import MemoryGroup, memory_groups
 
 
@@ -52,8 +53,14 @@ class Session(Custody):
         #: A release saw the wanted flag.
         self.is_wanted = False
         self.warned_of_views = False
-        #: What this reader knows of cells that it opened, by row * 16 + cell.
-        self.records: dict[int, Record] = {}
+        self.openings = Openings(self)
+        #: Its table, for `Pool.open`.
+        self.records = self.openings.records
+        #: Buffers that were collected unreleased, for the same.
+        self.left = self.openings.left
+        self.deferred = DeferredReleases(self, self.openings)
+        #: The seat lives, and the helper looks now and then whether something was left open.
+        self.is_watched = False
         try:  # before a seat is taken: without them there would be nobody to leave it
             self.link = Link(self)
         except OSError as error:
@@ -122,6 +129,12 @@ class Session(Custody):
         """A slot when the magazine has none ready: reap, else ask the broker and wait for
         the grant or for an own slot that comes back. Raises LeaseTimeout."""
         slot = magazine.take()
+        if slot is None and self.deferred.any:
+            self.deferred.look_at_all()
+            slot = magazine.take()
+        if slot is None and self.deferred.any:
+            self.deferred.look_at_all()
+            slot = magazine.take()
         if slot is not None:
             return slot
         self.count(figures.MISSES)
@@ -177,6 +190,11 @@ class Session(Custody):
         """Have the broker look at a row at once. Not for finalizers."""
         self.link.ring(row)
 
+    def watch(self) -> None:
+        """Have the helper look now and then whether something was left open."""
+        self.is_watched = not self.is_over
+        self.wake_helper()
+
     def wake_helper(self) -> None:
         """Make the helper thread look at what is left for it."""
         self.link.wake()
@@ -199,15 +217,21 @@ class Session(Custody):
 
     def end(self) -> None:
         """The seat is gone. Views stay readable, nothing is stored for them any more."""
-        self.is_over = True
+        self.is_over, self.is_watched = True, False
         self.link.dismiss()
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether this seat is the custodian of anything (after `close_magazines`: of what is leased
+        or just being leased), or has a ticket taken, or a view of anything lives."""
+        return self.owns_any or self.deferred.any or self.openings.in_use
+
     def say_goodbye(self) -> bool:
-        """The seat ends, unless something is still owned: another thread may be just opening."""
+        """The seat ends, unless something is still in use: another thread may be just opening."""
         with self.ticket_gate:
-            is_left = not self.owns_any
+            is_left = not self.is_in_use
             if is_left:
-                self.is_over = True
+                self.is_over, self.is_watched = True, False
         if is_left:
             self.link.send_bells()
             self.unlock_seat()
@@ -222,9 +246,8 @@ class Session(Custody):
 
     def abandon(self) -> None:
         """In a forked child: forget the seat. The parent's memory is out of reach already."""
-        self.is_over = True
+        self.is_over, self.is_watched = True, False
         self.ticket_gate = threading.Lock()  # a thread that is not here may have had it
-        self.windows.forget_callbacks()
         for slot in self._owned.values():
             if isinstance(slot, DirectSlot):
                 slot.close()  # else this process would keep the segment's memory

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from fcntl import fcntl
-from typing import TYPE_CHECKING, Final
+from sys import getrefcount
+from typing import TYPE_CHECKING, Final, Self
 
-from .buffer import Record
 from .errors import HandleUsed, ShmpoolError, StaleHandle
 from .protocol.header import WANTED
 from .protocol.ledger import (
@@ -25,6 +26,7 @@ from .protocol.ledger import (
     MAX_TICKETS,
     NBYTES_BITS,
     ROW_WORDS,
+    SEAT_MASK,
     SHAPE_MASK,
     STATE_SHIFT,
     generation_of,
@@ -37,7 +39,7 @@ from .protocol.sizing import TierKind, page_round
 from .protocol.states import CellState, State
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL, lock_bytes
 from .system.segments import open_segment
-from .windows import READ, Piece, Window
+from .windows import AT_REST, READ, Piece, Window
 
 if TYPE_CHECKING:
     from .session import Session
@@ -45,6 +47,70 @@ if TYPE_CHECKING:
 #: A ticket that somebody else is opening just now is waited for so long.
 BUSY_SECONDS: Final = 0.01
 _RETRY_SECONDS: Final = 0.0002
+_DONE: Final = CellState.DONE << STATE_SHIFT
+
+
+class Record:
+    """What a reader knows of one cell: *word* and *cell* index the ledger, *shape* is the
+    extent word without length and tickets, *sizes* are the bytes of its extents, *links* are
+    (word, value) pairs that hold while the run is the one that *window* maps, *wanted* indexes
+    the header, *left* is called when a buffer is collected unreleased."""
+
+    __slots__ = (
+        "cell", "is_direct", "left", "links", "lock", "row", "session", "shape", "sizes", "wanted", "window", "word",
+    )  # fmt: skip
+
+    session: Session
+    window: Window | None
+    row: int
+    word: int
+    cell: int
+    shape: int
+    sizes: tuple[int, ...]
+    links: tuple[tuple[int, int], ...]
+    lock: bytes
+    wanted: int
+    is_direct: bool
+    left: Callable[[], object]
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether its ticket is this seat's."""
+        return self.session.words[self.cell] & ~GENERATION_FIELD == self.session.taken
+
+    @property
+    def is_looked_through(self) -> bool:
+        """Whether a view of its window lives."""
+        return self.window is not None and getrefcount(self.window) != AT_REST
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether its ticket is ours, or would be if the seat were not over."""
+        return self.is_looked_through or (self.is_taken and not self.session.is_over)
+
+    @property
+    def is_mapped_right(self) -> bool:
+        """Whether its window maps the run that the row heads now."""
+        words = self.session.words
+        return words[self.word + EXTENT] & SHAPE_MASK & ~MAX_NBYTES == self.shape and all(
+            words[at] == value for at, value in self.links
+        )
+
+
+class Ticket:
+    """A ticket that was taken: its record, and the grant word of the publication."""
+
+    __slots__ = ("_granted", "_record")
+
+    _record: Record
+    _granted: int
+
+    @classmethod
+    def of(cls, record: Record, granted: int) -> Self:
+        """The ticket of a cell."""
+        ticket = cls()
+        ticket._record, ticket._granted = record, granted
+        return ticket
 
 
 def make_ticket(session: Session, tail: int) -> Record:
@@ -62,25 +128,15 @@ def make_ticket(session: Session, tail: int) -> Record:
     return record
 
 
-def make_record(session: Session, granted: int, tail: int) -> Record:
-    """Map what a handle names. The ticket is untouched: a failure here costs nothing.
-
-    Raises StaleHandle for a handle that names no publication, OSError when it cannot be
-    mapped.
-    """
-    record = make_ticket(session, tail)
-    if explanation := why_not(session, record, granted, tail & MAX_NBYTES):
-        raise explanation
-    _map(record, granted, tail & MAX_NBYTES)
-    return record
-
-
-def _map(record: Record, granted: int, nbytes: int) -> None:
+def map_record(record: Record, granted: int, nbytes: int) -> None:
+    """Map what a handle names, before its ticket is taken: a failure here costs nothing. Raises
+    StaleHandle, OSError when it cannot be mapped."""
     session, words, tier = record.session, record.session.words, record.session.tier_of(record.row)
     record.shape = words[record.word + EXTENT] & SHAPE_MASK & ~MAX_NBYTES
     record.links = ()
     record.is_direct = tier.kind is TierKind.DIRECT
     if record.is_direct:
+        record.sizes, record.links = (nbytes,), ((record.word, granted),)
         record.window = _map_direct(session, record.row, generation_of(granted), nbytes)
         return
     try:
@@ -91,6 +147,7 @@ def _map(record: Record, granted: int, nbytes: int) -> None:
         raise StaleHandle(f"the handle's {nbytes} bytes are more than its slot holds")
     if tier.kind is TierKind.CHUNK:
         record.links = tuple((at := row * ROW_WORDS + LINK, words[at]) for row, _ in spans)
+    record.sizes = tuple(count * tier.size for _, count in spans)
     record.window = session.windows.make([session.piece(row, count, writable=False) for row, count in spans], READ)
 
 
@@ -117,7 +174,37 @@ def take(record: Record, granted: int, nbytes: int) -> None:
 
 def discard(record: Record, granted: int, nbytes: int) -> None:
     """Close a ticket that nobody will open: the same move, with DONE."""
-    _locked(record, granted, nbytes, CellState.DONE << STATE_SHIFT)
+    _locked(record, granted, nbytes, _DONE)
+
+
+def finish(record: Record, granted: int) -> None:
+    """Store DONE in a cell that is open here and through which nobody looks any more, and ring
+    where somebody has to look. Once: who comes second finds it done. Not for finalizers."""
+    session, words = record.session, record.session.words
+    taken = granted & GENERATION_FIELD | session.taken
+    if record.is_direct:
+        with session.ticket_gate:
+            window = record.window
+            if words[record.cell] == taken:
+                record.window = None
+        del window  # before DONE: its memory would stay with the map
+    with session.ticket_gate:
+        if words[record.cell] != taken:
+            return
+        if session.barrier:
+            session.barrier()
+        words[record.cell] = granted & GENERATION_FIELD | _DONE
+    ring(record, granted)
+
+
+def ring(record: Record, granted: int) -> None:
+    """After DONE: have the broker look, soon if it is the custodian, at once if somebody waits.
+    A row of another generation was reaped already."""
+    session = record.session
+    if session.header[record.wanted]:
+        session.ring(record.row)
+    elif session.words[record.word] == granted & ~SEAT_MASK:
+        session.bells.soon(record.row)
 
 
 def _locked(record: Record, granted: int, nbytes: int, mark: int) -> None:

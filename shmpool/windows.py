@@ -2,8 +2,7 @@
 
 A window is whole even where a lease is scattered: its extents are mapped side by side.
 A reader's window is PROT_READ over a read-only descriptor. Every view that a user gets
-hangs on its window, so the window's reference count tells whether any view is left, and
-a weak reference tells when the last one dies.
+hangs on its window, so the window's reference count tells whether any view is left.
 
 A window is never closed: it goes when its last reference does, and takes its map along.
 """
@@ -13,7 +12,7 @@ from __future__ import annotations
 import mmap
 import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from .system import libc
@@ -49,10 +48,7 @@ def cover_all() -> None:
 
 
 class Windows:
-    """All windows of one session: makes them, and tells when their last views die."""
-
-    def __init__(self) -> None:
-        self._watched: set[weakref.ref[Window]] = set()
+    """Makes the windows of one session."""
 
     def make(self, pieces: Iterable[Piece], protection: int, *, populate: bool = True) -> Window:
         """A window over the pieces side by side, its page tables filled in.
@@ -83,27 +79,6 @@ class Windows:
         """A window over a segment that is used here and there (ledger, header); the broker
         has reserved it whole."""
         return self.make([Piece(fd, 0, length)], protection, populate=False)
-
-    def when_dead(self, window: Window, callback: Callable[[], None]) -> None:
-        """Call back when the last view of a window has died and its map is gone. The
-        caller drops its own reference. The callback may run in any thread, inside any
-        allocation: it takes no lock."""
-
-        def dead(reference: weakref.ref[Window]) -> None:
-            if reference in self._watched:
-                self._watched.discard(reference)
-                callback()
-
-        self._watched.add(weakref.ref(window, dead))
-
-    @property
-    def waiting(self) -> int:
-        """Windows that only users' views keep alive."""
-        return len(self._watched)
-
-    def forget_callbacks(self) -> None:
-        """After a fork, in the child: the parent's views are not ours to wait for."""
-        self._watched.clear()
 
 
 class _Holder:

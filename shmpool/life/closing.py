@@ -9,51 +9,17 @@ finishes what an exception has ended the first in.
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from ..buffer import LiveBuffer
 from ..errors import LeakedView
-from ..lease import LiveLease
 
 if TYPE_CHECKING:
     from ..session import Session
 
 #: Every session of this process that has a seat.
 sessions: Final[set[Session]] = set()
-
-
-def live_objects(session: Session) -> list[LiveLease | LiveBuffer]:
-    """The leases and buffers of a session that are not over. Looks at every object of the
-    process (milliseconds): for edges only."""
-    found: list[LiveLease | LiveBuffer] = []
-    # Not gc.get_objects(): its list would hold every window for a while, and another thread's
-    # release would take that for a view.
-    for thing in gc.get_referrers(*_live_classes()):
-        if session_of(thing) is session:
-            found.append(thing)
-    return found
-
-
-def _live_classes() -> list[type]:
-    """With those of pools with checksums."""
-    classes: list[type] = [LiveLease, LiveBuffer]
-    for kind in classes:
-        classes += type.__subclasses__(kind)
-    return classes
-
-
-def session_of(thing: Any) -> Session | None:
-    """Whose lease or buffer a thing is; None for anything else, and for one that another
-    thread is just making."""
-    kind = type(thing)
-    if issubclass(kind, LiveLease):
-        return getattr(getattr(thing, "_slot", None), "session", None)
-    if issubclass(kind, LiveBuffer):
-        return getattr(getattr(thing, "_record", None), "session", None)
-    return None
 
 
 def close(session: Session) -> None:
@@ -74,7 +40,7 @@ def close(session: Session) -> None:
 
 
 def _release_leases(session: Session) -> list[str]:
-    open_leases = [thing for thing in live_objects(session) if isinstance(thing, LiveLease)]
+    open_leases = session.live_leases()
     stories = [f"{lease!r} was open when its pool was closed; it is released" for lease in open_leases]
     while open_leases:
         # The seat waits for a view in any case, and for a lease that another thread is just
@@ -88,8 +54,8 @@ def is_in_use(session: Session) -> bool:
     """Whether any lease, buffer or view of a session is left, or one is just being made."""
     if session.is_over:
         return False
-    # In the order in which a thing goes through them, lest it is seen nowhere.
-    return bool(live_objects(session) or session.owns_any or session.windows.waiting)
+    session.deferred.look_at_all()
+    return session.is_in_use
 
 
 def end_if_unused(session: Session) -> bool:

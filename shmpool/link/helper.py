@@ -14,11 +14,14 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ..connection import Interruption, jitter
 from ..system.descriptors import drain
 from .link import Link
+
+if TYPE_CHECKING:
+    from ..seat.deferred import DeferredReleases
 
 #: Reconnecting: the first pause and the longest, in seconds; each is jittered.
 FIRST_PAUSE: Final = 0.02
@@ -34,6 +37,7 @@ class Seat(Protocol):
     """What a helper looks after."""
 
     link: Link
+    deferred: DeferredReleases
     is_over: bool
     is_orphaned: bool
     is_wanted: bool
@@ -116,12 +120,13 @@ class Helper:
             if link.connection is None and not self._reconnect():
                 link.serve()  # nobody raises the wanted flag for own slots now
                 continue
-            pauses = [link.bells.pause()]
+            pauses = [link.bells.pause(), seat.deferred.pause()]
             if has_idle:
                 pauses.append(max(0.0, rested_at - time.monotonic()))
             if seat.is_orphaned:
                 pauses.append(UNUSED_POLL)
             link.look(min((pause for pause in pauses if pause is not None), default=None))
+            seat.deferred.look_at_all()
             if seat.is_wanted:
                 seat.answer_recall()
             link.send_bells()

@@ -1,1 +1,1 @@
-"""One seat in one pool: what it has mapped, and what it is the custodian of."""
+"""One seat in one pool: what it has mapped and open, and what it is the custodian of."""

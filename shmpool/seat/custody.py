@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 from .. import lost
 from ..direct import DirectSlot
 from ..errors import InvalidSize
+from ..lease import LiveLease
 from ..magazine import LAST_BASE, Magazine, Slot
 from ..mapping import Mapping
 from ..protocol.header import WANTED
@@ -24,7 +25,6 @@ from ..protocol.states import State
 from ..windows import WRITE, Window
 
 if TYPE_CHECKING:
-    from ..buffer import Record
     from ..link.link import Link
     from ..session import Session
 
@@ -39,7 +39,6 @@ class Custody(Mapping):
     link: Link
     is_over: bool
     is_wanted: bool
-    records: dict[int, Record]
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +198,7 @@ class Custody(Mapping):
 
     def return_all(self) -> None:
         """Reap, and return everything that is idle, or lost."""
-        lost.finish_lost_tickets(self._me)
+        self._me.deferred.recover()
         for magazine in list(self.magazines.values()):
             magazine.resting, magazine.newest = [], None  # they would keep a lost slot known
             slot = magazine.reap(len(magazine.published))
@@ -239,7 +238,10 @@ class Custody(Mapping):
     @property
     def owns_any(self) -> bool:
         """Whether this seat is the custodian of anything (after `close_magazines`: of what
-        is leased or just being leased), or has a ticket taken."""
-        words, taken = self.words, self.taken
-        tickets = [words[record.cell] & ~GENERATION_FIELD for record in list(self.records.values())]
-        return bool(self._owned) or taken in tickets
+        is leased or just being leased)."""
+        return bool(self._owned)
+
+    def live_leases(self) -> list[LiveLease]:
+        """The leases that are not over."""
+        found = [slot.lease() for slot in self._owned.copy().values() if slot.lease is not None]
+        return [lease for lease in found if isinstance(lease, LiveLease)]

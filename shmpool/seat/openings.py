@@ -1,0 +1,164 @@
+"""What a seat has open for reading: one **record** for each cell, whoever opens it.
+
+A record is what this process knows of a cell, with the window that maps it; the cell's word
+says whether it is open. Records are made, mapped anew and forgotten under a lock, and one that
+is in use is never forgotten. A cell that is ours is released by its buffer. When nobody has the
+buffer any more (it was collected, or an exception came while it was made or released) its
+finalizer says so to `left`: a C callable, since what a signal handler raises in Python code
+that a finalizer runs is thrown away. Plain code looks there (`seat.deferred`).
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from sys import getrefcount
+from typing import TYPE_CHECKING, Any, Final
+
+from .. import tickets
+from ..protocol.ledger import EXTENT, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, nbytes_of
+from ..system.here import HERE, OURS
+from ..tickets import Record, Ticket
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+#: Idle records that are kept: each has a window, a map of the kernel's, of which a process has 65,530.
+MAX_RECORDS: Final = 8192
+#: So many are forgotten at once, and as many more may come before the next search.
+FORGOTTEN_AT_ONCE: Final = 256
+
+
+class Openings:
+    """The records of one session. Thread-safe; `Pool.open` reads the table without the lock."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        #: By row * 16 + cell.
+        self.records: dict[int, Record] = {}
+        #: Reentrant: a finalizer of the user's that runs while we map may open something.
+        self._lock = threading.RLock()
+        self._bound = MAX_RECORDS
+        #: Cells of which a buffer was collected unreleased.
+        self.left: deque[int] = deque()
+
+    def find(self, granted: int, tail: int) -> Record:
+        """The record of what a handle names, mapped. Raises StaleHandle and HandleUsed for a
+        handle that names nothing that can be opened, OSError when it cannot be mapped; the
+        ticket is untouched."""
+        index, nbytes = tail >> NBYTES_BITS, tail & MAX_NBYTES
+        with self._lock:
+            record = self.records.get(index)
+            if record is None:
+                record = tickets.make_ticket(self._session, tail)
+                record.left = self._finalizer(index)
+            if explanation := tickets.why_not(self._session, record, granted, nbytes):
+                raise explanation
+            if record.window is None or not record.is_mapped_right:
+                tickets.map_record(record, granted, nbytes)
+            if index not in self.records:
+                self._make_room()
+                self.records[index] = record
+        return record
+
+    def _finalizer(self, index: int) -> Callable[[], object]:
+        """What ends a buffer that is collected unreleased. Where warnings of it would be seen it
+        is Python code, so that the warning comes at the right place."""
+        return partial(self._tell if _shows_warnings() else self.left.append, index)
+
+    def _tell(self, index: int) -> None:
+        """Say that a buffer was collected unreleased."""
+        session = self._session
+        self.left.append(index)
+        if session.is_over or session.is_at_exit or not HERE[OURS]:
+            return
+        record = self.records.get(index)
+        if record is not None and record.is_taken:
+            nbytes = nbytes_of(session.words[record.word + EXTENT])
+            warnings.warn(f"a buffer of {nbytes} bytes was not released; it is now", ResourceWarning, stacklevel=2)
+
+    def _make_room(self) -> None:
+        """Forget the oldest records that are not in use, when there are too many."""
+        records = self.records
+        if len(records) < self._bound:
+            return
+        idle = 0
+        for index in list(records):
+            if _references(records, index) == _KNOWN_TO_NOBODY and not records[index].is_in_use:
+                del records[index]
+                idle += 1
+                if idle == FORGOTTEN_AT_ONCE:
+                    break
+        self._bound = max(MAX_RECORDS, len(records) + FORGOTTEN_AT_ONCE)
+
+    def take_left(self) -> list[Ticket]:
+        """The tickets of buffers that were collected unreleased."""
+        found = []
+        for _ in range(len(self.left)):
+            try:
+                index = self.left.popleft()
+            except IndexError:  # another thread looks too
+                break
+            if (ticket := self._orphan(index)) is not None:
+                found.append(ticket)
+            elif not self._session.is_over and (record := self.records.get(index)) is not None and record.is_taken:
+                self.left.append(index)  # another's, or a traceback has it yet
+        return found
+
+    def take_orphans(self) -> list[Ticket]:
+        """The same by looking at all that is open: also what an exception lost on its way."""
+        records = self.records.copy()
+        indexes = [index for index, record in records.items() if record.is_taken]
+        records.clear()
+        return [ticket for index in indexes if (ticket := self._orphan(index)) is not None]
+
+    def _orphan(self, index: int) -> Ticket | None:
+        """The ticket of a cell that is open here and that no buffer and no thread knows.
+
+        Under the gate: who opens has the record before he takes the ticket.
+        """
+        session, records = self._session, self.records
+        with session.ticket_gate:
+            if _references(records, index) != _KNOWN_TO_NOBODY or not records[index].is_taken:
+                return None
+            record = records[index]
+            words = session.words
+            granted = words[record.cell] & GENERATION_FIELD | words[record.word] & ~GENERATION_FIELD
+        return Ticket.of(record, granted)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether any ticket is taken, or any window looked through."""
+        return any(record.is_in_use for record in self.records.copy().values())
+
+    def forget_all(self) -> None:
+        """In a forked child: the parent's views are all that is left of it."""
+        self.left.clear()
+        for record in self.records.values():
+            record.window = None
+        self.records.clear()
+
+
+def _references(table: dict[int, Any], key: int) -> int:
+    """To what the table has there; 0 for nothing."""
+    thing = table.get(key)
+    return 0 if thing is None else getrefcount(thing)
+
+
+class _Thing:
+    pass
+
+
+#: The references to a thing that only its table knows.
+_KNOWN_TO_NOBODY: Final = _references({0: _Thing()}, 0)
+
+
+def _shows_warnings() -> bool:
+    """Whether a ResourceWarning would be seen, as the first filter that fits says."""
+    for action, message, category, module, _ in warnings.filters:
+        if message is None and module is None and issubclass(ResourceWarning, category):
+            return action != "ignore"
+    return True

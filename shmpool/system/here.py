@@ -1,0 +1,25 @@
+"""Words that a fork wipes: whether this process is the one that made what it is looking at.
+
+In a forked child CPython clears the other threads' objects, finalizers and all, before it runs
+any hook. These words lie on a page that the kernel gives a child as zeros (MADV_WIPEONFORK), so
+they say so from the child's first instruction on, at the price of a load.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Final
+
+#: Linux 4.14, older than what the broker needs.
+_MADV_WIPEONFORK: Final = 18
+
+_page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+_page.madvise(_MADV_WIPEONFORK)
+
+#: `HERE[OURS]`: the objects of this process are its own; 0 in a child until its hook has run.
+#: `HERE[UNSHARED]`: no child, and no fork that is under way, may have inherited a view; releases
+#: need not look at guards.
+HERE: Final = memoryview(_page).cast("Q")
+OURS: Final = 0
+UNSHARED: Final = 1
+HERE[OURS] = HERE[UNSHARED] = 1
