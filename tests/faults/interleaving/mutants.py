@@ -173,7 +173,7 @@ def grants_trusted() -> Iterator[None]:
         yield
 
 
-TRUSTING = "        holding = self.inventory.granted.get(row)\n        if holding: self.free(holding, now)"
+TRUSTING = "    for row in message.rows:\n        if row in granted: self.free(granted[row], now)"
 
 MUTANTS: tuple[Mutant, ...] = (
     # The five of the issue.
@@ -195,7 +195,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a doorbell trusted", "close x reader's bell",
-        rewrite(Broker, "_on_bell", ("        self.settle(row, now)", TRUSTING)),
+        rewrite(Broker, "_on_bell",
+                ("    self.looks.begin([row for row in message.rows if row in granted], now)", TRUSTING)),
     ),
     Mutant("the old socket's replies not discarded", "restart x return", together(old_replies_kept, grants_trusted)),
     # More.
@@ -229,7 +230,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "custody ended with tickets out", "publisher's death x sweep",
-        rewrite(Custody, "look", ("if not self._rows.open_cells(row):", "if True:")),
+        rewrite(Custody, "look", ("1 if self._rows.open_cells(row) else ", "")),
     ),
     Mutant(
         "a free that keeps the generation", "publisher's death x sweep",
