@@ -9,6 +9,7 @@ exhaustive setting, ``pytest -m long``, and not of the default one.
 from __future__ import annotations
 
 import gc
+import glob
 import os
 import secrets
 import shutil
@@ -16,11 +17,13 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 #: Of this process: each worker of pytest-xdist has its own. Its path must leave room for a socket's name.
 RUNTIME = tempfile.mkdtemp(prefix="shmpool-tests-")
@@ -40,6 +43,10 @@ PATIENCE = 60.0
 LONG_TIMEOUT = 1800
 #: Helpers of multiprocessing that live as long as the process.
 STAYING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+
+# A busy machine makes an example slow, and no example wrong.
+settings.register_profile("shmpool", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shmpool")
 
 T = TypeVar("T")
 
@@ -78,13 +85,23 @@ class Traces(NamedTuple):
     """What a process can leave behind."""
 
     segments: set[str]
-    processes: set[psutil.Process]
+    processes: set[int]
     descriptors: set[int]
 
 
 def _traces() -> Traces:
     segments = {name for name in os.listdir(SHM) if name.startswith(PREFIX)}
-    return Traces(segments, set(psutil.Process().children(recursive=True)), _descriptors())
+    return Traces(segments, set(_children(os.getpid())), _descriptors())
+
+
+def _children(pid: int) -> Iterator[int]:
+    """All below a process, living or not yet waited for. (Every process of the host would have to be
+    read to find them by their parents, before and after each test.)"""
+    for path in glob.glob(f"/proc/{pid}/task/*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for child in Path(path).read_text().split():
+                yield int(child)
+                yield from _children(int(child))
 
 
 def _descriptors() -> set[int]:
@@ -95,16 +112,20 @@ def _descriptors() -> set[int]:
 def _leaks(before: Traces) -> list[str]:
     now = _traces()
     leaks = [f"segment {name}" for name in sorted(now.segments - before.segments)]
-    leaks += [f"process {process}" for process in now.processes - before.processes if not _stays(process)]
+    leaks += [f"process {_line(pid)}" for pid in sorted(now.processes - before.processes) if not _stays(_line(pid))]
     leaks += [f"descriptor {fd} of {_target(fd)}" for fd in sorted(now.descriptors - before.descriptors)]
     return leaks
 
 
-def _stays(process: psutil.Process) -> bool:
-    try:
-        return any(word in " ".join(process.cmdline()) for word in STAYING)
-    except psutil.Error:
-        return not process.is_running()
+def _line(pid: int) -> str:
+    """A process and its command line; that of a zombie is empty."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return f"{pid} {Path(f'/proc/{pid}/cmdline').read_bytes().replace(bytes(1), b' ').decode(errors='replace')}"
+    return ""
+
+
+def _stays(line: str) -> bool:
+    return not line or any(word in line for word in STAYING)
 
 
 def _target(fd: int) -> str:

@@ -24,7 +24,7 @@ from shmpool.stats import query
 
 T = TypeVar("T")
 
-PATIENCE = float(os.environ.get("PATIENCE", 15))
+PATIENCE = float(os.environ.get("PATIENCE", 60))
 KIB, MIB = 1024, 1024 * 1024
 ROOTS = [str(Path(shmpool.__file__).parents[1]), str(Path(shmpoold.__file__).parents[1])]
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(ROOTS)}

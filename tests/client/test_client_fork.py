@@ -141,7 +141,8 @@ def test_child_reads_what_the_parent_publishes_and_the_other_way(pool: shmpool.P
         assert [read(pool, handle) for handle in handles] == [pattern(nbytes, i) for i in range(3)]
 
 
-def test_fifty_forks_while_the_pool_works(connect: Connect) -> None:
+@pytest.mark.parametrize("forks", [8, pytest.param(50, marks=pytest.mark.long)])
+def test_forks_while_the_pool_works(connect: Connect, forks: int) -> None:
     """The helper thread is there before and after each of them."""
     pool, other = connect(), connect()
     stop = threading.Event()
@@ -164,7 +165,7 @@ def test_fifty_forks_while_the_pool_works(connect: Connect) -> None:
         thread = threading.Thread(target=work)
         thread.start()
         try:
-            for number in range(50):
+            for number in range(forks):
                 use = number % 2
                 assert in_fork(lambda use=use: read(pool, publish(pool, b"child")) if use else b"") == b"child" * use  # type: ignore[misc]
         finally:

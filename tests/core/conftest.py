@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from harness import World
 
+#: Of the random simulation in the default setting.
+EVENTS = 20_000
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("core", "the broker core's random simulation (only with tests/core on the command line)")
-    group.addoption("--events", type=int, default=50_000, help="events of the random simulation")
+    group.addoption("--events", type=int, default=EVENTS, help="events of the random simulation")
     group.addoption("--seed", type=int, default=None, help="replay this seed instead of a new one")
 
 

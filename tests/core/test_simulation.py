@@ -31,7 +31,7 @@ def simulate(seed: int, events: int, *, as_lists: bool = False) -> Simulation:
 
 
 def test_nothing_is_lost_and_nothing_given_twice_whatever_happens(pytestconfig: pytest.Config) -> None:
-    events, seed = pytestconfig.getoption("--events", 50_000), pytestconfig.getoption("--seed", None)
+    events, seed = pytestconfig.getoption("--events", 20_000), pytestconfig.getoption("--seed", None)
     seeds = [random.randrange(1 << 32) for _ in range(5)] if seed is None else [seed]
     for seed in seeds:
         simulation = simulate(seed, events // len(seeds))

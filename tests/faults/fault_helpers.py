@@ -24,7 +24,7 @@ from shmpool.stats import query, query_invariants
 T = TypeVar("T")
 
 #: Seconds for what happens by itself within milliseconds: other work shares the machine.
-PATIENCE = float(os.environ.get("PATIENCE", 20))
+PATIENCE = float(os.environ.get("PATIENCE", 60))
 KIB, MIB = 1 << 10, 1 << 20
 HERE = Path(__file__).parent
 ROOTS = [str(Path(shmpool.__file__).parents[1]), str(Path(shmpoold.__file__).parents[1])]

@@ -27,7 +27,7 @@ from shmpool.protocol.messages import (
     encode,
 )
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Peer:

@@ -73,7 +73,7 @@ from shmpoold.shell import (
 )
 
 #: Seconds until something that the broker does by itself is said not to happen.
-PATIENCE = 5.0
+PATIENCE = 60.0
 POOLED, CHUNKS = 0, 1
 
 

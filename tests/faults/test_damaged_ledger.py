@@ -323,9 +323,12 @@ def test_no_single_flipped_bit_makes_a_used_row_nobodys(
     print(f"{trials} flipped bits")
 
 
-def test_random_damage_never_breaks_the_core() -> None:
+@pytest.mark.parametrize(
+    "seeds", [range(12), pytest.param(range(12, 200), marks=pytest.mark.long)], ids=["few", "many"]
+)
+def test_random_damage_never_breaks_the_core(seeds: range) -> None:
     """Whatever a ledger says, it is adopted, and what is granted is granted once."""
-    for seed in range(70):
+    for seed in seeds:
         simulation = Simulation(seed, check_every=0)
         dice = random.Random(seed)
         while simulation.world.events < 60 + 4 * (seed % 100):

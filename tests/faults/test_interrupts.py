@@ -3,8 +3,8 @@
 A trace function raises at the n-th place of a cycle (lease, write, publish, open, release) where
 the interpreter looks for signals: at the begin of a function, after each call, at each jump
 back. Afterwards the pool works on, what the exception left behind goes back when somebody needs
-it or the pool is closed, and no finalizer complains. In CI every fourth place, from a random one
-on; all of them with ``--soak-minutes``.
+it or the pool is closed, and no finalizer complains. Every eighth place, from a random one on; all
+of them in the long setting.
 
 Not covered: the helper thread (signal handlers run in the main thread), the connecting.
 """
@@ -28,7 +28,6 @@ import shmpool
 from shmpool.stats import query
 
 CLIENT = os.path.dirname(shmpool.__file__) + os.sep
-STEP = 4
 #: After these the interpreter looks for signals.
 LOOKS = ("CALL", "JUMP_BACKWARD", "RESUME")
 
@@ -102,10 +101,10 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.mark.timeout(0)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the lease that is interrupted
+@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("readers", [1, 2])
 @pytest.mark.parametrize("nbytes", [1000, 300_000], ids=["pooled", "chunked"])
-def test_interrupted_cycle_loses_nothing(broker: Daemon, nbytes: int, readers: int, soak_minutes: float | None) -> None:
-    step = 1 if soak_minutes else STEP
+def test_interrupted_cycle_loses_nothing(broker: Daemon, nbytes: int, readers: int, step: int) -> None:
     n = random.randint(1, step)
     places = 0
     while True:

@@ -20,10 +20,10 @@ import pytest
 from shmpool.protocol.ledger import FIRST_CELL, GRANT, LINK, ROW_WORDS
 from shmpool.windows import READ, WRITE, Window, Windows
 
-READS = 2_000_000
-#: So many of the reads must have seen a new value, else the two did not run at once.
-CHANGES = 20_000
-#: Seconds until a control must have failed, and until the real thing must have seen enough changes.
+#: So many reads, and so many of them that saw a new value, else the two did not run at once.
+SOME, MANY = (100_000, 1_000), (2_000_000, 20_000)
+#: Seconds until a control must have failed, and until the real thing must have seen enough changes. A machine
+#: that never ran the two at once by then has shown nothing, which is no fault.
 PATIENCE = 60.0
 #: Words whose eight bytes are equal; zero, which pack_into leaves for a moment, is none of them.
 PATTERNS = tuple(byte * 0x0101010101010101 for byte in range(1, 256))
@@ -95,17 +95,22 @@ def read(words: memoryview, word: int, count: int) -> tuple[int, int]:
 
 
 def read_until(enough: Callable[[int, int, int], bool], words: memoryview, word: int) -> tuple[int, int, int]:
-    """(reads, wrong values, changes) in rounds, until it is enough or *PATIENCE* has passed."""
+    """(reads, wrong values, changes) in rounds, until it is enough. Skips the test when *PATIENCE* has passed
+    before the writer was seen at work often enough."""
     deadline = time.monotonic() + PATIENCE
     reads = wrong = changes = 0
     while not enough(reads, wrong, changes) and time.monotonic() < deadline:
-        more = read(words, word, 100_000)
-        reads, wrong, changes = reads + 100_000, wrong + more[0], changes + more[1]
+        more = read(words, word, 50_000)
+        reads, wrong, changes = reads + 50_000, wrong + more[0], changes + more[1]
+    if not wrong and changes < SOME[1]:
+        pytest.skip(f"the processes hardly ran at once: {changes} changes seen in {PATIENCE} s")
     return reads, wrong, changes
 
 
+@pytest.mark.parametrize("much", [SOME, pytest.param(MANY, marks=pytest.mark.long)], ids=["some", "many"])
 @pytest.mark.parametrize("word", [GRANT, FIRST_CELL, LINK], ids=["grant", "cell", "link"])
-def test_items_of_the_ledger_are_never_torn(fd: int, word: int) -> None:
+def test_items_of_the_ledger_are_never_torn(fd: int, word: int, much: tuple[int, int]) -> None:
+    most_reads, most_changes = much
     at = ROW * ROW_WORDS + word
     words = memoryview(Windows().make_sparse(fd, 2 * mmap.PAGESIZE, WRITE)).cast("Q")
     for neighbour in (at - 1, at + 1):
@@ -113,10 +118,9 @@ def test_items_of_the_ledger_are_never_torn(fd: int, word: int) -> None:
     words[at] = PATTERNS[0]
     reading = memoryview(Windows().make_sparse(fd, 2 * mmap.PAGESIZE, READ)).cast("Q")
     with writer(fd, item_store, at):
-        reads, wrong, changes = read_until(lambda r, w, c: r >= READS and c >= CHANGES, reading, at)
+        reads, wrong, changes = read_until(lambda r, w, c: r >= most_reads and c >= most_changes, reading, at)
     print(f"{reads} reads, {changes} changes seen, {wrong} wrong")
     assert wrong == 0
-    assert reads >= READS and changes >= CHANGES
     assert words[at - 1] == words[at + 1] == 0x123456789ABCDEF0
 
 

@@ -33,7 +33,7 @@ from shmpool.protocol.messages import (
 from shmpool.protocol.names import pool_prefix, seats_path
 from shmpool.system.locks import ByteLocks
 
-PATIENCE = 20
+PATIENCE = 60.0
 ROOTS = [str(Path(shmpool.protocol.__file__).parents[2]), str(Path(shmpoold.__file__).parents[1])]
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(ROOTS)}
 #: For children that use this module.
