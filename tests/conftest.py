@@ -31,6 +31,8 @@ RUNTIME = tempfile.mkdtemp(prefix="shmpool-tests-")
 os.environ["SHMPOOL_PREFIX"] = f"test_{secrets.token_hex(6)}"
 os.environ["XDG_RUNTIME_DIR"] = RUNTIME
 os.environ["SHMPOOL_SOCKET"] = f"{RUNTIME}/nobody.sock"
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # hundreds of processes would compile shmpool, each for itself
+    os.environ["PYTHONPYCACHEPREFIX"] = f"{RUNTIME}/bytecode"
 
 import shmpool  # noqa: E402
 from shmpool.protocol.names import PREFIX  # noqa: E402
