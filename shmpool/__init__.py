@@ -40,6 +40,7 @@ from .errors import (
     SharedMemoryFull,
     ShmpoolError,
     StaleHandle,
+    TeeError,
 )
 from .lease import Lease
 from .pool import Pool, connect
@@ -49,6 +50,7 @@ from .protocol.sizing import SizeCategory, Sizing, Strategy, categorize, optimal
 if TYPE_CHECKING:
     from .embedded import Broker
     from .stats import Stats
+    from .streams import ChunkedTeeReader, copy
 
 __version__ = "0.2.0"
 
@@ -57,6 +59,7 @@ __all__ = [
     "BrokerUnavailable",
     "Buffer",
     "ChecksumError",
+    "ChunkedTeeReader",
     "ConfigError",
     "Handle",
     "HandleUsed",
@@ -80,13 +83,20 @@ __all__ = [
     "StaleHandle",
     "Stats",
     "Strategy",
+    "TeeError",
     "categorize",
     "connect",
+    "copy",
     "optimal_chunk_size",
     "select_strategy",
 ]
 
-_LAZY = {"Broker": "embedded", "Stats": "stats"}
+_LAZY = {
+    "Broker": "embedded",
+    "ChunkedTeeReader": "streams",
+    "Stats": "stats",
+    "copy": "streams",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -103,6 +103,13 @@ class DirectLease(LiveLease):
         _view.__set__(self, view)
         return view
 
+    def _shorten_view(self, nbytes: int) -> None:
+        if self._slot.window is not None:  # else it is made when it is asked for
+            whole = self.view
+            _view.__set__(self, whole[:nbytes])
+            with suppress(BufferError):
+                whole.release()
+
     def _write(self, source: memoryview) -> None:
         self._write_part(0, source)
         self._slot.close()  # a process may have more direct leases than descriptors

@@ -78,3 +78,8 @@ class LeakedView(ShmpoolError, BufferError):
 
 class LeaseReleased(ShmpoolError, ValueError):
     """A lease or buffer was used after its end."""
+
+
+class TeeError(ShmpoolError, OSError):
+    """The writer of a `ChunkedTeeReader` failed; says how many bytes were read and how many of them
+    written. Its cause is the writer's exception."""

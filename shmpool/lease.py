@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from . import layouts
-from .errors import LeakedView, LeaseReleased
+from .errors import InvalidSize, LeakedView, LeaseReleased
 from .layouts import Payload
 from .magazine import Slot
 from .protocol.handle import Handle, pack_handle
@@ -132,6 +132,12 @@ class Lease:
             " publish it and send the handle that publish() returns"
         )
 
+    def shorten(self, nbytes: int) -> None:
+        """Make it a lease of the first *nbytes* bytes only: for what turned out smaller than was
+        leased. A view that was taken before still shows all. Raises `InvalidSize` for more than
+        there are, and nothing has changed then."""
+        raise NotImplementedError
+
     def publish(self) -> Handle:
         """Make the buffer readable, once, for whoever has the handle. The lease is over
         and `view` with it. `LeakedView` in strict mode when a view is left: the lease goes
@@ -185,6 +191,18 @@ class LiveLease(Lease):
         slot.done = slot.base | _DONE
         slot.magazine.published.append(slot)  # type: ignore[union-attr]
         return Handle(pack_handle(session.pool_id, granted, slot.row << _CELL_SHIFT + 4 | nbytes))
+
+    def shorten(self, nbytes: int) -> None:
+        if type(nbytes) is not int or not 0 <= nbytes <= self.nbytes:
+            raise InvalidSize(f"a lease of {self.nbytes} bytes cannot be shortened to {nbytes!r}")
+        self._shorten_view(nbytes)
+        self.nbytes = nbytes
+
+    def _shorten_view(self, nbytes: int) -> None:
+        whole = self.view
+        self.view = whole[:nbytes]
+        with suppress(BufferError):  # numpy holds it: it is found at publish like any other
+            whole.release()
 
     def publish_many(self, n: int) -> list[Handle]:
         if type(n) is not int or not 1 <= n <= MAX_TICKETS:
@@ -324,6 +342,9 @@ class EndedLease(Lease):
         self._is_over()
 
     def write_parts(self, parts: Iterable[tuple[int, Payload]]) -> None:
+        self._is_over()
+
+    def shorten(self, nbytes: int) -> None:
         self._is_over()
 
     def publish(self) -> Handle:

@@ -31,6 +31,7 @@ from .protocol.ledger import EXTENT, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, 
 from .protocol.sizing import (
     PAGE,
     PAGE_SHIFT,
+    Sizing,
     Strategy,
     categorize,
     check_enabled,
@@ -47,6 +48,7 @@ from .waiting import check_timeout
 if TYPE_CHECKING:
     from .embedded import Broker
     from .stats import Stats
+    from .streams.files import BufferFile, LeaseFile
 
 _ADAPTIVE: Final = Strategy.ADAPTIVE
 _PAGE_LESS_ONE: Final = PAGE - 1
@@ -256,6 +258,33 @@ class Pool:
         if len(handle) != HANDLE_BYTES or (isinstance(handle, memoryview) and handle.nbytes != HANDLE_BYTES):
             raise InvalidHandle(f"a handle is {HANDLE_BYTES} bytes long, this is {len(handle)}")
         return self._live_session()
+
+    # --- files ------------------------------------------------------------------------------------
+
+    def open_writer(self, nbytes: int | None = None, *, timeout: float | None = None) -> LeaseFile:
+        """A lease of *nbytes* bytes as a binary file (`io.BufferedIOBase`); None: it grows. Leaving
+        the ``with`` block publishes what was written, and its ``handle`` names it; an exception
+        gives it back. Raises like `lease`."""
+        from .streams.files import LeaseFile
+
+        return LeaseFile(self, nbytes, timeout)
+
+    def open_reader(self, handle: Handle | bytes | bytearray | memoryview) -> BufferFile:
+        """A published buffer as a binary file (`io.BufferedIOBase`), given back when it is closed.
+        Raises like `open`."""
+        from .streams.files import BufferFile
+
+        return BufferFile(self.open(handle))
+
+    @property
+    def sizing(self) -> Sizing:
+        """The pool's thresholds and slot sizes, for `select_strategy` and the like."""
+        return self._live_session().sizing
+
+    @property
+    def default_buffer_size(self) -> int:
+        """What a stream of unknown size leases first, in bytes."""
+        return self._live_session().default_buffer_size
 
     # --- figures ------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -16,3 +17,17 @@ def test_frames_arrive_whole():
     assert run.returncode == 0, run.stderr
     assert "200 frames" in run.stdout
     assert run.stderr == ""
+
+
+def test_uploaded_files_are_the_same_and_have_their_checksums(tmp_path: Path) -> None:
+    sources = [Path(__file__), EXAMPLES / "frames.py"]
+    run = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / "tee_upload.py"), str(tmp_path), *map(str, sources)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert run.returncode == 0, run.stderr
+    for source, line in zip(sources, run.stdout.splitlines(), strict=True):
+        assert (tmp_path / source.name).read_bytes() == source.read_bytes()
+        assert line == f"{hashlib.sha256(source.read_bytes()).hexdigest()} {source}"

@@ -154,11 +154,11 @@ def test_the_commands_module_loads_nothing_heavy_until_main_runs() -> None:
 # --- what it exports ------------------------------------------------------------------------
 
 EXPORTS = {
-    "Broker", "BrokerUnavailable", "Buffer", "ChecksumError", "ConfigError", "Handle", "HandleUsed", "InvalidHandle",
-    "InvalidSize", "LeakedView", "Lease", "LeaseReleased", "LeaseTimeout", "LocalProtocolError", "Pool", "PoolClosed",
-    "PoolingRefused", "ProtocolError", "QuotaExceeded", "RemoteProtocolError", "SharedMemoryFull", "ShmpoolError",
-    "SizeCategory", "Sizing", "StaleHandle", "Stats", "Strategy", "categorize", "connect", "optimal_chunk_size",
-    "select_strategy",
+    "Broker", "BrokerUnavailable", "Buffer", "ChecksumError", "ChunkedTeeReader", "ConfigError", "Handle",
+    "HandleUsed", "InvalidHandle", "InvalidSize", "LeakedView", "Lease", "LeaseReleased", "LeaseTimeout",
+    "LocalProtocolError", "Pool", "PoolClosed", "PoolingRefused", "ProtocolError", "QuotaExceeded",
+    "RemoteProtocolError", "SharedMemoryFull", "ShmpoolError", "SizeCategory", "Sizing", "StaleHandle", "Stats",
+    "Strategy", "TeeError", "categorize", "connect", "copy", "optimal_chunk_size", "select_strategy",
 }  # fmt: skip
 
 

@@ -1,0 +1,143 @@
+"""A reader that also writes what passes by: a checksum, a second copy, while a file is uploaded."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidSize, TeeError
+from ..protocol.sizing import optimal_chunk_size
+from .copying import rest_written
+
+if TYPE_CHECKING:
+    from ..lease import Lease
+    from ..pool import Pool
+
+
+class ChunkedTeeReader(io.RawIOBase):
+    """Reads from *reader*, and writes everything that was read to *writer*, byte for byte.
+
+    An `io.RawIOBase`: wrap it in `io.BufferedReader` for lines. ``readinto`` fills the caller's
+    memory; ``read`` goes through one chunk leased from *pool*, given back by `close`, which closes
+    neither *reader* nor *writer*. *size* is how many bytes the reader has, if that is known: ending
+    earlier raises EOFError, having more `InvalidSize`, both with both numbers.
+
+    A writer that fails raises `TeeError` at once, whose cause is its exception, and which says how
+    many bytes were read and how many of them written. For one thread at a time.
+    """
+
+    def __init__(self, reader: Any, writer: Any, pool: Pool, size: int | None = None) -> None:
+        super().__init__()
+        if size is not None and (type(size) is not int or size < 0):
+            raise InvalidSize(f"size is a number of bytes or None, not {size!r}")
+        self._reader, self._writer, self._pool, self._size = reader, writer, pool, size
+        self._readinto = getattr(reader, "readinto", None)
+        self._write = writer.write
+        self._chunk: Lease | None = None
+        self._started = time.perf_counter()
+        self._ended: float | None = None
+        #: Bytes that came from the reader, and those of them that the writer has.
+        self.bytes_read = 0
+        self.bytes_written = 0
+        #: How often a leased chunk was filled.
+        self.chunks_used = 0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was made, until it was closed."""
+        return (self._ended or time.perf_counter()) - self._started
+
+    def readable(self) -> bool:
+        self._check_open()
+        return True
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        """Fill *buffer*, a writable one, as far as the reader gives in one go; 0 at its end, None
+        where it would block."""
+        if self.closed:
+            self._check_open()
+        if self._readinto is None:
+            return self._read_otherwise(buffer)
+        filled: int | None = self._readinto(buffer)
+        if filled:
+            # Each view is released at once: an exception's traceback would keep it, and the chunk with it.
+            with memoryview(buffer) as view, view.cast("B") as flat, flat[:filled] as piece:
+                self._pass_on(piece)
+        elif filled == 0 and len(buffer):
+            self._check_end()
+        return filled
+
+    def read(self, size: int | None = -1, /) -> bytes | None:
+        """Up to *size* bytes in one read of the reader, all that is left for None or -1."""
+        self._check_open()
+        if size is None or size < 0:
+            return self.readall()
+        chunk = self._leased()
+        with chunk.view[: min(size, chunk.nbytes)] as room:
+            filled = self.readinto(room)
+            self.chunks_used += bool(filled)
+            return None if filled is None else bytes(room[:filled])
+
+    def readall(self) -> bytes:
+        """All that is left, a chunk at a time."""
+        pieces = []
+        while piece := self.read(self._leased().nbytes):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Give the chunk back. Reader and writer stay open; nothing happens the second time."""
+        if not self.closed:
+            self._ended = time.perf_counter()
+            chunk, self._chunk = self._chunk, None
+            super().close()
+            if chunk is not None:
+                chunk.release()
+
+    def _leased(self) -> Lease:
+        if self._chunk is None:
+            pool, size = self._pool, self._size
+            self._chunk = pool.lease(
+                pool.default_buffer_size if size is None else optimal_chunk_size(size, pool.sizing)
+            )
+        return self._chunk
+
+    def _read_otherwise(self, buffer: Any) -> int | None:
+        """From a reader that only has ``read``."""
+        with memoryview(buffer) as view, view.cast("B") as flat:
+            piece = self._reader.read(len(flat))
+            if piece is None:
+                return None
+            flat[: len(piece)] = piece
+            if piece:
+                with memoryview(piece) as read:
+                    self._pass_on(read)
+            elif len(flat):
+                self._check_end()
+            return len(piece)
+
+    def _pass_on(self, piece: memoryview) -> None:
+        self.bytes_read += len(piece)
+        if self._size is not None and self.bytes_read > self._size:
+            raise InvalidSize(f"{self._size} bytes were announced, the reader has {self.bytes_read} or more")
+        try:
+            written = self._write(piece)
+            if written == len(piece):
+                self.bytes_written += written
+            else:
+                for took in rest_written(self._writer, piece, written, self.bytes_written):
+                    self.bytes_written += took
+        except Exception as error:
+            raise TeeError(
+                f"the writer failed: {self.bytes_read} bytes were read, {self.bytes_written} of them written:"
+                f" {type(error).__name__}: {error}"
+            ) from error
+
+    def _check_end(self) -> None:
+        if self._size is not None and self.bytes_read < self._size:
+            raise EOFError(f"the reader ended after {self.bytes_read} bytes, {self._size} were announced")
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
