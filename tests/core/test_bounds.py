@@ -18,8 +18,8 @@ from shmpool.protocol.messages import Grant, Message, Recall, Refill
 from shmpool.protocol.sizing import KIB, MIB
 from shmpool.protocol.states import State
 from shmpoold.core.actions import Action, CloseTicket, Cool, ProbeSeat, RemoveDirect, Send, Warm
-from shmpoold.core.broker import COOLED_PER_TURN
 from shmpoold.core.chores import STEPS_PER_TURN
+from shmpoold.core.cooling import COOLED_PER_STEP, COOLED_PER_UNIT
 from shmpoold.core.custody import CLOSED_PER_TURN, SWEPT_PER_TURN
 from shmpoold.core.inventory import WARM_SLICE
 from shmpoold.core.lending import GRANTED_PER_REQUEST, MOST_REQUESTS, SERVED_PER_TURN
@@ -218,7 +218,7 @@ def test_a_turn_cools_no_more_bytes_than_cooled_per_turn(large_world: World, tie
     with turns_of(world, bytes_cooled(world)) as cooled:
         world.pass_time(lifetime + lifetime / 8 + 1)
     assert sum(cooled) == idle > 16 * MIB
-    assert max(cooled) <= COOLED_PER_TURN <= 4 * MIB
+    assert max(cooled) <= COOLED_PER_UNIT * STEPS_PER_TURN + COOLED_PER_STEP <= 4 * MIB
 
 
 def test_a_warming_takes_no_more_bytes_at_once_than_a_warm_slice(large_world: World) -> None:

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .chores import Chore, Chores
+from .cooling import COOLED_PER_STEP, cost_of
 from .earmarks import Earmarks
 from .inventory import Inventory
 from .requests import Request
 
-#: How many slots are cooled in one step, and how many bytes given back to the host cost a unit.
-COOLED_PER_STEP, COOLED_PER_UNIT = 64, 16 * 1024
+#: How many slots are cooled in one step at most.
+SLOTS_PER_STEP = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -79,7 +80,7 @@ class Clearings:
     def _cool(self, clearing: Clearing) -> Chore:
         inventory = self._inventory
         while clearing.left > 0 and not clearing.request.is_gone:
-            cooled = inventory.cool(clearing.left, COOLED_PER_STEP)
+            cooled = inventory.cool(min(clearing.left, COOLED_PER_STEP), SLOTS_PER_STEP)
             if not cooled:
                 return
             gained = min(cooled, clearing.left)
@@ -87,7 +88,7 @@ class Clearings:
             clearing.aside += gained
             clearing.left -= gained
             self._earmarks.promised -= gained
-            yield COOLED_PER_STEP + cooled // COOLED_PER_UNIT
+            yield cost_of(cooled, SLOTS_PER_STEP)
 
     def _finish(self, clearing: Clearing) -> None:
         self._under_way.remove(clearing)

@@ -7,22 +7,22 @@ somebody needs the room is `inventory`'s and `lending`'s.
 
 from __future__ import annotations
 
+from shmpool.protocol.sizing import KIB, MIB
+
 from .chores import Chore, Chores
 from .inventory import Inventory
-from .slots import SlotMap
 
 #: A time that does not come.
 NEVER = float("inf")
-#: Slots that are looked at, and cooled, in one step; what looking costs, in units, and what
-#: dropping a spare does.
+#: Slots that are looked at in one step; what looking costs, in units, and what dropping a spare does.
 SCANNED_PER_STEP, SCANNING, DROPPING = 128, 8, 8
-#: How many bytes that are given back to the host cost a unit.
-COOLED_PER_UNIT = 16 * 1024
+#: Bytes that are cooled in one step (a slot at least), and how many of them cost a unit.
+COOLED_PER_STEP, COOLED_PER_UNIT = MIB, 16 * KIB
 
 
-def cost_of(slots: SlotMap, count: int) -> int:
-    """What cooling so many slots costs, here and in the kernel, in units."""
-    return count + count * slots.tier.size // COOLED_PER_UNIT
+def cost_of(nbytes: int, slots: int) -> int:
+    """What cooling so many slots of so many bytes together costs, here and in the kernel, in units."""
+    return slots + nbytes // COOLED_PER_UNIT
 
 
 class Cooling:
@@ -56,13 +56,14 @@ class Cooling:
                 yield DROPPING
             for slots in inventory.maps[:-1]:
                 end = slots.tier.capacity
+                step = max(1, min(SCANNED_PER_STEP, COOLED_PER_STEP // slots.tier.size))
                 while end > 0 and slots.ready:
-                    spans, end = slots.idle_spans(end, SCANNED_PER_STEP, since)
+                    spans, end = slots.idle_spans(end, step, since)
                     cooled = 0
                     for row, count in spans:
                         cooled += count
                         inventory.cool_span(slots, row, count)
-                    yield SCANNING + cost_of(slots, cooled)
+                    yield SCANNING + cost_of(cooled * slots.tier.size, cooled)
             if not inventory.has_ready:
                 self.next_deadline = NEVER
         finally:

@@ -19,8 +19,8 @@ from .slots import SlotMap
 if TYPE_CHECKING:
     from .broker import Broker
 
-#: Rows that are looked at in one step; and what the account costs, in units.
-ROWS_PER_STEP, ACCOUNT = 4, 64
+#: Rows that are looked at in one step, and chunks of one run; what the account costs, in units.
+ROWS_PER_STEP, CHUNKS_PER_STEP, ACCOUNT = 4, 64, 512
 
 
 def report(broker: Broker) -> Generator[int, None, dict[str, Any]]:
@@ -53,11 +53,9 @@ def _steps(broker: Broker) -> Iterator[int]:
     yield ACCOUNT
     owners: dict[int, Holding] = {}
     for holding in list(broker.inventory.granted.values()):
-        if _is_granted(broker, holding):
-            _check_holding(broker, holding, owners)
-            yield len(holding.spans)
+        yield from _check_holding(broker, holding, owners)
     for number in list(broker.seats.taken):
-        yield _check_seat(broker, number)
+        yield from _check_seat(broker, number)
     _check_unfinished(broker, owners)
     yield 1
     for slots in broker.inventory.maps:
@@ -100,18 +98,28 @@ def _rows_of(holding: Holding) -> Iterator[int]:
         yield from range(first, first + count)
 
 
-def _check_holding(broker: Broker, holding: Holding, owners: dict[int, Holding]) -> None:
+def _check_holding(broker: Broker, holding: Holding, owners: dict[int, Holding]) -> Iterator[int]:
     """It has an owner, its rows are its own, and a run's rows name their head."""
     head, rows = holding.row, broker.rows
+    if not _is_granted(broker, holding):
+        return
     seat = broker.seats.taken.get(holding.seat)
     assert seat is None or head in seat.rows, f"row {head} is not among the rows of seat {holding.seat}"
     assert seat is not None or holding.in_custody, f"row {head} has neither seat nor custodian"
+    left = CHUNKS_PER_STEP
     for row in _rows_of(holding):
+        if left == 0:
+            yield CHUNKS_PER_STEP
+            left = CHUNKS_PER_STEP
+            if not _is_granted(broker, holding):
+                return
+        left -= 1
         _claim(broker, holding, row, owners)
         if holding.tier.kind is TierKind.CHUNK and row != head:
             named = rows.extent(row)
             assert state_of(rows.grant(row)) == State.FOLLOWER, f"{_story(broker, row)}: a chunk of row {head}"
             assert (head_of(named), birth_of(named)) == (head, holding.birth), f"row {row} names another head"
+    yield 1 + CHUNKS_PER_STEP - left
 
 
 def _claim(broker: Broker, holding: Holding, row: int, owners: dict[int, Holding]) -> None:
@@ -123,18 +131,23 @@ def _claim(broker: Broker, holding: Holding, row: int, owners: dict[int, Holding
     owners[row] = holding
 
 
-def _check_seat(broker: Broker, number: int) -> int:
-    """Its account; returns the price in units."""
+def _check_seat(broker: Broker, number: int) -> Iterator[int]:
+    """Its account, unless it changes meanwhile."""
     seat, granted = broker.seats.taken.get(number), broker.inventory.granted
     if seat is None:
-        return 1
+        return
+    rows, counted = list(seat.rows), seat.nbytes
     nbytes = 0
-    for row in seat.rows:
-        holding = granted.get(row)
-        assert holding is not None and holding.seat == number, f"row {row} is not seat {number}'s"
-        nbytes += holding.nbytes
-    assert nbytes == seat.nbytes, f"seat {number} counts {seat.nbytes} bytes, its rows hold {nbytes}"
-    return 1 + len(seat.rows) // ROWS_PER_STEP
+    for at, row in enumerate(rows, 1):
+        if row in seat.rows:
+            holding = granted.get(row)
+            assert holding is not None and holding.seat == number, f"row {row} is not seat {number}'s"
+            nbytes += holding.nbytes
+        if at % CHUNKS_PER_STEP == 0:
+            yield CHUNKS_PER_STEP // ROWS_PER_STEP
+    if seat.nbytes == counted and len(seat.rows) == len(rows) and seat.rows.issuperset(rows):
+        assert nbytes == counted, f"seat {number} counts {counted} bytes, its rows hold {nbytes}"
+    yield 1
 
 
 def _unfinished(broker: Broker) -> Iterator[Holding]:
