@@ -4,7 +4,8 @@ Covers starting `shmpoold` as a child, waiting until it is ready, stopping it, a
 clearing up behind one that could not do so itself. Does not cover what a broker does,
 nor its settings, which it checks itself and reports by name.
 
-The child watches a pidfd of this process and ends with it, whatever becomes of us; it
+The child watches a pidfd of this process and a lifeline of this program, and ends with either,
+whatever becomes of us: also when this process calls exec. It
 runs in a session of its own, so that Ctrl-C in a terminal reaches the workers first and
 the broker only by our word.
 """
@@ -28,6 +29,8 @@ from . import errors
 from .addresses import ENVIRONMENT, MAX_PATH
 from .errors import BrokerUnavailable, ConfigError, ShmpoolError
 from .protocol.names import lock_path, pool_prefix, seats_path, tickets_path
+from .system.lifeline import Lifeline
+from .system.limits import explain
 from .system.locks import FileLock
 
 if TYPE_CHECKING:
@@ -168,10 +171,13 @@ class _Running:
     """A broker's process and its files. The finalizer holds this, so it must not know the
     Broker. *directory* is removed at the end; None when the caller chose the socket."""
 
-    def __init__(self, address: str, directory: str | None, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, address: str, directory: str | None, process: subprocess.Popen[bytes], lifeline: Lifeline
+    ) -> None:
         self.address = address
         self.directory = directory
         self.process = process
+        self.lifeline = lifeline
         self.owner = os.getpid()
 
 
@@ -182,7 +188,7 @@ def _start(settings: dict[str, Any]) -> _Running:
     address = os.path.join(directory, _SOCKET) if directory is not None else os.path.abspath(chosen)
     ready, ready_child = os.pipe()
     try:
-        running = _Running(address, directory, _launch(address, text, ready_child))
+        running = _Running(address, directory, *_launch(address, text, ready_child))
         os.close(ready_child)
         ready_child = -1
         try:
@@ -211,24 +217,35 @@ def _settings_text(settings: dict[str, Any]) -> str:
     return json.dumps(settings, default=os.fspath)
 
 
-def _launch(address: str, settings: str, ready: int) -> subprocess.Popen[bytes]:
+def _launch(address: str, settings: str, ready: int) -> tuple[subprocess.Popen[bytes], Lifeline]:
     if not sys.executable:
         raise BrokerUnavailable("this interpreter does not know its own path, so it cannot start shmpoold")
-    parent = os.pidfd_open(os.getpid())
+    parent = life = -1
+    lifeline = None
     try:
+        parent = os.pidfd_open(os.getpid())
+        lifeline = Lifeline()
+        life = lifeline.fd
         command = [sys.executable, "-P", "-m", "shmpoold", "--socket", address, "--settings", settings]
-        command += ["--parent-fd", str(parent), "--ready-fd", str(ready)]
-        return subprocess.Popen(
+        command += ["--parent-fd", str(parent), "--life-fd", str(life), "--ready-fd", str(ready)]
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            pass_fds=(parent, ready),
+            pass_fds=(parent, life, ready),
             start_new_session=True,
         )
-    except OSError as error:
-        raise BrokerUnavailable(f"cannot start {sys.executable} -m shmpoold: {error.strerror or error}") from error
+    except BaseException as error:
+        if lifeline is not None:
+            lifeline.cut()
+        if isinstance(error, OSError):
+            raise BrokerUnavailable(f"cannot start {sys.executable} -m shmpoold: {explain(error)}") from error
+        raise
     finally:
-        os.close(parent)
+        for fd in (parent, life):
+            if fd >= 0:
+                os.close(fd)
+    return process, lifeline
 
 
 def _await_ready(process: subprocess.Popen[bytes], ready: int) -> None:
@@ -289,6 +306,7 @@ def _stop(running: _Running) -> None:
         return
     process = running.process
     process.terminate()
+    running.lifeline.cut()
     try:
         process.wait(STOP_TIMEOUT)
     except subprocess.TimeoutExpired:

@@ -25,6 +25,7 @@ from .shell import cleanup, service
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting; may be repeated.")
 @click.option("--settings", hidden=True, help="Overrides as a JSON object (from an embedding parent).")
 @click.option("--parent-fd", type=int, hidden=True, help="A pidfd: stop, and remove the pool, when it ends.")
+@click.option("--life-fd", type=int, hidden=True, help="A lifeline: stop likewise when its program ends (exec).")
 @click.option("--ready-fd", type=int, hidden=True, help="Write one line of JSON here when serving, or why not.")
 def main(
     path: str | None,
@@ -34,10 +35,11 @@ def main(
     assignments: tuple[str, ...],
     settings: str | None,
     parent_fd: int | None,
+    life_fd: int | None,
     ready_fd: int | None,
 ) -> None:
     """The shmpool broker: owns shared memory and lends buffers of it to processes."""
-    parent = service.Parent(parent_fd, ready_fd)
+    parent = service.Parent(parent_fd, life_fd, ready_fd)
     try:
         # A private broker is its parent's alone: what the environment sets is meant for the service.
         environment = {} if settings is not None else os.environ

@@ -11,7 +11,9 @@ from typing import Any, Final
 
 from ..errors import ConfigError
 
+PROT_NONE: Final = 0
 _MAP_FIXED: Final = 0x10
+_MAP_FAILED: Final = ctypes.c_void_p(-1).value
 #: Linux 5.14; older kernels answer EINVAL and pages are faulted in one by one. Filled in for
 #: reading, the pages of a writable shared map of a tmpfs can be written too, and sixteen
 #: cost one fault: a third of what MADV_POPULATE_WRITE takes.
@@ -22,6 +24,8 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (
     ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
 )  # fmt: skip
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class _PyBuffer(ctypes.Structure):
@@ -57,6 +61,31 @@ def map_over(address: int, length: int, protection: int, fd: int, offset: int) -
     _map_fixed(address, length, protection, mmap.MAP_SHARED, fd, offset)
 
 
+def map_anywhere(length: int, protection: int, fd: int) -> int:
+    """A shared map of a file's beginning that no object owns; `unmap` is the caller's."""
+    address = _libc.mmap(None, length, protection, mmap.MAP_SHARED, fd, 0)
+    if address == _MAP_FAILED:
+        raise _failure(f"mmap of {length} bytes")
+    return int(address)
+
+
+def unmap(address: int, length: int) -> None:
+    """Undo `map_anywhere`."""
+    if _libc.munmap(address, length) != 0:
+        raise _failure("munmap")
+
+
+def advise(address: int, length: int, advice: int) -> None:
+    """madvise(2) for memory that no object owns."""
+    if _libc.madvise(address, length, advice) != 0:
+        raise _failure("madvise")
+
+
+def _failure(call: str) -> OSError:
+    errno = ctypes.get_errno()
+    return OSError(errno, f"{call} failed: {os.strerror(errno)}")
+
+
 def cover(address: int, length: int) -> None:
     """Replace memory by private zeros: whatever was mapped there is out of reach."""
     _map_fixed(address, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
@@ -64,8 +93,7 @@ def cover(address: int, length: int) -> None:
 
 def _map_fixed(address: int, length: int, protection: int, flags: int, fd: int, offset: int) -> None:
     if _libc.mmap(address, length, protection, flags | _MAP_FIXED, fd, offset) != address:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"mmap of {length} bytes failed: {os.strerror(errno)}")
+        raise _failure(f"mmap of {length} bytes")
 
 
 def populate(region: mmap.mmap) -> None:

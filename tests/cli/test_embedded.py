@@ -274,6 +274,56 @@ def test_a_broker_ends_with_a_parent_that_is_killed() -> None:
     assert not names & segments()
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        "child = os.fork()\n    if child == 0: time.sleep(60)",  # it has inherited what we have open
+        "child = subprocess.Popen(['sleep', '60'], close_fds=False)",
+        "[os.close(int(fd)) for fd in os.listdir('/proc/self/fd')[3:] if os.path.exists(f'/proc/self/fd/{fd}')]",
+    ],
+)
+def test_a_broker_ends_when_its_owner_runs_another_program(before: str, tmp_path: Path) -> None:
+    again = f"import shmpool, sys; b = shmpool.Broker(socket={str(tmp_path / 'one.sock')!r}, memory_limit='16MiB');"
+    again += "print(b.pid, flush=True); sys.stdin.read()"
+    program = (
+        "import os, subprocess, sys, time, shmpool\n"
+        f"broker = shmpool.Broker(socket={str(tmp_path / 'one.sock')!r}, memory_limit='16MiB')\n"
+        "pool = broker.connect(); lease = pool.lease(2 << 20); lease.view[:3] = b'abc'\n"
+        "print(broker.pid, flush=True)\n"
+        f"if True:\n    {before or 'pass'}\n"
+        f"os.execv(sys.executable, [sys.executable, '-c', {again!r}])\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program], env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert owner.stdin
+        assert owner.stdout
+        with owner.stdin, owner.stdout:
+            first = int(owner.stdout.readline())
+            second = int(owner.stdout.readline())  # it serves the same socket: the first has gone
+            assert not is_alive(first)
+            assert is_alive(second)
+            assert not segments_of(first)
+    finally:
+        os.killpg(owner.pid, signal.SIGKILL)
+        owner.wait()
+    eventually(lambda: not is_alive(second), "the second broker's end")
+
+
+def test_a_broker_stays_though_its_owner_closes_all_descriptors() -> None:
+    """As a program does that becomes a daemon, or drops what it inherited."""
+    done = script(
+        START_AND_REPORT + "\nimport os\n"
+        "os.closerange(3, 256)\n"
+        "for _ in range(20):\n"
+        "    with shmpool.connect(b.address) as pool: pool.stats()\n"
+        "print(b.is_running()); b.close()"
+    )
+    assert done.stdout.split()[1] == "True"
+
+
 @pytest.mark.parametrize("ending", ["", "; raise SystemExit(7)", "; import shmpool.embedded; keep = [b]"])
 def test_a_forgotten_broker_ends_at_exit_without_a_word(ending: str) -> None:
     done = script(START_AND_REPORT + ending)

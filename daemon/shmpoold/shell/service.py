@@ -14,15 +14,17 @@ import os
 import resource
 import signal
 import socket
+import threading
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
 from shmpool.errors import ConfigError
+from shmpool.system import lifeline
 
 from ..config import Config
 from . import pools, systemd
-from .files import Earlier, RuntimeFiles
+from .files import AlreadyRunning, Earlier, RuntimeFiles
 from .listener import Admission
 from .segments import Access
 from .server import Server
@@ -31,14 +33,18 @@ log = logging.getLogger(__name__)
 
 #: Descriptors besides two for each connection: segments, lock files, the loop's own.
 _OTHER_DESCRIPTORS: Final = 128
+#: How long a private broker waits for another at its socket to end.
+PREDECESSOR_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True)
 class Parent:
-    """How a private broker hangs on its parent: a pidfd of it (its end is our orderly
-    end), and a descriptor that gets one line of JSON when it is known how we fare."""
+    """How a private broker hangs on its parent: a pidfd of it and a lifeline of its program
+    (the end of either is our orderly end), and a descriptor that gets one line of JSON when it
+    is known how we fare."""
 
     pidfd: int | None = None
+    life_fd: int | None = None
     ready_fd: int | None = None
 
     def tell(self, report: dict[str, object]) -> None:
@@ -74,7 +80,7 @@ async def _run(config: Config, parent: Parent) -> None:
         if parent.pidfd is not None:
             stack.callback(_leave_directory, config.socket)
         files = RuntimeFiles(config.socket, Access(config.group))
-        earlier = files.acquire()
+        earlier = await _acquire(files, parent)
         # Until we serve it, an earlier broker's pool is not ours to remove.
         ending = Ending(keep=earlier is not None)
         stack.callback(lambda: (files.leave if ending.keep else files.remove)())
@@ -91,6 +97,20 @@ async def _run(config: Config, parent: Parent) -> None:
         systemd.notify("STOPPING=1")
         await server.stop()
     log.info("stopped; pool %016x is %s", pool.store.pool_id, "kept" if ending.keep else "removed")
+
+
+async def _acquire(files: RuntimeFiles, parent: Parent) -> Earlier | None:
+    """Become the only broker here. A parent that has called exec starts its next broker while the
+    last one is just ending, so a private broker waits a little for another."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + (PREDECESSOR_SECONDS if parent.life_fd is not None else 0.0)
+    while True:
+        try:
+            return files.acquire()
+        except AlreadyRunning:
+            if loop.time() >= deadline:
+                raise
+        await asyncio.sleep(0.02)
 
 
 def _leave_directory(address: str) -> None:
@@ -168,6 +188,8 @@ class Stop:
         else:
             self._loop.add_signal_handler(signal.SIGINT, log.info, "SIGINT is left to the parent")
             self._loop.add_reader(parent.pidfd, self._parent_ended, parent.pidfd)
+        if parent.life_fd is not None:
+            threading.Thread(target=self._await_program_s_end, args=(parent.life_fd,), daemon=True).start()
 
     def _because(self, reason: str) -> None:
         log.info("stopping: %s", reason)
@@ -176,6 +198,12 @@ class Stop:
     def _parent_ended(self, pidfd: int) -> None:
         self._loop.remove_reader(pidfd)
         self._because("the parent has ended")
+
+    def _await_program_s_end(self, life_fd: int) -> None:
+        """A thread of its own, for the kernel has no descriptor to poll that tells of a lock."""
+        lifeline.wait(life_fd)
+        with suppress(RuntimeError):  # the loop has ended already
+            self._loop.call_soon_threadsafe(self._because, "the parent runs another program, or has ended")
 
 
 def _activated_socket() -> socket.socket | None:
