@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,8 @@ from cli_helpers import ENV, PATIENCE, eventually, is_alive, script, segments, s
 import shmpool
 from shmpool import embedded
 from shmpool.stats import query
+from shmpoold.shell.files import RuntimeFiles
+from shmpoold.shell.segments import Access
 
 SMALL = {"memory_limit": "16MiB", "max_clients": 8}
 
@@ -407,3 +411,45 @@ def test_without_autostart_nobody_is_started() -> None:
     assert done.returncode == 1
     assert "BrokerUnavailable" in done.stderr
     assert "/nowhere/broker.sock" in done.stderr
+
+
+# --- what cleans /tmp ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not shutil.which("systemd-tmpfiles"), reason="needs systemd-tmpfiles")
+def test_cleaning_what_is_old_leaves_a_living_broker_s_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = Path(tempfile.mkdtemp(prefix="old-", dir="/tmp"))
+    try:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
+        config = base.with_suffix(".conf")
+        config.write_text(f"d {base} - - - mM:1d\n")
+        (base / "other").mkdir()
+        (base / "other" / "file").touch()
+        with shmpool.Broker(**SMALL) as broker:
+            everything = sorted(base.rglob("*"))
+            assert len(everything) > 5
+            for path in everything:
+                os.utime(path, (1, 1), follow_symlinks=False)
+            subprocess.run(["systemd-tmpfiles", "--clean", str(config)], check=True, timeout=PATIENCE)
+            assert [path for path in everything if not path.exists()] == [base / "other", base / "other" / "file"]
+            with broker.connect() as pool, pool.lease(100) as lease:
+                lease.write(bytes(100))
+    finally:
+        shutil.rmtree(base)
+        config.unlink()
+
+
+def test_a_broker_renews_its_files(tmp_path: Path) -> None:
+    """Others go by age alone."""
+    files = RuntimeFiles(str(tmp_path / "run" / "one.sock"), Access())
+    assert files.acquire() is None
+    with files.listen():
+        locks = files.make_lock_files(1)
+        everything = [tmp_path / "run", *(tmp_path / "run").iterdir()]
+        assert len(everything) == 5
+        for path in everything:
+            os.utime(path, (1, 1), follow_symlinks=False)
+        files.renew()
+        assert all(path.lstat().st_mtime > 1 for path in everything)
+        locks.close()
+    files.remove()

@@ -5,14 +5,19 @@ The lock comes first and goes last: whatever is done to the other files is done 
 is held, so two brokers that start at once cannot harm each other. The lock file also
 holds the pool's id for the next broker, and all lock files stay while the pool lives. A file
 that another user made, or that others may write, is not believed.
+
+A directory such as /tmp is cleaned of what is old. Ours is locked (flock), which
+systemd-tmpfiles respects, and the files' times are renewed, by which others judge.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -60,6 +65,7 @@ class RuntimeFiles:
         self._access: Final = access
         self._lock: Final = FileLock(lock_path(socket_path))
         self._has_bound = False
+        self._directory_fd = -1
 
     def acquire(self) -> Earlier | None:
         """Become the only broker here. Returns what an earlier one noted. Raises
@@ -78,6 +84,7 @@ class RuntimeFiles:
         try:
             _require_own(self._lock.path)  # it may have been made since
             note = _read_note(self._lock)
+            self._lock_directory()
             return Earlier(note["pool_id"], self._is_copy(note)) if note else None
         except OSError as error:
             self._lock.release()
@@ -85,6 +92,25 @@ class RuntimeFiles:
         except BaseException:
             self._lock.release()
             raise
+
+    def _lock_directory(self) -> None:
+        """Only against cleaning, so that brokers may share a directory, and it need not succeed."""
+        directory = os.path.dirname(self.socket_path) or "."
+        with suppress(OSError):
+            self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._directory_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def _unlock_directory(self) -> None:
+        fd, self._directory_fd = self._directory_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def renew(self) -> None:
+        """Make the files as young as if they had been made now."""
+        for path in (os.path.dirname(self.socket_path) or ".", self.socket_path, self._lock.path,
+                     self._tickets_path, self._seats_path):  # fmt: skip
+            with suppress(OSError):
+                os.utime(path, follow_symlinks=False)
 
     def _is_copy(self, note: dict[str, Any]) -> bool:
         """Whether the note was written into another file (a directory that was copied). Version
@@ -174,6 +200,7 @@ class RuntimeFiles:
             _unlink(self._tickets_path)
             _unlink(self._seats_path)
         finally:
+            self._unlock_directory()
             self._lock.release(unlink=True)
 
     def leave(self) -> None:
@@ -181,6 +208,7 @@ class RuntimeFiles:
         try:
             self._unlink_socket()
         finally:
+            self._unlock_directory()
             self._lock.release()
 
     def _unlink_socket(self) -> None:

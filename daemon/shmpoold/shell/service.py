@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: Descriptors besides two for each connection: segments, lock files, the loop's own.
 _OTHER_DESCRIPTORS: Final = 128
+#: How often the files' times are renewed; what cleans /tmp goes by days.
+RENEW_EVERY: Final = 3600.0
 #: How long a private broker waits for another at its socket to end.
 PREDECESSOR_SECONDS: Final = 1.0
 
@@ -93,10 +95,20 @@ async def _run(config: Config, parent: Parent) -> None:
         log.info("serving %s, pool %016x (%s)", config.socket, pool.store.pool_id, how)
         systemd.notify("READY=1")
         parent.tell({"ready": True, "address": config.socket, "pid": os.getpid()})
-        await stop.requested.wait()
+        await _serve_until(stop.requested, files)
         systemd.notify("STOPPING=1")
         await server.stop()
     log.info("stopped; pool %016x is %s", pool.store.pool_id, "kept" if ending.keep else "removed")
+
+
+async def _serve_until(requested: asyncio.Event, files: RuntimeFiles) -> None:
+    """Wait for the end, and keep the files young meanwhile."""
+    while True:
+        try:
+            await asyncio.wait_for(requested.wait(), RENEW_EVERY)
+            return
+        except TimeoutError:
+            files.renew()
 
 
 async def _acquire(files: RuntimeFiles, parent: Parent) -> Earlier | None:
