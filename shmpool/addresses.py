@@ -18,18 +18,31 @@ MAX_PATH: Final = 107
 def resolve(address: str | os.PathLike[str] | None = None) -> str:
     """The socket path that *address* means.
 
-    A given path is taken as it is. None means ``$SHMPOOL_SOCKET``; without it the user's
-    ``$XDG_RUNTIME_DIR/shmpool/broker.sock`` if that exists, else
-    ``/run/shmpool/broker.sock``, whether it exists or not.
+    A given path is taken as it is. None means ``$SHMPOOL_SOCKET``; without it that of the
+    user's own broker (`own_socket`) if it exists, else ``/run/shmpool/broker.sock``, whether it
+    exists or not.
     """
     if address is not None:
         return os.fspath(address)
-    return os.environ.get(ENVIRONMENT) or _users() or SYSTEM_SOCKET
+    return os.environ.get(ENVIRONMENT) or _existing_own() or SYSTEM_SOCKET
 
 
-def _users() -> str | None:
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if not runtime:
+def own_socket() -> str:
+    """Where a user's own broker listens, and is looked for: below ``$XDG_RUNTIME_DIR``; where
+    that is not set, or is not there, below ``/run/user/UID`` or in ``/tmp/shmpool-UID``."""
+    uid = os.geteuid()
+    for runtime in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}"):
+        if runtime and os.path.isdir(runtime) and os.access(runtime, os.W_OK | os.X_OK, effective_ids=True):
+            return os.path.join(runtime, USER_SOCKET)
+    return f"/tmp/shmpool-{uid}/{os.path.basename(USER_SOCKET)}"
+
+
+def _existing_own() -> str | None:
+    """The user's own socket, if it is there. Where all may write (/tmp) anybody could have made
+    it: one in another's directory is not ours."""
+    path = own_socket()
+    try:
+        directory = os.stat(os.path.dirname(path))
+    except OSError:
         return None
-    path = os.path.join(runtime, USER_SOCKET)
-    return path if os.path.exists(path) else None
+    return path if directory.st_uid in (0, os.geteuid()) and os.path.exists(path) else None

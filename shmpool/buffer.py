@@ -37,10 +37,14 @@ class Buffer(Ticket):
     __slots__ = ("__weakref__", "_left", "nbytes", "view")
 
     _left: Callable[[], object]
-    #: Bytes published.
-    nbytes: int
-    #: Read-only (writing raises TypeError), exactly `nbytes` long, format "B", one piece.
-    view: memoryview
+
+    if TYPE_CHECKING:  # for users; in `LiveBuffer` they are attributes
+
+        @property
+        def nbytes(self) -> int: ...
+
+        @property
+        def view(self) -> memoryview: ...
 
     @property
     def chunks(self) -> list[memoryview]:
@@ -121,6 +125,10 @@ class LiveBuffer(Buffer):
     #: What lies in this slot runs when a live buffer is collected: a C callable.
     __del__ = cast(MemberDescriptorType, vars(Buffer)["_left"])
 
+    if TYPE_CHECKING:
+        nbytes: int
+        view: memoryview
+
     def release(self) -> None:
         record = self._record
         try:
@@ -151,7 +159,7 @@ class EndedBuffer(Buffer):
     __slots__ = ()
 
     @property
-    def view(self) -> memoryview:  # type: ignore[override]
+    def view(self) -> memoryview:
         _is_over()
 
     @property

@@ -17,7 +17,7 @@ from .lease import Lease, LiveLease
 from .pool import Pool
 from .protocol.handle import Handle
 from .protocol.ledger import FIRST_CELL, MAX_TICKETS
-from .protocol.sizing import Strategy
+from .protocol.sizing import Strategy, StrategyLike
 from .windows import READ
 
 #: The word of a row that holds the checksum.
@@ -60,7 +60,7 @@ class CheckedDirectLease(DirectLease):
 class CheckedPool(Pool):
     """A pool whose buffers are verified when they are opened."""
 
-    def lease(self, nbytes: int, *, strategy: Strategy = Strategy.ADAPTIVE, timeout: float | None = None) -> Lease:
+    def lease(self, nbytes: int, *, strategy: StrategyLike = Strategy.ADAPTIVE, timeout: float | None = None) -> Lease:
         lease = super().lease(nbytes, strategy=strategy, timeout=timeout)
         lease.__class__ = CheckedDirectLease if isinstance(lease, DirectLease) else CheckedLease
         return lease

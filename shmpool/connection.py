@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from . import hints
 from .errors import BrokerUnavailable, ConfigError, LocalProtocolError, QuotaExceeded, RemoteProtocolError, ShmpoolError
 from .protocol.codes import MEANINGS, Blame, Code
 from .protocol.framing import FrameDecoder, FrameError, encode_frame
@@ -35,6 +36,7 @@ from .protocol.messages import (
     encode,
 )
 from .system.descriptors import Closed, Descriptor, drain
+from .system.limits import explain
 
 #: Bytes that may wait for a broker that does not read, before the connection is given up.
 MAX_OUTBOX = 1024 * 1024
@@ -79,6 +81,14 @@ class Connection:
         self.is_in_pieces = False
         #: The same of what is sent.
         self._is_torn = False
+
+    @property
+    def address(self) -> str:
+        """The socket's path, as it was dialled; "" when it is closed."""
+        try:
+            return str(self._socket.getpeername())
+        except OSError:
+            return ""
 
     def fileno(self) -> int:
         """For polling."""
@@ -218,7 +228,7 @@ def dial(address: str, deadline: float, interruption: Interruption | None = None
     try:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     except OSError as error:
-        raise BrokerUnavailable(f"no socket for the broker at {address}: {error.strerror}") from error
+        raise BrokerUnavailable(f"no socket for the broker at {address}: {explain(error)}") from error
     try:
         connection = Connection(sock)
         while True:
@@ -233,16 +243,13 @@ def dial(address: str, deadline: float, interruption: Interruption | None = None
     except BaseException as error:
         sock.close()
         if isinstance(error, OSError):
-            raise _no_answer(address, error) from error
+            raise _no_answer(address, error) from None  # it says all that the cause says
         raise
     return connection
 
 
 def _no_answer(address: str, error: OSError) -> BrokerUnavailable:
-    unavailable = BrokerUnavailable(
-        f"no broker answers at {address}: {error.strerror or error}. Start one with `shmpoold --socket {address}`,"
-        " or run this command under `shmpool run -- …`, or use shmpool.Broker() or connect(autostart=True)"
-    )
+    unavailable = BrokerUnavailable(hints.unreachable(address, error))
     unavailable.may_come = error.errno in _NOT_YET
     return unavailable
 
@@ -271,6 +278,7 @@ def greet(
 ) -> Welcome:
     """Say hello and wait for the welcome. Raises BrokerUnavailable or what the broker's
     fault means; the connection is closed then."""
+    address = f" at {connection.address}" if connection.address else ""
     try:
         connection.send(Hello(HELLO_MAGIC, PROTOCOL_VERSION, role, nonce, pool_id, seat))
         messages = connection.receive_one(deadline, interruption)
@@ -288,9 +296,14 @@ def greet(
         return answer
     except ConnectionEnded as error:
         connection.close()
-        unavailable = BrokerUnavailable(f"the broker did not answer Hello: {error}")
+        unavailable = BrokerUnavailable(
+            f"the broker{address} did not answer Hello: {error}; it is stopped, or another program listens there"
+        )
         unavailable.may_come = True
-        raise unavailable from error
+        raise unavailable from None
+    except RemoteProtocolError as error:
+        connection.close()
+        raise RemoteProtocolError(f"{error}; is what listens{address} a shmpool broker?") from None
     except BaseException:
         connection.close()
         raise

@@ -47,6 +47,9 @@ class Lease:
 
     The buffer is given back when its last view is gone, never before. Arrays and slices of
     `view` that outlive the lease delay that; in strict mode they raise `LeakedView`.
+    *nbytes* are the bytes asked for. *view* is writable, exactly as long, format "B", one piece
+    even where the lease is scattered; its content is undefined until written: the last user's
+    bytes or zeros.
     A forked child cannot use a lease of its parent (`LeaseReleased`), nor release it; an
     array that it inherited reads as zeros.
     """
@@ -54,11 +57,14 @@ class Lease:
     __slots__ = ("__weakref__", "_slot", "nbytes", "view")
 
     _slot: Slot
-    #: Bytes asked for.
-    nbytes: int
-    #: Writable, exactly `nbytes` long, format "B", one piece even where the lease is
-    #: scattered. Its content is undefined until written: the last user's bytes or zeros.
-    view: memoryview
+
+    if TYPE_CHECKING:  # for users; in `LiveLease` they are attributes
+
+        @property
+        def nbytes(self) -> int: ...
+
+        @property
+        def view(self) -> memoryview: ...
 
     @property
     def strategy(self) -> Strategy:
@@ -168,6 +174,10 @@ class LiveLease(Lease):
     """A lease that is not over."""
 
     __slots__ = ()
+
+    if TYPE_CHECKING:
+        nbytes: int
+        view: memoryview
 
     def publish(self) -> Handle:
         slot = self._slot
@@ -335,7 +345,7 @@ class EndedLease(Lease):
         raise LeaseReleased("the lease is over: it was published or released, or belongs to the parent of this fork")
 
     @property
-    def view(self) -> memoryview:  # type: ignore[override]
+    def view(self) -> memoryview:
         self._is_over()
 
     def _write(self, source: memoryview) -> None:

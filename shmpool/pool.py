@@ -7,6 +7,8 @@ is the protocol of docs/protocol.md. Everything that is not hot is elsewhere.
 from __future__ import annotations
 
 import os
+import struct
+import sys
 import threading
 import time
 import warnings
@@ -33,6 +35,8 @@ from .protocol.sizing import (
     PAGE_SHIFT,
     Sizing,
     Strategy,
+    StrategyLike,
+    as_strategy,
     categorize,
     check_enabled,
     check_nbytes,
@@ -69,6 +73,9 @@ class Pool:
     May be used by many threads. After a fork the child's pool connects by itself, with a
     seat of its own, on first use. Picklable by address, for `spawn`ed workers. Not to be
     used from a signal handler.
+
+    *address* is its broker's socket. A pool as an argument of every task costs nothing: unpickling
+    gives the pool that the process has open at that address already.
     """
 
     def __init__(self, address: str | None, *, timeout: float = 5.0, strict: bool = False) -> None:
@@ -83,12 +90,13 @@ class Pool:
         self._closing: Session | None = None
         #: The private broker that made this pool is not to end before it.
         self._broker: Broker | None = None
+        self._name = ""
         self._connect(address, timeout)
         forking.pools.add(self)
 
     # --- leasing -----------------------------------------------------------------------------------
 
-    def lease(self, nbytes: int, *, strategy: Strategy = _ADAPTIVE, timeout: float | None = None) -> Lease:
+    def lease(self, nbytes: int, *, strategy: StrategyLike = _ADAPTIVE, timeout: float | None = None) -> Lease:
         """Lease a buffer of *nbytes* bytes to write.
 
         *timeout* is in seconds, up to a day or infinity; None means the configured
@@ -137,11 +145,12 @@ class Pool:
         session.words[category + SAMPLED_NS] += time.perf_counter_ns() - started
         return lease
 
-    def _lease_otherwise(self, nbytes: int, strategy: Strategy, timeout: float | None) -> Lease:
+    def _lease_otherwise(self, nbytes: int, strategy: StrategyLike, timeout: float | None) -> Lease:
         """Every lease that the hot path does not serve."""
         session = self._live_session(timeout)
         nbytes = _as_nbytes(nbytes)
-        chosen = select_strategy(nbytes, session.sizing) if strategy is _ADAPTIVE else Strategy(strategy)
+        strategy = as_strategy(strategy)
+        chosen = select_strategy(nbytes, session.sizing) if strategy is _ADAPTIVE else strategy
         counter = session.counters + LEASES + 4 * _STRATEGY_INDEX[chosen]
         counter += _CATEGORY_INDEX[categorize(nbytes, session.sizing).value]
         if chosen is Strategy.DIRECT:
@@ -191,10 +200,14 @@ class Pool:
         (opened, discarded or expired before); `TypeError` for what is not bytes.
         """
         session = self._session
-        if session is None or not session.is_watched or len(handle) != HANDLE_BYTES:
-            session = self._check_handle(handle)
-            session.watch()
-        pool_id, granted, tail = unpack_handle(handle)
+        try:
+            if session is None or not session.is_watched or len(handle) != HANDLE_BYTES:
+                session = self._check_handle(handle)
+                session.watch()
+            pool_id, granted, tail = unpack_handle(handle)
+        except (TypeError, struct.error):
+            self._check_handle(handle)
+            raise
         if pool_id != session.pool_id:
             raise _foreign(handle, session)
         if session.left:
@@ -321,6 +334,7 @@ class Pool:
             self.address = session.address
             self.__class__ = _pool_class(session)
             self._session = session
+            self._name = f"{session.pool_id:016x}"
             self._raise_if_closed()
         except BaseException as error:  # also where there is no thread to be had
             self._session = None
@@ -367,6 +381,17 @@ class Pool:
         """In a forked child: the seat is the parent's."""
         self._connecting = threading.Lock()
         self._session = self._closing = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closed
+
+    @property
+    def name(self) -> str:
+        """The pool's id, 16 hexadecimal digits, as in `Stats.pool_id` and its segments' names; of
+        the pool connected to last. Another one is at the same address when a broker starts anew."""
+        return self._name
 
     def __del__(self) -> None:
         """A pool that nobody closed: its helper does it, once no lease or buffer is left.
@@ -443,8 +468,34 @@ def _pool_class(session: Session) -> type[Pool]:
     return CheckedPool
 
 
+#: Pools that came as an argument, by address and strictness: nobody else keeps them for the next.
+_received: dict[tuple[str, bool], Pool] = {}
+
+
 def _reconnect(address: str, timeout: float, strict: bool) -> Pool:
-    return Pool(address, timeout=timeout, strict=strict)
+    """Unpickle: the pool that this process has open at that address, else a new one, which it
+    then keeps. Where the process is only just being started for its task, and there is no
+    broker, it ends with a line that says so: a traceback would show multiprocessing's inside."""
+    received = _received.get((address, strict))
+    if received is not None and not received.closed:
+        return received
+    for pool in list(forking.pools):
+        if (pool.address, pool._strict) == (address, strict) and not pool.closed:
+            return pool
+    try:
+        pool = Pool(address, timeout=timeout, strict=strict)
+    except BrokerUnavailable as error:
+        if _is_being_spawned():
+            raise SystemExit(f"shmpool: {error}") from None
+        raise
+    _received[address, strict] = pool
+    return pool
+
+
+def _is_being_spawned() -> bool:
+    """Whether multiprocessing is just unpickling what this process is to do."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and getattr(process.current_process(), "_inheriting", False)
 
 
 def _as_nbytes(nbytes: Any) -> int:

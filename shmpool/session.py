@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from functools import cached_property, partial
 
+from . import hints
 from .connection import Connection, Interruption, await_welcome, dial, greet
 from .direct import DirectSlot
 from .errors import BrokerUnavailable, ShmpoolError
@@ -99,7 +100,7 @@ class Session(Custody):
             self.link.drop(connection)
             return False
         except OSError as error:
-            raise BrokerUnavailable(f"the pool of the broker at {self.address} cannot be mapped: {error}") from error
+            raise BrokerUnavailable(hints.unmappable(self.address, error)) from None
         return True
 
     def reconnect(self, timeout: float, interruption: Interruption | None = None) -> bool:

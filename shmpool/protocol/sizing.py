@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Final
+from typing import Final, Literal
 
 from ..errors import ConfigError, InvalidSize, PoolingRefused
 from .ledger import MAX_CHUNKS, MAX_NBYTES, MAX_ROWS
@@ -39,6 +39,19 @@ class Strategy(Enum):
     CHUNKED = "chunked"
     DIRECT = "direct"
     ADAPTIVE = "adaptive"
+
+
+#: A strategy, or its name.
+StrategyLike = Strategy | Literal["pooled", "chunked", "direct", "adaptive"]
+
+
+def as_strategy(strategy: StrategyLike) -> Strategy:
+    """The strategy that is meant. Raises ValueError for what is none."""
+    try:
+        return Strategy(strategy)
+    except ValueError:
+        names = ", ".join(f"{one.value!r}" for one in Strategy)
+        raise ValueError(f"a strategy is a shmpool.Strategy or one of {names}, not {strategy!r}") from None
 
 
 class TierKind(IntEnum):

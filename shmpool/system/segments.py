@@ -10,6 +10,7 @@ import os
 import posix_ipc
 
 from .limits import refused
+from .memory import SHM_DIR
 
 
 def open_segment(name: str, *, writable: bool) -> int:
@@ -18,9 +19,9 @@ def open_segment(name: str, *, writable: bool) -> int:
     try:
         fd = posix_ipc.SharedMemory("/" + name, read_only=not writable).fd
     except posix_ipc.ExistentialError as error:
-        raise FileNotFoundError(f"the segment {name} is gone: its pool was removed") from error
+        raise FileNotFoundError(errno.ENOENT, "the segment is gone", f"{SHM_DIR}/{name}") from error
     except posix_ipc.PermissionsError as error:
-        raise PermissionError(f"no right to open the segment {name}: ask for the broker's group") from error
+        raise PermissionError(errno.EACCES, "no right to open the segment", f"{SHM_DIR}/{name}") from error
     except OSError as error:  # posix_ipc names no number for a limit on descriptors, its only words of its own
         known = error if error.errno else OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         raise refused(known, f"cannot open the segment {name}") from error

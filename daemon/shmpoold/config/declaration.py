@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.fields import FieldInfo
 
+from shmpool.addresses import MAX_PATH, SYSTEM_SOCKET, own_socket
 from shmpool.protocol.header import header_bytes, ledger_bytes
 from shmpool.protocol.ledger import MAX_NBYTES, MAX_SEATS
 from shmpool.protocol.sizing import (
@@ -30,9 +31,6 @@ from shmpool.protocol.sizing import (
 
 from ..core.settings import Settings
 from .units import Gid, Seconds, Size, Uid, Unit
-
-#: sockaddr_un holds so many bytes of a path.
-MAX_SOCKET_PATH: Final = 107
 
 _DAY: Final = 86400
 _DEFAULT: Final = Sizing()
@@ -67,11 +65,9 @@ def unit_of(field: FieldInfo) -> Unit | None:
 
 
 def default_socket() -> str:
-    """Where a broker listens that is told nothing: root's is the system's."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if os.geteuid() == 0 or not runtime:
-        return "/run/shmpool/broker.sock"
-    return os.path.join(runtime, "shmpool", "broker.sock")
+    """Where a broker listens that is told nothing: root's is the system's, others' where their
+    clients look."""
+    return SYSTEM_SOCKET if os.geteuid() == 0 else own_socket()
 
 
 class Config(BaseModel):
@@ -212,9 +208,9 @@ class Config(BaseModel):
         path = os.fsencode(self.socket)
         if not path or b"\0" in path or self.socket.startswith("@"):
             raise ValueError(f"socket must be the path of a file, not {self.socket!r}")
-        if len(path) > MAX_SOCKET_PATH:
+        if len(path) > MAX_PATH:
             raise ValueError(
-                f"socket is {len(path)} bytes long, a socket's path has at most {MAX_SOCKET_PATH}: {self.socket!r}"
+                f"socket is {len(path)} bytes long, a socket's path has at most {MAX_PATH}: {self.socket!r}"
             )
         if (self.allow_uids or self.allow_gids) and self.group is None:
             raise ValueError("allow_uids and allow_gids need group: without one nobody else can reach the segments")

@@ -1,0 +1,126 @@
+"""The surface that users meet: names, reprs, what wrong arguments are told, pools as arguments."""
+
+from __future__ import annotations
+
+import array
+import copy
+import multiprocessing
+import pickle
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from client_helpers import MIB, run_script
+
+import shmpool
+
+
+def test_dir_shows_what_is_public_and_nothing_else() -> None:
+    shown = {name for name in dir(shmpool) if not name.startswith("__")}
+    assert shown == set(shmpool.__all__)
+
+
+@pytest.mark.parametrize("nbytes", [100, 300_000, 2 * MIB])
+def test_reprs_have_public_names(pool: shmpool.Pool, nbytes: int) -> None:
+    with pool.lease(nbytes) as lease:
+        assert repr(lease).startswith(f"<Lease of {nbytes} bytes, {lease.strategy.value}, row ")
+        handle = lease.publish()
+    assert repr(lease) == f"<Lease of {nbytes} bytes, over>"
+    with pool.open(handle) as buffer:
+        assert repr(buffer).startswith(f"<Buffer of {nbytes} bytes, row ")
+    assert repr(buffer) == f"<Buffer of {nbytes} bytes, over>"
+
+
+def test_a_pool_has_a_name_and_tells_whether_it_is_closed(start: Any) -> None:
+    broker = start()
+    with broker.connect() as pool, broker.connect() as other:
+        assert (pool.closed, pool.name) == (False, pool.stats().pool_id)
+        assert pool.name == other.name
+        assert len(pool.name) == 16
+    assert pool.closed
+    assert pool.name == other.name
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        None,
+        5,
+        "x" * 24,
+        [1] * 24,
+        array.array("B", bytes(23)),
+        np.zeros(3, np.int64),
+        memoryview(bytes(192)).cast("Q"),
+    ],
+)
+def test_what_is_no_handle_is_told_what_is_expected(pool: shmpool.Pool, thing: Any) -> None:
+    for use in (pool.open, pool.discard):
+        with pytest.raises((TypeError, shmpool.InvalidHandle)) as refused:
+            use(thing)
+        assert "a Handle or its bytes" in str(refused.value) or "24 bytes" in str(refused.value)
+        assert refused.value.__cause__ is None
+
+
+def test_a_strategy_may_be_named(pool: shmpool.Pool) -> None:
+    for strategy in shmpool.Strategy:
+        with pool.lease(5000, strategy=strategy.value) as lease:
+            assert lease.strategy is (shmpool.Strategy.POOLED if strategy is shmpool.Strategy.ADAPTIVE else strategy)
+    with pytest.raises(ValueError, match=r"shmpool\.Strategy or one of 'pooled'.*not 'fast'"):
+        pool.lease(5000, strategy="fast")  # type: ignore[arg-type]
+
+
+# --- pools as arguments --------------------------------------------------------------------------------
+
+
+def test_a_pool_that_is_unpickled_where_it_is_open_is_that_pool(pool: shmpool.Pool) -> None:
+    data = pickle.dumps(pool)
+    assert pickle.loads(data) is pool
+    assert copy.copy(pool) is copy.deepcopy(pool) is pool
+    pool.close()
+    other = pickle.loads(data)
+    try:
+        assert other is not pool
+        assert other.lease(100).release() is None
+        assert pickle.loads(data) is other
+    finally:
+        other.close()
+
+
+def test_a_strict_pool_is_another_one(start: Any) -> None:
+    broker = start()
+    with broker.connect() as pool, broker.connect(strict=True) as strict:
+        assert pickle.loads(pickle.dumps(pool)) is pool
+        assert pickle.loads(pickle.dumps(strict)) is strict
+
+
+def task(pool: shmpool.Pool, number: int) -> tuple[int, int, str]:
+    with pool.lease(1000) as lease:
+        lease.write(bytes(1000))
+    return id(pool), len(pool.stats().clients), threading.current_thread().name
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_an_argument_of_every_task_connects_each_process_once(start: Any, method: str) -> None:
+    broker = start()
+    with broker.connect() as pool:
+        context = multiprocessing.get_context(method)
+        with ProcessPoolExecutor(2, mp_context=context) as executor:
+            answers = list(executor.map(task, [pool] * 40, range(40)))
+        assert len({pool_id for pool_id, _, _ in answers}) <= 2
+        assert max(clients for _, clients, _ in answers) <= 3
+
+
+# --- the logger ------------------------------------------------------------------------------------------
+
+
+def test_importing_or_using_a_pool_shows_nothing_unless_it_is_asked_for() -> None:
+    done = run_script(
+        "import os, shmpool, signal, sys, time\n"
+        "broker = shmpool.Broker(memory_limit='16MiB'); pool = broker.connect()\n"
+        "os.kill(broker.pid, signal.SIGKILL)\n"
+        "time.sleep(0.3)\n"
+        "pool.close(); broker.close(); print('well')"
+    )
+    assert (done.stdout, done.stderr) == ("well\n", "")
