@@ -17,7 +17,7 @@ from cli_helpers import ENV, PATIENCE, script
 
 import shmpool
 from shmpool.addresses import SYSTEM_SOCKET, own_socket, resolve
-from shmpoold.config import default_socket
+from shmpoold.config.declaration import default_socket
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
 #: A user and a group that need not have names.
