@@ -25,6 +25,7 @@ from .errors import (
     BrokerUnavailable,
     ChecksumError,
     ConfigError,
+    FormatError,
     HandleUsed,
     InvalidHandle,
     InvalidSize,
@@ -49,6 +50,7 @@ from .protocol.sizing import SizeCategory, Sizing, Strategy, categorize, optimal
 
 if TYPE_CHECKING:
     from .embedded import Broker
+    from .objects import register_reducer
     from .stats import Stats
     from .streams import ChunkedTeeReader, copy
 
@@ -61,6 +63,7 @@ __all__ = [
     "ChecksumError",
     "ChunkedTeeReader",
     "ConfigError",
+    "FormatError",
     "Handle",
     "HandleUsed",
     "InvalidHandle",
@@ -88,6 +91,7 @@ __all__ = [
     "connect",
     "copy",
     "optimal_chunk_size",
+    "register_reducer",
     "select_strategy",
 ]
 
@@ -96,6 +100,7 @@ _LAZY = {
     "ChunkedTeeReader": "streams",
     "Stats": "stats",
     "copy": "streams",
+    "register_reducer": "objects",
 }
 
 

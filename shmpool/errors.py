@@ -72,6 +72,11 @@ class ChecksumError(ShmpoolError):
     """A buffer's bytes are not those that were published (pools with checksums only)."""
 
 
+class FormatError(ShmpoolError, ValueError):
+    """`get` of a buffer that `put` did not make, of one that is damaged, or of an object that needs
+    what this process has not or ``allow`` does not name."""
+
+
 class LeakedView(ShmpoolError, BufferError):
     """Strict mode: an array or slice of the view is still alive at publish or release."""
 

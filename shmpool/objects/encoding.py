@@ -1,0 +1,101 @@
+"""From an object to the pieces that a lease is written from, without copying its large buffers.
+
+The C pickler hands what is large (a bytes object of 64 KiB or more) to its file as it is: so the
+"file" is a list, and the pieces are gathered only where they end up, in the leased memory. Buffers
+of `OUT_OF_BAND` bytes and more leave the pickle by protocol 5; they need not be contiguous.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Hashable
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, Protocol
+
+from . import layout, reducers
+
+#: Buffers from so many bytes on are stored apart from the pickle.
+OUT_OF_BAND: Final = 1024
+
+
+class PicklerClass(Protocol):
+    """What `put(pickler=)` takes: `pickle.Pickler`, `cloudpickle.Pickler` and the like."""
+
+    def __call__(self, file: Any, protocol: int, *, buffer_callback: Callable[[Any], Any]) -> Any: ...
+
+
+class Encoded(NamedTuple):
+    """An object on its way into a lease: *parts* are (offset, data), rising, without overlap."""
+
+    nbytes: int
+    parts: list[tuple[int, Any]]
+
+
+class _Pieces(list[Any]):
+    """The pickler's file."""
+
+    __slots__ = ()
+
+    write = list.append
+
+
+def encode(obj: Any, pickler: PicklerClass | None = None) -> Encoded:
+    """Pickle *obj*. Raises what pickling raises; the object must not change before the parts are
+    written."""
+    pieces = _Pieces()
+    buffers: list[Any] = []
+    base: Any = pickler or pickle.Pickler
+    encoder = _encoder_of(base)(pieces, buffers)
+    encoder.dump(obj)
+    lengths = [memoryview(buffer).nbytes for buffer in buffers]
+    laid_out = layout.plan(sum(map(len, pieces)), lengths, encoder.flags)
+    parts: list[tuple[int, Any]] = [(0, laid_out.prefix)]
+    at = len(laid_out.prefix)
+    for piece in pieces:
+        parts.append((at, piece))
+        at += len(piece)
+    parts += zip(laid_out.offsets, buffers, strict=True)
+    return Encoded(laid_out.nbytes, parts)
+
+
+@lru_cache(maxsize=16)
+def _encoder_of(base: Hashable) -> Any:
+    """A subclass of a pickler that asks `reducers` first."""
+
+    class Encoder(base):  # type: ignore[misc, valid-type]
+        """One object's pickler. *buffers* gets what leaves the pickle."""
+
+        def __init__(self, pieces: _Pieces, buffers: list[Any]) -> None:
+            super().__init__(pieces, protocol=5, buffer_callback=self._keep_in_band)
+            self.buffers = buffers
+            self.flags = 0
+            #: By a stand-in's id: it, and the array that it stands in for.
+            self._stand_ins: dict[int, tuple[pickle.PickleBuffer, Any]] = {}
+
+        def _keep_in_band(self, buffer: pickle.PickleBuffer) -> bool:
+            _, source = self._stand_ins.pop(id(buffer), (None, buffer))
+            if source is buffer and memoryview(buffer).nbytes < OUT_OF_BAND:
+                return True
+            self.buffers.append(source if source is not buffer else buffer.raw())
+            return False
+
+        def out_of_band(self, source: Any) -> pickle.PickleBuffer:
+            """What a reducer pickles in the place of *source*, any array: the pickler itself
+            refuses buffers that are not contiguous."""
+            stand_in = pickle.PickleBuffer(bytearray())  # of bytes, and the reader's would be read-only
+            self._stand_ins[id(stand_in)] = (stand_in, source)
+            return stand_in
+
+        def reducer_override(self, obj: Any) -> Any:
+            reducer = reducers.find(type(obj))
+            if reducer is not None:
+                reduced = reducer(obj, self)
+                if reduced is not NotImplemented:
+                    return reduced
+            try:
+                override = super().reducer_override
+            except AttributeError:
+                return NotImplemented
+            return override(obj)
+
+    return Encoder
