@@ -86,7 +86,12 @@ class Buffer(Ticket):
         """Give the buffer back. On a buffer that is over it does nothing."""
         raise NotImplementedError
 
-    def _release_slowly(self) -> None:
+    def hand_over(self) -> None:
+        """Leave the buffer to the views of it that live: it is given back with the last one, and in
+        strict mode too that is no error. On a buffer that is over it does nothing."""
+        raise NotImplementedError
+
+    def _release_slowly(self, *, to_views: bool = False) -> None:
         """A direct segment, whose map must be gone before DONE, or a view that lives on."""
         record, session = self._record, self._record.session
         is_leaked = record.is_looked_through
@@ -96,7 +101,7 @@ class Buffer(Ticket):
         self.__class__ = EndedBuffer
         if not is_leaked:
             deferred.look()
-        elif not session.is_over:
+        elif not (to_views or session.is_over):
             session.count(DEFERRED)
             if session.strict and not session.is_at_exit:
                 raise LeakedView(
@@ -152,6 +157,14 @@ class LiveBuffer(Buffer):
         if words[record.word] != granted or session.header[record.wanted]:
             ring(record, granted)
 
+    def hand_over(self) -> None:
+        try:
+            self.view.release()
+        except BufferError:
+            pass  # what was to be handed over
+        del self.view
+        self._release_slowly(to_views=True)
+
 
 class EndedBuffer(Buffer):
     """A buffer that is over: released, or of a parent process."""
@@ -167,6 +180,9 @@ class EndedBuffer(Buffer):
         _is_over()
 
     def release(self) -> None:
+        pass
+
+    def hand_over(self) -> None:
         pass
 
     def __repr__(self) -> str:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Final, cast
 
 from . import layouts
 from .errors import SharedMemoryFull
-from .layouts import Payload
 from .lease import Lease, LiveLease
 from .magazine import Slot
 from .protocol.handle import Handle
@@ -114,8 +113,8 @@ class DirectLease(LiveLease):
         self._write_part(0, source)
         self._slot.close()  # a process may have more direct leases than descriptors
 
-    def write_parts(self, parts: Iterable[tuple[int, Payload]]) -> None:
-        super().write_parts(parts)
+    def _write_placed(self, parts: Iterable[tuple[int, memoryview]]) -> None:
+        super()._write_placed(parts)
         self._slot.close()
 
     def _write_part(self, offset: int, source: memoryview) -> None:

@@ -101,7 +101,12 @@ class Lease:
         """Write the payload in pieces: pairs of an offset in bytes and what `write` takes. What
         lies between them is zero. ValueError for a piece that lies outside or overlaps another,
         TypeError for what `write` refuses; nothing is written then."""
-        for offset, source in layouts.place(parts, self.nbytes):
+        self._write_placed(layouts.place(parts, self.nbytes))
+
+    def _write_placed(self, parts: Iterable[tuple[int, memoryview]]) -> None:
+        """The same for parts that are known to lie in order and within the lease; what lies between
+        them stays as it was."""
+        for offset, source in parts:
             self._write_part(offset, source)
 
     def _write(self, source: memoryview) -> None:
@@ -351,7 +356,7 @@ class EndedLease(Lease):
     def _write(self, source: memoryview) -> None:
         self._is_over()
 
-    def write_parts(self, parts: Iterable[tuple[int, Payload]]) -> None:
+    def _write_placed(self, parts: Iterable[tuple[int, memoryview]]) -> None:
         self._is_over()
 
     def shorten(self, nbytes: int) -> None:

@@ -12,10 +12,11 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Collection
 from fcntl import fcntl
 from operator import index
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 from weakref import ref
 
 from . import direct, forking, tickets
@@ -51,6 +52,7 @@ from .waiting import check_timeout
 
 if TYPE_CHECKING:
     from .embedded import Broker
+    from .objects.encoding import PicklerClass
     from .stats import Stats
     from .streams.files import BufferFile, LeaseFile
 
@@ -271,6 +273,57 @@ class Pool:
         if len(handle) != HANDLE_BYTES or (isinstance(handle, memoryview) and handle.nbytes != HANDLE_BYTES):
             raise InvalidHandle(f"a handle is {HANDLE_BYTES} bytes long, this is {len(handle)}")
         return self._live_session()
+
+    # --- objects ----------------------------------------------------------------------------------
+
+    @overload
+    def put(
+        self,
+        obj: Any,
+        *,
+        readers: Literal[1] = 1,
+        timeout: float | None = None,
+        pickler: PicklerClass | None = None,
+    ) -> Handle: ...
+    @overload
+    def put(
+        self, obj: Any, *, readers: int, timeout: float | None = None, pickler: PicklerClass | None = None
+    ) -> list[Handle]: ...
+    def put(
+        self, obj: Any, *, readers: int = 1, timeout: float | None = None, pickler: PicklerClass | None = None
+    ) -> Handle | list[Handle]:
+        """Publish a Python object, in one lease, its arrays, tables and large bytes without a copy
+        on the way there; `get` makes it again. For more than one of *readers* a list of handles, one
+        each. *pickler* is a class like `cloudpickle.Pickler` for what plain pickle refuses.
+
+        The object must not change meanwhile. Raises what pickling raises, and like `lease`; nothing
+        is leased then.
+        """
+        from .objects.exchange import put
+
+        handles = put(self, obj, readers, timeout, pickler)
+        return handles[0] if readers == 1 else handles
+
+    def get(
+        self,
+        handle: Handle | bytes | bytearray | memoryview,
+        *,
+        writable: bool = False,
+        copy: bool | None = None,
+        allow: Collection[str] | None = None,
+    ) -> Any:
+        """The object that `put` published. Its arrays lie in the pool's memory, which each of them
+        keeps until it dies; they are read-only, with *writable* private to this process. *copy* says
+        whether they are copied out at once; None: what is small is. Tensors are always private.
+
+        Unpickling runs code that the writer chose: trust who may write to the pool. *allow*, a set of
+        ``"module.qualname"``, refuses all other classes and functions but plain data (of the standard
+        library and numpy) with `FormatError`; it is no sandbox. Raises like `open`, `FormatError` for
+        what `put` did not make, and what unpickling raises; the handle is used up then.
+        """
+        from .objects.exchange import get
+
+        return get(self, handle, writable, copy, allow)
 
     # --- files ------------------------------------------------------------------------------------
 

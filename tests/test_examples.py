@@ -31,3 +31,11 @@ def test_uploaded_files_are_the_same_and_have_their_checksums(tmp_path: Path) ->
     for source, line in zip(sources, run.stdout.splitlines(), strict=True):
         assert (tmp_path / source.name).read_bytes() == source.read_bytes()
         assert line == f"{hashlib.sha256(source.read_bytes()).hexdigest()} {source}"
+
+
+def test_objects_are_reduced_by_workers() -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / "objects.py")], capture_output=True, text=True, timeout=100
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "50 frames of 921600 bytes reduced" in run.stdout

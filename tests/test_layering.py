@@ -154,11 +154,13 @@ def test_the_commands_module_loads_nothing_heavy_until_main_runs() -> None:
 # --- what it exports ------------------------------------------------------------------------
 
 EXPORTS = {
-    "Broker", "BrokerUnavailable", "Buffer", "ChecksumError", "ChunkedTeeReader", "ConfigError", "Handle",
+    "Broker", "BrokerUnavailable", "Buffer", "ChecksumError", "ChunkedTeeReader", "ConfigError", "FormatError",
+    "Handle",
     "HandleUsed", "InvalidHandle", "InvalidSize", "LeakedView", "Lease", "LeaseReleased", "LeaseTimeout",
     "LocalProtocolError", "Pool", "PoolClosed", "PoolingRefused", "ProtocolError", "QuotaExceeded",
     "RemoteProtocolError", "SharedMemoryFull", "ShmpoolError", "SizeCategory", "Sizing", "StaleHandle", "Stats",
-    "Strategy", "TeeError", "categorize", "connect", "copy", "optimal_chunk_size", "select_strategy",
+    "Strategy", "TeeError", "categorize", "connect", "copy", "optimal_chunk_size", "register_reducer",
+    "select_strategy",
 }  # fmt: skip
 
 

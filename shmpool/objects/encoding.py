@@ -18,6 +18,10 @@ from . import layout, reducers
 OUT_OF_BAND: Final = 1024
 
 
+#: Larger pieces of the pickle are written from where they are.
+_JOINED: Final = 64 * 1024
+
+
 class PicklerClass(Protocol):
     """What `put(pickler=)` takes: `pickle.Pickler`, `cloudpickle.Pickler` and the like."""
 
@@ -28,7 +32,7 @@ class Encoded(NamedTuple):
     """An object on its way into a lease: *parts* are (offset, data), rising, without overlap."""
 
     nbytes: int
-    parts: list[tuple[int, Any]]
+    parts: list[tuple[int, memoryview]]
 
 
 class _Pieces(list[Any]):
@@ -43,47 +47,62 @@ def encode(obj: Any, pickler: PicklerClass | None = None) -> Encoded:
     """Pickle *obj*. Raises what pickling raises; the object must not change before the parts are
     written."""
     pieces = _Pieces()
-    buffers: list[Any] = []
     base: Any = pickler or pickle.Pickler
-    encoder = _encoder_of(base)(pieces, buffers)
+    encoder = _encoder_of(base)(pieces)
     encoder.dump(obj)
-    lengths = [memoryview(buffer).nbytes for buffer in buffers]
-    laid_out = layout.plan(sum(map(len, pieces)), lengths, encoder.flags)
-    parts: list[tuple[int, Any]] = [(0, laid_out.prefix)]
-    at = len(laid_out.prefix)
+    buffers: list[memoryview] = encoder.buffers
+    laid_out = layout.plan(sum(map(len, pieces)), [buffer.nbytes for buffer in buffers], encoder.flags)
+    parts = [(0, memoryview(b"".join((laid_out.prefix, *_head(pieces)))))]
+    at = parts[0][1].nbytes
     for piece in pieces:
-        parts.append((at, piece))
+        parts.append((at, memoryview(piece)))
         at += len(piece)
     parts += zip(laid_out.offsets, buffers, strict=True)
     return Encoded(laid_out.nbytes, parts)
 
 
+def _head(pieces: _Pieces) -> list[Any]:
+    """The small pieces at the beginning, nearly always all there are: cheaper joined than written
+    one by one. They are taken away."""
+    count = next((at for at, piece in enumerate(pieces) if len(piece) > _JOINED), len(pieces))
+    head = pieces[:count]
+    del pieces[:count]
+    return head
+
+
 @lru_cache(maxsize=16)
 def _encoder_of(base: Hashable) -> Any:
     """A subclass of a pickler that asks `reducers` first."""
+    passes_on = hasattr(base, "reducer_override")
 
     class Encoder(base):  # type: ignore[misc, valid-type]
-        """One object's pickler. *buffers* gets what leaves the pickle."""
+        """One object's pickler."""
 
-        def __init__(self, pieces: _Pieces, buffers: list[Any]) -> None:
+        def __init__(self, pieces: _Pieces) -> None:
             super().__init__(pieces, protocol=5, buffer_callback=self._keep_in_band)
-            self.buffers = buffers
+            #: What has left the pickle.
+            self.buffers: list[memoryview] = []
             self.flags = 0
-            #: By a stand-in's id: it, and the array that it stands in for.
-            self._stand_ins: dict[int, tuple[pickle.PickleBuffer, Any]] = {}
+
+        #: By a stand-in's id: it, and the array that it stands in for. None while there is none.
+        stand_ins: dict[int, tuple[pickle.PickleBuffer, Any]] | None = None
 
         def _keep_in_band(self, buffer: pickle.PickleBuffer) -> bool:
-            _, source = self._stand_ins.pop(id(buffer), (None, buffer))
-            if source is buffer and memoryview(buffer).nbytes < OUT_OF_BAND:
+            if self.stand_ins and (known := self.stand_ins.pop(id(buffer), None)):
+                self.buffers.append(memoryview(known[1]))
+                return False
+            raw = buffer.raw()
+            if raw.nbytes < OUT_OF_BAND:
                 return True
-            self.buffers.append(source if source is not buffer else buffer.raw())
+            self.buffers.append(raw)
             return False
 
         def out_of_band(self, source: Any) -> pickle.PickleBuffer:
             """What a reducer pickles in the place of *source*, any array: the pickler itself
             refuses buffers that are not contiguous."""
             stand_in = pickle.PickleBuffer(bytearray())  # of bytes, and the reader's would be read-only
-            self._stand_ins[id(stand_in)] = (stand_in, source)
+            self.stand_ins = self.stand_ins or {}
+            self.stand_ins[id(stand_in)] = (stand_in, source)
             return stand_in
 
         def reducer_override(self, obj: Any) -> Any:
@@ -92,10 +111,6 @@ def _encoder_of(base: Hashable) -> Any:
                 reduced = reducer(obj, self)
                 if reduced is not NotImplemented:
                     return reduced
-            try:
-                override = super().reducer_override
-            except AttributeError:
-                return NotImplemented
-            return override(obj)
+            return super().reducer_override(obj) if passes_on else NotImplemented
 
     return Encoder

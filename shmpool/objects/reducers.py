@@ -73,8 +73,15 @@ def _builtin(cls: type) -> Reducer | None:
 _SMALL: Final = 1024
 
 
+#: Kinds whose arrays numpy lets go of as buffers.
+_PLAIN_KINDS: Final = "biufcSU"
+
+
 def _reduce_array(array: Any, encoder: Any) -> Any:
-    if array.dtype.hasobject or not array.dtype.itemsize:
+    dtype, flags = array.dtype, array.flags
+    if dtype.kind in _PLAIN_KINDS and dtype.isbuiltin and (flags.c_contiguous or flags.f_contiguous):
+        return NotImplemented  # numpy's own way is the same, and faster
+    if dtype.hasobject or not dtype.itemsize:
         return NotImplemented
     if array.size and 0 in array.strides and (compact := _compact(array)).nbytes < array.nbytes:
         return rebuilding.broadcast, (compact, array.shape)

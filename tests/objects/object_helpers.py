@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import mmap
+import time
 from typing import Any
 
 from shmpool.objects import decode, encode, layout
+from shmpool.stats import query
 
 
 def laid_out(obj: Any, **options: Any) -> bytes:
@@ -33,3 +35,13 @@ def mapped(obj: Any, **options: Any) -> memoryview:
 def there_and_back(obj: Any, **options: Any) -> Any:
     """What a reader gets."""
     return decode(mapped(obj), **options)
+
+
+def comes_back(address: str, seconds: float = 30) -> bool:
+    """Whether all buffers of a broker do, within a while."""
+    deadline = time.monotonic() + seconds
+    while query(address).active_buffers:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
