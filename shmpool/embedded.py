@@ -16,6 +16,7 @@ import errno
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -228,13 +229,19 @@ def _launch(address: str, settings: str, ready: int) -> tuple[subprocess.Popen[b
         life = lifeline.fd
         command = [sys.executable, "-P", "-m", "shmpoold", "--socket", address, "--settings", settings]
         command += ["--parent-fd", str(parent), "--life-fd", str(life), "--ready-fd", str(ready)]
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=(parent, life, ready),
-            start_new_session=True,
-        )
+        # Until it can end in an orderly way a signal to all of us must not end it: it inherits
+        # the mask, and has its handlers before it looks at what came.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(parent, life, ready),
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     except BaseException as error:
         if lifeline is not None:
             lifeline.cut()

@@ -102,6 +102,8 @@ def _clients(stats: Stats) -> RenderableType:
         command = name(client.command or "?")
         if not client.connected:
             command = Text.assemble(("away ", "yellow"), command, overflow="ellipsis", no_wrap=True)
+        if not client.seen:
+            command = Text.assemble(("unseen ", "yellow"), command, overflow="ellipsis", no_wrap=True)
         shown.add_row(
             str(client.seat),
             str(client.pid),

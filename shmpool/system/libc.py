@@ -1,5 +1,5 @@
 """The few calls that the standard library lacks: fixed maps, page-table population,
-memory barriers. Each wrapper raises OSError with the errno that the C call left."""
+memory barriers, long socket options. Each wrapper raises OSError with the errno that the C call left."""
 
 from __future__ import annotations
 
@@ -104,6 +104,21 @@ def populate(region: mmap.mmap) -> None:
     except OSError as error:
         if error.errno != 22:  # EINVAL: before Linux 5.14
             raise
+
+
+_ERANGE: Final = 34
+
+
+def socket_option(fd: int, level: int, option: int) -> bytes:
+    """A socket's option, however long: Python's own call refuses more than 1,024 bytes."""
+    length = ctypes.c_uint(1024)
+    while True:
+        value = ctypes.create_string_buffer(length.value)
+        if _libc.getsockopt(fd, level, option, value, ctypes.byref(length)) == 0:
+            return value.raw[: length.value]
+        errno = ctypes.get_errno()
+        if errno != _ERANGE or length.value <= len(value):
+            raise OSError(errno, os.strerror(errno))
 
 
 # --- memory barriers --------------------------------------------------------------------------

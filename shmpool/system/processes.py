@@ -7,11 +7,15 @@ since pids are used again; a pid together with its start time does.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
 import struct
+from functools import cache
 from typing import Final, NamedTuple, Protocol
+
+from . import libc
 
 #: Linux 6.5 and later. Python has no name for it yet.
 SO_PEERPIDFD: Final = 77
@@ -35,6 +39,9 @@ class SocketLike(Protocol):
     def getsockopt(self, level: int, option: int, length: int, /) -> bytes:
         """Read a socket option as bytes."""
 
+    def fileno(self) -> int:
+        """The descriptor."""
+
 
 class Credentials(NamedTuple):
     """The kernel's word on a peer, taken when it connected. *pid* is 0 for a process
@@ -56,6 +63,20 @@ def start_time(pid: int) -> int | None:
     # The command stands in parentheses and may hold any of "() ": only the last ")" ends it.
     fields = stat[stat.rfind(b")") + 1 :].split()
     return int(fields[_START_TIME_FIELD]) if len(fields) > _START_TIME_FIELD else None
+
+
+@cache
+def namespaces() -> tuple[int, int]:
+    """The pid and the time namespace in which this process sees others: pids and start times
+    mean nothing in another one. 0 where the kernel has none."""
+    return _namespace("pid"), _namespace("time")
+
+
+def _namespace(kind: str) -> int:
+    try:
+        return os.stat(f"/proc/self/ns/{kind}").st_ino
+    except OSError:
+        return 0
 
 
 def is_same_process(pid: int, began: int) -> bool:
@@ -101,10 +122,13 @@ def peer_credentials(sock: SocketLike) -> Credentials:
 
 
 def peer_groups(sock: SocketLike) -> frozenset[int]:
-    """The peer's supplementary groups; empty where the kernel does not say."""
+    """The peer's supplementary groups, however many; empty where the kernel has no such option
+    (before Linux 4.13)."""
     try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * 1024)
-    except OSError:
+        raw = libc.socket_option(sock.fileno(), socket.SOL_SOCKET, SO_PEERGROUPS)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
         return frozenset()
     return frozenset(gid & _NO_ID for (gid,) in _INT.iter_unpack(raw))
 

@@ -88,6 +88,7 @@ from shmpoold.core.events import (
     Received,
     Ticked,
     TicketClosed,
+    Unseen,
     Warmed,
     WarmFailed,
 )
@@ -453,13 +454,15 @@ class World:
         self._watch(action.seat, self.links[action.connection].client.process)
 
     def _watch_adopted(self, action: WatchAdopted) -> None:
-        processes = {client.process for client in self.clients}
-        known = (action.pid, action.start_time)
-        found = next((p for p in processes if (p.pid, p.start_time) == known and p.is_alive), None)
-        if found is None:
-            self.news.append(ProcessDied(action.seat))
-        else:
+        """The seat's byte first, then its process: whoever still has it is seen by pid and start
+        time, or not at all."""
+        holders = [client.process for client in self.clients if client.seat == action.seat and client.process.is_alive]
+        known = (action.peer.pid, action.peer.start_time)
+        found = next((process for process in holders if (process.pid, process.start_time) == known), None)
+        if found is not None:
             self.watches[action.seat] = found
+        else:
+            self.news.append(Unseen(action.seat) if holders else ProcessDied(action.seat))
 
     def _watch(self, seat: int, process: Process) -> None:
         self.watches[seat] = process

@@ -138,7 +138,9 @@ def test_a_living_process_is_watched_again(world: World) -> None:
     client = world.client()
     world.keep_actions = True
     world.restart()
-    assert WatchAdopted(client.seat, client.process.pid, client.process.start_time) in world.actions
+    (watched,) = [action for action in world.actions if isinstance(action, WatchAdopted)]
+    assert (watched.seat, watched.peer.pid) == (client.seat, client.process.pid)
+    assert watched.peer.start_time == client.process.start_time
     client.die()
     world.run()
     world.assert_all_is_back()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,10 +86,17 @@ def assert_all_is_back(address: str) -> None:
 
 class Daemon:
     """`shmpoold`, warnings being errors. *constants* are those of shell/connection.py, made
-    smaller so that a test need not wait so long; *descriptors* is its RLIMIT_NOFILE."""
+    smaller so that a test need not wait so long; *descriptors* is its RLIMIT_NOFILE; *launcher* is
+    a command that forks and runs it, as `unshare` does."""
 
     def __init__(
-        self, address: str, *, constants: dict[str, float] | None = None, descriptors: int = 0, **settings: Any
+        self,
+        address: str,
+        *,
+        constants: dict[str, float] | None = None,
+        descriptors: int = 0,
+        launcher: Sequence[str] = (),
+        **settings: Any,
     ) -> None:
         reading, writing = os.pipe()
         self.address = address
@@ -103,7 +110,7 @@ class Daemon:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-X", "dev", "-W", "error", "-c", code, "--socket", address,
+                [*launcher, sys.executable, "-X", "dev", "-W", "error", "-c", code, "--socket", address,
                  "--settings", json.dumps(settings), "--ready-fd", str(writing)],
                 env=ENV, pass_fds=(writing,), stderr=log,
             )  # fmt: skip
@@ -112,10 +119,9 @@ class Daemon:
             assert select.select([pipe], [], [], PATIENCE)[0], "the broker did not report in time"
             report = json.loads(pipe.readline() or b"{}")
         assert report.get("ready"), (report, self.log.read_text())
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
+        self.pid = self.process.pid
+        if launcher:
+            self.pid = int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text())
 
     @property
     def pool(self) -> str:
@@ -124,7 +130,7 @@ class Daemon:
 
     def end(self, number: signal.Signals) -> None:
         if self.process.poll() is None:
-            self.process.send_signal(number)
+            os.kill(self.pid, number)
         self.process.wait(PATIENCE)
 
     def logged(self) -> str:

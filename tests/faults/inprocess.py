@@ -142,6 +142,9 @@ def run_daemon(config: Config, scenario: Scenario) -> None:
         async def wait(self) -> None:
             await scenario(daemon)
 
+        def ignore_more(self) -> None:
+            """Signals are the test run's business."""
+
     def start(*args: Any) -> Any:
         daemon.pool, daemon.server = _start(*args)
         return daemon.pool, daemon.server

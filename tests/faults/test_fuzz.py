@@ -24,6 +24,7 @@ from shmpool.protocol.ledger import NBYTES_BITS
 from shmpool.protocol.messages import (
     FROM_BROKER,
     FROM_CLIENT,
+    PROTOCOL_VERSION,
     Answer,
     Bell,
     Cancel,
@@ -48,8 +49,8 @@ quick = settings(derandomize=True, deadline=None, database=None, max_examples=40
                  suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])  # fmt: skip
 
 MESSAGES: list[Message] = [
-    Hello("shmpool", 1, 0, 77, 0, 0), Refill(1, 0, 1, 4, True), Direct(2, 1 << 30, False), Cancel(1), Return([1, 2, 3]),
-    Bell(list(range(1, 500))), Query(1, 0), Goodbye(), Grant(1, [5]), Refusal(1, 7, "no"), Recall(),
+    Hello("shmpool", PROTOCOL_VERSION, 0, 77, 0, 0), Refill(1, 0, 1, 4, True), Direct(2, 1 << 30, False), Cancel(1),
+    Return([1, 2, 3]), Bell(list(range(1, 500))), Query(1, 0), Goodbye(), Grant(1, [5]), Refusal(1, 7, "no"), Recall(),
     Answer(1, True, b"{}" * 100), Fault(1, "why"),
 ]  # fmt: skip
 STREAM = b"".join(encode_frame(encode(message)) for message in MESSAGES)

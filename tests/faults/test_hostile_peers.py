@@ -35,6 +35,7 @@ from shmpool.protocol.codes import Code
 from shmpool.protocol.framing import encode_frame
 from shmpool.protocol.messages import (
     MAX_ROWS_PER_MESSAGE,
+    PROTOCOL_VERSION,
     Answer,
     Bell,
     Cancel,
@@ -541,7 +542,7 @@ def test_stale_claim_to_a_seat_is_given_a_new_one(broker: Daemon, connect: Conne
         assert session
         for seat in range(1, SEATS + 1):
             peer = connect(greets=False)
-            peer.push(packed(1, "shmpool", 1, 0, 12345, session.pool_id, seat))
+            peer.push(packed(1, "shmpool", PROTOCOL_VERSION, 0, 12345, session.pool_id, seat))
             welcome = peer.hear()
             assert not getattr(welcome, "resumed", True) or getattr(welcome, "code", None) == Code.NO_SEAT
             peer.close()

@@ -16,15 +16,15 @@ from typing import Any, cast
 import pytest
 from shell_helpers import Wire, new_pool_id, segments_of
 
-from shmpool.protocol.ledger import FIRST_CELL, ROW_WORDS, grant_word, state_of
+from shmpool.protocol.ledger import FIRST_CELL, ROW_WORDS, SEAT_LOCKS, grant_word, state_of
 from shmpool.protocol.messages import Query, Topic
 from shmpool.protocol.names import direct_name
 from shmpool.protocol.sizing import KIB, MIB, Sizing, make_tiers
 from shmpool.protocol.states import CellState, State
 from shmpool.system import processes
 from shmpool.system.locks import ByteLocks
-from shmpool.system.processes import start_time
-from shmpoold.core.actions import Action, CloseTicket, CreateDirect, RemoveDirect, Warm, WatchAdopted
+from shmpool.system.processes import namespaces, start_time
+from shmpoold.core.actions import Action, CloseTicket, CreateDirect, ProbeSeat, RemoveDirect, Warm, WatchAdopted
 from shmpoold.core.broker import Broker
 from shmpoold.core.events import (
     Connected,
@@ -32,10 +32,12 @@ from shmpoold.core.events import (
     DirectFailed,
     Disconnected,
     Event,
+    Peer,
     ProcessDied,
     Received,
     Ticked,
     TicketClosed,
+    Unseen,
     Warmed,
     WarmFailed,
 )
@@ -252,30 +254,46 @@ def test_ticket_is_closed_only_under_its_lock_and_only_if_still_open(tmp_path: P
     play(tmp_path, act)
 
 
-def test_adopted_seats_are_watched_if_they_are_who_they_were(tmp_path: Path) -> None:
+def test_adopted_seats_end_when_their_byte_is_free_and_on_no_other_evidence(tmp_path: Path) -> None:
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     gone = subprocess.Popen(["true"])
     gone.wait()
     began = start_time(child.pid)
     assert began is not None
+    pids, times = namespaces()
+    (tmp_path / "seats").touch()
+
+    def adopted(seat: int, pid: int, began: int, *namespaces: int) -> WatchAdopted:
+        return WatchAdopted(seat, Peer(pid, 0, 0, began, "", *namespaces))
 
     async def act(stage: Stage) -> None:
-        assert stage.core.heard == [ProcessDied(2), ProcessDied(3)]
+        assert stage.core.heard == [ProcessDied(2), *map(Unseen, (3, 4, 5, 6, 7))]
         stage.core.heard.clear()
         child.kill()
         await stage.until(ProcessDied)
         assert stage.core.heard == [ProcessDied(1)]
+        stage.core.heard.clear()
+        clients.unlock(SEAT_LOCKS + 3)
+        stage.core.script[Ticked] = [ProbeSeat(seat) for seat in range(3, 8)]
+        stage.server.dispatch(Ticked())
+        assert stage.core.heard == [Ticked(), ProcessDied(3)]
 
-    play(
-        tmp_path,
-        act,
-        [
-            WatchAdopted(1, child.pid, began),
-            WatchAdopted(2, child.pid, began + 1),  # its pid is another's now
-            WatchAdopted(3, gone.pid, 1),
-            WatchAdopted(4, 0, 1),  # out of sight: taken for alive
-        ],
-    )
+    with ByteLocks(str(tmp_path / "seats")) as clients:
+        for seat in (1, 3, 4, 5, 6, 7):
+            assert clients.try_lock(SEAT_LOCKS + seat)
+        play(
+            tmp_path,
+            act,
+            [
+                adopted(1, child.pid, began, pids, times),
+                adopted(2, child.pid, began, pids, times),  # its process lives, and has let go of it
+                adopted(3, child.pid, began + 1, pids, times),  # its pid is another's now
+                adopted(4, gone.pid, 1, pids, times),
+                adopted(5, 0, 0, pids, times),
+                adopted(6, child.pid, began, pids + 1, times),
+                adopted(7, child.pid, began, pids, times + 1),
+            ],
+        )
     child.communicate()
 
 

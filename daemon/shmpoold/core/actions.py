@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shmpool.protocol.messages import Message
 
+from .events import Peer
 from .spares import Spare
 
 
@@ -67,7 +68,7 @@ class RemoveDirect:
 
 @dataclass(frozen=True, slots=True)
 class WatchConnected:
-    """Watch the process behind this connection on behalf of a seat."""
+    """Watch the process behind this connection on behalf of a seat; Unseen when it cannot be."""
 
     seat: int
     connection: int
@@ -75,12 +76,12 @@ class WatchConnected:
 
 @dataclass(frozen=True, slots=True)
 class WatchAdopted:
-    """Watch the process of a seat taken over from an earlier broker: open a pidfd, then
-    verify the start time; ProcessDied when it is another process or none."""
+    """See whether a seat taken over from an earlier broker is somebody's still: ProcessDied
+    when its byte is free. Else watch its *peer* by pid and start time, as far as they mean
+    anything here; Unseen when they do not, or when there is no such process."""
 
     seat: int
-    pid: int
-    start_time: int
+    peer: Peer
 
 
 @dataclass(frozen=True, slots=True)

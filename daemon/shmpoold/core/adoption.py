@@ -1,7 +1,7 @@
 """The restart scan: a new broker rebuilds all that it knows from the ledger's rows.
 
 Nothing is granted before it has ended. What belongs to the living stays as it is; what
-belongs to no seat is freed. Seats whose process is gone are swept by the events that the
+belongs to no seat is freed. Seats that nobody has any more are swept by the events that the
 WatchAdopted actions bring, before the shell serves anybody.
 """
 
@@ -40,7 +40,7 @@ HEADS = (State.IDLE, State.LEASED, State.PUBLISHED, State.RETURNED)
 def adopt(broker: Broker, now: float) -> None:
     """Rebuild seats, holdings, free lists, custody and the cap's account."""
     for seat in broker.seats.adopt():
-        broker.outbox.add(WatchAdopted(seat.number, seat.peer.pid, seat.peer.start_time))
+        broker.outbox.add(WatchAdopted(seat.number, seat.peer))
         broker.away.leave(seat, now)
     words = broker.rows.grant_words()
     followers = _followers(broker, words)

@@ -72,6 +72,7 @@ from .events import (
     Received,
     Ticked,
     TicketClosed,
+    Unseen,
     Warmed,
     WarmFailed,
 )
@@ -171,6 +172,7 @@ class Broker:
             Received: self._on_received,
             Disconnected: self._on_disconnected,
             ProcessDied: self._on_process_died,
+            Unseen: self._on_unseen,
             Warmed: self.lending.on_warmed,
             WarmFailed: self.lending.on_warm_failed,
             DirectCreated: self.lending.on_direct_created,
@@ -265,6 +267,7 @@ class Broker:
                     return self._fault(
                         client, Code.NO_SEAT, f"all {self.seats.count} seats are taken; raise max_clients"
                     )
+            if client.seat is not None:
                 self.outbox.add(WatchConnected(client.seat.number, client.connection))
         self.outbox.send(client.connection, self._welcome(client, resumed))
         return None
@@ -325,6 +328,12 @@ class Broker:
         seat = self.seats.taken.get(event.seat)
         if seat is not None:
             self._end_seat(seat, now)
+
+    def _on_unseen(self, event: Unseen, now: float) -> None:
+        seat = self.seats.taken.get(event.seat)
+        if seat is not None:
+            seat.is_seen = False
+            self.away.hide(seat, now)
 
     def _on_goodbye(self, client: Client, message: Goodbye, now: float) -> None:
         assert client.seat

@@ -51,8 +51,16 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class ProcessDied:
-    """The process of a seat has ended (its pidfd says so, or its pid is another's now), or
-    it has let go of the seat (its byte lock is free)."""
+    """The process of a seat has ended (a pidfd that we held says so), or it has let go of the
+    seat (its byte lock is free). Nothing else is evidence."""
+
+    seat: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """The process of a seat cannot be watched (its pid means nothing in our namespaces, or is
+    another's now), which is no evidence of its death: its byte is held."""
 
     seat: int
 
@@ -104,6 +112,6 @@ class Ticked:
 
 
 Event = (
-    Connected | Received | Disconnected | ProcessDied | Warmed | WarmFailed | DirectCreated | DirectFailed
+    Connected | Received | Disconnected | ProcessDied | Unseen | Warmed | WarmFailed | DirectCreated | DirectFailed
     | TicketClosed | Ticked
 )  # fmt: skip

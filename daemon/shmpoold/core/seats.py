@@ -41,6 +41,8 @@ class Seat:
     nbytes: int = 0
     #: Its client has gone; what it held is being settled.
     is_ending: bool = False
+    #: Its process is watched: its end is seen at once. Else its byte is probed.
+    is_seen: bool = True
     #: When it was asked last to give back what is idle.
     recalled_at: float = float("-inf")
 
@@ -99,7 +101,7 @@ class Seats:
         nobody finds, which is no evidence of anything."""
         if not seat.peer.is_seen_like(peer):
             self._write_peer(seat_at(seat.number), peer)
-        seat.peer, seat.connection = peer, connection
+        seat.peer, seat.connection, seat.is_seen = peer, connection, True
 
     def adopt(self) -> list[Seat]:
         """The seats that an earlier broker had given out, all of them away."""
@@ -120,8 +122,8 @@ class Seats:
 
 
 class Away:
-    """The seats that have no connection, and when each is to be probed next: a client that
-    called exec has let go of its seat, though its process lives."""
+    """The seats that have no connection or whose process is unseen, and when each is to be
+    probed next: a client that called exec has let go of its seat, though its process lives."""
 
     #: Seconds until the first probe, and between probes at the longest. An exec takes the kernel
     #: some milliseconds, more on a busy machine: it is found a quarter later than it could be.
@@ -138,6 +140,12 @@ class Away:
     def leave(self, seat: Seat, now: float) -> None:
         """A connection is gone, and nobody has said goodbye."""
         self._put(seat.number, now, self.FIRST)
+
+    def hide(self, seat: Seat, now: float) -> None:
+        """Its process cannot be watched. It may be about to sit down: that is not its end, and
+        should it be taken for that, the client notices and takes another seat."""
+        if seat.connection is not None:
+            self._put(seat.number, now, self.LONGEST)
 
     def come_back(self, seat: Seat) -> None:
         """It is connected again, or has ended."""

@@ -1,8 +1,9 @@
 """Removing what nobody living owns: segments of pools whose broker was killed for good.
 
-A pool is spared when a process maps or has open any of its segments (a living broker
-always does), when a living process has a seat in it, or when processes that could map it
-cannot be looked into. Sees only this pid namespace: run it where the clients run.
+A pool is spared when a living broker has it locked, when a process maps or has open any of its
+segments, when anybody holds the byte of a seat in it, or when processes that could map it
+cannot be looked into. Locks are seen whatever pid namespace their holders are in, maps only in
+this one.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from shmpool.protocol.header import SEAT_PID, SEAT_START, SEAT_STATE, SEATS, header_fault, seat_at
+from shmpool.protocol.header import SEATS_FILE, header_fault
 from shmpool.protocol.names import PREFIX, header_name, lock_path, parse_pool_id
 from shmpool.protocol.sizing import format_bytes
 from shmpool.system.locks import FileLock
 from shmpool.system.memory import SHM_DIR
-from shmpool.system.processes import is_same_process
 
-from .segments import leftover_pools
+from .segments import is_served, leftover_pools
 from .untracked import unlink_segment
 
 _MARK: Final = f"{SHM_DIR}/{PREFIX}"
@@ -65,8 +65,13 @@ def _spared(pool_id: int, names: list[str], users: Users) -> str | None:
     """Why a pool must stay, or None."""
     if pool_id in users.pools:
         return "a living process has it open"
-    if _has_living_seat(pool_id):
-        return "a living process has a seat in it"
+    if is_served(pool_id):
+        return "a living broker serves it"
+    try:
+        if _has_living_seat(pool_id):
+            return "a living process has a seat in it"
+    except OSError as error:
+        return f"it cannot be seen whether anybody has a seat in it ({error.filename}: {error.strerror})"
     if users.unreadable and _is_shared(names):
         return f"{users.unreadable} processes of other users cannot be looked into; run this as root"
     return None
@@ -112,17 +117,28 @@ def _pools_of(process: str) -> set[int]:
 
 
 def _has_living_seat(pool_id: int) -> bool:
-    """By the header's seats; a damaged header has none."""
+    """By the locks on the seats file that the header names, and on the header itself; a damaged
+    header has none. Raises OSError when it cannot be known."""
     try:
         with open(f"{SHM_DIR}/{header_name(pool_id)}", "rb") as file:
             raw = file.read(_LARGEST_HEADER)
-    except OSError:
+            inodes = {os.fstat(file.fileno()).st_ino}
+    except FileNotFoundError:
         return False
     words = memoryview(raw[: len(raw) // 8 * 8]).cast("Q")
-    if header_fault(words) is not None:
-        return False
-    seats = (seat_at(seat) for seat in range(1, words[SEATS] + 1))
-    return any(words[at + SEAT_STATE] and is_same_process(words[at + SEAT_PID], words[at + SEAT_START]) for at in seats)
+    if header_fault(words) is None:
+        inodes.add(words[SEATS_FILE + 1])
+    return not inodes.isdisjoint(_locked_inodes())
+
+
+def _locked_inodes() -> Iterator[int]:
+    """The inodes that byte locks are held on, on this whole host. Their devices are not
+    compared: layered file systems have several numbers for one."""
+    with open("/proc/locks", encoding="ascii") as file:
+        for line in file:
+            _, kind, *_, where, _, _ = line.replace("->", "").split()
+            if kind == "OFDLCK":
+                yield int(where.rsplit(":", 1)[1])
 
 
 def _is_shared(names: list[str]) -> bool:

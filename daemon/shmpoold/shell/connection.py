@@ -76,10 +76,11 @@ class Owner(Protocol):
 class Connection(asyncio.Protocol):
     """A connection by its *number*, with the *peer*'s identity as the kernel gave it.
 
-    *pidfd* (-1: the process is gone) is closed with it unless it was taken.
+    *pidfd* (-1: the process is gone; None: it cannot be watched) is closed with it unless it
+    was taken.
     """
 
-    def __init__(self, owner: Owner, number: int, peer: Peer, pidfd: int) -> None:
+    def __init__(self, owner: Owner, number: int, peer: Peer, pidfd: int | None) -> None:
         self.number: Final = number
         self.peer: Final = peer
         self._owner = owner
@@ -146,14 +147,15 @@ class Connection(asyncio.Protocol):
         self._cancel(self._input_timer)
         self._cancel(self._output_timer)
         pidfd = self.take_pidfd()
-        if pidfd >= 0:
+        if pidfd is not None and pidfd >= 0:
             os.close(pidfd)
         self._owner.on_lost(self)
 
     # --- the server's side ---------------------------------------------------------------------
 
-    def take_pidfd(self) -> int:
-        """The peer's pidfd, now the caller's to close; -1 when its process is gone."""
+    def take_pidfd(self) -> int | None:
+        """The peer's pidfd, now the caller's to close; -1 when its process is gone, None when it
+        cannot be watched."""
         pidfd, self._pidfd = self._pidfd, -1
         return pidfd
 

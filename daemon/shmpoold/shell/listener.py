@@ -33,8 +33,8 @@ _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENO
 
 log = logging.getLogger(__name__)
 
-#: Serve an accepted socket: (socket, peer, pidfd or -1).
-Serve = Callable[[socket.socket, Peer, int], None]
+#: Serve an accepted socket: (socket, peer, pidfd; -1 when it has ended, None when it cannot be watched).
+Serve = Callable[[socket.socket, Peer, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,26 +134,31 @@ class Listener:
         if shortage := self._shortage():
             _refuse(sock, shortage)
             return
-        pidfd = -1
-        try:
-            pidfd = processes.pidfd_of_peer(sock)
-        except ProcessLookupError:
-            pass  # it has ended already, which whoever watches it is told
-        except OSError as error:
-            if error.errno in _OUT_OF_RESOURCES:
-                raise
-            _refuse(sock, Fault(Code.FORBIDDEN, f"the broker cannot watch your process: {error.strerror}"))
-            return
+        pidfd = _pidfd_of(sock)
         # The pid was the peer's all the time if the peer still lives after the look at /proc.
         try:
             began, command = processes.start_time(credentials.pid), processes.command(credentials.pid)
-            if pidfd < 0 or processes.has_ended(pidfd) or _has_hung_up(sock):
+            if pidfd is None or pidfd < 0 or processes.has_ended(pidfd) or _has_hung_up(sock):
                 began, command = None, ""
         except BaseException:
-            if pidfd >= 0:
+            if pidfd is not None and pidfd >= 0:
                 os.close(pidfd)
             raise
-        self._serve(sock, Peer(credentials.pid, credentials.uid, credentials.gid, began or 0, command), pidfd)
+        peer = Peer(credentials.pid, credentials.uid, credentials.gid, began or 0, command, *processes.namespaces())
+        self._serve(sock, peer, pidfd)
+
+
+def _pidfd_of(sock: socket.socket) -> int | None:
+    """The peer's; -1 when it has ended already, which whoever watches it is told, and None when
+    the kernel gives none: its process is in a namespace that we do not see."""
+    try:
+        return processes.pidfd_of_peer(sock)
+    except ProcessLookupError:
+        return -1
+    except OSError as error:
+        if error.errno in _OUT_OF_RESOURCES:
+            raise
+        return None
 
 
 def _refuse(sock: socket.socket, fault: Fault) -> None:

@@ -1,8 +1,8 @@
 """Which pool a starting broker serves: a new one, or the one that an earlier broker left.
 
-A pool is taken up again when it is whole and has the configured geometry. With another
-geometry it is taken up only while living processes hold seats in it, and then as it is. A
-damaged pool is removed, and said so.
+A pool is taken up again when it is whole and as it would be made now. Some settings are the
+pool's (sizes, max_clients, checksums): with others it is taken up only while living processes
+hold seats in it, and then as it is. A damaged pool is removed, and said so.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import dataclasses
 import logging
 import os
 import secrets
-from collections.abc import MutableSequence
+from collections.abc import Iterator, MutableSequence
 from dataclasses import dataclass
 from typing import cast
 
-from shmpool.protocol.header import EPOCH, SEAT_PID, SEAT_START, SEAT_STATE, seat_at
-from shmpool.protocol.ledger import LINK, ROW_WORDS, birth_of, state_of
-from shmpool.protocol.sizing import Sizing, Tier, TierKind, make_tiers
+from shmpool.protocol.header import CHECKSUMS, EPOCH, PROPERTIES, SEAT_STATE, header_bytes, ledger_bytes, seat_at
+from shmpool.protocol.ledger import LINK, ROW_WORDS, SEAT_LOCKS, birth_of, state_of
+from shmpool.protocol.sizing import Sizing, Tier, TierKind, format_bytes, make_tiers, rows_of
 from shmpool.protocol.states import State
-from shmpool.system.processes import is_same_process
+from shmpool.system.locks import ByteLocks
 
 from ..config import Config, to_settings
 from ..core.broker import Broker
@@ -122,7 +122,7 @@ def _adopt(pool_id: int, config: Config, files: RuntimeFiles, access: Access) ->
         log.error("pool %016x has lost its lock files: removing it and starting a new one", pool_id)
         store.remove_all()
         return None
-    if _is_wanted(store, config):
+    if _is_wanted(store, locks, config):
         return _adopted(store, locks, _settings(config, locks))
     locks.close()
     store.remove_all()
@@ -145,23 +145,60 @@ def _find(pool_id: int, access: Access) -> SegmentStore | None:
     return None
 
 
-def _is_wanted(store: SegmentStore, config: Config) -> bool:
-    """Whether a pool has the geometry that is configured, or somebody who lives in it."""
-    if (store.tiers, store.seats) == (config.tiers, config.max_clients):
+def _is_wanted(store: SegmentStore, locks: LockFiles, config: Config) -> bool:
+    """Whether a pool is as it would be made now, or somebody lives in it."""
+    kept = ", ".join(_kept_settings(store, config))
+    if not kept:
         return True
-    if _has_living_seats(store):
-        log.warning("pool %016x has living clients: it keeps its sizes, memory_limit at its making and max_clients;"
-                    " the configured ones come with the next pool", store.pool_id)  # fmt: skip
+    if _has_living_seats(store, locks.seats):
+        log.warning("pool %016x has living clients and keeps what it was made with: %s; the configured values come"
+                    " with the next pool", store.pool_id, kept)  # fmt: skip
         return True
-    log.info("pool %016x has another geometry than is configured and no living client: starting a new one",
-             store.pool_id)  # fmt: skip
+    log.info("pool %016x was made with other settings (%s) and has no living client: starting a new one",
+             store.pool_id, kept)  # fmt: skip
     return False
+
+
+def _kept_settings(store: SegmentStore, config: Config) -> Iterator[str]:
+    """The settings that are the pool's and that it has otherwise than configured, with its
+    values. All others are the broker's, and change with it."""
+    sizing = _sizing_of(store.tiers, config.sizing)
+    has_checksums = bool(store.header[PROPERTIES] & CHECKSUMS)
+    if has_checksums != config.checksums:
+        yield f"checksums = {str(has_checksums).lower()}"
+    if store.seats != config.max_clients:
+        yield f"max_clients = {store.seats}"
+    for name in ("pooled_sizes", "chunk_sizes"):
+        if getattr(sizing, name) != getattr(config, name):
+            yield f"{name} = [{', '.join(map(format_bytes, getattr(sizing, name)))}]"
+    if sizing == config.sizing and store.tiers != config.tiers:
+        yield "as many slots as memory_limit allowed at its making"
 
 
 def _adopted(store: SegmentStore, locks: LockFiles, settings: Settings) -> Pool:
     epoch = store.header[EPOCH] + 1
-    as_it_is = dataclasses.replace(settings, sizing=_sizing_of(store.tiers, settings.sizing), max_clients=store.seats)
+    as_it_is = dataclasses.replace(
+        settings,
+        memory_limit=_possible_limit(store, settings.memory_limit),
+        sizing=_sizing_of(store.tiers, settings.sizing),
+        max_clients=store.seats,
+        checksums=bool(store.header[PROPERTIES] & CHECKSUMS),
+    )
     return Pool(store, locks, _make_core(store, as_it_is, epoch), is_adopted=True)
+
+
+def _possible_limit(store: SegmentStore, limit: int) -> int:
+    """The limit, raised to what a pool that was made for another one needs: its tables and one
+    of its largest slots."""
+    least = ledger_bytes(rows_of(store.tiers), store.seats) + header_bytes(store.seats)
+    least += max(tier.size for tier in store.tiers)
+    if limit >= least:
+        return limit
+    log.warning(
+        "memory_limit = %s is less than the tables of pool %016x and one of its largest slots: its limit is %s as long"
+        " as its clients live", format_bytes(limit), store.pool_id, format_bytes(least),
+    )  # fmt: skip
+    return least
 
 
 def _make_core(store: SegmentStore, settings: Settings, epoch: int) -> Broker:
@@ -178,14 +215,14 @@ def _sizing_of(tiers: tuple[Tier, ...], configured: Sizing) -> Sizing:
     )
 
 
-def _has_living_seats(store: SegmentStore) -> bool:
-    header = store.header
-    seats = (seat_at(seat) for seat in range(1, store.seats + 1))
-    return any(
-        is_same_process(header[at + SEAT_PID], header[at + SEAT_START]) or header[at + SEAT_PID] == 0
-        for at in seats
-        if header[at + SEAT_STATE]
-    )
+def _has_living_seats(store: SegmentStore, seats: ByteLocks) -> bool:
+    """Whether anybody holds the byte of a seat that was given out."""
+    for seat in range(1, store.seats + 1):
+        if store.header[seat_at(seat) + SEAT_STATE]:
+            if not seats.try_lock(SEAT_LOCKS + seat):
+                return True
+            seats.unlock(SEAT_LOCKS + seat)
+    return False
 
 
 def _is_named(store: SegmentStore, row: int, generation: int) -> bool:

@@ -46,6 +46,7 @@ from ..core.events import (
     Received,
     Ticked,
     TicketClosed,
+    Unseen,
     Warmed,
     WarmFailed,
 )
@@ -79,7 +80,9 @@ class Server:
         self._core = core
         self._store = store
         self._tickets = TicketCloser(store.ledger, tickets, lambda row: self.dispatch(TicketClosed(row)))
-        self._watches = Watches(seats, lambda seat: self.dispatch(ProcessDied(seat)))
+        self._watches = Watches(
+            seats, lambda seat: self.dispatch(ProcessDied(seat)), lambda seat: self.dispatch(Unseen(seat))
+        )
         self._connections: dict[int, Connection] = {}
         self._last_number = 0
         self._opening: set[asyncio.Task[Any]] = set()
@@ -101,8 +104,8 @@ class Server:
             CreateDirect: self._make_room_and_create,
             RemoveDirect: self._in_turn,
             WatchConnected: self._watch_connected,
-            WatchAdopted: lambda action: self._watches.adopt(action.seat, action.pid, action.start_time),
-            ProbeSeat: lambda action: self._watches.probe(action.seat),
+            WatchAdopted: lambda action: self._watches.adopt(action.seat, action.peer),
+            ProbeSeat: self._probe,
             Unwatch: lambda action: self._watches.unwatch(action.seat),
             CloseTicket: self._tickets.close_ticket,
         }
@@ -218,7 +221,7 @@ class Server:
             return None
         return Fault(Code.NO_SEAT, f"{len(self._connections)} connections are open; raise max_clients")
 
-    def _open(self, sock: socket.socket, peer: Peer, pidfd: int) -> None:
+    def _open(self, sock: socket.socket, peer: Peer, pidfd: int | None) -> None:
         """Give an accepted socket a connection and a number."""
         self._last_number += 1
         connection = Connection(self, self._last_number, peer, pidfd)
@@ -348,6 +351,9 @@ class Server:
         except OSError as error:
             log.warning("a direct segment stays until the pool is removed: %s", error)
         return False
+
+    def _probe(self, action: ProbeSeat) -> None:
+        self._watches.probe(action.seat)
 
     def _watch_connected(self, action: WatchConnected) -> None:
         self._watches.watch(action.seat, self._connections[action.connection].take_pidfd())

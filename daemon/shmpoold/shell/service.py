@@ -37,6 +37,8 @@ _OTHER_DESCRIPTORS: Final = 128
 RENEW_EVERY: Final = 3600.0
 #: How long a private broker waits for another at its socket to end.
 PREDECESSOR_SECONDS: Final = 1.0
+#: What ends a broker in an orderly way.
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(slots=True)
@@ -98,6 +100,7 @@ async def _run(config: Config, parent: Parent) -> None:
         await _serve_until(stop.requested, files)
         systemd.notify("STOPPING=1")
         await server.stop()
+        stop.ignore_more()
     log.info("stopped; pool %016x is %s", pool.store.pool_id, "kept" if ending.keep else "removed")
 
 
@@ -200,8 +203,15 @@ class Stop:
         else:
             self._loop.add_signal_handler(signal.SIGINT, log.info, "SIGINT is left to the parent")
             self._loop.add_reader(parent.pidfd, self._parent_ended, parent.pidfd)
+        self.ignore_more()  # in the other thread for good
         if parent.life_fd is not None:
             threading.Thread(target=self._await_program_s_end, args=(parent.life_fd,), daemon=True).start()
+        # A private broker is started with them blocked: until now they would have killed it.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+    def ignore_more(self) -> None:
+        """Hold signals back, at last until the process ends: it does anyway, with status 0."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
 
     def _because(self, reason: str) -> None:
         log.info("stopping: %s", reason)

@@ -1,4 +1,8 @@
-"""Watching the processes of seats by pidfd: their death is certain, never guessed."""
+"""Watching the clients of seats: by a pidfd, or where none can be had by the seat's byte.
+
+Their death is certain, never guessed: a pidfd that we hold has ended, or the byte is free. A pid
+that cannot be seen, another start time, another namespace say nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from shmpool.protocol.ledger import SEAT_LOCKS
 from shmpool.system import processes
 from shmpool.system.locks import ByteLocks
 
+from ..core.events import Peer
+
 #: Seconds until an adopted process is tried again when no descriptor could be had.
 RETRY: Final = 1.0
 
@@ -19,61 +25,73 @@ log = logging.getLogger(__name__)
 
 
 class Watches:
-    """One pidfd for each seat. *died* is called once for each seat whose process ends;
-    it may be called from within `adopt`."""
+    """One pidfd for each seat that can be seen. *died* is called once for each seat that has
+    ended, *unseen* for each that cannot be watched; both may be called from within `watch` and
+    `adopt`."""
 
-    def __init__(self, locks: ByteLocks, died: Callable[[int], None]) -> None:
+    def __init__(self, locks: ByteLocks, died: Callable[[int], None], unseen: Callable[[int], None]) -> None:
         self._locks = locks
         self._loop = asyncio.get_running_loop()
         self._died = died
+        self._unseen = unseen
         self._pidfds: dict[int, int] = {}
         self._retries: dict[int, asyncio.TimerHandle] = {}
         #: Seats whose byte we hold, while they are settled.
         self._locked: set[int] = set()
 
-    def watch(self, seat: int, pidfd: int) -> None:
-        """Watch a process by its pidfd, which is now ours; -1 for one that has ended."""
+    def watch(self, seat: int, pidfd: int | None) -> None:
+        """Watch a process by its pidfd, which is now ours; -1 for one that has ended, None for
+        one that cannot be watched."""
         self.unwatch(seat)
-        if pidfd < 0:
+        if pidfd is None:
+            self._unseen(seat)
+        elif pidfd < 0:
             self._died(seat)
-            return
-        self._pidfds[seat] = pidfd
-        self._loop.add_reader(pidfd, self._on_end, seat)
+        else:
+            self._pidfds[seat] = pidfd
+            self._loop.add_reader(pidfd, self._on_end, seat)
 
-    def adopt(self, seat: int, pid: int, began: int) -> None:
-        """Watch a process that an earlier broker knew by pid and start time. A pid that
-        was out of its sight (0) is taken for alive."""
+    def adopt(self, seat: int, peer: Peer) -> None:
+        """Take over a seat of an earlier broker's: its byte tells whether anybody has it."""
         self.unwatch(seat)
-        if pid == 0:
-            log.warning("seat %d is of a process out of sight: taken for alive", seat)
+        if not self.probe(seat):
+            self._find(seat, peer)
+
+    def _find(self, seat: int, peer: Peer) -> None:
+        """Watch a process that an earlier broker knew by pid and start time."""
+        self._retries.pop(seat, None)
+        if peer.pid == 0 or (peer.pid_namespace, peer.time_namespace) != processes.namespaces():
+            self._unseen(seat)
             return
         pidfd = -1
         try:
-            pidfd = os.pidfd_open(pid)
+            pidfd = os.pidfd_open(peer.pid)
             # Looked at after the pidfd was opened: what it names cannot change any more.
-            is_same = processes.is_same_process(pid, began)
+            is_same = processes.is_same_process(peer.pid, peer.start_time)
         except ProcessLookupError:
-            self._died(seat)
-            return
+            is_same = False
         except OSError as error:
             if pidfd >= 0:
                 os.close(pidfd)
-            log.warning("cannot watch pid %d of seat %d yet: %s", pid, seat, error.strerror)
-            self._retries[seat] = self._loop.call_later(RETRY, self.adopt, seat, pid, began)
+            log.warning("cannot watch pid %d of seat %d yet: %s", peer.pid, seat, error.strerror)
+            self._retries[seat] = self._loop.call_later(RETRY, self._find, seat, peer)
             return
         if is_same:
             self.watch(seat, pidfd)
-        else:
+            return
+        if pidfd >= 0:
             os.close(pidfd)
-            self._died(seat)
+        self._unseen(seat)
 
-    def probe(self, seat: int) -> None:
-        """See whether the client has let go of its seat though its process lives. Then the
+    def probe(self, seat: int) -> bool:
+        """See whether the client has let go of its seat, maybe though its process lives. Then the
         byte stays locked until the seat is cleared: a client that has its welcome, but was not
         yet so far as to lock it, must not take the seat for its own meanwhile."""
-        if self._locks.try_lock(SEAT_LOCKS + seat):
-            self._locked.add(seat)
-            self._died(seat)
+        if not self._locks.try_lock(SEAT_LOCKS + seat):
+            return False
+        self._locked.add(seat)
+        self._died(seat)
+        return True
 
     def unwatch(self, seat: int) -> None:
         """Forget a seat; nothing happens when it was not watched."""

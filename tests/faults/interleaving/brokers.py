@@ -28,7 +28,17 @@ from shmpoold.core.actions import (
 from shmpoold.core.chores import STEPS_PER_TURN
 from shmpoold.core.custody import FIRST
 from shmpoold.core.earmarks import FIRST_PAUSE
-from shmpoold.core.events import Connected, Disconnected, Event, ProcessDied, Received, Ticked, TicketClosed, Warmed
+from shmpoold.core.events import (
+    Connected,
+    Disconnected,
+    Event,
+    ProcessDied,
+    Received,
+    Ticked,
+    TicketClosed,
+    Unseen,
+    Warmed,
+)
 from shmpoold.shell.tickets import TicketCloser
 from shmpoold.shell.watches import Watches
 
@@ -87,7 +97,11 @@ class BrokerProcess:
         ledger: Any = self._ledger
         with patch("asyncio.get_running_loop", lambda: self._loop):
             self._closer = TicketCloser(ledger, locks, lambda row: self._events.append(TicketClosed(row)))
-            self._watches = Watches(locks, lambda seat: self._events.append(ProcessDied(seat)))
+            self._watches = Watches(
+                locks,
+                lambda seat: self._events.append(ProcessDied(seat)),
+                lambda seat: self._events.append(Unseen(seat)),
+            )
 
     def run(self) -> None:
         context = self._context
@@ -142,10 +156,12 @@ class BrokerProcess:
             elif isinstance(action, WatchConnected):
                 ask("watch", action.seat, self.core.clients[action.connection].peer.pid)
             elif isinstance(action, WatchAdopted):
-                if ask("is dead", action.pid):
-                    self._events.append(ProcessDied(action.seat))
+                if self._watches.probe(action.seat):
+                    pass  # it is nobody's, and its end is the next event
+                elif ask("is dead", action.peer.pid):
+                    self._events.append(Unseen(action.seat))  # died since
                 else:
-                    ask("watch", action.seat, action.pid)
+                    ask("watch", action.seat, action.peer.pid)
             elif isinstance(action, ProbeSeat):
                 self._watches.probe(action.seat)
             elif isinstance(action, Unwatch):

@@ -40,7 +40,7 @@ from .start import NBYTES, Start, nonce_of
 
 _FLOCK = struct.Struct("hhqqi4x")
 #: The descriptors of the tickets' file, in the order in which a session opens them.
-TICKETS, SEAT = -2, -3
+TICKETS, SEAT = 1_000_002, 1_000_003
 
 
 class Gone(Exception):

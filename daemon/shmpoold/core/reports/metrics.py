@@ -94,6 +94,7 @@ def _client(seat: Seat, block: list[int], census: Census) -> dict[str, Any]:
         "uid": seat.peer.uid,
         "command": seat.peer.command,
         "connected": seat.connection is not None,
+        "seen": seat.is_seen,
         "leases": leased.buffers + unread.buffers,
         "bytes": leased.nbytes + unread.nbytes + idle.nbytes,
         "unread": unread.buffers,
