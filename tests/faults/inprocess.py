@@ -210,7 +210,7 @@ class Client:
         welcome = await self.ask(Hello(HELLO_MAGIC, PROTOCOL_VERSION, Role.WORKER, secrets.randbits(64), 0, 0))
         assert isinstance(welcome, Welcome)
         self.seat = welcome.seat
-        self._seats = locks.open_beside(address, seats_path, welcome.seats_file, welcome.pool_id)
+        self._seats = os.open(seats_path(address), os.O_RDWR | os.O_CLOEXEC)  # whose calls must not fail
         fcntl.fcntl(self._seats, locks.F_OFD_SETLK, locks.lock_bytes(SEAT_LOCKS + self.seat))
         return welcome
 
