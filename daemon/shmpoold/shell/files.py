@@ -17,7 +17,7 @@ import json
 import os
 import socket
 import stat
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -147,23 +147,17 @@ class RuntimeFiles:
     def open_lock_files(self, pool_id: int, tickets: FileId, seats: FileId) -> LockFiles | None:
         """Those of an earlier broker's pool; None when they are not there any more: its clients
         hold bytes of other files, and these would exclude nobody. Raises OSError."""
-        try:
-            files = LockFiles(ByteLocks(self._tickets_path), ByteLocks(self._seats_path))
-        except FileNotFoundError:
-            return None
-        try:
-            if all(
-                locks.file_id == expected and pool_id_in(locks.fileno()) == pool_id
-                for locks, expected in ((files.tickets, tickets), (files.seats, seats))
-            ):
-                self._secure(files.tickets.fileno())
-                self._secure(files.seats.fileno())
-                return files
-        except BaseException:
-            files.close()
-            raise
-        files.close()
-        return None
+        with ExitStack() as stack:
+            try:
+                locks = [stack.enter_context(ByteLocks(path)) for path in (self._tickets_path, self._seats_path)]
+            except FileNotFoundError:
+                return None
+            for each, expected in zip(locks, (tickets, seats), strict=True):
+                if (each.file_id, pool_id_in(each.fileno())) != (expected, pool_id):
+                    return None
+                self._secure(each.fileno())
+            stack.pop_all()
+        return LockFiles(*locks)
 
     def _secure(self, fd: int) -> None:
         if self._access.gid is not None:
