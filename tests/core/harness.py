@@ -114,8 +114,8 @@ def make_words(count: int, *, as_list: bool = False) -> MutableSequence[int]:
     return [0] * count if as_list else memoryview(bytearray(8 * count)).cast("Q")  # type: ignore[return-value]
 
 
-class Crash(Exception):
-    """The broker was killed between two stores."""
+class Crash(BaseException):
+    """The broker was killed between two stores: nothing of it goes on, error handling neither."""
 
 
 @dataclass(slots=True)

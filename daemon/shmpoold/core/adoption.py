@@ -158,6 +158,7 @@ def _place(broker: Broker, holding: Holding, word: int, now: float) -> None:
     seat = broker.seats.taken.get(seat_of(word))
     inventory.scrubber.note(holding.spans, seat.peer.uid if seat else UNKNOWN)
     if generation_of(word) < holding.birth:
+        holding.seat = seat.number if seat else 0
         inventory.quarantine(holding)
         return
     if seat is not None and state_of(word) != State.RETURNED:

@@ -82,7 +82,7 @@ from .looks import Looks
 from .outbox import Outbox
 from .questions import Questions
 from .reports import Reports
-from .rows import Rows
+from .rows import InvalidTransition, Rows
 from .scrubber import Scrubber
 from .seats import Away, Seat, Seats
 from .settings import Settings
@@ -228,7 +228,7 @@ class Broker:
             due = min(due, sweep)
         if (look := self.reports.next_deadline()) is not None:
             due = min(due, look)
-        due = min(due, self.lending.next_deadline)
+        due = min(due, self.lending.next_deadline, self.endings.next_deadline, self.looks.next_deadline)
         return None if due == NEVER else due
 
     # --- connections and seats -----------------------------------------------------------------
@@ -392,6 +392,17 @@ class Broker:
         holding = self.inventory.granted.get(row)
         if holding is None:
             return 1
+        try:
+            return self._settle(holding, now)
+        except Exception as error:
+            if self.inventory.granted.get(row) is holding:
+                self.quarantine(holding)
+            if not isinstance(error, InvalidTransition):  # the word has changed since it was looked at
+                raise
+        return 1
+
+    def _settle(self, holding: Holding, now: float) -> int:
+        row = holding.row
         word = self.rows.grant(row)
         state, seat = state_of(word), seat_of(word)
         if state == State.RETURNED:
@@ -435,6 +446,8 @@ class Broker:
     def _on_ticked(self, event: Ticked, now: float) -> None:
         for number in self.away.to_probe(now):
             self.outbox.add(ProbeSeat(number))
+        self.endings.tick(now)
+        self.looks.tick(now)
         self.chores.work(now)
         self.reports.tick(now)
         self.custody.sweep(now, hurry=bool(self.lending.line))

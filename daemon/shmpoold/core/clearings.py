@@ -70,9 +70,7 @@ class Clearings:
     def _run(self, clearing: Clearing) -> Chore:
         try:
             yield from self._cool(clearing)
-        except GeneratorExit:
-            raise
-        except BaseException:
+        except Exception:
             self._finish(clearing)
             raise
         self._finish(clearing)

@@ -16,6 +16,7 @@ from .actions import Unwatch
 from .chores import Chore
 from .inventory import Holding
 from .reports.metrics import fold_counters
+from .rows import InvalidTransition
 from .seats import Seat
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Rows of the ledger that are searched in one step, and what that costs, in units.
 SEARCHED_PER_STEP, SEARCHING = 4096, 32
+#: A time that does not come.
+NEVER = float("inf")
 #: Folding a seat's counters and clearing it, in units.
 CLEARING = 8
 
@@ -42,25 +45,50 @@ class Endings:
             return
         seat.is_ending = True
         self._seats.append(seat)
-        if not self._is_under_way:
+        self.tick(now)
+
+    @property
+    def next_deadline(self) -> float:
+        """When `tick` is due: at once, when an ending has failed and was put back."""
+        return 0.0 if self._seats and not self._is_under_way else NEVER
+
+    def tick(self, now: float) -> None:
+        """Go on."""
+        if self._seats and not self._is_under_way:
             self._is_under_way = True
             self._broker.chores.begin(self._run(), now, is_urgent=True)
 
     def _run(self) -> Chore:
         """Those who have ended meanwhile are settled together: one search finds the tickets
-        of all."""
+        of all. Who is not at his end when something fails is put back."""
+        seats: list[Seat] = []
         try:
             while self._seats:
                 seats, self._seats = self._seats, []
                 for seat in seats:
                     for row in list(seat.rows):
-                        yield self._bury(seat, row)
+                        yield self._bury_safely(seat, row)
                 yield from self._finish_tickets([seat.number for seat in seats])
-                for seat in seats:
-                    self._clear(seat)
+                while seats:
+                    self._clear(seats[-1])
+                    seats.pop()
                     yield CLEARING
         finally:
+            self._seats = seats + self._seats
             self._is_under_way = False
+
+    def _bury_safely(self, seat: Seat, row: int) -> int:
+        """A row that cannot be settled is given up: the seat must not stay for ever."""
+        try:
+            return self._bury(seat, row)
+        except Exception as error:
+            holding = self._broker.inventory.granted.get(row)
+            if holding is not None:
+                self._broker.quarantine(holding)
+                seat.lose(row, holding.nbytes)
+            if not isinstance(error, InvalidTransition):  # the word has changed since it was looked at
+                raise
+        return 1
 
     def _bury(self, seat: Seat, row: int) -> int:
         """Settle one row, if nobody has since the others were; returns what it cost, in units."""
@@ -103,4 +131,6 @@ class Endings:
         self._broker.inventory.drop_spares()  # whoever had a use for them may be this one
         fold_counters(self._broker.rows, seat.number)
         self._broker.outbox.add(Unwatch(seat.number))
+        self._broker.inventory.acquit(seat.number)
+        self._broker.lending.note_freed(self._broker.chores.now)
         self._broker.seats.clear(seat)

@@ -83,6 +83,7 @@ def _check_account(broker: Broker) -> None:
     held += sum(holding.direct_bytes for holding in granted if holding is not None)
     held += sum(holding.direct_bytes for _, holding in broker.lending.creating.values())
     held += inventory.spares.nbytes + broker.lending.clearings.aside
+    held += sum(inventory.condemned.values())
     held += sum(_still_cold(broker, warming.holdings) for warming in set(broker.lending.warming.values()))
     assert held == inventory.held, f"held is {inventory.held}, the slots say {held}"
     assert held <= max(inventory.limit, inventory.overhead, inventory.adopted), f"held {held} of {inventory.limit}"

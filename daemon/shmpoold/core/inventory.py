@@ -7,6 +7,7 @@ granted what, and who waits, is the broker's business.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -63,6 +64,8 @@ class Holding:
     birth: int = 0
     #: The first row of a run's second extent, 0 for none.
     following: int = 0
+    #: It was given up before it was granted.
+    is_over: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -105,6 +108,8 @@ class Inventory:
         self.leaving: dict[Holding, list[Span]] = {}
         #: Rows that are never given out again: a client wrote nonsense, or the generation ran out.
         self.quarantined: set[int] = set()
+        #: By seat, the bytes of its direct segments that are quarantined and may be mapped.
+        self.condemned: Counter[int] = Counter()
         self.scrubber = scrubber
         #: What the last `reserve` would have had, had there been time to cool so much.
         self.to_clear = 0
@@ -223,7 +228,8 @@ class Inventory:
                 self.held += spare.nbytes
                 self.spares.put_back(spare)
             return None
-        self._outbox.add(CreateDirect(holding.row, generation_of(self.rows.grant(holding.row)), size, spare))
+        holding.birth = generation_of(self.rows.grant(holding.row))
+        self._outbox.add(CreateDirect(holding.row, holding.birth, size, spare))
         return holding
 
     def direct_made(self, holding: Holding, nbytes: int) -> None:
@@ -282,20 +288,51 @@ class Inventory:
                 slices += [(at, min(longest, row + count - at)) for at in range(row, row + count, longest)]
         return slices
 
-    def warmed(self, tier: Tier, row: int, count: int) -> None:
-        """Pages are there: the ledger may say FREE."""
-        self.maps[tier.index].set_warm(row, count)
+    def warmed(self, tier: Tier, row: int, count: int) -> bool:
+        """Pages are there: the ledger may say FREE. False when somebody has scribbled on any of
+        these rows meanwhile; the others say it."""
+        slots = self.maps[tier.index]
+        is_sound = self.rows.are(row, bytes(count))
+        slots.set_warm(row, count)
         for at in range(row, row + count):
-            self.rows.move(at, State.FREE)
+            if is_sound or self.rows.are(at, bytes(1)):
+                self.rows.move(at, State.FREE)
+            else:
+                self.quarantined.add(at)
+        return is_sound
+
+    def are_ready(self, holdings: list[Holding]) -> bool:
+        """Whether all rows of taken holdings still say FREE."""
+        return all(self.rows.are(row, b"\1" * count) for holding in holdings for row, count in holding.spans)
 
     def abandon(self, holding: Holding, now: float) -> None:
-        """Give up a holding that was taken and not granted."""
+        """Give up a holding that was taken and not granted: what does not say what we left in it is
+        quarantined, the rest is nobody's. Does nothing the second time, or for one that was granted."""
+        if holding.is_over or self.granted.get(holding.row) is holding:
+            return
+        holding.is_over = True
         slots = self.maps[holding.tier.index]
         if holding.tier.kind is TierKind.DIRECT:
             self.held -= holding.direct_bytes
-        for row, count in holding.spans:
-            self.held -= holding.tier.size * sum(length for _, length in slots.cold_spans(row, count))
-            slots.give(row, count, now)
+        for first, count in holding.spans:
+            self.held -= holding.tier.size * sum(length for _, length in slots.cold_spans(first, count))
+            rows = range(first, first + count)
+            if self.quarantined.isdisjoint(rows) and self.rows.are(first, slots.marks(first, count)):
+                slots.give(first, count, now)
+                continue
+            for row in rows:
+                if row not in self.quarantined:
+                    self._abandon_row(holding, row, now)
+
+    def _abandon_row(self, holding: Holding, row: int, now: float) -> None:
+        slots = self.maps[holding.tier.index]
+        is_built = self.rows.grant(row) & ~GENERATION_FIELD == State.FOLLOWER << STATE_SHIFT
+        if is_built and self.rows.extent(row) == follower_word(holding.row, holding.birth):
+            self.rows.move(row, State.FREE)
+        if self.rows.are(row, slots.marks(row, 1)):
+            slots.give(row, 1, now)
+        else:
+            self.quarantined.add(row)
 
     def cool(self, nbytes: int, most_rows: int) -> int:
         """Give up spares, then cool ready slots, from the tiers that have most of them, until
@@ -407,6 +444,7 @@ class Inventory:
 
     def give_head(self, holding: Holding, now: float) -> None:
         """Make the head of a run nobody's that was built and not granted."""
+        holding.is_over = True
         self.maps[holding.tier.index].give(holding.row, 1, now)
 
     def take_apart(self, holding: Holding, now: float) -> Iterator[int]:
@@ -433,20 +471,28 @@ class Inventory:
 
     def remove_direct(self, holding: Holding) -> None:
         """Unlink a direct segment that was made and not granted."""
-        self._outbox.add(RemoveDirect(holding.row, generation_of(self.rows.grant(holding.row))))
+        self._outbox.add(RemoveDirect(holding.row, holding.birth))
 
     def direct_segments(self) -> set[tuple[int, int]]:
         """(row, generation) of every direct segment that a row names; others are leftovers."""
         return {(row, held.birth) for row, held in self.granted.items() if held.tier.kind is TierKind.DIRECT}
 
     def quarantine(self, holding: Holding) -> None:
-        """A client left nonsense in its row: never give it out again. Its memory is lost
-        with it, but for a direct segment, which has a name of its own."""
+        """A client left nonsense in its row: never give it out again. Its memory is lost with it,
+        but for a direct segment, which has a name of its own: that is unlinked, and counts for as
+        long as its seat, whose process has it mapped."""
         self.granted.pop(holding.row, None)
         if holding.tier.kind is TierKind.DIRECT:
-            self.held -= holding.direct_bytes
+            if holding.seat:
+                self.condemned[holding.seat] += holding.direct_bytes
+            else:
+                self.held -= holding.direct_bytes
             self._outbox.add(RemoveDirect(holding.row, holding.birth, may_be_mapped=True))
         self.quarantined.update(at for row, count in holding.spans for at in range(row, row + count))
+
+    def acquit(self, seat: int) -> None:
+        """A seat has ended, and nothing that was quarantined is mapped any more."""
+        self.held -= self.condemned.pop(seat, 0)
 
     def give(self, tier: Tier, row: int, generation: int, now: float) -> None:
         """Make a row that says FREE nobody's, unless its generation has run out."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, MutableSequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from shmpool.protocol.codes import Code
@@ -192,15 +193,16 @@ class Lending:
         when nothing was."""
         if not holdings:
             return False
-        uid = self.seats.taken[request.seat].peer.uid
-        for holding in holdings:
-            if self.inventory.scrubber.is_needed(holding.spans, uid):
-                self.inventory.scrub(holding)
-        slices = deque(self.inventory.to_warm(holdings))
-        if slices:
-            self._warm_next(Warming(request, holdings, slices))
-        else:
-            self._grant(request, holdings, now)
+        with self._answering(request, holdings, now):
+            uid = self.seats.taken[request.seat].peer.uid
+            for holding in holdings:
+                if self.inventory.scrubber.is_needed(holding.spans, uid):
+                    self.inventory.scrub(holding)
+            slices = deque(self.inventory.to_warm(holdings))
+            if slices:
+                self._warm_next(Warming(request, holdings, slices))
+            else:
+                self._grant(request, holdings, now)
         return True
 
     def _create_direct(self, request: Request) -> bool:
@@ -211,41 +213,51 @@ class Lending:
 
     def _grant(self, request: Request, holdings: list[Holding], now: float) -> None:
         """Grant what is ready: a long run once its followers are written."""
+        if not self.inventory.are_ready(holdings):
+            self._try_others(request, holdings, now)
+            return
         if holdings[0].chunks > BUILT_PER_STEP:
             self.building[holdings[0].row] = holdings[0]
             self._chores.begin(self._build(request, holdings[0]), now, is_urgent=True)
             return
-        self.line.end(request)
         self._give(request.connection, request.number, self.seats.taken[request.seat], holdings, now)
+        self.line.end(request)
 
     def _build(self, request: Request, holding: Holding) -> Chore:
-        try:
-            yield from self.inventory.build(holding)
-        finally:
-            del self.building[holding.row]
-        if request.is_gone:
+        with self._answering(request, [holding], self._chores.now):
+            try:
+                yield from self.inventory.build(holding)
+            finally:
+                del self.building[holding.row]
+            if not request.is_gone:
+                seat = self.seats.taken[request.seat]
+                self._commit(request.connection, request.number, seat, [holding], self._chores.now)
+                self.line.end(request)
+                return
             self.inventory.give_head(holding, self._chores.now)
-            yield from self.watched(self.inventory.take_apart(holding, self._chores.now))
-        else:
-            self.line.end(request)
-            self._commit(
-                request.connection, request.number, self.seats.taken[request.seat], [holding], self._chores.now
-            )
+        yield from self.watched(self.inventory.take_apart(holding, self._chores.now))
 
     def _give(self, connection: int, number: int, seat: Seat, holdings: list[Holding], now: float) -> None:
-        for holding in holdings:
-            if holding.spans != ((holding.row, 1),):
-                for _ in self.inventory.build(holding):
-                    pass
-        self._commit(connection, number, seat, holdings, now)
+        try:
+            for holding in holdings:
+                if holding.spans != ((holding.row, 1),):
+                    for _ in self.inventory.build(holding):
+                        pass
+            self._commit(connection, number, seat, holdings, now)
+        except Exception:
+            self._abandon(holdings, now)
+            raise
 
     def _commit(self, connection: int, number: int, seat: Seat, holdings: list[Holding], now: float) -> None:
-        rows = []
-        for holding in holdings:
-            self.inventory.grant(holding, seat.number, seat.peer.uid, now)
-            seat.gain(holding.row, holding.nbytes)
-            rows.append(holding.row)
-        self._outbox.send(connection, Grant(number, rows))
+        rows: list[int] = []
+        try:
+            for holding in holdings:
+                self.inventory.grant(holding, seat.number, seat.peer.uid, now)
+                seat.gain(holding.row, holding.nbytes)
+                rows.append(holding.row)
+        finally:
+            if rows:  # what stands in the ledger is granted, whatever became of the others
+                self._outbox.send(connection, Grant(number, rows))
 
     def _serve_or_wait(self, request: Request, now: float) -> None:
         """Room was made for a request, or could not be."""
@@ -361,39 +373,69 @@ class Lending:
     def on_warmed(self, event: Warmed, now: float) -> None:
         """A slice has got its pages."""
         warming = self.warming.pop((event.tier, event.row))
-        self.inventory.warmed(self.tiers[event.tier], event.row, event.count)
-        if warming.request.is_gone:
-            self._abandon(warming.holdings, now)
-        elif warming.slices:
-            self._warm_next(warming)
-        else:
-            self._grant(warming.request, warming.holdings, now)
+        with self._answering(warming.request, warming.holdings, now):
+            is_sound = self.inventory.warmed(self.tiers[event.tier], event.row, event.count)
+            if warming.request.is_gone and is_sound:
+                self._abandon(warming.holdings, now)
+            elif not is_sound:
+                self._try_others(warming.request, warming.holdings, now)
+            elif warming.slices:
+                self._warm_next(warming)
+            else:
+                self._grant(warming.request, warming.holdings, now)
 
     def on_warm_failed(self, event: WarmFailed, now: float) -> None:
         """A slice could not have them."""
         warming = self.warming.pop((event.tier, event.row))
-        self._on_host_full(warming.request, warming.holdings, event.reason, now)
+        with self._answering(warming.request, warming.holdings, now):
+            self._on_host_full(warming.request, warming.holdings, event.reason, now)
 
     def on_direct_created(self, event: DirectCreated, now: float) -> None:
         """A direct segment is there."""
         request, holding = self.creating.pop(event.row)
-        self.inventory.direct_made(holding, request.nbytes)
-        if request.is_gone:
-            self.inventory.remove_direct(holding)
-            self._abandon([holding], now)
-        else:
-            self._grant(request, [holding], now)
+        with self._answering(request, [holding], now):
+            self.inventory.direct_made(holding, request.nbytes)
+            if request.is_gone:
+                self.inventory.remove_direct(holding)
+                self._abandon([holding], now)
+            else:
+                self._grant(request, [holding], now)
 
     def on_direct_failed(self, event: DirectFailed, now: float) -> None:
         """It could not be made."""
         request, holding = self.creating.pop(event.row)
-        self.rows.skip(event.row)  # a squatted name must not fail again and again
-        self._on_host_full(request, [holding], event.reason, now)
+        with self._answering(request, [holding], now):
+            if self.inventory.are_ready([holding]):
+                self.rows.skip(event.row)  # a squatted name must not fail again and again
+            self._on_host_full(request, [holding], event.reason, now)
 
     def _abandon(self, holdings: list[Holding], now: float) -> None:
         for holding in holdings:
             self.inventory.abandon(holding, now)
         self.something_freed = True
+
+    def _try_others(self, request: Request, holdings: list[Holding], now: float) -> None:
+        """Somebody has scribbled on what a request was to be granted: it gets something else."""
+        for holding in holdings:
+            if holding.tier.kind is TierKind.DIRECT:
+                self.inventory.remove_direct(holding)
+        self._abandon(holdings, now)
+        if not (request.is_gone or self._serve(request, now)):
+            self._wait_or_refuse(request, now)
+
+    @contextmanager
+    def _answering(self, request: Request, holdings: list[Holding], now: float) -> Iterator[None]:
+        """Whatever goes wrong meanwhile: nothing stays under way for ever. What was taken and not
+        granted is given up, and the request refused, unless it goes on otherwise."""
+        try:
+            yield
+        except Exception:
+            self._abandon(holdings, now)
+            if not (request.is_gone or request.is_waiting) and self.line.knows(request):
+                self.line.end(request)
+                text = "the broker has failed with this request, its log says how; ask again"
+                self._outbox.send(request.connection, Refusal(request.number, Code.EXHAUSTED, text))
+            raise
 
     def watched(self, steps: Iterator[int]) -> Chore:
         """The steps of something that becomes free."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 
 from .chores import Chore, Chores
 
+#: A time that does not come.
+NEVER = float("inf")
 #: How many rows of one message are looked at in its turn, if looking is all that there is to do.
 LOOKED_AT_PER_TURN = 128
 
@@ -41,16 +43,27 @@ class Looks:
     def soon(self, rows: Iterable[int], now: float) -> None:
         """Look at these rows as far as the present turn has room, then in later ones."""
         self._rows.update(rows)
+        self.tick(now)
+
+    @property
+    def next_deadline(self) -> float:
+        """When `tick` is due: at once, when looking has failed and rows are left."""
+        return 0.0 if self._rows and not self._is_under_way else NEVER
+
+    def tick(self, now: float) -> None:
+        """Go on."""
         if self._rows and not self._is_under_way:
             self._is_under_way = True
             self._chores.begin(self._run(), now, is_urgent=True)
 
     def _run(self) -> Chore:
         """Those that are named meanwhile come after all that were there before."""
+        rows: set[int] = set()
         try:
             while self._rows:
                 rows, self._rows = self._rows, set()
                 while rows:
                     yield self._look(rows.pop(), self._chores.now)
         finally:
+            self._rows |= rows
             self._is_under_way = False

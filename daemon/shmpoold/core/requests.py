@@ -88,6 +88,10 @@ class WaitingLine:
         own = self._under_way.setdefault(request.connection, {})
         return own.setdefault(request.number, request) is request
 
+    def knows(self, request: Request) -> bool:
+        """Whether it is under way."""
+        return self._under_way.get(request.connection, {}).get(request.number) is request
+
     def end(self, request: Request) -> None:
         """A request was answered."""
         self._forget(request.connection, request.number)

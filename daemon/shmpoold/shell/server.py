@@ -185,6 +185,7 @@ class Server:
         except Exception:
             log.exception("the core failed on %r", event)
             self._no_tick_before = now + TICK_AFTER_ERROR
+            self._carry_out(self._core.outbox.take())  # what was decided before it stands
             if isinstance(event, Connected | Received) and event.connection in self._connections:
                 self._connections[event.connection].abort()
             return
