@@ -48,6 +48,16 @@ def hello(index: int) -> Hello:
     return Hello(HELLO_MAGIC, PROTOCOL_VERSION, Role.WORKER, nonce_of(index), 0, 0)
 
 
+class NoReports:
+    """Nobody asks for any, and ages are not shown: what only reads changes nothing."""
+
+    def next_deadline(self) -> None:
+        return None
+
+    def tick(self, now: float) -> None:
+        pass
+
+
 class Start:
     """The pool before the first step. *clients* parties are connected, with connections
     and seats 1 to *clients*; the first of them has the slot in its magazine."""
@@ -70,7 +80,10 @@ class Start:
         self.memory = self.layout.snapshot(ledger, header)
 
     def make_core(self, ledger: MutableSequence[int], header: MutableSequence[int], epoch: int = 1) -> Broker:
-        return Broker(ledger, header, self.settings, POOL_ID, epoch, broker_pid=7)
+        core = Broker(ledger, header, self.settings, POOL_ID, epoch, broker_pid=7)
+        core.reports = NoReports()  # type: ignore[assignment]
+        core.lending.who_keeps_most = lambda now: ""
+        return core
 
     def converse(self, core: Broker) -> None:
         """Bring a new core to where all scenarios begin."""
