@@ -28,6 +28,7 @@ NAMES = (
     "broker",
     "memory",
     "latency",
+    "scale",
     "hostile",
     "soak",
     "gate",

@@ -34,5 +34,8 @@ class Options:
             if value is True:
                 words.append(f"--{key}")
             elif value not in (None, False, ()):
-                words += [f"--{key}", shlex.quote(",".join(value) if isinstance(value, tuple) else str(value))]
+                words += [
+                    f"--{key}",
+                    shlex.quote(",".join(map(str, value)) if isinstance(value, tuple) else str(value)),
+                ]
         return " ".join(words)

@@ -36,3 +36,18 @@ class Names(click.ParamType):
             if name not in self._known:
                 self.fail(f"{name!r} is none of {', '.join(self._known)}", param, ctx)
         return names
+
+
+class Counts(click.ParamType):
+    """Numbers separated by commas, each at least 1; rising."""
+
+    name = "N,…"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        try:
+            counts = sorted({int(word) for word in value.split(",")})
+        except ValueError:
+            self.fail(f"{value!r} are no numbers; write 1,100,1000", param, ctx)
+        if counts[0] < 1:
+            self.fail("a count is at least 1", param, ctx)
+        return tuple(counts)

@@ -6,10 +6,12 @@ read with suspicion: it may be anything.
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Collection, Iterator, MutableSequence
 from typing import Final
 
+from shmpool.protocol.census import snapshot
 from shmpool.protocol.ledger import (
     BROKER,
     CHUNKS_SHIFT,
@@ -31,6 +33,9 @@ from shmpool.protocol.ledger import (
 from shmpool.protocol.states import ALLOWED, CellState, State
 
 _STATES: Final = frozenset(State)
+_TAKEN: Final = re.compile(re.escape(bytes((CellState.TAKEN,))))
+#: So many seats are searched for one by one.
+FEW_SEATS: Final = 4
 
 
 class InvalidTransition(RuntimeError):
@@ -112,21 +117,21 @@ class Rows:
         """(row, cell) of every cell of the rows from *first* to before *end* that says TAKEN by
         one of these seats.
 
-        States are byte-aligned, so their bytes are searched for a single one: 5 ms for 10^5
-        rows, where a loop over the cells, or a search for state and seat at once, takes 50.
+        Seat and state are byte-aligned: for a few seats their bytes are searched together, 7 ms for
+        10^5 rows; for many it is looked whose each TAKEN cell is. A loop over the cells takes 50.
         """
-        words = self.words
-        start = first * ROW_WORDS
-        rows = words[start : min(end, self.count) * ROW_WORDS]
-        raw = rows.tobytes() if isinstance(rows, memoryview) else array("Q", rows).tobytes()
-        states = raw[STATE_SHIFT // 8 :: 8]
-        taken = {grant_word(0, CellState.TAKEN, seat) for seat in seats}
-        at = states.find(CellState.TAKEN)
-        while at >= 0:
-            row, word = divmod(start + at, ROW_WORDS)
-            if FIRST_CELL <= word < FIRST_CELL + MAX_TICKETS and words[start + at] & ~GENERATION_FIELD in taken:
-                yield row, word - FIRST_CELL
-            at = states.find(CellState.TAKEN, at + 1)
+        raw = snapshot(self.words, first, min(end, self.count))
+        if len(seats) <= FEW_SEATS:
+            found = sorted(at for seat in seats for at in _marks(raw, CellState.TAKEN << STATE_SHIFT | seat))
+        else:
+            marks = memoryview(raw).cast("Q")
+            taken = {CellState.TAKEN << STATE_SHIFT | seat for seat in seats}
+            states = raw[STATE_SHIFT // 8 :: 8]
+            found = [one.start() for one in _TAKEN.finditer(states) if marks[one.start()] & ~GENERATION_FIELD in taken]
+        for at in found:
+            row, word = divmod(at, ROW_WORDS)
+            if FIRST_CELL <= word < FIRST_CELL + MAX_TICKETS:
+                yield first + row, word - FIRST_CELL
 
     def are(self, row: int, states: bytes) -> bool:
         """Whether the rows from *row* on say these states, and the broker's seat, whatever their
@@ -146,3 +151,9 @@ class Rows:
 def is_published(word: int, seat: int) -> bool:
     """Whether a grant word is a publication in this seat's custody."""
     return state_of(word) == State.PUBLISHED and seat_of(word) == seat
+
+
+def _marks(raw: bytes, mark: int) -> Iterator[int]:
+    """The words that say this state and seat, counted from the first."""
+    pattern = re.compile(re.escape(mark.to_bytes(STATE_SHIFT // 8 + 1, "little")))
+    return (found.start() // 8 for found in pattern.finditer(raw) if found.start() % 8 == 0)

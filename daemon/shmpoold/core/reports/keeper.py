@@ -18,7 +18,7 @@ from .census import Ledger
 from .holders import Process, by_process
 
 #: Rows that are looked at for one answer, at most.
-LOOKED_AT: Final = 256
+LOOKED_AT: Final = 128
 #: Seconds for which such an answer serves, and that of a census.
 SERVES, CENSUS_SERVES = 0.05, 2.0
 NEVER = float("-inf")
