@@ -34,8 +34,6 @@ class Buffer(Ticket):
     ``np.frombuffer(pool.open(handle).view)`` is good until the array dies. Not usable in a forked
     child (`LeaseReleased`), where an inherited array reads as zeros."""
 
-    __slots__ = ("__weakref__", "_left", "nbytes", "view")
-
     _left: Callable[[], object]
 
     if TYPE_CHECKING:  # for users; in `LiveBuffer` they are attributes
@@ -45,6 +43,9 @@ class Buffer(Ticket):
 
         @property
         def view(self) -> memoryview: ...
+
+    else:  # checkers take what is named here for attributes
+        __slots__ = ("__weakref__", "_left", "nbytes", "view")
 
     @property
     def chunks(self) -> list[memoryview]:
@@ -75,6 +76,9 @@ class Buffer(Ticket):
 
         def __buffer__(self, flags: int, /) -> memoryview:
             return memoryview(self.view)
+
+        def __release_buffer__(self, view: memoryview, /) -> None:
+            """Nothing. Without it numpy takes this object for the memory's owner and keeps no view."""
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -24,7 +24,7 @@ import time
 import warnings
 import weakref
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Unpack
 
 from . import errors
 from .addresses import ENVIRONMENT, MAX_PATH
@@ -36,6 +36,7 @@ from .system.locks import FileLock
 
 if TYPE_CHECKING:
     from .pool import Pool
+    from .settings import Settings
 
 #: Seconds until a new broker must have said that it is ready.
 START_TIMEOUT: Final = 10.0
@@ -67,8 +68,8 @@ class Broker:
     it had pools).
     """
 
-    def __init__(self, **settings: Any) -> None:
-        self._running = _start(settings)
+    def __init__(self, **settings: Unpack[Settings]) -> None:
+        self._running = _start({**settings})
         #: A pool keeps it, and nobody else may be left to close it.
         self._is_kept = False
         self._finalizer = weakref.finalize(self, _stop, self._running)
@@ -84,12 +85,12 @@ class Broker:
         """Its process id."""
         return self._running.process.pid
 
-    def connect(self, **options: Any) -> Pool:
+    def connect(self, *, timeout: float = 5.0, strict: bool = False) -> Pool:
         """A `Pool` of this broker; the options are those of `shmpool.connect`. The pool keeps
         the broker until it is closed: ``shmpool.Broker().connect()`` serves as long."""
         from .pool import connect
 
-        pool = connect(self.address, **options)
+        pool = connect(self.address, timeout=timeout, strict=strict)
         pool._broker = self
         self._is_kept = True
         return pool

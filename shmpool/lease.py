@@ -54,8 +54,6 @@ class Lease:
     array that it inherited reads as zeros.
     """
 
-    __slots__ = ("__weakref__", "_slot", "nbytes", "view")
-
     _slot: Slot
 
     if TYPE_CHECKING:  # for users; in `LiveLease` they are attributes
@@ -65,6 +63,9 @@ class Lease:
 
         @property
         def view(self) -> memoryview: ...
+
+    else:  # checkers take what is named here for attributes
+        __slots__ = ("__weakref__", "_slot", "nbytes", "view")
 
     @property
     def strategy(self) -> Strategy:
@@ -136,6 +137,9 @@ class Lease:
 
         def __buffer__(self, flags: int, /) -> memoryview:
             return memoryview(self.view)
+
+        def __release_buffer__(self, view: memoryview, /) -> None:
+            """Nothing. Without it numpy takes this object for the memory's owner and keeps no view."""
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -1,0 +1,45 @@
+"""The settings of a private broker as keywords, for type checkers: the configuration file's keys.
+
+What they mean and what is in bounds the broker says (``shmpoold --check`` prints all of them).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+#: Bytes, or text such as "256MiB".
+Size = int | str
+#: Seconds, or text such as "5min".
+Duration = float | str
+
+
+class Settings(TypedDict, total=False):
+    """The keywords of `Broker`."""
+
+    socket: str | os.PathLike[str]
+    memory_limit: Size
+    enabled: bool
+    medium_object_threshold: Size
+    large_object_threshold: Size
+    very_large_object_threshold: Size
+    large_object_strategy: Literal["chunked", "direct"]
+    pooled_sizes: Sequence[Size]
+    min_buffer_size: Size
+    max_buffer_size: Size
+    default_buffer_size: Size
+    chunk_sizes: Sequence[Size] | Literal["auto"]
+    max_clients: int
+    lease_timeout: Duration
+    handle_ttl: Duration
+    magazine_bytes: Size
+    magazine_idle: Duration
+    buffer_lifetime: Duration
+    scrub: bool
+    checksums: bool
+    on_stop: Literal["remove", "keep"]
+    allow_uids: Sequence[int | str]
+    allow_gids: Sequence[int | str]
+    group: int | str | None
+    log_level: Literal["debug", "info", "warning", "error"]
