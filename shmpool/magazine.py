@@ -86,10 +86,10 @@ class Magazine:
     """
 
     __slots__ = (
-        "batch", "chunks", "max_batch", "newest", "published", "ready", "resting", "session", "size", "tier", "words",
+        "batch", "chunks", "newest", "published", "ready", "resting", "session", "size", "tier", "words",
     )  # fmt: skip
 
-    def __init__(self, session: Session, tier: Tier, chunks: int, max_bytes: int) -> None:
+    def __init__(self, session: Session, tier: Tier, chunks: int) -> None:
         self.session = session
         self.tier = tier
         self.chunks = chunks
@@ -98,7 +98,6 @@ class Magazine:
         self.ready: deque[Slot] = deque()
         self.published: deque[Slot] = deque()
         self.batch = 1
-        self.max_batch = max(1, min(MAX_BATCH, max_bytes // self.size))
         #: What lay in *ready* at the last look of the helper, to see what rests there.
         self.resting: list[tuple[Slot, int]] = []
         #: The newest publication at that look, with its generation.
@@ -145,7 +144,7 @@ class Magazine:
     def grow(self) -> int:
         """How many to ask for now; the next time twice as many."""
         batch = self.batch
-        self.batch = min(2 * batch, self.max_batch)
+        self.batch = max(1, min(2 * batch, MAX_BATCH, self.session.magazine_bytes // self.size))
         return batch
 
     def reap_rested(self) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import click
@@ -43,7 +44,8 @@ def main(
     try:
         # A private broker is its parent's alone: what the environment sets is meant for the service.
         environment = {} if settings is not None else os.environ
-        reading = read(path, environment, _overrides(socket, assignments, settings))
+        overrides = _overrides(socket, assignments, settings)
+        reading = read(path, environment, overrides)
     except ConfigError as error:
         parent.tell({"error": "ConfigError", "message": str(error)})
         _fail(error, 2)
@@ -54,15 +56,15 @@ def main(
         for line in cleanup.clean_up(config.socket):
             click.echo(line)
     else:
-        _serve(config, parent)
+        _serve(config, parent, lambda: read(path, environment, overrides).config)
 
 
-def _serve(config: Config, parent: service.Parent) -> None:
+def _serve(config: Config, parent: service.Parent, read_again: Callable[[], Config]) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=config.log_level.upper(), format="shmpoold[%(process)d] %(levelname)s: %(message)s"
     )
     try:
-        service.run(config, parent)
+        service.run(config, parent, read_again)
     except ConfigError as error:
         _fail(error, 2)
     except OSError as error:

@@ -76,9 +76,7 @@ class Custody(Mapping):
     def magazine(self, tier: Tier, chunks: int) -> Magazine:
         """The magazine of a tier's slots or of its runs of a length."""
         key = tier.index, chunks
-        return self.magazines.get(key) or self.magazines.setdefault(
-            key, Magazine(self._me, tier, chunks, self.magazine_bytes)
-        )
+        return self.magazines.get(key) or self.magazines.setdefault(key, Magazine(self._me, tier, chunks))
 
     def run_magazine(self, nbytes: int) -> Magazine:
         """The magazine of the runs that hold *nbytes* bytes with least waste."""

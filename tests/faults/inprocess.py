@@ -166,7 +166,7 @@ def run_daemon(config: Config, scenario: Scenario) -> None:
         patch.object(tickets, "FIRST_RETRY", 0.001),
         patch.object(server, "TICK_AFTER_ERROR", 0.001),
     ):
-        asyncio.run(service._run(config, service.Parent()))
+        asyncio.run(service._run(config, service.Parent(), lambda: config))
 
 
 # --- a client ---------------------------------------------------------------------------------------

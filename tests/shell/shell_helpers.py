@@ -138,6 +138,14 @@ class BrokerProcess:
     def pid(self) -> int:
         return self.process.pid
 
+    def await_log(self, words: str) -> str:
+        """Read what is logged up to the line that has these words."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if words in line:
+                return line
+        raise AssertionError(f"the broker ended without a word of {words!r}")
+
     def signal(self, number: signal.Signals) -> str:
         """Send a signal and wait for the end; returns what was logged."""
         self.process.send_signal(number)

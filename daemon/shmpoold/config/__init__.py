@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from .declaration import Config, Scope, default_socket, to_settings
 from .reading import Origin, Reading, load, parse_assignment, read
+from .reload import Reload, reload
 
 __all__ = [
     "Config",
     "Origin",
     "Reading",
+    "Reload",
     "Scope",
     "default_socket",
     "load",
     "parse_assignment",
     "read",
+    "reload",
     "to_settings",
 ]

@@ -127,7 +127,7 @@ class Config(BaseModel):
         le=MAX_NBYTES + 1,
         description="The largest slot that is made: of pooled_sizes, those above are left out.",
     )
-    default_buffer_size: Annotated[Size, Scope.START] = Field(
+    default_buffer_size: Annotated[Size, Scope.RELOAD] = Field(
         default=64 * KIB,
         ge=1,
         lt=MAX_NBYTES + 1,
@@ -144,31 +144,31 @@ class Config(BaseModel):
         le=MAX_SEATS,
         description="The most connections with a seat at a time.",
     )
-    lease_timeout: Annotated[Seconds, Scope.START] = Field(
+    lease_timeout: Annotated[Seconds, Scope.RELOAD] = Field(
         default=30.0,
         ge=0,
         le=30 * _DAY,
         description="How long a lease waits for memory when it names no timeout.",
     )
-    handle_ttl: Annotated[Seconds, Scope.START] = Field(
+    handle_ttl: Annotated[Seconds, Scope.RELOAD] = Field(
         default=300.0,
         gt=0,
         le=365 * _DAY,
         description="Unread handles of a publisher that is gone are closed after this.",
     )
-    magazine_bytes: Annotated[Size, Scope.START] = Field(
+    magazine_bytes: Annotated[Size, Scope.RELOAD] = Field(
         default=MIB,
         ge=PAGE,
         lt=MAX_NBYTES + 1,
         description="A client holds ready at most so much of each slot size.",
     )
-    magazine_idle: Annotated[Seconds, Scope.START] = Field(
+    magazine_idle: Annotated[Seconds, Scope.RELOAD] = Field(
         default=1.0,
         gt=0,
         le=_DAY,
         description="What a client held ready and did not use for so long goes back.",
     )
-    buffer_lifetime: Annotated[Seconds, Scope.START] = Field(
+    buffer_lifetime: Annotated[Seconds, Scope.RELOAD] = Field(
         default=60.0,
         gt=0,
         le=365 * _DAY,
@@ -182,15 +182,15 @@ class Config(BaseModel):
         default=False,
         description="Clients sum what they publish and verify what they open (12 readers at most).",
     )
-    on_stop: Annotated[Literal["remove", "keep"], Scope.START] = Field(
+    on_stop: Annotated[Literal["remove", "keep"], Scope.RELOAD] = Field(
         default="remove",
         description='What an orderly stop does with the pool: "remove", or "keep" for the next broker.',
     )
-    allow_uids: Annotated[tuple[Uid, ...], Scope.START] = Field(
+    allow_uids: Annotated[tuple[Uid, ...], Scope.RELOAD] = Field(
         default=(),
         description="Users (names or numbers) who may connect besides the broker's own and root. Needs group.",
     )
-    allow_gids: Annotated[tuple[Gid, ...], Scope.START] = Field(
+    allow_gids: Annotated[tuple[Gid, ...], Scope.RELOAD] = Field(
         default=(),
         description="Groups (names or numbers) who may connect. With neither list: the members of group.",
     )
@@ -198,7 +198,7 @@ class Config(BaseModel):
         default=None,
         description="Group (name or number) that owns socket and segments: 0660 and not 0600.",
     )
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Scope.START] = Field(
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Scope.RELOAD] = Field(
         default="info",
         description="The least important lines that are logged to stderr.",
     )

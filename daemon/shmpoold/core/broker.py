@@ -52,6 +52,7 @@ from shmpool.protocol.messages import (
     Setting,
     Welcome,
 )
+from shmpool.protocol.messages import Settings as SettingsMessage
 from shmpool.protocol.sizing import Strategy, Tier, TierKind, make_tiers, rows_of
 from shmpool.protocol.states import State
 
@@ -70,6 +71,7 @@ from .events import (
     Peer,
     ProcessDied,
     Received,
+    Reconfigured,
     Ticked,
     TicketClosed,
     Unseen,
@@ -177,6 +179,7 @@ class Broker:
             WarmFailed: self.lending.on_warm_failed,
             DirectCreated: self.lending.on_direct_created,
             DirectFailed: self.lending.on_direct_failed,
+            Reconfigured: self._on_reconfigured,
             TicketClosed: lambda event, now: self.custody.look(event.row, now),
             Ticked: self._on_ticked,
         }
@@ -315,6 +318,17 @@ class Broker:
             Setting.IS_CHUNKING: int(sizing.large_object_strategy is Strategy.CHUNKED),
             Setting.DEFAULT_BUFFER_SIZE: settings.default_buffer_size,
         }
+
+    def _on_reconfigured(self, event: Reconfigured, now: float) -> None:
+        """Take over what may change, and tell the clients what concerns them."""
+        before = self._settings()
+        self.settings = settings = self.settings.reloaded(event.settings)
+        self.custody.ttl, self.cooling.lifetime = settings.handle_ttl, settings.buffer_lifetime
+        self.cooling.note_idle(now)  # what is idle may have been so for longer than it is to be now
+        changed = [[int(number), value] for number, value in self._settings().items() if value != before[number]]
+        for client in self.clients.values() if changed else ():
+            if client.seat is not None:
+                self.outbox.send(client.connection, SettingsMessage(changed))
 
     def _on_disconnected(self, event: Disconnected, now: float) -> None:
         """The seat stays: its client may come back, or its pidfd or a probe tell of its end."""

@@ -31,22 +31,22 @@ class Cooling:
     def __init__(self, inventory: Inventory, chores: Chores, lifetime: float) -> None:
         self._inventory = inventory
         self._chores = chores
-        self._lifetime = lifetime
+        self.lifetime = lifetime
         self._is_under_way = False
         #: When `tick` is due; `NEVER` while nothing is idle.
         self.next_deadline = NEVER
 
     def note_idle(self, now: float) -> None:
         """Something has become idle."""
-        self.next_deadline = min(self.next_deadline, now + self._lifetime)
+        self.next_deadline = min(self.next_deadline, now + self.lifetime)
 
     def tick(self, now: float) -> None:
         """Begin to look, if it is time."""
         if self.next_deadline <= now:
-            self.next_deadline = now + max(self._lifetime / 8, 0.1)
+            self.next_deadline = now + max(self.lifetime / 8, 0.1)
             if not self._is_under_way:
                 self._is_under_way = True
-                self._chores.begin(self._run(now - self._lifetime), now, is_urgent=True)
+                self._chores.begin(self._run(now - self.lifetime), now, is_urgent=True)
 
     def _run(self, since: float) -> Chore:
         inventory = self._inventory

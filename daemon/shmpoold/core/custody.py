@@ -41,7 +41,7 @@ class Custody:
     ) -> None:
         self._rows = rows
         self._inventory = inventory
-        self._ttl = ttl
+        self.ttl = ttl
         self._outbox = outbox
         self._free = free
         self._queue: deque[Holding] = deque()
@@ -109,7 +109,7 @@ class Custody:
 
     def _close_expired(self, holding: Holding, now: float) -> int:
         """Close what nobody opened in time; returns how many tickets that is."""
-        if holding.orphaned_at is None or now - holding.orphaned_at < self._ttl:
+        if holding.orphaned_at is None or now - holding.orphaned_at < self.ttl:
             return 0
         granted = self._rows.grant(holding.row)
         if not is_published(granted, 0):

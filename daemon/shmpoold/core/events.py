@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from shmpool.protocol.messages import Message
 
+from .settings import Settings
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -40,6 +42,14 @@ class Received:
 
     connection: int
     message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """The configuration was read again; of *settings* those count that a running broker may take
+    over (`Settings.reloaded`)."""
+
+    settings: Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,6 @@ class Ticked:
 
 
 Event = (
-    Connected | Received | Disconnected | ProcessDied | Unseen | Warmed | WarmFailed | DirectCreated | DirectFailed
-    | TicketClosed | Ticked
+    Connected | Received | Reconfigured | Disconnected | ProcessDied | Unseen | Warmed | WarmFailed | DirectCreated
+    | DirectFailed | TicketClosed | Ticked
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shmpool.protocol.sizing import KIB, MIB, Sizing
 
@@ -33,3 +33,15 @@ class Settings:
     #: Device and inode of the files with the tickets' and the seats' byte locks.
     tickets_file: tuple[int, int] = (0, 0)
     seats_file: tuple[int, int] = (0, 0)
+
+    def reloaded(self, new: Settings) -> Settings:
+        """These, with what a running broker may take over of *new*."""
+        return replace(
+            self,
+            default_buffer_size=new.default_buffer_size,
+            lease_timeout=new.lease_timeout,
+            handle_ttl=new.handle_ttl,
+            magazine_bytes=new.magazine_bytes,
+            magazine_idle=new.magazine_idle,
+            buffer_lifetime=new.buffer_lifetime,
+        )

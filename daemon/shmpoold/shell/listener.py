@@ -73,6 +73,10 @@ class Listener:
         self._window_ends = 0.0
         self._left = ACCEPTS_PER_WINDOW
 
+    def admit(self, admission: Admission) -> None:
+        """Who may connect from now on; those who are connected stay."""
+        self._admission = admission
+
     def start(self) -> None:
         """Accept from now on."""
         self._pause = None

@@ -44,12 +44,14 @@ from ..core.events import (
     Peer,
     ProcessDied,
     Received,
+    Reconfigured,
     Ticked,
     TicketClosed,
     Unseen,
     Warmed,
     WarmFailed,
 )
+from ..core.settings import Settings
 from .connection import CLOSE_GRACE, Connection
 from .listener import Admission, Listener
 from .segments import SegmentStore
@@ -131,6 +133,12 @@ class Server:
         self._listener = Listener(sock, admission, self._open, self._shortage)
         self._listener.start()
         self._arm()
+
+    def reconfigure(self, settings: Settings, admission: Admission) -> None:
+        """Take over what may change of a configuration that was read again."""
+        self.dispatch(Reconfigured(settings))
+        if self._listener is not None:
+            self._listener.admit(admission)
 
     async def stop(self) -> None:
         """Tell everybody, end all connections, and leave ledger and segments as they are.

@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
@@ -26,6 +27,7 @@ from ..config import Config
 from . import pools, systemd
 from .files import AlreadyRunning, Earlier, RuntimeFiles
 from .listener import Admission
+from .reloading import Reloading
 from .segments import Access
 from .server import Server
 
@@ -63,18 +65,19 @@ class Parent:
             log.warning("cannot report to the parent: %s", error)
 
 
-def run(config: Config, parent: Parent) -> None:
-    """Serve until told to stop. Raises ConfigError (AlreadyRunning among them) and
-    OSError when it cannot start; then nothing is left behind."""
+def run(config: Config, parent: Parent, read_again: Callable[[], Config]) -> None:
+    """Serve until told to stop; SIGHUP takes over what may change of what *read_again* gives.
+    Raises ConfigError (AlreadyRunning among them) and OSError when it cannot start; then
+    nothing is left behind."""
     try:
-        asyncio.run(_run(config, parent))
+        asyncio.run(_run(config, parent, read_again))
     except Exception as error:
         name = "ConfigError" if isinstance(error, ConfigError) else type(error).__name__
         parent.tell({"error": name, "message": str(error)})
         raise
 
 
-async def _run(config: Config, parent: Parent) -> None:
+async def _run(config: Config, parent: Parent, read_again: Callable[[], Config]) -> None:
     stop = Stop(parent)  # first of all: from here on no signal ends us half way
     _raise_descriptor_limit(config.max_clients)
     activated = _activated_socket()
@@ -92,7 +95,9 @@ async def _run(config: Config, parent: Parent) -> None:
         pool, server = _start(config, files, earlier)
         stack.callback(lambda: (pool.close if ending.keep else pool.remove)())
         server.serve(listener, Admission.of(config.allow_uids, config.allow_gids, config.group))
-        ending.keep = config.on_stop == "keep" and parent.pidfd is None
+        reloading = Reloading(config, read_again, server, lambda now: ending.follow(now, parent))
+        stop.on_hangup(reloading.reload)
+        ending.follow(config, parent)
         how = f"taken up, epoch {pool.core.epoch}" if pool.is_adopted else "new"
         log.info("serving %s, pool %016x (%s)", config.socket, pool.store.pool_id, how)
         systemd.notify("READY=1")
@@ -188,6 +193,10 @@ class Ending:
 
     keep: bool
 
+    def follow(self, config: Config, parent: Parent) -> None:
+        """As the configuration says; a private broker's pool never stays."""
+        self.keep = config.on_stop == "keep" and parent.pidfd is None
+
 
 class Stop:
     """The reasons to end: SIGTERM, SIGINT, the parent's death. A private broker leaves
@@ -197,7 +206,7 @@ class Stop:
         self._loop = asyncio.get_running_loop()
         self.requested = asyncio.Event()
         self._loop.add_signal_handler(signal.SIGTERM, self._because, "SIGTERM")
-        self._loop.add_signal_handler(signal.SIGHUP, log.warning, "SIGHUP: the configuration is read at the start only")
+        self.on_hangup(lambda: log.warning("SIGHUP while starting: the configuration has just been read"))
         if parent.pidfd is None:
             self._loop.add_signal_handler(signal.SIGINT, self._because, "SIGINT")
         else:
@@ -212,6 +221,10 @@ class Stop:
     def ignore_more(self) -> None:
         """Hold signals back, at last until the process ends: it does anyway, with status 0."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+    def on_hangup(self, act: Callable[[], None]) -> None:
+        """What SIGHUP does from now on."""
+        self._loop.add_signal_handler(signal.SIGHUP, act)
 
     def _because(self, reason: str) -> None:
         log.info("stopping: %s", reason)
