@@ -184,6 +184,18 @@ def test_cancelled_waiters_do_not_pile_up_behind_one_that_waits(world: World) ->
     assert sum(len(queue) for queue in world.broker.lending.line._queues.values()) == 1
 
 
+def test_a_cancel_forgets_its_own_request_and_no_other_of_that_client(world: World) -> None:
+    fill(world)
+    client = world.client()
+    numbers = [client.refill(SMALL) for _ in range(3)]
+    world.run()
+    for number in (numbers[1], numbers[0], numbers[2]):
+        client.cancel(number)
+        world.run()
+        assert [refusal.request for refusal in client.refusals][-1] == number
+    assert not world.broker.lending.line and not world.broker.lending.line._under_way
+
+
 @pytest.mark.parametrize("how", ["cancel", "disconnect", "die"])
 def test_who_goes_during_warming_is_granted_nothing_and_the_memory_is_free(world: World, how: str) -> None:
     client = world.client()

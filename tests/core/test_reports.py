@@ -163,3 +163,24 @@ def test_a_worker_may_ask_too(world: World) -> None:
     client.send(Query(1, Topic.STATS))
     world.run()
     assert json.loads(client.answers[0].payload)["clients"][0]["seat"] == client.seat
+
+
+def test_the_invariants_are_told_to_who_asks(world: World) -> None:
+    world.client().get()
+    assert ask(world, Topic.INVARIANTS) == {"violation": None}
+    world.check_every = 0
+    world.broker.inventory.held += 1
+    assert ask(world, Topic.INVARIANTS)["violation"]
+    world.broker.inventory.held -= 1
+
+
+def test_what_was_adopted_is_as_old_as_its_broker(world: World) -> None:
+    client = world.client()
+    client.lease(client.get()[0])
+    world.pass_time(500.0)
+    world.restart()
+    client.reconnect()
+    world.run()
+    world.pass_time(5.0)
+    [lease] = ask(world, Topic.LEASES)["leases"]
+    assert 0 <= lease["age_seconds"] <= 6.0

@@ -18,3 +18,8 @@ def test_no_two_counters_share_a_word() -> None:
 def test_names_are_those_of_the_enums_in_their_order() -> None:
     assert [category.value for category in SizeCategory] == list(figures.CATEGORIES)
     assert [strategy.value for strategy in STRATEGY_OF_KIND] == list(figures.STRATEGIES)
+
+
+def test_the_sampling_is_by_a_mask() -> None:
+    """The hot path asks whether a counter's low bits are zero."""
+    assert figures.SAMPLE_EVERY.bit_count() == 1
