@@ -1,19 +1,23 @@
-"""cycle: What do lease + release, and the whole cycle, cost in one process, or `--against` another source tree?
+"""cycle: What do lease + release, and the whole cycle, cost in one process, or `--against` another source tree, or
+`--beside` so many clients?
 
 Two trees are measured in one run: each in a process of its own with a broker of its own, one lap of each by
 turns. The ratio of the best laps and the median of the rounds' ratios are shown, the smaller of both is
-judged. So neither the machine's state nor a neighbour is in it; the same tree twice tells its noise."""
+judged. So neither the machine's state nor a neighbour is in it; the same tree twice tells its noise. In the same
+way a pool in which seats are held by others is measured beside one that is alone."""
 
 from __future__ import annotations
 
 import statistics
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import click
 
 import shmpool
 
+from . import seats
 from .measure import Contestant, Lap, Ratio, Series, interleave
 from .operations import Operation, lease_and_release, whole_cycle
 from .options import Options
@@ -34,18 +38,26 @@ SECONDS_AGAINST = 0.002
 MOST_OF_THE_OTHER = 1.05
 MOST_OF_THE_OTHER_DIRECT = 1.15
 
+#: Beside other clients.
+SIZES_BESIDE = (KIB, 64 * KIB)
+#: Times what it costs alone.
+MOST_BESIDE = 1.10
+
 PARAMETERS = [
     click.Option(["--against"], type=TreePath(), help="Measure this tree and that checkout in one run."),
+    click.Option(["--beside"], type=click.IntRange(1, 16_000), help="Measure beside so many seats that others hold."),
 ]
 
 
 def run(options: Options) -> Report:
     report = Report.of(__doc__, options)
-    other = options.more.get("against")
-    if other is None:
-        _measure_here(report, options)
-    else:
+    other, beside = options.more.get("against"), options.more.get("beside")
+    if other is not None:
         _measure_against(report, options, other)
+    elif beside is not None:
+        _measure_beside(report, options, beside)
+    else:
+        _measure_here(report, options)
     return report
 
 
@@ -84,6 +96,33 @@ def _measure_against(report: Report, options: Options, other: Path) -> None:
         report.bars.append(Bar(f"{name}, {size_name(size)}", _allowed(size), slower, is_most=True))
 
 
+def _measure_beside(report: Report, options: Options, count: int) -> None:
+    rounds, seconds = options.rounds or ROUNDS_AGAINST, options.seconds or SECONDS_AGAINST
+    table = Table(
+        f"beside {count:,} seats that another process holds, and alone: the best of {rounds} rounds, and their ratios",
+        [Column("size", "B"), Column("operation"), Column("beside", "s"), Column("alone", "s"),
+         Column("best / best", "x"), Column("round by round", "x")],
+        is_grouped=True,
+    )  # fmt: skip
+    report.tables.append(table)
+    settings = {"memory_limit": "256MiB", "max_clients": count + 16}
+    with (
+        shmpool.Broker(**settings) as crowded,
+        shmpool.Broker(**settings) as empty,
+        seats.held(crowded.address, count),
+        crowded.connect() as ours,
+        empty.connect() as theirs,
+    ):
+        for size, (name, of) in product(options.sizes or SIZES_BESIDE, OPERATIONS_BESIDE.items()):
+            contestants = {"beside": of(ours, size), "alone": of(theirs, size)}
+            series = interleave(contestants, rounds=rounds, seconds=seconds)
+            beside, alone = series["beside"], series["alone"]
+            of_bests, of_rounds = beside.best / alone.best, _round_by_round(beside, alone)
+            table.rows.append([size, name, beside.best, alone.best, of_bests, of_rounds])
+            slower = min(of_bests, of_rounds.median)
+            report.bars.append(Bar(f"{name}, {size_name(size)}", MOST_BESIDE, slower, is_most=True))
+
+
 def _allowed(size: int) -> float:
     return MOST_OF_THE_OTHER if size < MIB else MOST_OF_THE_OTHER_DIRECT
 
@@ -101,6 +140,9 @@ def pair_of(pool: shmpool.Pool, size: int) -> Contestant:
 
 def cycle_of(pool: shmpool.Pool, size: int) -> Contestant:
     return partial(_lap, whole_cycle, pool, size)
+
+
+OPERATIONS_BESIDE = {"lease + release": pair_of, "whole cycle": cycle_of}
 
 
 def _lap(operation: Operation, pool: shmpool.Pool, size: int, objects: int) -> Lap:

@@ -59,6 +59,7 @@ from shmpoold.core.events import (
     Warmed,
     WarmFailed,
 )
+from shmpoold.shell.segments import remove_names
 
 sys.path.append(str(Path(__file__).parents[1] / "core"))
 
@@ -136,7 +137,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-GEOMETRY = [0, VERSION, POOL_ID, ROWS, TIERS, SEATS, CRC, *range(FIRST_TIER, FIRST_TIER + 3 * TIER_WORDS)]
+GEOMETRY = [0, POOL_ID, ROWS, TIERS, SEATS, CRC, *range(FIRST_TIER, FIRST_TIER + 3 * TIER_WORDS)]
 DAMAGES: dict[str, Callable[[Kept], Any]] = {
     **{f"no {what}": lambda kept, what=what: kept.path(what).unlink() for what in ("header", "ledger", "tier")},
     **{
@@ -145,7 +146,6 @@ DAMAGES: dict[str, Callable[[Kept], Any]] = {
                            ("ledger", 1 << 30), ("tier", 0), ("tier", 4096))
     },
     **{f"header word {at}": lambda kept, at=at: kept.flip("header", at, at * 7 % 64) for at in GEOMETRY},
-    "another version": lambda kept: kept.change_header(version=2),
     "another pool's header": lambda kept: kept.change_header(pool_id=kept.pool_id ^ 1),
     "more rows than its ledger": lambda kept: kept.change_header(capacity=1 << 19),
     "a tier that is larger": lambda kept: kept.change_header(size=8192),
@@ -176,6 +176,22 @@ def test_damaged_segments_mean_a_new_pool(kept: Kept, caplog: pytest.LogCaptureF
     kept.run_next(look)
     (line,) = errors(caplog)
     assert f"pool {kept.pool_id:016x} cannot be adopted" in line
+
+
+@pytest.mark.parametrize("version", [1, 3, 130])
+def test_pool_of_another_version_is_left_as_it_is(kept: Kept, caplog: pytest.LogCaptureFixture, version: int) -> None:
+    """Whoever lives in it goes on, and nobody of this version knows what its words mean."""
+    kept.change_header(version=version)
+    before = {name for name in segments_left() if f"{kept.pool_id:016x}" in name}
+
+    async def look(daemon: Daemon) -> None:
+        assert (daemon.pool.is_adopted, daemon.pool.core.epoch) == (False, 1)
+        assert before <= segments_left()
+
+    kept.run_next(look)
+    (line,) = errors(caplog)
+    assert f"pool {kept.pool_id:016x} is of another shmpool: its ledger's version is {version}" in line
+    remove_names(before)
 
 
 def test_what_may_change_in_a_header_is_no_damage(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
