@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 
 import pytest
@@ -197,6 +198,36 @@ def test_stranger_is_told_that_it_may_not_connect(start_broker: StartBroker, con
             os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0
     assert connect().hello().seat == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can try as another user")
+@pytest.mark.parametrize(("others", "is_member"), [(0, True), (99, True), (1000, True), (99, False)])
+def test_members_by_a_supplementary_group_are_admitted(others: int, is_member: bool) -> None:
+    """What `usermod -aG` makes of somebody, whose primary group is another."""
+    group = 4242
+    with tempfile.TemporaryDirectory() as directory:  # pytest's own are closed to others
+        os.chmod(directory, 0o755)
+        address = f"{directory}/run/broker.sock"
+        broker = BrokerProcess(address, "--set", "memory_limit=32MiB", "--set", f"group={group}")
+        opened = {os.path.dirname(address): 0o755, address: 0o666}  # so that the broker's own look decides
+        for path, mode in opened.items():
+            os.chmod(path, mode)
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                os.setgroups([*range(5000, 5000 + others), *([group] if is_member else [])])
+                os.setresgid(65534, 65534, 65534)
+                os.setresuid(65534, 65534, 65534)
+                wire = Wire(address)
+                if is_member:
+                    status = 0 if wire.hello().seat == 1 else 2
+                else:
+                    status = 0 if ending(wire).code == Code.FORBIDDEN else 3
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+        broker.stop()
 
 
 def test_impossible_request_is_refused_and_the_connection_goes_on(start_broker: StartBroker, connect: Connect) -> None:
