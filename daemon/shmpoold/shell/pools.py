@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator, MutableSequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import cast
 
@@ -113,20 +114,20 @@ def _adopt(pool_id: int, config: Config, files: RuntimeFiles, access: Access) ->
     store = _find(pool_id, access)
     if store is None:
         return None
-    try:
+    with ExitStack() as stack:
+        stack.callback(store.close)
         locks = files.open_lock_files(pool_id, store.tickets_file, store.seats_file)
-    except BaseException:
-        store.close()
-        raise
-    if locks is None:
-        log.error("pool %016x has lost its lock files: removing it and starting a new one", pool_id)
-        store.remove_all()
-        return None
-    if _is_wanted(store, locks, config):
-        return _adopted(store, locks, _settings(config, locks))
-    locks.close()
-    store.remove_all()
-    return None
+        if locks is None:
+            log.error("pool %016x has lost its lock files: removing it and starting a new one", pool_id)
+            store.remove_all()
+            return None
+        stack.callback(locks.close)
+        if not _is_wanted(store, locks, config):
+            store.remove_all()
+            return None
+        pool = _adopted(store, locks, _settings(config, locks))
+        stack.pop_all()
+    return pool
 
 
 def _find(pool_id: int, access: Access) -> SegmentStore | None:
