@@ -6,32 +6,47 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import secrets
+import signal
 import socket
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from shmpool.protocol.framing import encode_frame
+from shmpool.protocol.header import header_bytes, ledger_bytes
 from shmpool.protocol.messages import (
+    FROM_BROKER,
     HELLO_MAGIC,
     MAX_ROWS_PER_MESSAGE,
     PROTOCOL_VERSION,
     Bell,
+    Cancel,
+    Direct,
+    Grant,
     Hello,
     Message,
     Query,
     Refill,
+    Refusal,
     Return,
     Role,
     Topic,
+    Welcome,
+    decode,
     encode,
 )
+from shmpool.protocol.sizing import MIB, Tier, TierKind, rows_of
 
 #: Connections held at a time, where an attack holds many.
 MANY = 256
 #: Fewer than `max_clients` of the benchmark's broker and its spare ones.
 THOUSAND = 1000
+#: The memory limit of that broker.
+LIMIT = 512 * MIB
 
 Steps = Iterator[None]
+M = TypeVar("M")
 
 
 def garbage(address: str) -> Steps:
@@ -87,6 +102,39 @@ def refills(address: str) -> Steps:
     return _flood(address, b"".join(_frame(Refill(number, 1, 1, 64, True)) for number in range(1, 9)))
 
 
+def bell_flood(address: str) -> Steps:
+    """One lease, and bells that name its row as often as a message can."""
+    while True:
+        with _connect(address) as peer, contextlib.suppress(OSError):
+            _say(peer, _hello())
+            _say(peer, Refill(1, 0, 1, 1, True))
+            bell = _frame(Bell(_hear(peer, Grant).rows * MAX_ROWS_PER_MESSAGE))
+            while True:
+                peer.sendall(bell)
+                yield
+        yield
+
+
+def recall_storm(address: str) -> Steps:
+    """Ask for all of the memory, which others have a part of, and cancel at once: everybody is to
+    give back what is idle, again and again. Many of them never answer."""
+    with _many(address, MANY) as peers:
+        for peer in peers[1:]:
+            _say(peer, _hello())
+            _say(peer, Refill(1, 0, 1, 2, True))
+            _hear(peer, Grant)
+        asking = peers[0]
+        _say(asking, _hello())
+        welcome = _hear(asking, Welcome)
+        tiers = [Tier(index, TierKind(kind), *rest) for index, (kind, *rest) in enumerate(welcome.tiers)]
+        overhead = ledger_bytes(rows_of(tiers), welcome.seats) + header_bytes(welcome.seats)
+        for number in itertools.count(1):
+            _say(asking, Direct(number, LIMIT - overhead, True))
+            _say(asking, Cancel(number))
+            _hear(asking, Refusal)
+            yield
+
+
 #: By name, in the order of the table.
 ATTACKS: dict[str, Callable[[str], Steps]] = {
     "garbage": garbage,
@@ -96,6 +144,8 @@ ATTACKS: dict[str, Callable[[str], Steps]] = {
     "1,000 connections": thousand,
     "false bells": false_bells,
     "refills replayed": refills,
+    "bell flood": bell_flood,
+    "recall storm": recall_storm,
 }
 
 
@@ -145,3 +195,47 @@ def _frame(message: Message) -> bytes:
 
 def _say(peer: socket.socket, message: Message) -> None:
     peer.sendall(_frame(message))
+
+
+def _hear(peer: socket.socket, kind: type[M]) -> M:
+    """The next message of a kind; others are thrown away. Raises OSError at the end."""
+    while True:
+        head = peer.recv(4, socket.MSG_WAITALL)
+        body = peer.recv(int.from_bytes(head, "little"), socket.MSG_WAITALL) if head else b""
+        if not body:
+            raise ConnectionResetError("the broker has ended it")
+        message = decode(body, FROM_BROKER)
+        if isinstance(message, kind):
+            return message
+
+
+@contextlib.contextmanager
+def victim(address: str, rows: int) -> Iterator[tuple[int, int]]:
+    """A process of its own that holds so many rows, to be killed: its pid and its seat."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _hold(address, rows, writing)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    try:
+        with open(reading, "rb") as pipe:
+            yield pid, int(pipe.readline())
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _hold(address: str, rows: int, writing: int) -> None:
+    with _connect(address) as peer:
+        _say(peer, _hello())
+        seat, held = _hear(peer, Welcome).seat, 0
+        for number in itertools.count(1):
+            if held >= rows:
+                break
+            _say(peer, Refill(number, 0, 1, rows - held, True))
+            held += len(_hear(peer, Grant).rows)
+        os.write(writing, b"%d\n" % seat)
+        signal.pause()

@@ -1,4 +1,4 @@
-"""hostile: Are others held up while hostile peers attack the broker?
+"""hostile: Are others held up while hostile peers attack the broker; are deaths swept; does its memory stay?
 
 One client leases warm and with a miss (a broker round trip); meanwhile a process attacks as
 fast as it can, in phases interleaved with quiet ones of the same round. In a quiet phase a
@@ -7,25 +7,45 @@ not that a core is taken. Every attack is at full speed: a real peer of this kin
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from statistics import median
+
+import click
 
 import shmpool
+from shmpool.protocol.header import SEAT_PID, SEAT_STATE, seat_at
 
-from .attacks import ATTACKS, Steps
+from .attacks import ATTACKS, LIMIT, Steps, victim
 from .crew import Answer, Crew, start_time, wait_until
 from .measure import Lap, Series
 from .misses import SETTINGS, Misses
 from .options import Options
+from .parameters import Names
 from .report import Bar, Column, Report, Table
+from .units import MIB
+
+PARAMETERS = [
+    click.Option(["--attacks"], type=Names(ATTACKS), help=f"Some of {', '.join(ATTACKS)}."),
+]
 
 ROUNDS = 7
 SECONDS = 0.4
+#: Seconds for starting the process that is to be killed.
+FORKING = 0.05
 BAR = 2.0
 WARM, MISS = "warm cycle", "miss"
 NBYTES = 64 * 1024
+#: What a process has that is killed; how long the attack goes on for it at least, and when it is given up. Seconds.
+HELD = 256
+SWEPT_WITHIN, GIVEN_UP = 0.1, 20.0
+#: What the broker may have more after the last attack than after the first.
+MOST_GROWTH = 8 * MIB
 
 
 def run(options: Options) -> Report:
@@ -34,49 +54,95 @@ def run(options: Options) -> Report:
     columns += [Column(f"{when} {what}", "s") for what in ("p50", "p99") for when in ("quiet", "attacked")]
     table = Table("latency of others", [*columns, Column("attacked / quiet", "x")], is_grouped=True)
     report.tables.append(table)
+    ends = [
+        Column("attack"),
+        *(Column(f"{when} {what}", "s") for when in ("quiet", "attacked") for what in ("p50", "max")),
+    ]
+    fates = Table("from a process's death to its seat's being cleared; the broker's memory while attacked", [
+        *ends, Column("at first", "B"), Column("at last", "B"),
+    ])  # fmt: skip
+    report.tables.append(fates)
     rounds, seconds = options.rounds or ROUNDS, options.seconds or SECONDS
-    for name in ATTACKS:
+    for name in options.more.get("attacks") or ATTACKS:
         rate, quiet, attacked = _measure(name, rounds, seconds)
         for operation in (WARM, MISS):
-            before, during = quiet[operation], attacked[operation]
+            before, during = quiet.latency[operation], attacked.latency[operation]
             ratio = during.ratio_to(before)
             slower = (1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
             figures = [series.percentile(percent) for percent in (50, 99) for series in (before, during)]
             table.rows.append([name, rate, operation, *figures, slower])
             bar = f"{name}: {operation} while attacked / quiet"
             report.bars.append(Bar(bar, BAR, slower[0], is_most=True, spread=(slower[1], slower[2])))
+        _add_fates(report, fates, name, quiet, attacked)
     report.notes.append(
         "The ratio is of the medians of each round's two phases; in brackets its spread over the rounds."
     )
     return report
 
 
-def _measure(name: str, rounds: int, seconds: float) -> tuple[float, dict[str, Series], dict[str, Series]]:
+@dataclass
+class Seen:
+    """What others saw in the phases of one kind."""
+
+    latency: dict[str, Series] = field(default_factory=lambda: {WARM: Series(), MISS: Series()})
+    #: Seconds until a death was swept; bytes of the broker's own memory; a figure a round.
+    swept: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+
+
+def _add_fates(report: Report, table: Table, name: str, quiet: Seen, attacked: Seen) -> None:
+    swept = [figure for seen in (quiet, attacked) for figure in (median(seen.swept), max(seen.swept))]
+    table.rows.append([name, *swept, attacked.memory[0], attacked.memory[-1]])
+    report.bars.append(Bar(f"{name}: a death swept within", SWEPT_WITHIN, swept[2], "s", is_most=True))
+    growth = max(0, attacked.memory[-1] - attacked.memory[0])
+    report.bars.append(Bar(f"{name}: the broker's memory grows by", MOST_GROWTH, growth, "B", is_most=True))
+
+
+def _measure(name: str, rounds: int, seconds: float) -> tuple[float, Seen, Seen]:
     """The attack's steps a second, and what others measured without and with it."""
-    quiet, attacked = ({operation: Series() for operation in (WARM, MISS)} for _ in range(2))
+    quiet, attacked = Seen(), Seen()
     rates = []
     lead = seconds / 2  # the attack is well under way when the others begin
     with (
-        shmpool.Broker(memory_limit="512MiB", max_clients=1100, **SETTINGS) as broker,
+        shmpool.Broker(memory_limit=LIMIT, max_clients=1100, **SETTINGS) as broker,
         Crew(1, lambda _place: _attacker(broker.address)) as crew,
         broker.connect() as pool,
         broker.connect() as other,
     ):
         misses = Misses(pool)
 
-        def measure(start: float, series: dict[str, Series]) -> None:
-            wait_until(start)
-            _add(series[WARM], list(_warm_cycles(other, start + seconds / 2)))
-            _add(series[MISS], misses.run(1 << 30, start + seconds))
+        def measure(start: float, seen: Seen) -> None:
+            with victim(broker.address, HELD) as (pid, seat):
+                wait_until(start)
+                _add(seen.latency[WARM], list(_warm_cycles(other, start + seconds / 2)))
+                _add(seen.latency[MISS], misses.run(1 << 30, start + seconds))
+                seen.swept.append(_until_swept(other, pid, seat))
+            seen.memory.append(_own_memory(broker.pid))
 
         for _ in range(rounds):
-            for attack, series in (("", quiet), (name, attacked)):
-                start = start_time()
-                question = attack, start, lead + seconds
-                (steps,) = crew.ask(question, meanwhile=partial(measure, start + lead, series))
+            for attack, seen in (("", quiet), (name, attacked)):
+                start = start_time() + FORKING
+                question = attack, start, lead + seconds + SWEPT_WITHIN
+                (steps,) = crew.ask(question, meanwhile=partial(measure, start + lead, seen))
                 if attack:
-                    rates.append(steps / (lead + seconds))
+                    rates.append(steps / (lead + seconds + SWEPT_WITHIN))
     return sorted(rates)[len(rates) // 2], quiet, attacked
+
+
+def _until_swept(pool: shmpool.Pool, pid: int, seat: int) -> float:
+    """Kill a process; seconds until its seat is nobody's, or another's."""
+    header, at = pool._session.header, seat_at(seat)
+    killed = time.perf_counter()
+    os.kill(pid, signal.SIGKILL)
+    while header[at + SEAT_STATE] and header[at + SEAT_PID] == pid and time.perf_counter() < killed + GIVEN_UP:
+        time.sleep(0.001)
+    return time.perf_counter() - killed
+
+
+def _own_memory(pid: int) -> int:
+    """Bytes of a process that are shared with nobody and of no file."""
+    with open(f"/proc/{pid}/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
 def _add(series: Series, samples: list[float]) -> None:
