@@ -16,7 +16,7 @@ from itertools import count
 from sys import getrefcount
 from typing import TYPE_CHECKING, Final
 
-from ..protocol.figures import DEFERRED
+from ..protocol.figures import DEFERRED, HELD_BY_VIEWS
 from ..tickets import Ticket, finish
 from ..windows import AT_REST
 from .openings import Openings
@@ -73,6 +73,8 @@ class DeferredReleases:
         #: Reentrant: what a collection finds meanwhile may call the pool.
         self._parting_lock = threading.RLock()
         self._pause = FIRST_PAUSE
+        #: What the seat's gauge says.
+        self._noted = 0
 
     @property
     def any(self) -> bool:
@@ -90,12 +92,22 @@ class DeferredReleases:
                 self._old[number] = recent[number]
                 del recent[number]
         recent[next(self._numbers)] = ticket
+        self._note()
         self._hurry()
 
     def add_slot(self, slot: Slot, go_on: Callable[[], None]) -> None:
         """A slot that its writer keeps a view of. Takes no lock that a finalizer could meet."""
         self._partings[next(self._numbers)] = Parting(slot, go_on)
+        self._note()
         self._hurry()
+
+    def _note(self) -> None:
+        """Tell in the seat's gauge how many wait. Threads may overtake each other: whoever looks
+        next mends it."""
+        held, session = len(self._recent) + len(self._old) + len(self._partings), self._session
+        if held != self._noted and not session.is_over:
+            self._noted = held
+            session.words[session.counters + HELD_BY_VIEWS] = held
 
     def _hurry(self) -> None:
         if self._pause > 4 * FIRST_PAUSE or not self._session.is_watched:
@@ -115,6 +127,7 @@ class DeferredReleases:
                 recent.pop(number, None)
         if self._partings:
             self._look_at_partings()
+        self._note()
 
     def look_at_all(self) -> None:
         """What the helper looks at, and who has to give back."""
@@ -126,6 +139,7 @@ class DeferredReleases:
                     self._settle(ticket)
                     waiting.pop(number, None)
         self._look_at_partings()
+        self._note()
 
     def recover(self) -> None:
         """Also what an exception lost: a ticket that is open and that nobody knows."""

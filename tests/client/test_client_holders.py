@@ -10,7 +10,7 @@ from typing import Any
 
 import client_workers
 import pytest
-from client_helpers import child, hear, of_pid
+from client_helpers import child, eventually, hear, of_pid
 from conftest import Start
 
 import shmpool
@@ -43,7 +43,28 @@ def test_a_lease_timeout_names_the_reader_that_keeps_everything(start: Start, si
             (reader,), (writer,) = of_pid(stats, process.pid or 0), of_pid(stats, os.getpid())
             assert reader.reads == count and reader.read_bytes >= count * size
             assert (reader.leases, writer.reads) == (0, 0)
+            assert reader.held_by_views == stats.held_by_views == count
             queue.put(None)
             assert hear(pipe) is True, "the bytes of kept arrays have changed"
         with pool.lease(size, timeout=10):
             pass
+
+
+@pytest.mark.filterwarnings("ignore:a view of a published or released buffer")
+def test_what_only_views_hold_is_counted_while_they_live(pool: shmpool.Pool) -> None:
+    views = []
+    before = pool.stats().deferred_releases
+    for size in (100, 300_000, 2 << 20):
+        with pool.lease(size) as lease:
+            lease.write(bytes(size))
+            handle = lease.publish()
+        with pool.open(handle) as buffer:
+            views.append(buffer.view[:10])
+        with pool.lease(size) as lease:
+            views.append(lease.view[:10])
+    stats = pool.stats()
+    assert (stats.held_by_views, of_pid(stats, os.getpid())[0].held_by_views) == (6, 6)
+    assert stats.deferred_releases == before + 6
+    views.clear()
+    eventually(lambda: not pool.stats().held_by_views, "the end of what views held")
+    assert pool.stats().deferred_releases == before + 6
