@@ -8,7 +8,6 @@ It is stopped before a fork and started again after it; it never holds a lock wh
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import threading
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ..connection import Interruption, jitter
+from ..log import log
 from ..system.descriptors import drain
 from .link import Link
 
@@ -30,12 +30,11 @@ _CONNECT_TIMEOUT: Final = 2.0
 #: How often the helper of a seat without a pool looks whether anything is in use.
 UNUSED_POLL: Final = 0.05
 
-_log: Final = logging.getLogger("shmpool")
-
 
 class Seat(Protocol):
     """What a helper looks after."""
 
+    address: str
     link: Link
     deferred: DeferredReleases
     is_over: bool
@@ -63,6 +62,8 @@ class Helper:
         #: The thread that is to run; one that finds another here, or none, ends.
         self.thread: threading.Thread | None = None
         self._pause = 0.0
+        #: The broker is away, and that was said.
+        self._is_lost = False
 
     @property
     def is_running(self) -> bool:
@@ -103,7 +104,7 @@ class Helper:
             except BaseException:  # the last resort: nobody else would do its work
                 if not self._is_meant():
                     return
-                _log.exception("the helper of a shmpool seat drops its connection after an unexpected error")
+                log.exception("the helper of a shmpool seat drops its connection after an unexpected error")
                 seat.link.drop()
                 failures += 1
                 time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2**failures))
@@ -117,9 +118,11 @@ class Helper:
         while self._is_meant():
             if seat.is_orphaned and self._end_if_unused():
                 return
-            if link.connection is None and not self._reconnect():
-                link.serve()  # nobody raises the wanted flag for own slots now
-                continue
+            if link.connection is None:
+                self._tell_lost()
+                if not self._reconnect():
+                    link.serve()  # nobody raises the wanted flag for own slots now
+                    continue
             pauses = [link.bells.pause(), seat.deferred.pause()]
             if has_idle:
                 pauses.append(max(0.0, rested_at - time.monotonic()))
@@ -138,11 +141,29 @@ class Helper:
                 has_idle = True
                 rested_at = now + seat.magazine_idle
 
+    def _tell_lost(self) -> None:
+        if not self._is_lost and self._is_meant():
+            self._is_lost = True
+            log.warning(
+                "the broker at %s is away; what is leased, published and open stays, and it is looked for",
+                self._seat.address,
+            )
+
+    def _tell_found(self) -> None:
+        self._is_lost = False
+        if self._seat.is_over:
+            log.warning(
+                "the broker at %s is back with another pool; leases of the old one are over", self._seat.address
+            )
+        else:
+            log.info("the broker at %s is back", self._seat.address)
+
     def _reconnect(self) -> bool:
         """One attempt, after a pause that grows; False when there is no connection yet."""
         seat, wakeup = self._seat, self._seat.link.wakeup
         if seat.reconnect(_CONNECT_TIMEOUT, Interruption(lambda: not self._is_meant(), wakeup)):
             self._pause = 0.0
+            self._tell_found()
             self._seat.link.wake()  # what woke it meanwhile is looked at now
             return not seat.is_over
         self._pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))

@@ -6,13 +6,15 @@ import array
 import copy
 import multiprocessing
 import pickle
+import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from client_helpers import MIB, run_script
+from client_helpers import MIB, eventually, run_script
 
 import shmpool
 
@@ -115,12 +117,42 @@ def test_an_argument_of_every_task_connects_each_process_once(start: Any, method
 # --- the logger ------------------------------------------------------------------------------------------
 
 
-def test_importing_or_using_a_pool_shows_nothing_unless_it_is_asked_for() -> None:
+def test_a_broker_that_is_lost_and_found_is_told_of(daemon: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "shmpool")
+
+    def said(words: str) -> bool:
+        return any(record.name == "shmpool" and words in record.getMessage() for record in caplog.records)
+
+    first = daemon(on_stop="keep")
+    with shmpool.connect(first.address) as pool:
+        name = pool.name
+        first.end(signal.SIGTERM)
+        eventually(lambda: said(f"the broker at {first.address} is away"))
+        second = daemon(on_stop="keep")
+        eventually(lambda: said(f"the broker at {first.address} is back"))
+        assert not said("with another pool")
+        assert pool.name == name
+        caplog.clear()
+        second.end(signal.SIGKILL)
+        for path in Path(first.address).parent.iterdir():
+            path.unlink()
+        daemon()
+        eventually(lambda: said("is back with another pool"))
+        assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2
+        pool.lease(100).release()
+        assert pool.name != name
+    for segment in Path("/dev/shm").glob(f"*{name}*"):  # nobody's any more
+        segment.unlink()
+
+
+def test_a_program_that_did_not_set_up_logging_is_not_bothered() -> None:
     done = run_script(
-        "import os, shmpool, signal, sys, time\n"
+        "import os, shmpool, signal, time\n"
         "broker = shmpool.Broker(memory_limit='16MiB'); pool = broker.connect()\n"
         "os.kill(broker.pid, signal.SIGKILL)\n"
-        "time.sleep(0.3)\n"
+        "while broker.is_running(): time.sleep(0.01)\n"
+        "try: shmpool.connect(broker.address, timeout=0.3)\n"
+        "except shmpool.BrokerUnavailable: pass\n"
         "pool.close(); broker.close(); print('well')"
     )
     assert (done.stdout, done.stderr) == ("well\n", "")
