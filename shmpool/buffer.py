@@ -59,7 +59,7 @@ class Buffer(Ticket):
         return parts
 
     def ndarray(self, dtype: DTypeLike = "uint8", shape: int | Sequence[int] = -1) -> NDArray[Any]:
-        """`view` as a read-only numpy array of *dtype* and *shape*, which may have one -1.
+        """`view` as a numpy array of *dtype* and *shape*, which may have one -1.
         ValueError where that is another number of bytes."""
         return layouts.as_ndarray(self.view, dtype, shape)
 

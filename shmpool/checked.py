@@ -65,9 +65,11 @@ class CheckedPool(Pool):
         lease.__class__ = CheckedDirectLease if isinstance(lease, DirectLease) else CheckedLease
         return lease
 
-    def open(self, handle: Handle | bytes | bytearray | memoryview) -> Buffer:
+    def open(self, handle: Handle | bytes | bytearray | memoryview, *, writable: bool = False) -> Buffer:
         """Like `Pool.open`. Raises `ChecksumError`, and the ticket is used up, when the bytes
         are not those that were published."""
+        if writable:
+            return self._open_writable(handle)
         buffer = super().open(handle)
         record = buffer._record
         stored, actual = record.session.words[record.word + CHECKSUM], crc32(buffer.view)

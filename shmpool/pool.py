@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 from weakref import ref
 
-from . import direct, forking, tickets
+from . import direct, forking, private, tickets
 from .addresses import resolve
 from .buffer import Buffer, EndedBuffer, LiveBuffer
 from .connection import listens
@@ -194,13 +194,16 @@ class Pool:
 
     # --- opening ------------------------------------------------------------------------------------
 
-    def open(self, handle: Handle | bytes | bytearray | memoryview) -> Buffer:
+    def open(self, handle: Handle | bytes | bytearray | memoryview, *, writable: bool = False) -> Buffer:
         """Open a published buffer, read-only and without a copy. *handle* is a `Handle` or its
-        24 bytes, as they came over a channel. It opens once.
+        24 bytes, as they came over a channel. It opens once. A *writable* one has a private view:
+        what is written is copied, a page at a time, and seen by nobody else.
 
         Raises `StaleHandle` (the buffer was reused, or is of another pool) and `HandleUsed`
         (opened, discarded or expired before); `TypeError` for what is not bytes.
         """
+        if writable:
+            return self._open_writable(handle)
         session = self._session
         try:
             if session is None or not session.is_watched or len(handle) != HANDLE_BYTES:
@@ -241,6 +244,19 @@ class Pool:
         if session.barrier:
             session.barrier()
         buffer.view = memoryview(record.window)[:nbytes]  # type: ignore[arg-type]
+        return buffer
+
+    def _open_writable(self, handle: Handle | bytes | bytearray | memoryview) -> Buffer:
+        self._check_handle(handle)
+        window = private.reserve(int(unpack_handle(handle)[2]) & MAX_NBYTES)
+        buffer = self.open(handle)
+        assert isinstance(buffer, LiveBuffer)
+        try:
+            buffer.view = private.show(window, buffer)
+        except BaseException:
+            del window
+            buffer.release()
+            raise
         return buffer
 
     def _open_otherwise(self, session: Session, buffer: LiveBuffer, tail: int) -> Record:

@@ -55,10 +55,10 @@ def address_of(exporter: Any) -> int:
         _release_buffer(ctypes.byref(buffer))
 
 
-def map_over(address: int, length: int, protection: int, fd: int, offset: int) -> None:
-    """Replace *length* bytes of this process's memory at *address* by a shared map of a
-    file. Only ever over memory that the caller owns whole."""
-    _map_fixed(address, length, protection, mmap.MAP_SHARED, fd, offset)
+def map_over(address: int, length: int, protection: int, fd: int, offset: int, *, private: bool = False) -> None:
+    """Replace *length* bytes of this process's memory at *address* by a map of a file, shared or
+    *private* (copied as it is written). Only ever over memory that the caller owns whole."""
+    _map_fixed(address, length, protection, mmap.MAP_PRIVATE if private else mmap.MAP_SHARED, fd, offset)
 
 
 def map_anywhere(length: int, protection: int, fd: int) -> int:
