@@ -32,6 +32,7 @@ from .protocol.messages import Direct, Goodbye, Message, Refill, Role, Welcome
 from .seat.custody import Custody
 from .seat.deferred import DeferredReleases
 from .seat.openings import Openings
+from .system.limits import explain
 from .system.memory import MemoryGroup, memory_groups
 
 
@@ -65,7 +66,7 @@ class Session(Custody):
         try:  # before a seat is taken: without them there would be nobody to leave it
             self.link = Link(self)
         except OSError as error:
-            raise BrokerUnavailable(f"no descriptors to connect to a broker: {error.strerror}") from error
+            raise BrokerUnavailable(f"no descriptors to connect to a broker: {explain(error)}") from None
         self.bells = self.link.bells
         self.prefetch = Prefetch(self)
         #: Started by who takes the seat.

@@ -57,7 +57,8 @@ def test_pool_with_too_few_descriptors_fails_clearly_and_goes_on_later(connect: 
     with descriptors(free):
         try:
             pool = shmpool.connect(address)
-        except (shmpool.BrokerUnavailable, shmpool.ConfigError):
+        except (shmpool.BrokerUnavailable, shmpool.ConfigError) as error:
+            assert "`ulimit -n`" in str(error)  # noqa: PT017
             failed += 1
         for nbytes in SIZES if pool else ():
             try:
