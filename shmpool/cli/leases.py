@@ -11,7 +11,7 @@ from ..addresses import resolve
 from ..protocol.census import Use
 from ..protocol.sizing import format_bytes
 from ..stats import query_buffers, query_leases
-from .look import console, duration, name, number, socket_option, table
+from .look import age, console, name, number, socket_option, table
 
 
 @click.command("leases")
@@ -55,7 +55,7 @@ def _processes(leases: list[dict[str, Any]]) -> Any:
             number(lease["buffers"]),
             format_bytes(lease["bytes"]),
             _age(lease),
-            next(iter(lease["tiers"])) if len(lease["tiers"]) == 1 else f"{len(lease['tiers'])} tiers",
+            _tier(next(iter(lease["tiers"]))) if len(lease["tiers"]) == 1 else f"{len(lease['tiers'])} tiers",
             _command(lease),
         )
     return shown
@@ -70,7 +70,7 @@ def _buffers(leases: list[dict[str, Any]]) -> Any:
         shown.add_row(
             str(lease["row"]),
             state,
-            lease["tier"],
+            _tier(lease["tier"]),
             format_bytes(lease["bytes"]),
             _age(lease),
             str(lease["pid"] or "-"),
@@ -81,8 +81,13 @@ def _buffers(leases: list[dict[str, Any]]) -> Any:
 
 
 def _age(lease: dict[str, Any]) -> str:
-    return "-" if lease["age_seconds"] is None else duration(lease["age_seconds"])
+    return "-" if lease["age_seconds"] is None else age(lease["age_seconds"])
+
+
+def _tier(label: str) -> str:
+    """Most are pooled: that is not said again and again."""
+    return label.removeprefix("pooled ")
 
 
 def _command(lease: dict[str, Any]) -> Any:
-    return name(lease["command"] or ("?" if lease["pid"] else "(has gone)"))
+    return name(lease["command"] or ("?" if lease["pid"] else "(gone)"))

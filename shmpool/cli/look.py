@@ -25,7 +25,14 @@ def console(*, stderr: bool = False) -> Console:
 def table(title: str, *columns: str) -> Table:
     """A table; a column whose name ends with ``>`` is for numbers. Where the terminal is narrow,
     one with ``~`` is cropped (if its cells are `name`), one with ``|`` takes more lines."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for column in columns:
         made.add_column(
             column.rstrip(">~|"),
@@ -63,3 +70,10 @@ def duration(seconds: float) -> str:
             return f"{value:.0f} {unit}" if value >= 100 or unit == "ns" else f"{value:.3g} {unit}"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def age(seconds: float) -> str:
+    """``7 s``, ``3 min``, ``2.5 h``, ``4.1 days``: as exact as the broker's looks are."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return duration(seconds) if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

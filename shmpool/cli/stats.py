@@ -62,7 +62,7 @@ def render(stats: Stats) -> RenderableType:
 def _head(stats: Stats) -> Text:
     memory = stats.memory
     slot_gets = stats.pool_hits + stats.pool_misses
-    rate = f" ({stats.pool_hits / slot_gets:.1%})" if slot_gets else ""
+    rate = f" of {number(slot_gets)} ({stats.pool_hits / slot_gets:.1%})" if slot_gets else ""
     return Text.assemble(
         ("pool ", "bold"),
         f"{stats.pool_id}, epoch {stats.epoch}\n",
@@ -73,7 +73,7 @@ def _head(stats: Stats) -> Text:
         f"{number(stats.total_gets)} gets, {number(stats.total_puts)} puts, {number(stats.active_buffers)} active",
         f", {number(stats.held_by_views)} of them held by views\n" if stats.held_by_views else "\n",
         ("hits ", "bold"),
-        f"{number(stats.pool_hits)} hits{rate}, {number(stats.pool_misses)} misses\n",
+        f"{number(stats.pool_hits)}{rate} leases needed no round trip to the broker\n",
     )
 
 

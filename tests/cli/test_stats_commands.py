@@ -18,7 +18,7 @@ import pytest
 from cli_helpers import ENV, PATIENCE, command, shmpool_command
 
 import shmpool
-from shmpool.cli.look import duration, printable
+from shmpool.cli.look import age, duration, printable
 from shmpool.stats import query
 
 TOP_LEVEL = {
@@ -90,7 +90,7 @@ def test_leases_name_who_holds_what(broker: shmpool.Broker, pool: shmpool.Pool) 
     for line in found["leases"]:
         assert (line["pid"], line["uid"], line["connected"]) == (os.getpid(), os.getuid(), True)
         assert line["age_seconds"] >= 0
-    for words in (str(os.getpid()), "pooled 4 KiB", "leased", "unread", "1.9 MiB"):
+    for words in (str(os.getpid()), "4 KiB", "direct", "leased", "unread", "1.9 MiB"):
         assert words in shown
 
 
@@ -195,6 +195,14 @@ def test_help_and_version_need_no_broker() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (9.98, "10 s"), (119, "119 s"), (180, "3 min"), (9000, "2.5 h"), (3.5 * 86400, "3.5 days")],
+)
+def test_age(seconds: float, text: str) -> None:
+    assert age(seconds) == text
 
 
 @pytest.mark.parametrize(
