@@ -90,4 +90,7 @@ def _tier(label: str) -> str:
 
 
 def _command(lease: dict[str, Any]) -> Any:
-    return name(lease["command"] or ("?" if lease["pid"] else "(gone)"))
+    text = lease["command"] or ("?" if lease["pid"] else "(gone)")
+    if children := lease.get("children"):
+        text = f"in its fork {', '.join(map(str, children))}: {text}"
+    return name(text)

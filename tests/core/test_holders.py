@@ -150,6 +150,17 @@ def test_a_run_is_told_once_with_all_of_its_memory_scattered_or_not(world: World
     assert (idle["row"], idle["bytes"]) == (scattered.row, 10 * 8 * KIB)
 
 
+def test_a_forked_child_that_reads_on_is_shown_with_what_is_open(world: World) -> None:
+    writer, reader = world.client(), world.client()
+    hand(world, writer, reader, 2)
+    reader.lease(reader.get()[0])
+    world.broker.seats.taken[reader.seat].children = (4711,)
+    lines = by_state(world, reader)
+    assert (lines["open"]["children"], lines["leased"]["children"]) == ([4711], [])
+    world.now += 1
+    assert "4711" in world.broker.reports.who_keeps_most(world.now)
+
+
 def test_what_is_done_and_not_yet_reaped_is_idle(world: World) -> None:
     writer, reader = world.client(), world.client()
     (ticket,) = hand(world, writer, reader, 1)

@@ -41,6 +41,8 @@ class Seat:
     nbytes: int = 0
     #: Its client has gone; what it held is being settled.
     is_ending: bool = False
+    #: Pids of forked children that still read what it had open.
+    children: tuple[int, ...] = ()
     #: Its process is watched: its end is seen at once. Else its byte is probed.
     is_seen: bool = True
     #: When it was asked last to give back what is idle.

@@ -40,11 +40,19 @@ class Process:
     seats: list[Seat] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
 
+    @property
+    def children(self) -> list[int]:
+        """Pids of forked processes that read on; only what is open is theirs."""
+        seats = self.seats if self.use is Use.OPEN else ()
+        return [pid for seat in seats for pid in seat.children]
+
     def keeps_most(self, scale: int = 1) -> str:
         """A sentence; *scale* times what was counted, where that was a part of the whole."""
         if self.seats:
             peer = self.seats[0].peer
             who = f"pid {peer.pid} ({peer.command})" if peer.command else f"pid {peer.pid}"
+            if children := self.children:
+                who += f", read on by its forked pid {', '.join(map(str, children))},"
         else:
             who = "a publisher that has gone"
         buffers, nbytes = self.tally.buffers * scale, format_bytes(self.tally.nbytes * scale)
@@ -88,6 +96,7 @@ def _line(process: Process, tiers: tuple[Tier, ...], now: float) -> dict[str, An
         "seats": [seat.number for seat in process.seats],
         "command": seat.peer.command if seat else "",
         "connected": any(seat.connection is not None for seat in process.seats),
+        "children": process.children,
         "state": process.use.value,
         "buffers": tally.buffers,
         "bytes": tally.nbytes,
