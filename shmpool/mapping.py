@@ -36,8 +36,9 @@ from .protocol.messages import Setting, Welcome
 from .protocol.names import header_name, ledger_name, seats_path, tickets_path, tier_name
 from .protocol.sizing import Sizing, Strategy, Tier, TierKind, rows_of
 from .protocol.states import CellState, State
-from .system import libc
+from .system import heirs, libc
 from .system.descriptors import CLOSED, Closed, Descriptor
+from .system.heirs import READERS
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL, lock_bytes, open_beside
 from .system.segments import open_segment
 from .windows import READ, WRITE, Piece, Windows
@@ -63,6 +64,8 @@ class Mapping:
         #: it has the gate, too.
         self.ticket_gate = threading.Lock()
         self.windows = Windows()
+        #: Held by our children too, for as long as they read what was open here.
+        self.readers: heirs.Page | None = None
 
     def map(self, welcome: Welcome, nonce: int) -> None:
         """Map what a welcome describes. Raises OSError, SeatTaken, and ConfigError for a pool
@@ -147,6 +150,8 @@ class Mapping:
             self._header = self.windows.make_sparse(header, sizes[1], READ)
         finally:
             os.close(header)
+        # In an open file of its own: the header's map would keep the lock beyond the seat.
+        self.readers = heirs.hold_anew(self.pool_id, READERS + self.seat)
         self.words = memoryview(self._ledger).cast("Q")
         self.header = memoryview(self._header).cast("Q")
         self.counters = counters_at(self.rows, self.seat)
@@ -202,3 +207,4 @@ class Mapping:
         with self.ticket_gate:  # who has the gate finds the descriptor that it locked with
             self.tickets_fd = self._seat_fd = CLOSED
         self._fds.clear()
+        self.readers = None

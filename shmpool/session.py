@@ -18,7 +18,7 @@ from . import hints
 from .connection import Connection, Interruption, await_welcome, dial, greet
 from .direct import DirectSlot
 from .errors import BrokerUnavailable, ShmpoolError
-from .life import closing
+from .life import closing, forks
 from .link.helper import Helper
 from .link.link import Link
 from .link.prefetch import Prefetch
@@ -31,6 +31,7 @@ from .protocol.header import BROKER_PID
 from .protocol.messages import Direct, Goodbye, Message, Refill, Role, Welcome
 from .seat.custody import Custody
 from .seat.deferred import DeferredReleases
+from .seat.guards import Guards
 from .seat.openings import Openings
 from .system.limits import explain
 from .system.memory import MemoryGroup, memory_groups
@@ -61,6 +62,9 @@ class Session(Custody):
         #: Buffers that were collected unreleased, for the same.
         self.left = self.openings.left
         self.deferred = DeferredReleases(self, self.openings)
+        self.guards = Guards(self)
+        #: The last fork that is over: what is opened from now on waits for no child of it.
+        self.forks = 0
         #: The seat lives, and the helper looks now and then whether something was left open.
         self.is_watched = False
         try:  # before a seat is taken: without them there would be nobody to leave it
@@ -194,6 +198,7 @@ class Session(Custody):
 
     def watch(self) -> None:
         """Have the helper look now and then whether something was left open."""
+        self.guards.use()
         self.is_watched = not self.is_over
         self.wake_helper()
 
@@ -202,6 +207,11 @@ class Session(Custody):
         self.link.wake()
 
     # --- what the helper does ---------------------------------------------------------------------------
+
+    def look_after_views(self) -> None:
+        """Settle what waited for a view, or for a child that has one."""
+        self.deferred.look_at_all()
+        forks.look()
 
     def answer_recall(self) -> None:
         """Somebody waits: give back what is idle here."""
@@ -237,6 +247,7 @@ class Session(Custody):
         if is_left:
             self.link.send_bells()
             self.unlock_seat()
+            self.readers = None  # nothing is open any more
             self.link.send(Goodbye())
         return is_left
 

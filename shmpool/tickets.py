@@ -98,18 +98,22 @@ class Record:
 
 
 class Ticket:
-    """A ticket that was taken: its record, and the grant word of the publication."""
+    """A ticket that was taken: its record, the grant word of the publication, and the last forks
+    that had ended before it was taken and begun before its views were gone: children of those
+    between them may have inherited a view."""
 
-    __slots__ = ("_granted", "_record")
+    __slots__ = ("_fork", "_granted", "_last_fork", "_record")
 
     _record: Record
     _granted: int
+    _fork: int
+    _last_fork: int | None
 
     @classmethod
     def of(cls, record: Record, granted: int) -> Self:
         """The ticket of a cell."""
         ticket = cls()
-        ticket._record, ticket._granted = record, granted
+        ticket._record, ticket._granted, ticket._fork = record, granted, -1
         return ticket
 
 

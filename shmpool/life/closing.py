@@ -8,6 +8,7 @@ finishes what an exception has ended the first in.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 import warnings
@@ -97,3 +98,15 @@ def settle_at_exit(session: Session) -> None:
     if not session.is_over:
         session.prefetch.give_up()
         session.close_magazines()
+
+
+def _at_exit() -> None:
+    """All pools give back what is idle and hand their publications over. They stay open for what runs
+    later still, daemon threads and exit handlers; the death sweep finds what these leave."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # a process may end with its leases
+        for session in list(sessions):
+            settle_at_exit(session)
+
+
+atexit.register(_at_exit)

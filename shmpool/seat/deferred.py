@@ -17,6 +17,7 @@ from sys import getrefcount
 from typing import TYPE_CHECKING, Final
 
 from ..protocol.figures import DEFERRED, HELD_BY_VIEWS
+from ..system.here import FORKING, HERE, UNSHARED
 from ..tickets import Ticket, finish
 from ..windows import AT_REST
 from .openings import Openings
@@ -33,6 +34,8 @@ FIRST_PAUSE: Final = 0.005
 LONGEST_PAUSE: Final = 0.1
 GROWTH: Final = 1.3
 IDLE_PAUSE: Final = 0.25
+#: While only children keep what the parent has, too.
+LONGEST_GUARD_PAUSE: Final = 1.0
 
 
 class Parting:
@@ -91,6 +94,7 @@ class DeferredReleases:
                 number = next(iter(recent))
                 self._old[number] = recent[number]
                 del recent[number]
+        ticket._last_fork = None
         recent[next(self._numbers)] = ticket
         self._note()
         self._hurry()
@@ -120,23 +124,26 @@ class DeferredReleases:
         """What a call looks at on its way: the youngest."""
         if self._openings.left:
             self._look_at_left()
-        recent = self._recent
-        for number, ticket in recent.copy().items():
-            if getrefcount(ticket._record.window) == AT_REST:
-                self._settle(ticket)
-                recent.pop(number, None)
+        self.look_at_recent()
         if self._partings:
             self._look_at_partings()
         self._note()
 
+    def look_at_recent(self) -> None:
+        """At the youngest tickets."""
+        recent = self._recent
+        for number, ticket in recent.copy().items():
+            if getrefcount(ticket._record.window) == AT_REST and self._settle(ticket):
+                recent.pop(number, None)
+
     def look_at_all(self) -> None:
         """What the helper looks at, and who has to give back."""
+        self._session.guards.look()
         if self._openings.left:
             self._look_at_left()
         for waiting in (self._recent, self._old):
             for number, ticket in waiting.copy().items():
-                if not ticket._record.is_looked_through:
-                    self._settle(ticket)
+                if not ticket._record.is_looked_through and self._settle(ticket):
                     waiting.pop(number, None)
         self._look_at_partings()
         self._note()
@@ -147,6 +154,12 @@ class DeferredReleases:
             self._part_with(ticket)
         self.look_at_all()
 
+    def forget_all(self) -> None:
+        """In a forked child."""
+        self._recent.clear()
+        self._old.clear()
+        self._partings.clear()
+
     def _look_at_left(self) -> None:
         for ticket in self._openings.take_left():
             self._part_with(ticket)
@@ -155,14 +168,22 @@ class DeferredReleases:
         """A ticket whose buffer is no more."""
         if ticket._record.is_looked_through:
             self._session.count(DEFERRED)
-            self.add(ticket)
-        else:
-            self._settle(ticket)
+        self.add(ticket)
+        self.look_at_recent()
 
-    def _settle(self, ticket: Ticket) -> None:
-        """No view is left."""
-        if not self._session.is_over:
+    def _settle(self, ticket: Ticket) -> bool:
+        """No view is left here. False while a child may have one."""
+        session = self._session
+        if not HERE[UNSHARED] and not session.is_over:
+            if HERE[FORKING]:
+                return False
+            if ticket._last_fork is None:
+                ticket._last_fork = session.guards.last
+            if session.guards.between(ticket._fork, ticket._last_fork):
+                return False
+        if not session.is_over:
             finish(ticket._record, ticket._granted)
+        return True
 
     def _look_at_partings(self) -> None:
         for number, parting in self._partings.copy().items():
@@ -180,6 +201,9 @@ class DeferredReleases:
         if self.any:
             session.is_watched = not session.is_over
             self._pause = min(LONGEST_PAUSE, GROWTH * self._pause)
+            return self._pause
+        if session.guards:
+            self._pause = min(LONGEST_GUARD_PAUSE, GROWTH * self._pause)
             return self._pause
         if not session.is_watched:
             return None

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple
 
+F_OFD_GETLK: Final = 36
 F_OFD_SETLK: Final = 37
 
 #: A lock file begins with the id of the pool that it is of, so many bytes, little-endian.
@@ -33,6 +34,18 @@ def lock_bytes(offset: int) -> bytes:
 def unlock_bytes(offset: int) -> bytes:
     """The struct that unlocks it."""
     return _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0)
+
+
+def share_byte(fd: int, offset: int) -> None:
+    """Lock a byte for reading: any number of open files may."""
+    fcntl.fcntl(fd, F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, 1, 0))
+
+
+def first_locked(fd: int, offset: int, length: int) -> int:
+    """The first locked byte of a range, -1 for none. Locks of this open file do not count."""
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, length, 0)
+    kind, _, start, _, _ = _FLOCK.unpack(fcntl.fcntl(fd, F_OFD_GETLK, asked))
+    return -1 if kind == fcntl.F_UNLCK else max(start, offset)
 
 
 #: The struct that unlocks all that an open file has locked. The kernel allocates nothing for

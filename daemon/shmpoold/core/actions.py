@@ -94,6 +94,14 @@ class ProbeSeat:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeReaders:
+    """Look whether anybody reads what a seat that has ended had open: its children may. Answered by
+    ReadersGone, or not at all while somebody does."""
+
+    seat: int
+
+
+@dataclass(frozen=True, slots=True)
 class Unwatch:
     """The seat has ended; its process is no longer of interest."""
 
@@ -120,6 +128,7 @@ Action = (
     | WatchConnected
     | WatchAdopted
     | ProbeSeat
+    | ProbeReaders
     | Unwatch
     | CloseTicket
 )

@@ -70,6 +70,7 @@ from .events import (
     Event,
     Peer,
     ProcessDied,
+    ReadersGone,
     Received,
     Reconfigured,
     Ticked,
@@ -175,6 +176,7 @@ class Broker:
             Disconnected: self._on_disconnected,
             ProcessDied: self._on_process_died,
             Unseen: self._on_unseen,
+            ReadersGone: lambda event, now: self.endings.on_readers_gone(event.seat, now),
             Warmed: self.lending.on_warmed,
             WarmFailed: self.lending.on_warm_failed,
             DirectCreated: self.lending.on_direct_created,
@@ -460,7 +462,7 @@ class Broker:
     def _on_ticked(self, event: Ticked, now: float) -> None:
         for number in self.away.to_probe(now):
             self.outbox.add(ProbeSeat(number))
-        self.endings.tick(now)
+        self.endings.tick(now, hurry=bool(self.lending.line))
         self.looks.tick(now)
         self.chores.work(now)
         self.reports.tick(now)

@@ -18,6 +18,7 @@ from typing import Any, Final
 from shmpool.protocol.codes import Code
 from shmpool.protocol.messages import Fault, Message
 from shmpool.protocol.sizing import MIB
+from shmpool.system import heirs
 from shmpool.system.locks import ByteLocks
 
 from ..core.actions import (
@@ -26,6 +27,7 @@ from ..core.actions import (
     CloseTicket,
     Cool,
     CreateDirect,
+    ProbeReaders,
     ProbeSeat,
     RemoveDirect,
     Send,
@@ -43,6 +45,7 @@ from ..core.events import (
     Event,
     Peer,
     ProcessDied,
+    ReadersGone,
     Received,
     Reconfigured,
     Ticked,
@@ -108,6 +111,7 @@ class Server:
             WatchConnected: self._watch_connected,
             WatchAdopted: lambda action: self._watches.adopt(action.seat, action.peer),
             ProbeSeat: self._probe,
+            ProbeReaders: self._probe_readers,
             Unwatch: lambda action: self._watches.unwatch(action.seat),
             CloseTicket: self._tickets.close_ticket,
         }
@@ -126,7 +130,8 @@ class Server:
             self._is_dispatching = False
         if self._events:
             self.dispatch(self._events.popleft())
-        self._carry_out(self._core.finish_chores(self._loop.time()))
+        while self._core.chores:  # what nobody reads is settled in a second round
+            self._carry_out(self._core.finish_chores(self._loop.time()))
 
     def serve(self, sock: socket.socket, admission: Admission) -> None:
         """Accept connections from a listening, non-blocking socket, which is now ours."""
@@ -360,6 +365,10 @@ class Server:
         except OSError as error:
             log.warning("a direct segment stays until the pool is removed: %s", error)
         return False
+
+    def _probe_readers(self, action: ProbeReaders) -> None:
+        if not heirs.is_held(self._store.header_fd, heirs.READERS + action.seat):
+            self.dispatch(ReadersGone(action.seat))
 
     def _probe(self, action: ProbeSeat) -> None:
         self._watches.probe(action.seat)
