@@ -16,6 +16,7 @@ from client_helpers import (
     ENV,
     KIB,
     MIB,
+    PATIENCE,
     Connect,
     child,
     eventually,
@@ -316,7 +317,7 @@ def test_fork_during_a_blocked_lease_leaves_it_waiting(connect: Connect, start_f
         got: list[int] = []
 
         def wait() -> None:
-            with pool.lease(64 * KIB, timeout=20) as lease:
+            with pool.lease(64 * KIB, timeout=PATIENCE) as lease:
                 got.append(lease.nbytes)
 
         thread = threading.Thread(target=wait)
