@@ -64,8 +64,9 @@ def test_garbage_behind_good_frames_ends_the_connection_after_their_answers(
     start_broker()
     wire = connect()
     wire.hello()
-    wire.socket.sendall(encode_frame(encode(Query(1, Topic.LEASES))) + b"\0\0\0\0")
-    assert wire.receive() == Answer(1, True, b"[]")
+    wire.socket.sendall(encode_frame(encode(Direct(1, 1 << 39, False))) + b"\0\0\0\0")
+    refusal = wire.receive()
+    assert isinstance(refusal, Refusal) and refusal.code == Code.TOO_LARGE
     assert ending(wire).code == Code.BAD_FRAME
 
 

@@ -37,11 +37,13 @@ class Warm:
 
 @dataclass(frozen=True, slots=True)
 class Cool:
-    """Give the pages of *count* adjacent rows of a tier back to the host. No answer."""
+    """Give the pages of *count* adjacent rows of a tier back to the host. No answer. Of rows that
+    were not warm (*had_pages* is false) only a crash can have left any."""
 
     tier: int
     row: int
     count: int
+    had_pages: bool = True
 
 
 @dataclass(frozen=True, slots=True)

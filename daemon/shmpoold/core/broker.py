@@ -90,6 +90,9 @@ from .scrubber import Scrubber
 from .seats import Away, Seat, Seats
 from .settings import Settings
 
+#: Connections of operators at one time: they must not shut out workers.
+MOST_OPERATORS = 64
+
 
 @dataclass(slots=True, eq=False)
 class Client:
@@ -164,6 +167,8 @@ class Broker:
         self.lending = Lending(self.rows, header, self.seats, self.inventory, self.chores, self.outbox)
         self.cooling = Cooling(self.inventory, self.chores, settings.buffer_lifetime)
         self.clients: dict[int, Client] = {}
+        #: The connections among them that only ask.
+        self.operators: set[int] = set()
         self.away = Away()
         self.looks = Looks(self.chores, self.settle)
         self.endings = Endings(self)
@@ -263,6 +268,11 @@ class Broker:
         if hello.magic != HELLO_MAGIC or hello.version != PROTOCOL_VERSION:
             return self._fault(client, Code.WRONG_VERSION, _wrong_version(hello))
         client.role = Role(hello.role)
+        if client.role is Role.OPERATOR:
+            if len(self.operators) >= MOST_OPERATORS:
+                text = f"{MOST_OPERATORS} operators are connected: shmpool stats and the like; try again later"
+                return self._fault(client, Code.NO_SEAT, text)
+            self.operators.add(client.connection)
         resumed = False
         if client.role is Role.WORKER:
             resumed = self._resume(client, hello, now)
@@ -335,6 +345,7 @@ class Broker:
     def _on_disconnected(self, event: Disconnected, now: float) -> None:
         """The seat stays: its client may come back, or its pidfd or a probe tell of its end."""
         client = self.clients.pop(event.connection, None)
+        self.operators.discard(event.connection)
         self.lending.line.cancel_all(event.connection)
         if client and client.seat and client.seat.connection == event.connection:
             client.seat.connection = None
@@ -365,6 +376,7 @@ class Broker:
     def _drop(self, connection: int) -> None:
         """End a connection that has nothing more to say to us."""
         self.clients.pop(connection, None)
+        self.operators.discard(connection)
         self.lending.line.cancel_all(connection)
         self.outbox.add(Close(connection))
 
