@@ -103,15 +103,14 @@ class Buffer(Ticket):
         if session.is_over or not HERE[OURS]:
             self.__class__ = EndedBuffer
             return
-        is_leaked = record.is_looked_through
-        deferred = session.deferred
+        is_leaked, deferred = getrefcount(record.window) != AT_REST, session.deferred
         deferred.look()
         deferred.add(self)
         self.__class__ = EndedBuffer
         if not is_leaked:
             deferred.look()
         elif not to_views:
-            session.count(DEFERRED)
+            session.words[session.counters + DEFERRED] += 1
             if session.strict and not session.is_at_exit:
                 raise LeakedView(
                     "an array or slice of buffer.view is alive at release (strict mode);"

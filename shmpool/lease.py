@@ -251,6 +251,7 @@ class LiveLease(Lease):
         except Warning:  # warnings are errors here: the handles would be lost, so the lease goes on
             self._renew_view()
             raise
+        session.deferred.look_at_partings()  # what the writer let go of meanwhile is the next to be leased
         await_readers = self._await_readers
         handles = self._store_publication(tickets)
         session.deferred.add_slot(slot, await_readers)
@@ -292,7 +293,7 @@ class LiveLease(Lease):
             return False
         if session.is_over or not HERE[OURS]:
             self.__class__ = EndedLease  # type: ignore[assignment]
-        elif not slot.has_views:
+        elif slot.window is None or getrefcount(slot.window) == AT_REST:
             give_back = self._give_back
             self.__class__ = EndedLease  # type: ignore[assignment]
             give_back()
@@ -325,8 +326,10 @@ class LiveLease(Lease):
         except AttributeError:
             return False
         if not is_collected:
-            with suppress(BufferError):  # numpy holds it; the reference count tells
+            try:
                 view.release()
+            except BufferError:
+                pass  # numpy holds it; the reference count tells
         return True
 
     def _renew_view(self) -> None:

@@ -130,7 +130,7 @@ class Pool:
         else:
             return self._lease_otherwise(nbytes, strategy, timeout)
         words = session.words
-        if not (words[counter] & _SAMPLE_MASK and HERE[OURS]):
+        if not words[counter] & _SAMPLE_MASK:
             return self._lease_sampled(session, magazine, counter, nbytes, timeout)
         slot = (magazine.pop() if magazine.ready else magazine.reap()) or session.obtain(magazine, nbytes, timeout)
         words[slot.word] = slot.base | session.leased
@@ -147,8 +147,6 @@ class Pool:
         self, session: Session, magazine: Magazine, counter: int, nbytes: int, timeout: float | None
     ) -> Lease:
         """One lease in `SAMPLE_EVERY` is timed."""
-        if not HERE[OURS]:
-            raise _being_forked()
         started = time.perf_counter_ns()
         slot = magazine.take() or session.obtain(magazine, nbytes, timeout)
         lease = self._make_lease(session, slot, nbytes, counter)

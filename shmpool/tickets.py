@@ -198,7 +198,8 @@ def finish(record: Record, granted: int) -> None:
         if session.barrier:
             session.barrier()
         words[record.cell] = granted & GENERATION_FIELD | _DONE
-    ring(record, granted)
+    if words[record.word] != granted or session.header[record.wanted]:
+        ring(record, granted)
 
 
 def ring(record: Record, granted: int) -> None:
