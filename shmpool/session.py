@@ -218,7 +218,7 @@ class Session(Custody):
         self.is_wanted = False
         self.link.serve()
         self.prefetch.give_up()
-        self.return_all()
+        self.return_idle()
 
     def look_after_rested(self) -> bool:
         """Return what was not used; False when nothing idle is left."""

@@ -344,3 +344,30 @@ def test_what_the_pool_can_never_hold_is_refused_at_once(pool: shmpool.Pool) -> 
         with pytest.raises(shmpool.InvalidSize, match=r"MiB|fit"):
             pool.lease(nbytes, timeout=PATIENCE)
         assert time.monotonic() - started < SOON
+
+
+def test_a_steady_stream_keeps_what_it_uses_beside_who_waits_for_much(
+    broker: shmpool.Broker, pool: shmpool.Pool
+) -> None:
+    with broker.connect() as holder, broker.connect() as other, holder.lease(MIB, strategy=Strategy.DIRECT):
+        outcome: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                other.lease(int(2.9 * MIB), strategy=Strategy.DIRECT, timeout=2.5)
+            except LeaseTimeout as error:
+                outcome.append(error)
+
+        before = pool.stats().pool_misses
+        waiting = threading.Thread(target=wait)
+        with pool.lease(256 * KIB):  # what the waiter could have is never enough
+            waiting.start()
+            rounds = 0
+            while waiting.is_alive():
+                with pool.lease(256 * KIB) as lease:
+                    handle = lease.publish()
+                with pool.open(handle):
+                    rounds += 1
+        waiting.join()
+        assert outcome
+        assert pool.stats().pool_misses - before <= 10  # of some fifty recalls one a second takes all
