@@ -22,6 +22,9 @@ F_OFD_SETLK: Final = 37
 #: A lock file begins with the id of the pool that it is of, so many bytes, little-endian.
 POOL_ID_BYTES: Final = 8
 
+#: The length of a range that has no end.
+TO_THE_END: Final = 0
+
 #: struct flock: type, whence, start, length, pid (which must be 0 for these locks).
 _FLOCK: Final = struct.Struct("hhqqi4x")
 
@@ -42,7 +45,8 @@ def share_byte(fd: int, offset: int) -> None:
 
 
 def first_locked(fd: int, offset: int, length: int) -> int:
-    """The first locked byte of a range, -1 for none. Locks of this open file do not count."""
+    """The first locked byte of a range (`TO_THE_END` is a length too), -1 for none. Locks of this
+    open file do not count."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, length, 0)
     kind, _, start, _, _ = _FLOCK.unpack(fcntl.fcntl(fd, F_OFD_GETLK, asked))
     return -1 if kind == fcntl.F_UNLCK else max(start, offset)
