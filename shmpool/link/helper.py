@@ -45,9 +45,6 @@ class Seat(Protocol):
     def reconnect(self, timeout: float, interruption: Interruption | None = None) -> bool:
         """Try once to take the seat up again."""
 
-    def look_after_views(self) -> None:
-        """Settle what waited for a view."""
-
     def answer_recall(self) -> None:
         """Give back what is idle."""
 
@@ -132,7 +129,7 @@ class Helper:
             if seat.is_orphaned:
                 pauses.append(UNUSED_POLL)
             link.look(min((pause for pause in pauses if pause is not None), default=None))
-            seat.look_after_views()
+            seat.deferred.look_at_all()
             if seat.is_wanted:
                 seat.answer_recall()
             link.send_bells()

@@ -10,7 +10,8 @@ from typing import Any
 
 import client_workers
 import pytest
-from client_helpers import PATIENCE, Start, child, eventually, hear, of_pid
+from client_helpers import child, eventually, hear, of_pid
+from conftest import Start
 
 import shmpool
 
@@ -45,7 +46,7 @@ def test_a_lease_timeout_names_the_reader_that_keeps_everything(start: Start, si
             assert reader.held_by_views == stats.held_by_views == count
             queue.put(None)
             assert hear(pipe) is True, "the bytes of kept arrays have changed"
-        with pool.lease(size, timeout=PATIENCE):
+        with pool.lease(size, timeout=10):
             pass
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from client_helpers import MIB, Connect, Start, eventually, pattern
+from client_helpers import MIB, eventually, pattern
+from conftest import Connect, Start
 
 import shmpool
 from shmpool import Handle

@@ -55,12 +55,12 @@ class Runner:
     def __init__(
         self,
         mutants: Sequence[Mutant],
-        seconds: float,
+        deadline: float,
         seconds_each: float,
         tell: Callable[[Mutant, Outcome, str], None],
     ) -> None:
         self._mutants = mutants
-        self._seconds = seconds
+        self._deadline = deadline
         self._seconds_each = seconds_each
         self._tell = tell
 
@@ -71,9 +71,8 @@ class Runner:
         if told is None:
             raise pytest.UsageError("the tests must pass before they can judge mutants")
         calls = as_calls(told)
-        deadline = time.monotonic() + self._seconds
         for mutant in self._mutants:
-            if time.monotonic() > deadline:
+            if time.monotonic() > self._deadline:
                 break
             tests = calls.tests_of(mutant, self._seconds_each)
             if not tests:
