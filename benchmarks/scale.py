@@ -29,7 +29,8 @@ SETTINGS = Settings(memory_limit=32 * 1024 * MIB)
 #: Tiers that the leases lie in, and the one that is measured: of the largest slots, none of them leased.
 FILLED, MEASURED = (0, 1, 2, 3, 4, 6), 5
 ROUNDS = 5
-#: Events of one kind that are timed together.
+#: How often each kind is timed in a round, and how many of it together.
+EVENTS_PER_ROUND = 5
 BATCH = 64
 FLAT = 1.5
 AWAY = 1.1
@@ -149,7 +150,7 @@ def _vain(pool: SimulatedPool, client: int, *, queue: bool) -> Event:
 
 def _add_events(report: Report, pools: dict[Size, SimulatedPool], rounds: int) -> None:
     best: dict[str, Costs] = {}
-    for _ in range(rounds + 1):
+    for _ in range(EVENTS_PER_ROUND * rounds):
         for size, pool in pools.items():
             for kind, took in _events(pool):
                 _keep(best, kind, size, took)

@@ -18,6 +18,7 @@ from .errors import LeakedView, LeaseReleased
 from .protocol.figures import DEFERRED
 from .protocol.ledger import GENERATION_FIELD, STATE_SHIFT
 from .protocol.states import CellState
+from .system.here import HERE, OURS, UNSHARED
 from .tickets import Ticket, ring
 from .windows import AT_REST
 
@@ -96,17 +97,20 @@ class Buffer(Ticket):
         raise NotImplementedError
 
     def _release_slowly(self, *, to_views: bool = False) -> None:
-        """A direct segment, whose map must be gone before DONE, or a view that lives on."""
+        """A direct segment, whose map must be gone before DONE, a view that lives on, or a child
+        that may have one. What was opened before a fork is nothing but its views in the child."""
         record, session = self._record, self._record.session
-        is_leaked = record.is_looked_through
-        deferred = session.deferred
+        if session.is_over or not HERE[OURS]:
+            self.__class__ = EndedBuffer
+            return
+        is_leaked, deferred = getrefcount(record.window) != AT_REST, session.deferred
         deferred.look()
         deferred.add(self)
         self.__class__ = EndedBuffer
         if not is_leaked:
             deferred.look()
-        elif not (to_views or session.is_over):
-            session.count(DEFERRED)
+        elif not to_views:
+            session.words[session.counters + DEFERRED] += 1
             if session.strict and not session.is_at_exit:
                 raise LeakedView(
                     "an array or slice of buffer.view is alive at release (strict mode);"
@@ -148,7 +152,7 @@ class LiveBuffer(Buffer):
         except AttributeError:  # a release was interrupted: this one ends it
             self._release_slowly()
             return
-        if getrefcount(record.window) != AT_REST or record.is_direct:
+        if getrefcount(record.window) != AT_REST or not HERE[UNSHARED] or record.is_direct:
             self._release_slowly()
             return
         session = record.session

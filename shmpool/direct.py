@@ -27,7 +27,6 @@ from .protocol.names import direct_name
 from .protocol.sizing import format_bytes
 from .protocol.states import State
 from .system import memory
-from .system.descriptors import Descriptor
 from .system.segments import open_segment
 from .windows import WRITE, Piece, Window
 
@@ -52,15 +51,14 @@ class DirectSlot(Slot):
 
     claim: list[None]
 
-    fd: Descriptor | None
+    fd: int
 
-    def open(self) -> Descriptor:
+    def open(self) -> int:
         """The descriptor of the segment that was granted. Raises StaleHandle, ConfigError."""
-        fd: Descriptor | None = getattr(self, "fd", None)
-        if fd is None:
+        if getattr(self, "fd", -1) < 0:
             name = direct_name(self.session.pool_id, self.row, generation_of(self.base))
-            fd = self.fd = open_segment(name, writable=True)
-        return fd
+            self.fd = open_segment(name, writable=True)
+        return self.fd
 
     def map(self, protection: int = WRITE) -> Window:
         """The window over it, made once. Raises SharedMemoryFull when the kernel has no map."""
@@ -77,7 +75,12 @@ class DirectSlot(Slot):
 
     def close(self) -> None:
         """Close its descriptor, if it is open."""
-        self.fd = None
+        fd, self.fd = getattr(self, "fd", -1), -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()  # of a lease whose seat has ended
 
 
 class DirectLease(LiveLease):
@@ -195,12 +198,12 @@ def obtain(session: Session, nbytes: int, timeout: float | None) -> DirectSlot:
 
 def _reserve(slot: DirectSlot) -> None:
     """Reserve the pages that it has not. Raises SharedMemoryFull when there are none."""
-    missing = slot.size - 512 * os.fstat(slot.open()).st_blocks
+    missing = slot.size - 512 * os.fstat(slot.fd).st_blocks
     if missing <= 0:  # it was a spare
         return
     try:
         memory.require(missing, slot.session.memory_groups)
-        os.posix_fallocate(slot.open(), 0, slot.size)  # Python tries it again after a signal
+        os.posix_fallocate(slot.fd, 0, slot.size)  # Python tries it again after a signal
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -31,6 +31,7 @@ from .protocol.ledger import (
 )
 from .protocol.sizing import STRATEGY_OF_KIND, SizeCategory, Strategy, categorize
 from .protocol.states import CellState
+from .system.here import HERE, OURS
 from .windows import AT_REST
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class LiveLease(Lease):
         except BufferError:
             pass  # numpy holds it; the reference count tells below
         del self.view
-        if getrefcount(slot.window) != AT_REST or session.is_over:
+        if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[OURS]:
             return self._publish_with_views(1)[0]
         words, word, nbytes = session.words, slot.word, self.nbytes
         granted = slot.base | session.published
@@ -228,7 +229,7 @@ class LiveLease(Lease):
             raise ValueError(f"a publication has 1 to {MAX_TICKETS} readers, not {n!r}")
         if not self._drop_view():
             raise LeaseReleased("the lease is being published or released by another thread")
-        if self._slot.has_views or self._slot.session.is_over:
+        if self._slot.has_views or self._slot.session.is_over or not HERE[OURS]:
             return self._publish_with_views(n)
         await_readers = self._await_readers
         handles = self._store_publication(n)
@@ -239,7 +240,7 @@ class LiveLease(Lease):
         """The writer keeps a view: the handle may go, the slot is not used again before
         the view is gone. In strict mode an error, and the lease goes on."""
         slot, session = self._slot, self._slot.session
-        if session.is_over:
+        if session.is_over or not HERE[OURS]:
             self.__class__ = EndedLease  # type: ignore[assignment]
             raise LeaseReleased("the lease's seat is gone: the pool was closed, or the broker came back with a new one")
         if session.strict:
@@ -250,6 +251,7 @@ class LiveLease(Lease):
         except Warning:  # warnings are errors here: the handles would be lost, so the lease goes on
             self._renew_view()
             raise
+        session.deferred.look_at_partings()  # what the writer let go of meanwhile is the next to be leased
         await_readers = self._await_readers
         handles = self._store_publication(tickets)
         session.deferred.add_slot(slot, await_readers)
@@ -289,9 +291,9 @@ class LiveLease(Lease):
         session = slot.session
         if not self._drop_view(is_collected=is_collected):
             return False
-        if session.is_over:
+        if session.is_over or not HERE[OURS]:
             self.__class__ = EndedLease  # type: ignore[assignment]
-        elif not slot.has_views:
+        elif slot.window is None or getrefcount(slot.window) == AT_REST:
             give_back = self._give_back
             self.__class__ = EndedLease  # type: ignore[assignment]
             give_back()
@@ -324,8 +326,10 @@ class LiveLease(Lease):
         except AttributeError:
             return False
         if not is_collected:
-            with suppress(BufferError):  # numpy holds it; the reference count tells
+            try:
                 view.release()
+            except BufferError:
+                pass  # numpy holds it; the reference count tells
         return True
 
     def _renew_view(self) -> None:
@@ -334,7 +338,7 @@ class LiveLease(Lease):
 
     def __del__(self) -> None:
         slot = getattr(self, "_slot", None)  # none, when an exception came while it was made
-        if slot is None or slot.session.is_over:
+        if slot is None or slot.session.is_over or not HERE[OURS]:
             return
         if self.release_unless_busy(is_collected=True) and not slot.session.is_at_exit:
             warnings.warn(

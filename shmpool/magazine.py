@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 REAP_SCAN: Final = 64
 #: Slots asked for in one refill, at most.
 MAX_BATCH: Final = 64
+#: Slots that a recall leaves besides as many as are out with readers, if they were used lately.
+KEPT: Final = 2
 #: The last generation that a client uses, in its place in the grant word.
 LAST_BASE: Final = (MAX_GENERATION - 1) * ONE_GENERATION
 
@@ -133,8 +135,8 @@ class Magazine:
     def pop(self) -> Slot | None:
         """The ready slot that is to be leased next."""
         try:
-            return self.ready.pop() if self.ready else None
-        except IndexError:  # another thread took it
+            return self.ready.pop()
+        except IndexError:
             return None
 
     def take(self) -> Slot | None:
@@ -150,10 +152,8 @@ class Magazine:
     def reap_rested(self) -> None:
         """Reap, if nothing was published since the last call: who publishes reaps himself."""
         try:
-            slot = self.published[-1] if self.published else None
-        except IndexError:  # another thread took it
-            slot = None
-        if slot is None:
+            slot = self.published[-1]
+        except IndexError:
             return
         newest, self.newest = self.newest, (slot, slot.base)
         if newest == self.newest and (done := self.reap(len(self.published))):
@@ -179,9 +179,16 @@ class Magazine:
         self.resting = [(slot, slot.base) for slot in list(self.ready)]
         return taken
 
-    def empty(self) -> list[Slot]:
-        """Take out everything that is ready."""
+    def idle(self, *, everything: bool) -> list[Slot]:
+        """What somebody else may have, taken out of *ready*. Unless it is *everything*, as many stay
+        as are out with readers just now, and two more, of those that were used since the last look."""
+        before = {id(slot): base for slot, base in self.resting}
+        used = [slot for slot in list(self.ready) if before.get(id(slot)) != slot.base]
         taken = []
-        while slot := self.pop():
-            taken.append(slot)
+        for _ in range(len(self.ready) - (0 if everything else min(len(used), len(self.published) + KEPT))):
+            try:
+                taken.append(self.ready.popleft())
+            except IndexError:
+                break
+        self.resting = [(slot, slot.base) for slot in list(self.ready)]
         return taken

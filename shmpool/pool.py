@@ -19,14 +19,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 from weakref import ref
 
-from . import direct, forking, private, tickets
+from . import direct, private, tickets
 from .addresses import resolve
 from .buffer import Buffer, EndedBuffer, LiveBuffer
 from .connection import listens
 from .direct import DirectLease
 from .errors import BrokerUnavailable, InvalidHandle, PoolClosed, ShmpoolError, StaleHandle
 from .lease import Lease, LiveLease
-from .life import closing
+from .life import closing, forks
 from .magazine import Magazine, Slot
 from .protocol.figures import LEASES, SAMPLE_EVERY, SAMPLED_NS, SAMPLES
 from .protocol.handle import HANDLE_BYTES, Handle, unpack_handle
@@ -46,6 +46,7 @@ from .protocol.sizing import (
     select_strategy,
 )
 from .session import Session
+from .system.here import HERE, OURS
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL
 from .tickets import Record
 from .waiting import check_timeout
@@ -94,7 +95,7 @@ class Pool:
         self._broker: Broker | None = None
         self._name = ""
         self._connect(address, timeout)
-        forking.pools.add(self)
+        forks.pools.add(self)
 
     # --- leasing -----------------------------------------------------------------------------------
 
@@ -111,7 +112,14 @@ class Pool:
         if timeout is not None:
             timeout = check_timeout(timeout)
         session = self._session
-        if session is None or session.is_over or strategy is not _ADAPTIVE or type(nbytes) is not int or nbytes < 0:
+        if (
+            session is None
+            or session.is_over
+            or not HERE[OURS]
+            or strategy is not _ADAPTIVE
+            or type(nbytes) is not int
+            or nbytes < 0
+        ):
             return self._lease_otherwise(nbytes, strategy, timeout)
         if nbytes < session.pooled_below:
             magazine = session.pooled[nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT]
@@ -206,7 +214,7 @@ class Pool:
             return self._open_writable(handle)
         session = self._session
         try:
-            if session is None or not session.is_watched or len(handle) != HANDLE_BYTES:
+            if session is None or not session.is_watched or not HERE[OURS] or len(handle) != HANDLE_BYTES:
                 session = self._check_handle(handle)
                 session.watch()
             pool_id, granted, tail = unpack_handle(handle)
@@ -224,6 +232,7 @@ class Pool:
         buffer = _new_buffer(LiveBuffer)  # before the ticket: from then on its end is seen
         buffer._record = record
         buffer._granted = granted
+        buffer._fork = session.forks
         buffer.nbytes = nbytes = tail & MAX_NBYTES
         buffer._left = record.left
         with session.ticket_gate:
@@ -426,6 +435,8 @@ class Pool:
     def _live_session(self, timeout: float | None = None) -> Session:
         """The session; connects anew after a fork, or where the broker came back with another pool,
         within the pool's timeout or *timeout* seconds if that is less."""
+        if not HERE[OURS]:
+            raise _being_forked()
         session = self._session
         if session is None or session.is_over or self._is_closed:
             self._raise_if_closed()
@@ -437,13 +448,15 @@ class Pool:
         publications go to the broker, unpublished leases are released (ResourceWarning);
         the seat stays until the last view that this process still has is gone. Once more finishes
         what an exception (Ctrl-C) has ended."""
+        if not HERE[OURS]:
+            return  # in a finalizer of a child that is not itself yet
         self._is_closed = True
         if self._session is not None:
             self._closing, self._session = self._session, None
         if self._closing is not None:
             closing.close(self._closing)
             self._closing = None
-        forking.pools.discard(self)
+        forks.pools.discard(self)
         self._broker = None
 
     def forget_parent(self) -> None:
@@ -465,14 +478,12 @@ class Pool:
     def __del__(self) -> None:
         """A pool that nobody closed: its helper does it, once no lease or buffer is left.
         A finalizer takes no lock and starts no thread."""
-        session = getattr(self, "_session", None) or getattr(self, "_closing", None)
-        if session is None or session.is_at_exit:
+        session = getattr(self, "_session", None)
+        if session is None or session.is_at_exit or not HERE[OURS]:
             return
         session.is_orphaned = True
         session.wake_helper()
-        if session.is_over:
-            closing.sessions.discard(session)
-        else:
+        if not session.is_over:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     def __enter__(self) -> Self:
@@ -550,7 +561,7 @@ def _reconnect(address: str, timeout: float, strict: bool) -> Pool:
     received = _received.get((address, strict))
     if received is not None and not received.closed:
         return received
-    for pool in list(forking.pools):
+    for pool in list(forks.pools):
         if (pool.address, pool._strict) == (address, strict) and not pool.closed:
             return pool
     try:
@@ -578,6 +589,10 @@ def _as_nbytes(nbytes: Any) -> int:
             pass  # refused below, in our words
     check_nbytes(nbytes)
     return int(nbytes)
+
+
+def _being_forked() -> BrokerUnavailable:
+    return BrokerUnavailable("this process is just being forked: its pools are not its own yet")
 
 
 def _foreign(handle: bytes | bytearray | memoryview, session: Session) -> StaleHandle:

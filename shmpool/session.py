@@ -18,7 +18,7 @@ from . import hints
 from .connection import Connection, Interruption, await_welcome, dial, greet
 from .direct import DirectSlot
 from .errors import BrokerUnavailable, ShmpoolError
-from .life import closing
+from .life import closing, forks
 from .link.helper import Helper
 from .link.link import Link
 from .link.prefetch import Prefetch
@@ -27,10 +27,11 @@ from .link.requests import Request
 from .magazine import Magazine, Slot
 from .mapping import SeatTaken
 from .protocol import figures
-from .protocol.header import BROKER_PID, WANTED
+from .protocol.header import BROKER_PID
 from .protocol.messages import Direct, Goodbye, Message, Refill, Role, Welcome
 from .seat.custody import Custody
 from .seat.deferred import DeferredReleases
+from .seat.guards import Guards
 from .seat.openings import Openings
 from .system.limits import explain
 from .system.memory import MemoryGroup, memory_groups
@@ -61,6 +62,9 @@ class Session(Custody):
         #: Buffers that were collected unreleased, for the same.
         self.left = self.openings.left
         self.deferred = DeferredReleases(self, self.openings)
+        self.guards = Guards(self)
+        #: The last fork that is over: what is opened from now on waits for no child of it.
+        self.forks = 0
         #: The seat lives, and the helper looks now and then whether something was left open.
         self.is_watched = False
         try:  # before a seat is taken: without them there would be nobody to leave it
@@ -119,7 +123,6 @@ class Session(Custody):
             return True
         self._adopt_unknown()
         self.link.attach(connection)
-        self.is_wanted = 1 in [self.header[WANTED + tier.index] for tier in self.tiers]  # recalls that we missed
         return True
 
     def broker_pid(self) -> int:
@@ -132,6 +135,9 @@ class Session(Custody):
         """A slot when the magazine has none ready: reap, else ask the broker and wait for
         the grant or for an own slot that comes back. Raises LeaseTimeout."""
         slot = magazine.take()
+        if slot is None and self.deferred.any:
+            self.deferred.look_at_all()
+            slot = magazine.take()
         if slot is None and self.deferred.any:
             self.deferred.look_at_all()
             slot = magazine.take()
@@ -163,8 +169,6 @@ class Session(Custody):
         return memory_groups()
 
     def _ask(self, request: Request, nbytes: int, timeout: float | None) -> Slot:
-        if not self.helper.is_running:  # an exception came when it was to be started again
-            self.helper.start()
         started = time.monotonic()
         slot = self.link.ask(request, timeout)
         if slot is not None:
@@ -194,6 +198,7 @@ class Session(Custody):
 
     def watch(self) -> None:
         """Have the helper look now and then whether something was left open."""
+        self.guards.use()
         self.is_watched = not self.is_over
         self.wake_helper()
 
@@ -203,12 +208,17 @@ class Session(Custody):
 
     # --- what the helper does ---------------------------------------------------------------------------
 
+    def look_after_views(self) -> None:
+        """Settle what waited for a view, or for a child that has one."""
+        self.deferred.look_at_all()
+        forks.look()
+
     def answer_recall(self) -> None:
         """Somebody waits: give back what is idle here."""
         self.is_wanted = False
         self.link.serve()
         self.prefetch.give_up()
-        self.return_all()
+        self.return_idle()
 
     def look_after_rested(self) -> bool:
         """Return what was not used; False when nothing idle is left."""
@@ -231,12 +241,13 @@ class Session(Custody):
     def say_goodbye(self) -> bool:
         """The seat ends, unless something is still in use: another thread may be just opening."""
         with self.ticket_gate:
-            is_first, is_left = not self.is_over, self.is_over or not self.is_in_use
+            is_left = not self.is_in_use
             if is_left:
                 self.is_over, self.is_watched = True, False
-        if is_first and is_left:
+        if is_left:
             self.link.send_bells()
             self.unlock_seat()
+            self.readers = None  # nothing is open any more
             self.link.send(Goodbye())
         return is_left
 

@@ -98,18 +98,22 @@ class Record:
 
 
 class Ticket:
-    """A ticket that was taken: its record, and the grant word of the publication."""
+    """A ticket that was taken: its record, the grant word of the publication, and the last forks
+    that had ended before it was taken and begun before its views were gone: children of those
+    between them may have inherited a view."""
 
-    __slots__ = ("_granted", "_record")
+    __slots__ = ("_fork", "_granted", "_last_fork", "_record")
 
     _record: Record
     _granted: int
+    _fork: int
+    _last_fork: int | None
 
     @classmethod
     def of(cls, record: Record, granted: int) -> Self:
         """The ticket of a cell."""
         ticket = cls()
-        ticket._record, ticket._granted = record, granted
+        ticket._record, ticket._granted, ticket._fork = record, granted, -1
         return ticket
 
 
@@ -156,11 +160,14 @@ def _map_direct(session: Session, row: int, generation: int, nbytes: int) -> Win
         fd = open_segment(direct_name(session.pool_id, row, generation), writable=False)
     except FileNotFoundError as error:
         raise StaleHandle("the handle's direct segment is gone: it was read or expired") from error
-    length = page_round(max(nbytes, 1))
-    if os.fstat(fd).st_size < length:
-        raise StaleHandle(f"the direct segment is shorter than the handle's {nbytes} bytes")
-    # Read once, so as much as is read is faulted in, sixteen pages at a time.
-    return session.windows.make([Piece(fd, 0, length)], READ, populate=False)
+    try:
+        length = page_round(max(nbytes, 1))
+        if os.fstat(fd).st_size < length:
+            raise StaleHandle(f"the direct segment is shorter than the handle's {nbytes} bytes")
+        # Read once, so as much as is read is faulted in, sixteen pages at a time.
+        return session.windows.make([Piece(fd, 0, length)], READ, populate=False)
+    finally:
+        os.close(fd)
 
 
 def take(record: Record, granted: int, nbytes: int) -> None:
@@ -191,7 +198,8 @@ def finish(record: Record, granted: int) -> None:
         if session.barrier:
             session.barrier()
         words[record.cell] = granted & GENERATION_FIELD | _DONE
-    ring(record, granted)
+    if words[record.word] != granted or session.header[record.wanted]:
+        ring(record, granted)
 
 
 def ring(record: Record, granted: int) -> None:

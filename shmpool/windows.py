@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from .system import libc
+from .system.heirs import Evidence
 from .system.limits import refused
 
 READ: Final = mmap.PROT_READ
@@ -31,20 +32,54 @@ class Piece(NamedTuple):
 
 
 class Window(mmap.mmap):
-    """One map; *address* is where it lies, for covering it after a fork."""
+    """One map; *address* is where it lies, *evidence* the pages that tell the parent and the broker
+    that a child still reads through it (`life.forks`): they go when it goes."""
 
-    __slots__ = ("address",)
+    __slots__ = ("address", "evidence", "is_sparse", "is_writable", "owner")
     address: int
+    evidence: Evidence | None
+    is_sparse: bool
+    is_writable: bool
+    owner: Windows
 
 
-#: The windows of all sessions, also of ended ones of which only a view is left.
-_all_alive: weakref.WeakSet[Window] = weakref.WeakSet()
+#: The windows of all sessions, also of ended ones of which only a view is left. Sets of weak
+#: references, since a `WeakSet` has callbacks in Python.
+_all_alive: set[weakref.ref[Window]] = set()
+#: A writer's view is copied so many bytes at a time.
+_COPIED_AT_ONCE: Final = 1 << 20
 
 
-def cover_all() -> None:
-    """After a fork, in the child: put every window out of reach."""
-    for window in list(_all_alive):
-        libc.cover(window.address, len(window))
+def keep_readable() -> list[Window]:
+    """After a fork, in the child: take every window away but those through which somebody reads,
+    which are returned. Through which somebody writes shows a copy of its own, what the ledger is
+    seen through is zeros. The map itself says whether a view hangs on it: it cannot be closed."""
+    kept = []
+    for reference in list(_all_alive):
+        window = reference()
+        if window is None or window.closed:
+            continue
+        if window.is_sparse:
+            libc.cover(window.address, len(window))
+            continue
+        try:
+            window.close()
+        except BufferError:
+            if window.is_writable:
+                _copy(window)
+            else:
+                kept.append(window)
+    return kept
+
+
+def _copy(window: Window) -> None:
+    """Put a private copy in the place of a map."""
+    with memoryview(window) as whole:
+        for at in range(0, len(whole), _COPIED_AT_ONCE):
+            content = bytes(whole[at : at + _COPIED_AT_ONCE])
+            libc.cover(window.address + at, len(content))
+            whole[at : at + len(content)] = content
+    _all_alive.discard(weakref.ref(window))
 
 
 class Windows:
@@ -67,7 +102,9 @@ class Windows:
     def _make(self, pieces: list[Piece], length: int, protection: int, populate: bool) -> Window:
         window = Window(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=protection)
         at = window.address = libc.address_of(window)
-        _all_alive.add(window)
+        window.owner, window.evidence = self, None
+        window.is_sparse, window.is_writable = False, protection == WRITE
+        _all_alive.add(weakref.ref(window, _all_alive.discard))
         for piece in pieces:
             libc.map_over(at, piece.length, protection, piece.fd, piece.offset)
             at += piece.length
@@ -78,7 +115,9 @@ class Windows:
     def make_sparse(self, fd: int, length: int, protection: int) -> Window:
         """A window over a segment that is used here and there (ledger, header); the broker
         has reserved it whole."""
-        return self.make([Piece(fd, 0, length)], protection, populate=False)
+        window = self.make([Piece(fd, 0, length)], protection, populate=False)
+        window.is_sparse = True
+        return window
 
 
 class _Holder:

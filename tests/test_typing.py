@@ -49,6 +49,7 @@ def _annotated(found: re.Match[str]) -> str:
     return f"def {found[1]}({arguments}) -> Any:"
 
 
+@pytest.mark.long
 def test_mypy_passes_users_code(users: Path) -> None:
     if not importlib.util.find_spec("mypy"):
         pytest.skip("mypy is not installed")

@@ -45,6 +45,9 @@ class Seat(Protocol):
     def reconnect(self, timeout: float, interruption: Interruption | None = None) -> bool:
         """Try once to take the seat up again."""
 
+    def look_after_views(self) -> None:
+        """Settle what waited for a view."""
+
     def answer_recall(self) -> None:
         """Give back what is idle."""
 
@@ -129,7 +132,7 @@ class Helper:
             if seat.is_orphaned:
                 pauses.append(UNUSED_POLL)
             link.look(min((pause for pause in pauses if pause is not None), default=None))
-            seat.deferred.look_at_all()
+            seat.look_after_views()
             if seat.is_wanted:
                 seat.answer_recall()
             link.send_bells()

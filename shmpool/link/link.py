@@ -77,10 +77,9 @@ class Waiter:
     def wake(self) -> None:
         """Let the thread look again."""
         try:
-            if self._gate.locked():
-                self._gate.release()
+            self._gate.release()
         except RuntimeError:
-            pass  # another thread was faster
+            pass  # it is awake already
 
 
 class Link:
@@ -389,7 +388,6 @@ class Link:
     def close(self) -> None:
         """Close what it has open. Who is just using a descriptor has it until then."""
         self.drop()
-        self.wake()  # nobody can, from here on
         self.wakeup = self._nudge = CLOSED
 
     def abandon_in_child(self) -> None:

@@ -9,6 +9,7 @@ then the word to the broker.
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Final, cast
 
 from .. import lost
@@ -18,7 +19,7 @@ from ..lease import LiveLease
 from ..magazine import LAST_BASE, Magazine, Slot
 from ..mapping import Mapping
 from ..protocol.header import WANTED
-from ..protocol.ledger import EXTENT, GENERATION_FIELD, ONE_GENERATION, ROW_WORDS, SEAT_MASK, STATE_SHIFT, nbytes_of
+from ..protocol.ledger import EXTENT, GENERATION_FIELD, ONE_GENERATION, ROW_WORDS, STATE_SHIFT, nbytes_of
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Return
 from ..protocol.sizing import PAGE_SHIFT, Tier, TierKind, chunk_run, pooled_tier
 from ..protocol.states import State
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 #: Slots that were returned whose records and windows are kept: they may be granted again.
 #: Each window is a map of the kernel's.
 MAX_RETURNED: Final = 2048
+#: Seconds for which recalls leave a steady stream what it uses; a pause longer than this ends a series of them.
+KEPT_FOR: Final = 1.0
+RECALLS_PAUSE: Final = 0.25
 
 
 class Custody(Mapping):
@@ -42,6 +46,8 @@ class Custody(Mapping):
 
     def __init__(self) -> None:
         super().__init__()
+        #: When the last recall came, and when everything idle was returned, or a series of recalls began.
+        self._recalled_at = self._all_returned_at = float("-inf")
         #: Every slot whose custodian is this seat, by its head's row.
         self._owned: dict[int, Slot] = {}
         #: Slots that were ours, by row. Making a window anew costs as much as all else that a
@@ -151,13 +157,12 @@ class Custody(Mapping):
         if self.barrier:
             self.barrier()
         for slot in slots:
+            if self.words[slot.word] & GENERATION_FIELD == slot.base:
+                slot.base += ONE_GENERATION  # granted or released, and not used since
             with self._owned_lock:  # a row that is forgotten and still IDLE looks like a lost grant
-                word = self.words[slot.word]
-                if word & SEAT_MASK == self.seat:  # else an exception came behind this store the last time
-                    slot.base = max(slot.base, (word & GENERATION_FIELD) + ONE_GENERATION)
-                    self.words[slot.word] = slot.base | returned
                 self._owned.pop(slot.row, None)
                 self._keep_window(slot)
+                self.words[slot.word] = slot.base | returned
         rows = [slot.row for slot in slots]
         for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE):
             self.link.send(Return(rows[at : at + MAX_ROWS_PER_MESSAGE]))
@@ -195,13 +200,33 @@ class Custody(Mapping):
             self.is_wanted = True
             self.link.wake()
 
+    def return_idle(self) -> None:
+        """Somebody waits: reap, and return what is idle. What a steady stream goes on using stays
+        here, for a second at most: then all goes back that is idle just then, so that neither
+        the stream stands still beside who waits for much, nor who waits for little beside streams
+        that have all there is."""
+        now = time.monotonic()
+        if now > self._recalled_at + RECALLS_PAUSE:
+            self._all_returned_at = now  # the first one of a series
+        self._recalled_at = now
+        if now < self._all_returned_at + KEPT_FOR:
+            self._return_all(everything=False)
+        else:
+            self.return_all()
+
     def return_all(self) -> None:
         """Reap, and return everything that is idle, or lost."""
+        self._all_returned_at = time.monotonic()
+        self._return_all(everything=True)
+
+    def _return_all(self, *, everything: bool) -> None:
         self._me.deferred.recover()
         for magazine in list(self.magazines.values()):
-            magazine.resting, magazine.newest = [], None  # they would keep a lost slot known
+            magazine.newest = None  # it would keep a lost slot known
             slot = magazine.reap(len(magazine.published))
-            slots = magazine.empty() + ([slot] if slot else [])
+            if slot is not None:
+                magazine.ready.append(slot)
+            slots = magazine.idle(everything=everything)
             magazine.batch = 1
             if slots:
                 self.give_back(slots)

@@ -9,7 +9,6 @@ rarely, and at once when somebody waits for memory.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -17,7 +16,10 @@ from sys import getrefcount
 from typing import TYPE_CHECKING, Final
 
 from ..protocol.figures import DEFERRED, HELD_BY_VIEWS
-from ..tickets import Ticket, finish
+from ..protocol.ledger import GENERATION_FIELD, STATE_SHIFT
+from ..protocol.states import CellState
+from ..system.here import FORKING, HERE, UNSHARED
+from ..tickets import Ticket, finish, ring
 from ..windows import AT_REST
 from .openings import Openings
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from ..magazine import Slot
     from ..session import Session
 
+_DONE: Final = CellState.DONE << STATE_SHIFT
 #: So many releases are looked at by the next call; older ones by the helper.
 RECENT: Final = 8
 #: The helper's pauses between looks, in seconds; while tickets are only open, it looks as rarely
@@ -32,30 +35,11 @@ RECENT: Final = 8
 FIRST_PAUSE: Final = 0.005
 LONGEST_PAUSE: Final = 0.1
 GROWTH: Final = 1.3
+#: Who waits is looked at so soon: a longer pause is ended.
+SOON: Final = 0.02
 IDLE_PAUSE: Final = 0.25
-
-
-class Parting:
-    """A slot that was published or released while its writer kept a view: *go_on* when that
-    is gone."""
-
-    __slots__ = ("_go_on", "_slot")
-
-    def __init__(self, slot: Slot, go_on: Callable[[], None]) -> None:
-        self._slot = slot
-        self._go_on: Callable[[], None] | None = go_on
-
-    def settle(self) -> bool:
-        """Go on if no view is left. For one thread at a time: once."""
-        slot = self._slot
-        if self._go_on is None:
-            return True
-        if slot.has_views:
-            return False
-        if not slot.session.is_over:
-            go_on, self._go_on = self._go_on, None
-            go_on()
-        return True
+#: While only children keep what the parent has, too.
+LONGEST_GUARD_PAUSE: Final = 1.0
 
 
 class DeferredReleases:
@@ -69,9 +53,9 @@ class DeferredReleases:
         #: that whoever settles one twice removes no other.
         self._recent: dict[int, Ticket] = {}
         self._old: dict[int, Ticket] = {}
-        self._partings: dict[int, Parting] = {}
-        #: Reentrant: what a collection finds meanwhile may call the pool.
-        self._parting_lock = threading.RLock()
+        #: Slots that were published or released while their writers kept views, and how it goes on
+        #: with each when those are gone.
+        self._partings: dict[int, tuple[Slot, Callable[[], None]]] = {}
         self._pause = FIRST_PAUSE
         #: What the seat's gauge says.
         self._noted = 0
@@ -91,15 +75,20 @@ class DeferredReleases:
                 number = next(iter(recent))
                 self._old[number] = recent[number]
                 del recent[number]
+        ticket._last_fork = None
         recent[next(self._numbers)] = ticket
-        self._note()
-        self._hurry()
+        if len(recent) + len(self._old) + len(self._partings) != self._noted:
+            self._note()
+        if self._pause > SOON or not self._session.is_watched:
+            self._hurry()
 
     def add_slot(self, slot: Slot, go_on: Callable[[], None]) -> None:
         """A slot that its writer keeps a view of. Takes no lock that a finalizer could meet."""
-        self._partings[next(self._numbers)] = Parting(slot, go_on)
-        self._note()
-        self._hurry()
+        self._partings[next(self._numbers)] = slot, go_on
+        if len(self._recent) + len(self._old) + len(self._partings) != self._noted:
+            self._note()
+        if self._pause > SOON or not self._session.is_watched:
+            self._hurry()
 
     def _note(self) -> None:
         """Tell in the seat's gauge how many wait. Threads may overtake each other: whoever looks
@@ -110,7 +99,7 @@ class DeferredReleases:
             session.words[session.counters + HELD_BY_VIEWS] = held
 
     def _hurry(self) -> None:
-        if self._pause > 4 * FIRST_PAUSE or not self._session.is_watched:
+        if self._pause > SOON or not self._session.is_watched:
             self._pause = FIRST_PAUSE
             self._session.wake_helper()
 
@@ -120,25 +109,42 @@ class DeferredReleases:
         """What a call looks at on its way: the youngest."""
         if self._openings.left:
             self._look_at_left()
-        recent = self._recent
-        for number, ticket in recent.copy().items():
-            if getrefcount(ticket._record.window) == AT_REST:
-                self._settle(ticket)
-                recent.pop(number, None)
+        if self._recent:
+            self.look_at_recent()
         if self._partings:
-            self._look_at_partings()
-        self._note()
+            self.look_at_partings()
+
+    def look_at_recent(self) -> None:
+        """At the youngest tickets. Who takes one out stores its DONE; one that an exception catches
+        in between is found by `recover`."""
+        recent, session = self._recent, self._session
+        is_quick = HERE[UNSHARED] and not session.is_over
+        for number in list(recent):
+            ticket = recent.get(number)
+            if ticket is None or getrefcount(ticket._record.window) != AT_REST:
+                continue
+            if not is_quick or ticket._record.is_direct:
+                if self._settle(ticket):
+                    recent.pop(number, None)
+            elif recent.pop(number, None) is not None:
+                record, granted, words = ticket._record, ticket._granted, session.words
+                if words[record.cell] == granted & GENERATION_FIELD | session.taken:
+                    if session.barrier:
+                        session.barrier()
+                    words[record.cell] = granted & GENERATION_FIELD | _DONE
+                    if words[record.word] != granted or session.header[record.wanted]:
+                        ring(record, granted)
 
     def look_at_all(self) -> None:
         """What the helper looks at, and who has to give back."""
+        self._session.guards.look()
         if self._openings.left:
             self._look_at_left()
         for waiting in (self._recent, self._old):
             for number, ticket in waiting.copy().items():
-                if not ticket._record.is_looked_through:
-                    self._settle(ticket)
+                if not ticket._record.is_looked_through and self._settle(ticket):
                     waiting.pop(number, None)
-        self._look_at_partings()
+        self.look_at_partings()
         self._note()
 
     def recover(self) -> None:
@@ -146,6 +152,12 @@ class DeferredReleases:
         for ticket in self._openings.take_orphans():
             self._part_with(ticket)
         self.look_at_all()
+
+    def forget_all(self) -> None:
+        """In a forked child."""
+        self._recent.clear()
+        self._old.clear()
+        self._partings.clear()
 
     def _look_at_left(self) -> None:
         for ticket in self._openings.take_left():
@@ -155,21 +167,35 @@ class DeferredReleases:
         """A ticket whose buffer is no more."""
         if ticket._record.is_looked_through:
             self._session.count(DEFERRED)
-            self.add(ticket)
-        else:
-            self._settle(ticket)
+        self.add(ticket)  # and looked at right after
 
-    def _settle(self, ticket: Ticket) -> None:
-        """No view is left."""
-        if not self._session.is_over:
+    def _settle(self, ticket: Ticket) -> bool:
+        """No view is left here. False while a child may have one."""
+        session = self._session
+        if not HERE[UNSHARED] and not session.is_over:
+            if HERE[FORKING]:
+                return False
+            if ticket._last_fork is None:
+                ticket._last_fork = session.guards.last
+            if session.guards.between(ticket._fork, ticket._last_fork):
+                return False
+        if not session.is_over:
             finish(ticket._record, ticket._granted)
+        return True
 
-    def _look_at_partings(self) -> None:
-        for number, parting in self._partings.copy().items():
-            with self._parting_lock:
-                is_settled = parting.settle()
-            if is_settled:
-                self._partings.pop(number, None)
+    def look_at_partings(self) -> None:
+        """At the slots that their writers kept views of. Who takes one out goes on with it; one that
+        an exception catches in between is found (`lost`)."""
+        partings = self._partings
+        for number in list(partings):
+            parting = partings.get(number)
+            if parting is None:
+                continue
+            slot, go_on = parting
+            if slot.window is not None and getrefcount(slot.window) != AT_REST:
+                continue
+            if partings.pop(number, None) is not None and not self._session.is_over:
+                go_on()
 
     # --- the helper's time --------------------------------------------------------------------
 
@@ -180,6 +206,9 @@ class DeferredReleases:
         if self.any:
             session.is_watched = not session.is_over
             self._pause = min(LONGEST_PAUSE, GROWTH * self._pause)
+            return self._pause
+        if session.guards:
+            self._pause = min(LONGEST_GUARD_PAUSE, GROWTH * self._pause)
             return self._pause
         if not session.is_watched:
             return None

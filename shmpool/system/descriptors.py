@@ -8,8 +8,7 @@ asks it for its number gets an error that says so.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from ..errors import PoolClosed
 
@@ -37,14 +36,9 @@ CLOSED: Final = Closed()
 _close: Final = os.close
 
 
-def open_owned(opener: Callable[..., int], *arguments: Any) -> Descriptor:
-    """What *opener*, a function in C, opens. In one step: between two, an exception would lose it."""
-    return next(map(Descriptor, map(opener, *[(argument,) for argument in arguments])))
-
-
 def make_eventfd() -> Descriptor:
     """An eventfd that never blocks."""
-    return open_owned(os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    return Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 
 
 def signal(eventfd: Descriptor | Closed) -> None:

@@ -18,8 +18,9 @@ _page.madvise(_MADV_WIPEONFORK)
 
 #: `HERE[OURS]`: the objects of this process are its own; 0 in a child until its hook has run.
 #: `HERE[UNSHARED]`: no child, and no fork that is under way, may have inherited a view; releases
-#: need not look at guards.
+#: need not look at guards. `HERE[FORKING]`: a fork is under way; nothing that was open is released.
 HERE: Final = memoryview(_page).cast("Q")
 OURS: Final = 0
 UNSHARED: Final = 1
+FORKING: Final = 2
 HERE[OURS] = HERE[UNSHARED] = 1

@@ -16,12 +16,14 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple
 
-from .descriptors import Descriptor, open_owned
-
+F_OFD_GETLK: Final = 36
 F_OFD_SETLK: Final = 37
 
 #: A lock file begins with the id of the pool that it is of, so many bytes, little-endian.
 POOL_ID_BYTES: Final = 8
+
+#: The length of a range that has no end.
+TO_THE_END: Final = 0
 
 #: struct flock: type, whence, start, length, pid (which must be 0 for these locks).
 _FLOCK: Final = struct.Struct("hhqqi4x")
@@ -35,6 +37,19 @@ def lock_bytes(offset: int) -> bytes:
 def unlock_bytes(offset: int) -> bytes:
     """The struct that unlocks it."""
     return _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0)
+
+
+def share_byte(fd: int, offset: int) -> None:
+    """Lock a byte for reading: any number of open files may."""
+    fcntl.fcntl(fd, F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, 1, 0))
+
+
+def first_locked(fd: int, offset: int, length: int) -> int:
+    """The first locked byte of a range (`TO_THE_END` is a length too), -1 for none. Locks of this
+    open file do not count."""
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, length, 0)
+    kind, _, start, _, _ = _FLOCK.unpack(fcntl.fcntl(fd, F_OFD_GETLK, asked))
+    return -1 if kind == fcntl.F_UNLCK else max(start, offset)
 
 
 #: The struct that unlocks all that an open file has locked. The kernel allocates nothing for
@@ -55,13 +70,19 @@ class FileId(NamedTuple):
         return cls(status.st_dev, status.st_ino)
 
 
-def open_beside(socket: str, path_of: Callable[[str], str], expected: Sequence[int], pool_id: int) -> Descriptor:
+def open_beside(socket: str, path_of: Callable[[str], str], expected: Sequence[int], pool_id: int) -> int:
     """Open a lock file beside a broker's socket, links of its path resolved; the descriptor
     is close-on-exec. Raises OSError when it is not the one that the broker *expected* (device,
     inode), or not this pool's: locks in it would exclude nobody."""
     path = path_of(os.path.realpath(socket))
-    fd = open_owned(os.open, path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
-    if (FileId.of(fd), pool_id_in(fd)) != (tuple(expected), pool_id):
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        found = FileId.of(fd), pool_id_in(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    if found != (tuple(expected), pool_id):
+        os.close(fd)
         raise FileNotFoundError(
             f"{path} is not the file that the broker locks: connect by a path beside which the broker's own lock"
             " files lie (the directory that it made its socket in, or a bind mount of it)"

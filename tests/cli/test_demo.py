@@ -94,6 +94,7 @@ def test_every_file_is_verified_by_the_strategy_of_its_size(tree: Path) -> None:
     assert report.queue_failure == ""
 
 
+@pytest.mark.long
 def test_progress_tells_all_bytes_of_each_part(tree: Path) -> None:
     told = {REFERENCE: 0, POOL: 0, QUEUE: 0}
 
@@ -184,6 +185,7 @@ def test_a_wrong_digest_of_an_unchanged_file_fails_the_job(tree: Path) -> None:
     assert job._report.verified == len(SIZES) - 1
 
 
+@pytest.mark.long
 def test_a_difference_that_is_the_files_doing_is_a_change(tree: Path) -> None:
     job = Job(scan(str(tree)), LIMIT, 1, 1, silent)
     job._compute_references()
@@ -216,7 +218,7 @@ def kill(name: str) -> Callable[[], None]:
     return act
 
 
-@pytest.mark.parametrize("name", ["worker 1", "reader 2"])
+@pytest.mark.parametrize("name", ["worker 1", pytest.param("reader 2", marks=pytest.mark.long)])
 def test_a_killed_process_fails_the_job_and_does_not_hang_it(many: Path, name: str) -> None:
     report = run_job(many, once(POOL, kill(name)))
     assert not report.ok
@@ -225,6 +227,7 @@ def test_a_killed_process_fails_the_job_and_does_not_hang_it(many: Path, name: s
     assert report.verified
 
 
+@pytest.mark.long
 def test_killing_every_worker_does_not_hang_the_readers(many: Path) -> None:
     def act() -> None:
         kill("worker 1")()
@@ -236,6 +239,7 @@ def test_killing_every_worker_does_not_hang_the_readers(many: Path) -> None:
     assert report.lost
 
 
+@pytest.mark.long
 def test_a_process_killed_in_the_comparison_only_ends_the_comparison(many: Path) -> None:
     report = run_job(many, once(QUEUE, kill("worker 2")), compare=True)
     assert report.ok
@@ -329,6 +333,7 @@ def test_what_may_not_be_read_is_named(tree: Path) -> None:
     assert report.troubles[Trouble.UNREADABLE] == [str(tree / "below"), str(tree / "file1")]
 
 
+@pytest.mark.long
 def test_a_directory_that_cannot_be_listed_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = os.scandir
 
@@ -416,6 +421,7 @@ def test_the_command_shows_names_table_ratio_and_verdict(tree: Path) -> None:
     assert f"{len(SIZES)} files verified" in done.stdout
 
 
+@pytest.mark.long
 def test_many_names_are_all_given_when_the_output_is_no_terminal(tmp_path: Path) -> None:
     for number in range(40):
         (tmp_path / f"empty{number}").touch()
@@ -424,6 +430,7 @@ def test_many_names_are_all_given_when_the_output_is_no_terminal(tmp_path: Path)
     assert all(str(tmp_path / f"empty{number}") in done.stdout for number in range(40))
 
 
+@pytest.mark.long
 def test_names_that_no_terminal_can_show_are_shown_otherwise(tmp_path: Path) -> None:
     odd = os.fsencode(tmp_path) + b"/\xff[red]\n.txt"
     with open(odd, "wb"):

@@ -24,7 +24,10 @@ from shmpool.stats import query
 
 T = TypeVar("T")
 
+#: Seconds for what happens by itself within milliseconds: other work shares the machine.
 PATIENCE = float(os.environ.get("PATIENCE", 60))
+#: What waits for nothing takes no longer, on a busy machine either, and far less than what it must not wait for.
+SOON = PATIENCE / 3
 KIB, MIB = 1024, 1024 * 1024
 ROOTS = [str(Path(shmpool.__file__).parents[1]), str(Path(shmpoold.__file__).parents[1])]
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(ROOTS)}

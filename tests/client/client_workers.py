@@ -105,7 +105,7 @@ def blocked_until_interrupted(pipe: Pipe, address: str, nbytes: int, strategy: s
                 pipe.send("interrupted")
             pipe.recv()
         pipe.recv()
-        with pool.lease(nbytes, strategy=shmpool.Strategy(strategy), timeout=20) as lease:
+        with pool.lease(nbytes, strategy=shmpool.Strategy(strategy), timeout=60) as lease:
             lease.view[:3] = b"abc"
             pipe.send("leased")
         until_told(pipe)

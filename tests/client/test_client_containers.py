@@ -58,11 +58,11 @@ def inside(address: str, shell: str, script: str, *unshare: str) -> subprocess.C
 @pytest.mark.parametrize(
     ("shell", "options"),
     [
-        ("true", ()),
+        pytest.param("true", (), marks=pytest.mark.long),
         ("mount -t tmpfs none /proc", ()),
         ("true", ("--pid", "--fork", "--mount-proc")),
-        ("mount -t tmpfs none /proc", ("--pid", "--fork")),
-        ("hostname elsewhere", ("--uts", "--net")),
+        pytest.param("mount -t tmpfs none /proc", ("--pid", "--fork"), marks=pytest.mark.long),
+        pytest.param("hostname elsewhere", ("--uts", "--net"), marks=pytest.mark.long),
     ],
     ids=["same", "no /proc", "another pid namespace", "another one without /proc", "other host and network names"],
 )

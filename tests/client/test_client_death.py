@@ -8,7 +8,7 @@ import signal
 
 import client_workers
 import pytest
-from client_helpers import KIB, MIB, Start, child, eventually, hear, lease_all, of_pid, out, pattern
+from client_helpers import KIB, MIB, PATIENCE, Start, child, eventually, hear, lease_all, of_pid, out, pattern
 
 import shmpool
 from shmpool import Handle
@@ -43,7 +43,7 @@ def test_killed_worker_s_memory_is_leased_again_at_once(start: Start) -> None:
                 pool.lease(200_000, timeout=0)
             assert process.pid
             os.kill(process.pid, signal.SIGKILL)
-            leases = [pool.lease(200_000, timeout=10) for _ in range(most)]
+            leases = [pool.lease(200_000, timeout=PATIENCE) for _ in range(most)]
             assert len({lease._slot.row for lease in leases}) == most
             for lease in leases:
                 lease.release()

@@ -16,6 +16,7 @@ from client_helpers import (
     ENV,
     KIB,
     MIB,
+    PATIENCE,
     Connect,
     child,
     eventually,
@@ -63,7 +64,7 @@ def test_forked_child_gets_a_seat_of_its_own_on_first_use(pool: shmpool.Pool) ->
 
 
 @pytest.mark.parametrize("nbytes", SIZES)
-def test_inherited_lease_and_buffer_raise_in_the_child_and_go_on_in_the_parent(pool: shmpool.Pool, nbytes: int) -> None:
+def test_inherited_lease_raises_and_buffer_reads_in_the_child_and_both_go_on(pool: shmpool.Pool, nbytes: int) -> None:
     lease = pool.lease(nbytes)
     lease.view[:] = pattern(nbytes)
     buffer = pool.open(publish(pool, pattern(nbytes, 2)))
@@ -71,19 +72,22 @@ def test_inherited_lease_and_buffer_raise_in_the_child_and_go_on_in_the_parent(p
     def use_them() -> list[str]:
         seen = []
         uses = [lambda: lease.view, lambda: lease.write(bytes(nbytes)), lease.publish, lambda: lease.publish_many(2)]
-        for use in [*uses, lambda: lease.chunks, lambda: buffer.view, lambda: buffer.chunks]:
+        for use in [*uses, lambda: lease.chunks]:
             try:
                 use()
                 seen.append("worked")
             except LeaseReleased:
                 seen.append("LeaseReleased")
+        assert buffer.view == pattern(nbytes, 2) == b"".join(buffer.chunks)
         with lease, buffer:
             pass
         lease.release()
         buffer.release()
+        with pytest.raises(LeaseReleased):
+            _ = buffer.view
         return seen
 
-    assert in_fork(use_them) == ["LeaseReleased"] * 7
+    assert in_fork(use_them) == ["LeaseReleased"] * 5
     assert pool.stats().active_buffers == 2
     assert lease.view == pattern(nbytes)
     assert buffer.view == pattern(nbytes, 2)
@@ -112,19 +116,19 @@ def test_child_that_drops_what_it_inherited_releases_nothing_and_warns_of_nothin
 
 
 @pytest.mark.parametrize("nbytes", SIZES)
-def test_inherited_arrays_read_as_zeros_and_write_nothing_to_the_parent(pool: shmpool.Pool, nbytes: int) -> None:
+def test_inherited_arrays_show_what_they_showed_and_write_to_nobody(pool: shmpool.Pool, nbytes: int) -> None:
     lease = pool.lease(nbytes)
     written = np.frombuffer(lease.view, dtype=np.uint8)
     written[:] = 0xAB
     with pool.open(publish(pool, b"\xcd" * nbytes)) as buffer:
         opened = np.frombuffer(buffer.view, dtype=np.uint8)  # outlives the block
 
-    def scribble() -> tuple[int, int]:
-        seen = int(written.max()), int(opened.max())
+    def scribble() -> set[int]:
+        seen = {int(value) for array in (written, opened) for value in (array.min(), array.max())}
         written[:] = 0xFF
         return seen
 
-    assert in_fork(scribble) == (0, 0)
+    assert in_fork(scribble) == {0xAB, 0xCD}
     assert (written.min(), written.max()) == (0xAB, 0xAB)
     assert (opened.min(), opened.max()) == (0xCD, 0xCD)
     assert pool.stats().active_buffers == 2
@@ -205,7 +209,7 @@ def test_forked_grandchildren_have_seats_of_their_own(pool: shmpool.Pool) -> Non
         array = np.frombuffer(lease.view, dtype=np.uint8)
 
         def look() -> bytes:
-            assert not array.any()
+            assert array.tobytes() == b"c" * 100
             return read(pool, publish(pool, b"of the grandchild"))
 
         first = in_fork(look)
@@ -313,7 +317,7 @@ def test_fork_during_a_blocked_lease_leaves_it_waiting(connect: Connect, start_f
         got: list[int] = []
 
         def wait() -> None:
-            with pool.lease(64 * KIB, timeout=20) as lease:
+            with pool.lease(64 * KIB, timeout=PATIENCE) as lease:
                 got.append(lease.nbytes)
 
         thread = threading.Thread(target=wait)
@@ -348,14 +352,12 @@ def test_pool_is_an_argument_of_a_process(pool: shmpool.Pool, method: str) -> No
     assert len(client_workers.own_seats(pool.address)) == 1
 
 
-def test_pickled_pool_keeps_its_address_and_mode(connect: Connect) -> None:
+def test_pickled_pool_is_the_process_s_pool_of_that_address_and_mode(connect: Connect) -> None:
     import pickle
 
     pool = connect(strict=True)
-    with pickle.loads(pickle.dumps(pool)) as again:
-        assert (again.address, again._strict) == (pool.address, True)
-        assert client_workers.own_seats(pool.address) == sorted(client_workers.own_seats(pool.address))
-        assert len(client_workers.own_seats(pool.address)) == 2
+    assert pickle.loads(pickle.dumps(pool)) is pool
+    assert len(client_workers.own_seats(pool.address)) == 1
 
 
 # --- the end of the interpreter --------------------------------------------------------------------

@@ -10,8 +10,7 @@ from typing import Any
 
 import client_workers
 import pytest
-from client_helpers import child, eventually, hear, of_pid
-from conftest import Start
+from client_helpers import PATIENCE, Start, child, eventually, hear, of_pid
 
 import shmpool
 
@@ -46,7 +45,7 @@ def test_a_lease_timeout_names_the_reader_that_keeps_everything(start: Start, si
             assert reader.held_by_views == stats.held_by_views == count
             queue.put(None)
             assert hear(pipe) is True, "the bytes of kept arrays have changed"
-        with pool.lease(size, timeout=10):
+        with pool.lease(size, timeout=PATIENCE):
             pass
 
 

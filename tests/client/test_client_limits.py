@@ -18,7 +18,7 @@ pool = broker.connect()
 def check(*sizes):
     "The pool goes on, and has got everything back."
     for nbytes in sizes:
-        with pool.lease(nbytes, timeout=10) as lease:
+        with pool.lease(nbytes, timeout=60) as lease:
             lease.write(b"c" * nbytes)
             handle = lease.publish()
         with pool.open(handle) as buffer:
@@ -36,7 +36,9 @@ def on_a_limit(script: str) -> None:
     assert (done.stdout, done.stderr) == ("well\n", ""), done.stderr
 
 
-@pytest.mark.parametrize("use", ["lease.write(bytes(1 << 20))", "lease.view[:] = bytes(1 << 20)"])
+@pytest.mark.parametrize(
+    "use", ["lease.write(bytes(1 << 20))", pytest.param("lease.view[:] = bytes(1 << 20)", marks=pytest.mark.long)]
+)
 def test_a_direct_lease_that_was_written_keeps_no_descriptor(use: str) -> None:
     on_a_limit(f"""
 check(1000, 1 << 20)
@@ -55,7 +57,7 @@ check(1000, 1 << 20)
 """)
 
 
-@pytest.mark.parametrize("strategy", ["POOLED", "CHUNKED", "DIRECT"])
+@pytest.mark.parametrize("strategy", ["POOLED", pytest.param("CHUNKED", marks=pytest.mark.long), "DIRECT"])
 def test_no_descriptor_left_for_a_lease(strategy: str) -> None:
     """The first lease of a tier and each direct one opens a segment."""
     on_a_limit(f"""
@@ -74,7 +76,7 @@ check(1000, 100_000, 300_000, 1 << 20)
 """)
 
 
-@pytest.mark.parametrize("nbytes", [100_000, 300_000, 2 * MIB])
+@pytest.mark.parametrize("nbytes", [pytest.param(100_000, marks=pytest.mark.long), 300_000, 2 * MIB])
 def test_no_descriptor_left_for_opening_leaves_the_ticket(nbytes: int) -> None:
     on_a_limit(f"""
 writer = broker.connect()
@@ -100,7 +102,7 @@ check({nbytes})
 """)
 
 
-@pytest.mark.parametrize("nbytes", [100_000, 300_000, 64 * MIB])
+@pytest.mark.parametrize("nbytes", [pytest.param(100_000, marks=pytest.mark.long), 300_000, 64 * MIB])
 def test_no_address_space_for_a_map(nbytes: int) -> None:
     """Leases and buffers alike; a direct lease may still be written without a map."""
     on_a_limit(f"""
@@ -169,11 +171,11 @@ def test_a_direct_lease_that_the_cgroup_never_holds_is_refused_at_once(cgroup: P
 import time
 started = time.monotonic()
 try:
-    pool.lease(100 << 20, timeout=20)
+    pool.lease(100 << 20, timeout=60)
     raise AssertionError("it was granted")
 except shmpool.SharedMemoryFull as error:
     assert "{cgroup.name}" in str(error) and "48 MiB" in str(error), error
-assert time.monotonic() - started < 10
+assert time.monotonic() - started < 30
 check(1000, 1 << 20)
 """)  # fmt: skip
 
@@ -190,6 +192,6 @@ for timeout in (0, 0.2):
     except shmpool.SharedMemoryFull as error:
         assert "left" in str(error), error
 threading.Timer(0.3, held.release).start()
-with pool.lease(30 << 20, timeout=10) as lease:
+with pool.lease(30 << 20, timeout=60) as lease:
     lease.write(bytes(30 << 20))
 """)  # fmt: skip

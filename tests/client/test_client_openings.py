@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from client_helpers import MIB, eventually, pattern
-from conftest import Connect, Start
+from client_helpers import MIB, Connect, Start, eventually, pattern
 
 import shmpool
 from shmpool import Handle

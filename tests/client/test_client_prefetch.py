@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from client_helpers import MIB, Common, StartDaemon, eventually, lease_all, out, pattern
+from client_helpers import MIB, PATIENCE, Common, StartDaemon, eventually, lease_all, out, pattern
 
 import shmpool
 from shmpool import Strategy
@@ -92,7 +92,7 @@ def test_it_goes_back_to_who_waits(pool: shmpool.Pool, broker: shmpool.Broker) -
     with broker.connect() as other:
         leases = lease_all(other, SIZE, Strategy.DIRECT)
         assert ahead(pool) == 1  # who does not wait recalls nothing
-        leases.append(other.lease(SIZE, timeout=10))
+        leases.append(other.lease(SIZE, timeout=PATIENCE))
         assert ahead(pool) == 0
         for lease in leases:
             lease.release()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from client_helpers import KIB, MIB, Start, lease_all, out, pattern
+from client_helpers import KIB, MIB, PATIENCE, Start, lease_all, out, pattern
 
 import shmpool
 from shmpool import SizeCategory, Strategy
@@ -90,7 +90,7 @@ def test_pooled_is_refused_above_the_largest_slot_and_nothing_is_leased(pool: sh
 
 
 def test_very_large_threshold_wins_over_a_pooled_slot_that_would_fit(start: Start) -> None:
-    broker = start(very_large_object_threshold="128KiB", large_object_threshold="64KiB")
+    broker = start(very_large_object_threshold="128KiB", large_object_threshold="64KiB", max_buffer_size="128KiB")
     with broker.connect() as pool:
         with pool.lease(128 * KIB - 1, strategy=Strategy.POOLED) as lease:
             assert lease.strategy is Strategy.POOLED
@@ -202,7 +202,7 @@ def test_scattered_lease_is_whole_for_writer_and_reader(start: Start) -> None:
         nbytes = 20 * 64 * KIB - 100
         for seed in range(3):  # the run is recycled as it is
             content = pattern(nbytes, seed)
-            lease = pool.lease(nbytes, strategy=Strategy.CHUNKED, timeout=5)
+            lease = pool.lease(nbytes, strategy=Strategy.CHUNKED, timeout=PATIENCE)
             extents = [chunk.nbytes for chunk in lease.chunks]
             assert (sum(extents), len(extents) >= 4) == (nbytes, True), "it is not scattered: the test shows nothing"
             lease.view[:] = content

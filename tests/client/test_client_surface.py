@@ -103,7 +103,7 @@ def task(pool: shmpool.Pool, number: int) -> tuple[int, int, str]:
     return id(pool), len(pool.stats().clients), threading.current_thread().name
 
 
-@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.parametrize("method", ["spawn", pytest.param("fork", marks=pytest.mark.long)])
 def test_an_argument_of_every_task_connects_each_process_once(start: Any, method: str) -> None:
     broker = start()
     with broker.connect() as pool:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import client_workers
 import pytest
-from client_helpers import KIB, MIB, Connect, Start, child, eventually, hear
+from client_helpers import KIB, MIB, PATIENCE, Connect, Start, child, eventually, hear
 
 import shmpool
 
@@ -171,7 +171,7 @@ def test_close_in_one_thread_ends_the_others_cleanly(start: Start) -> None:
 
     def use_for_ever() -> None:
         while True:
-            lease = pool.lease(100, timeout=5)
+            lease = pool.lease(100, timeout=PATIENCE)
             leased.release()
             pool.discard(lease.publish())
 

@@ -68,6 +68,7 @@ from shmpoold.core.actions import (
     CloseTicket,
     Cool,
     CreateDirect,
+    ProbeReaders,
     ProbeSeat,
     RemoveDirect,
     Send,
@@ -85,6 +86,7 @@ from shmpoold.core.events import (
     Event,
     Peer,
     ProcessDied,
+    ReadersGone,
     Received,
     Ticked,
     TicketClosed,
@@ -248,7 +250,9 @@ class World:
         # What is on its way.
         self.shell: deque[Warm | CreateDirect | CloseTicket] = deque()
         #: Deaths that were not seen yet, and the ends of connections that the broker ended.
-        self.news: deque[ProcessDied | Disconnected] = deque()
+        self.news: deque[ProcessDied | ReadersGone | Disconnected] = deque()
+        #: Seats whose readers' byte is held by children.
+        self.read_by_children: set[int] = set()
         self.links: dict[int, Link] = {}
         self.watches: dict[int, Process] = {}
         self.clients: list[Client] = []
@@ -473,6 +477,10 @@ class World:
         if not any(client.seat == action.seat for client in self.clients if client.process.is_alive):
             self.news.append(ProcessDied(action.seat))
 
+    def _probe_readers(self, action: ProbeReaders) -> None:
+        if action.seat not in self.read_by_children:
+            self.news.append(ReadersGone(action.seat))
+
     def _unwatch(self, action: Unwatch) -> None:
         self.watches.pop(action.seat, None)
         self.news = deque(event for event in self.news if event != ProcessDied(action.seat))
@@ -629,6 +637,7 @@ OBEY: dict[type[Any], Callable[[World, Any], None]] = {
     WatchConnected: World._watch_connected,
     WatchAdopted: World._watch_adopted,
     ProbeSeat: World._probe,
+    ProbeReaders: World._probe_readers,
     Unwatch: World._unwatch,
 }
 

@@ -206,3 +206,21 @@ def test_a_dead_clients_counters_are_kept_and_its_block_is_clean_for_the_next(wo
     total = counters_at(world.broker.rows.count, 0)
     assert (world.ledger[total + LEASES], world.ledger[total + MISSES]) == (7, 3)
     assert not any(world.ledger[at + word] for word in range(32))
+
+
+def test_what_a_dead_reader_s_children_read_waits_for_them_and_nothing_else_does(world: World) -> None:
+    client, reader = world.client(), world.client()
+    (ticket,) = client.publish(client.get()[0])
+    assert reader.open(ticket)
+    (slot,) = reader.get()
+    seat = reader.seat
+    world.read_by_children.add(seat)
+    reader.die()
+    world.run()
+    assert world.state(slot.row) is State.FREE
+    assert state_of(world.cell(ticket.row)) == CellState.TAKEN
+    assert world.client().seat != seat
+    world.read_by_children.clear()
+    world.pass_time(0.5)
+    assert state_of(world.cell(ticket.row)) == CellState.DONE
+    assert seat not in world.broker.seats.taken

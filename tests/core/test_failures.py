@@ -150,7 +150,10 @@ def test_an_ending_whose_search_failed_is_taken_up_again(world: World, monkeypat
     fail_once(monkeypatch, Rows, "finish_cell")
     seat = reader.seat
     reader.die(is_seen=False)
-    with_a_mistake(world, ProcessDied(seat))
+    world.dispatch(ProcessDied(seat))
+    with pytest.raises(Mistake):
+        world.run()
+    world._obey_all(world.broker.outbox.take())
     world.pass_time(1.0)
     assert seat not in world.broker.seats.taken
     writer.reap()

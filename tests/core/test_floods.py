@@ -35,6 +35,7 @@ def flood(world: World, client: Client, rows: list[int], seconds: float) -> None
     end, bell = world.now + seconds, Bell((rows * 1024)[:1024])
     next_bell = world.now
     while world.now < end:
+        world.run_news()
         deadline = world.broker.next_deadline()
         world.now = next_bell if deadline is None else min(next_bell, max(deadline, world.now + PAUSE))
         if world.now >= next_bell:

@@ -8,6 +8,7 @@ from shmpool.protocol.codes import Code
 from shmpool.protocol.header import SEAT_STATE, seat_at
 from shmpool.protocol.messages import HELLO_MAGIC, PROTOCOL_VERSION, Bell, Hello, Query, Refill, Role, Topic
 from shmpool.protocol.states import State
+from shmpoold.core.broker import MOST_OPERATORS
 from shmpoold.core.events import Received
 
 
@@ -235,3 +236,19 @@ def test_an_unknown_death_does_nothing(world: World) -> None:
     world.run()
     assert seat not in world.broker.seats.taken
     assert world.states(DIRECT)[State.FREE] == world.tiers[DIRECT].capacity
+
+
+def test_operators_are_no_more_than_their_share_and_shut_out_no_worker(world: World) -> None:
+    operators = [world.client(is_connected=False) for _ in range(MOST_OPERATORS + 1)]
+    for operator in operators:
+        operator.connect(Role.OPERATOR)
+    world.run()
+    assert [fault.code for fault in operators[-1].faults] == [Code.NO_SEAT]
+    assert not any(operator.faults for operator in operators[:-1])
+    assert world.client().get()
+    operators[0].disconnect()
+    world.run()
+    late = world.client(is_connected=False)
+    late.connect(Role.OPERATOR)
+    world.run()
+    assert not late.faults

@@ -142,6 +142,9 @@ def run_daemon(config: Config, scenario: Scenario) -> None:
         async def wait(self) -> None:
             await scenario(daemon)
 
+        def on_hangup(self, act: Callable[[], None]) -> None:
+            """None comes."""
+
         def ignore_more(self) -> None:
             """Signals are the test run's business."""
 

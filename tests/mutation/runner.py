@@ -55,12 +55,12 @@ class Runner:
     def __init__(
         self,
         mutants: Sequence[Mutant],
-        deadline: float,
+        seconds: float,
         seconds_each: float,
         tell: Callable[[Mutant, Outcome, str], None],
     ) -> None:
         self._mutants = mutants
-        self._deadline = deadline
+        self._seconds = seconds
         self._seconds_each = seconds_each
         self._tell = tell
 
@@ -71,8 +71,9 @@ class Runner:
         if told is None:
             raise pytest.UsageError("the tests must pass before they can judge mutants")
         calls = as_calls(told)
+        deadline = time.monotonic() + self._seconds
         for mutant in self._mutants:
-            if time.monotonic() > self._deadline:
+            if time.monotonic() > deadline:
                 break
             tests = calls.tests_of(mutant, self._seconds_each)
             if not tests:

@@ -41,10 +41,12 @@ from shmpoold.core.events import (
     Warmed,
     WarmFailed,
 )
+from shmpoold.core.outbox import Outbox
 from shmpoold.core.spares import Spare
 from shmpoold.shell.listener import Admission
+from shmpoold.shell.pages import COOL_SLICE
 from shmpoold.shell.segments import Access, SegmentStore
-from shmpoold.shell.server import COOL_SLICE, Server
+from shmpoold.shell.server import Server
 
 TIERS = make_tiers(4 * MIB, Sizing(pooled_sizes=(64 * KIB,), chunk_sizes=(64 * KIB,)))
 
@@ -57,6 +59,8 @@ class ScriptedCore:
         self.script: dict[type[Any], list[Action] | Exception] = {}
         self.heard: list[Event] = []
         self.deadline: float | None = None
+        self.inventory = SimpleNamespace(tiers=TIERS, held=0, limit=MIB * 1024)
+        self.outbox = Outbox()
         self._adopt = adopt
 
     def adopt(self, now: float) -> list[Action]:

@@ -15,13 +15,34 @@ from shell_helpers import PATIENCE, TEST_ENV, BrokerProcess, Wire, wait_until
 from shmpool.protocol.codes import Code
 from shmpool.protocol.framing import encode_frame
 from shmpool.protocol.ledger import FIRST_CELL, GRANT, seat_of, state_of
-from shmpool.protocol.messages import Answer, Bell, Direct, Fault, Grant, Query, Refill, Refusal, Role, Topic, encode
+from shmpool.protocol.messages import (
+    HELLO_MAGIC,
+    PROTOCOL_VERSION,
+    Answer,
+    Bell,
+    Direct,
+    Fault,
+    Grant,
+    Hello,
+    Query,
+    Refill,
+    Refusal,
+    Role,
+    Topic,
+    encode,
+)
 from shmpool.protocol.names import ledger_name, tickets_path
 from shmpool.protocol.states import CellState, State
 from shmpool.system.locks import ByteLocks
+from shmpoold.core.broker import MOST_OPERATORS
+from shmpoold.shell.server import SPARE_CONNECTIONS
 
 StartBroker = Callable[..., BrokerProcess]
 Connect = Callable[[], Wire]
+
+
+#: What `leases` says of an empty pool.
+NOTHING = b'{"total":0,"shown":0,"leases":[]}'
 
 
 def ending(wire: Wire) -> Fault:
@@ -64,8 +85,9 @@ def test_garbage_behind_good_frames_ends_the_connection_after_their_answers(
     start_broker()
     wire = connect()
     wire.hello()
-    wire.socket.sendall(encode_frame(encode(Query(1, Topic.LEASES))) + b"\0\0\0\0")
-    assert wire.receive() == Answer(1, True, b"[]")
+    wire.socket.sendall(encode_frame(encode(Direct(1, 1 << 39, False))) + b"\0\0\0\0")
+    refusal = wire.receive()
+    assert isinstance(refusal, Refusal) and refusal.code == Code.TOO_LARGE
     assert ending(wire).code == Code.BAD_FRAME
 
 
@@ -74,7 +96,7 @@ def test_many_frames_at_once_are_all_answered_in_order(start_broker: StartBroker
     wire = connect()
     wire.hello()
     wire.send(*(Query(number, Topic.LEASES) for number in range(1, 1001)))
-    assert [wire.receive() for _ in range(1000)] == [Answer(number, True, b"[]") for number in range(1, 1001)]
+    assert [wire.receive() for _ in range(1000)] == [Answer(number, True, NOTHING) for number in range(1, 1001)]
 
 
 def test_frame_in_single_bytes_is_put_together(start_broker: StartBroker, connect: Connect) -> None:
@@ -83,7 +105,7 @@ def test_frame_in_single_bytes_is_put_together(start_broker: StartBroker, connec
     wire.hello()
     for byte in encode_frame(encode(Query(1, Topic.LEASES))):
         wire.socket.sendall(bytes([byte]))
-    assert wire.receive() == Answer(1, True, b"[]")
+    assert wire.receive() == Answer(1, True, NOTHING)
 
 
 def test_silence_instead_of_a_hello_ends_the_connection(start_broker: StartBroker, connect: Connect) -> None:
@@ -99,7 +121,7 @@ def test_half_a_frame_ends_the_connection_in_time(start_broker: StartBroker, con
     wire.socket.sendall(encode_frame(encode(Query(1, Topic.LEASES)))[:-1])
     assert "half a frame" in ending(wire).text
     idle.send(Query(1, Topic.LEASES))
-    assert idle.receive() == Answer(1, True, b"[]")
+    assert idle.receive() == Answer(1, True, NOTHING)
 
 
 def flood(wire: Wire) -> None:
@@ -118,12 +140,12 @@ def test_peer_that_does_not_read_is_ended_and_holds_up_nobody(start_broker: Star
     with pytest.raises(TimeoutError):  # it is not listened to any more
         flood(slow)
     good.send(Query(2, Topic.LEASES))
-    assert good.receive() == Answer(2, True, b"[]")
+    assert good.receive() == Answer(2, True, NOTHING)
     slow.socket.settimeout(PATIENCE)
     with pytest.raises(ConnectionError):
         flood(slow)
     good.send(Query(3, Topic.LEASES))
-    assert good.receive() == Answer(3, True, b"[]")
+    assert good.receive() == Answer(3, True, NOTHING)
     assert "SLOW_READER" in broker.signal(signal.SIGTERM)
 
 
@@ -142,22 +164,26 @@ def test_dead_client_s_slots_come_back_though_a_child_holds_its_socket(
     wire = connect()
     wire.hello()
     wire.send(Query(1, Topic.LEASES))
-    while (answer := wire.receive()) != Answer(1, True, b"[]"):  # the pidfd's word may take a millisecond
+    while (answer := wire.receive()) != Answer(1, True, NOTHING):  # the pidfd's word may take a millisecond
         assert isinstance(answer, Answer)
         wire.send(Query(1, Topic.LEASES))
     client.communicate(timeout=PATIENCE)
 
 
-def test_connections_beyond_all_seats_are_refused(start_broker: StartBroker, connect: Connect) -> None:
+def test_operators_and_who_says_nothing_shut_out_no_worker(start_broker: StartBroker, connect: Connect) -> None:
     start_broker()
-    wires = [connect() for _ in range(8 + 64)]
-    for wire in wires:
+    operators = [connect() for _ in range(MOST_OPERATORS)]
+    for wire in operators:
         wire.hello(Role.OPERATOR)
-    assert ending(connect()).code == Code.NO_SEAT
-    wires[0].close()
-    wires[1].send(Query(1, Topic.LEASES))
-    assert wires[1].receive() == Answer(1, True, b"[]")
-    connect().hello()
+    one_more = connect()
+    one_more.send(Hello(HELLO_MAGIC, PROTOCOL_VERSION, Role.OPERATOR, 1, 0, 0))
+    assert ending(one_more).code == Code.NO_SEAT
+    silent = [connect() for _ in range(8 + SPARE_CONNECTIONS - MOST_OPERATORS + 1)]
+    assert ending(silent[0]).code == Code.NO_SEAT
+    workers = [connect() for _ in range(8)]
+    assert sorted(worker.hello().seat for worker in workers) == list(range(1, 9))
+    operators[1].send(Query(1, Topic.LEASES))
+    assert operators[1].receive() == Answer(1, True, NOTHING)
 
 
 def test_running_out_of_descriptors_only_delays_accepting(start_broker: StartBroker, connect: Connect) -> None:
@@ -171,7 +197,7 @@ def test_running_out_of_descriptors_only_delays_accepting(start_broker: StartBro
     late = connect()
     for number in (1, 2):  # two turns of the broker's loop, so that it has tried
         first.send(Query(number, Topic.LEASES))
-        assert first.receive() == Answer(number, True, b"[]")
+        assert first.receive() == Answer(number, True, NOTHING)
     resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (hard, hard))
     late.hello()
     assert "not accepting" in broker.signal(signal.SIGTERM)
@@ -238,7 +264,7 @@ def test_impossible_request_is_refused_and_the_connection_goes_on(start_broker: 
     refusal = wire.receive()
     assert isinstance(refusal, Refusal)
     assert refusal.code == Code.TOO_LARGE
-    assert wire.receive() == Answer(2, True, b"[]")
+    assert wire.receive() == Answer(2, True, NOTHING)
 
 
 def test_unread_ticket_of_a_dead_publisher_is_closed_under_its_lock(

@@ -37,11 +37,13 @@ class Warm:
 
 @dataclass(frozen=True, slots=True)
 class Cool:
-    """Give the pages of *count* adjacent rows of a tier back to the host. No answer."""
+    """Give the pages of *count* adjacent rows of a tier back to the host. No answer. Of rows that
+    were not warm (*had_pages* is false) only a crash can have left any."""
 
     tier: int
     row: int
     count: int
+    had_pages: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,14 @@ class ProbeSeat:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeReaders:
+    """Look whether anybody reads what a seat that has ended had open: its children may. Answered by
+    ReadersGone, or not at all while somebody does."""
+
+    seat: int
+
+
+@dataclass(frozen=True, slots=True)
 class Unwatch:
     """The seat has ended; its process is no longer of interest."""
 
@@ -120,6 +130,7 @@ Action = (
     | WatchConnected
     | WatchAdopted
     | ProbeSeat
+    | ProbeReaders
     | Unwatch
     | CloseTicket
 )

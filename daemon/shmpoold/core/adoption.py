@@ -105,7 +105,7 @@ def _adopt_tier(
             inventory.warmed(tier, row, count)  # a pool whose broker died while it was making it
         slots.give(row, count, now)
         if tier.kind is not TierKind.DIRECT:
-            broker.outbox.add(Cool(tier.index, row, count))  # pages that a crash left in cold rows
+            broker.outbox.add(Cool(tier.index, row, count, had_pages=False))  # pages that a crash left in cold rows
     return holdings
 
 

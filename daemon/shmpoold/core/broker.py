@@ -70,6 +70,7 @@ from .events import (
     Event,
     Peer,
     ProcessDied,
+    ReadersGone,
     Received,
     Reconfigured,
     Ticked,
@@ -88,6 +89,9 @@ from .rows import InvalidTransition, Rows
 from .scrubber import Scrubber
 from .seats import Away, Seat, Seats
 from .settings import Settings
+
+#: Connections of operators at one time: they must not shut out workers.
+MOST_OPERATORS = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -163,6 +167,8 @@ class Broker:
         self.lending = Lending(self.rows, header, self.seats, self.inventory, self.chores, self.outbox)
         self.cooling = Cooling(self.inventory, self.chores, settings.buffer_lifetime)
         self.clients: dict[int, Client] = {}
+        #: The connections among them that only ask.
+        self.operators: set[int] = set()
         self.away = Away()
         self.looks = Looks(self.chores, self.settle)
         self.endings = Endings(self)
@@ -175,6 +181,7 @@ class Broker:
             Disconnected: self._on_disconnected,
             ProcessDied: self._on_process_died,
             Unseen: self._on_unseen,
+            ReadersGone: lambda event, now: self.endings.on_readers_gone(event.seat, now),
             Warmed: self.lending.on_warmed,
             WarmFailed: self.lending.on_warm_failed,
             DirectCreated: self.lending.on_direct_created,
@@ -261,6 +268,11 @@ class Broker:
         if hello.magic != HELLO_MAGIC or hello.version != PROTOCOL_VERSION:
             return self._fault(client, Code.WRONG_VERSION, _wrong_version(hello))
         client.role = Role(hello.role)
+        if client.role is Role.OPERATOR:
+            if len(self.operators) >= MOST_OPERATORS:
+                text = f"{MOST_OPERATORS} operators are connected: shmpool stats and the like; try again later"
+                return self._fault(client, Code.NO_SEAT, text)
+            self.operators.add(client.connection)
         resumed = False
         if client.role is Role.WORKER:
             resumed = self._resume(client, hello, now)
@@ -333,6 +345,7 @@ class Broker:
     def _on_disconnected(self, event: Disconnected, now: float) -> None:
         """The seat stays: its client may come back, or its pidfd or a probe tell of its end."""
         client = self.clients.pop(event.connection, None)
+        self.operators.discard(event.connection)
         self.lending.line.cancel_all(event.connection)
         if client and client.seat and client.seat.connection == event.connection:
             client.seat.connection = None
@@ -363,6 +376,7 @@ class Broker:
     def _drop(self, connection: int) -> None:
         """End a connection that has nothing more to say to us."""
         self.clients.pop(connection, None)
+        self.operators.discard(connection)
         self.lending.line.cancel_all(connection)
         self.outbox.add(Close(connection))
 
@@ -460,7 +474,7 @@ class Broker:
     def _on_ticked(self, event: Ticked, now: float) -> None:
         for number in self.away.to_probe(now):
             self.outbox.add(ProbeSeat(number))
-        self.endings.tick(now)
+        self.endings.tick(now, hurry=bool(self.lending.line))
         self.looks.tick(now)
         self.chores.work(now)
         self.reports.tick(now)

@@ -4,9 +4,9 @@ A chore is a generator that yields after every small step (a row, a ticket, a li
 report) what that step has cost, in units of about two microseconds. What is short is done
 at once, within the event that began it.
 
-Chores take turns, step by step: neither does a flood of bells hold up the end of a seat, nor
-a thousand ends a bell. Questions get their part too, a quarter of the time, however much
-there is to do.
+Urgent chores take turns, step by step: neither does a flood of bells hold up the end of a seat,
+nor a thousand ends a bell. Questions get their part too, a quarter of the time, however much
+there is to do; they are answered one after the other.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ class Chores:
                 cost = next(chore)
             except StopIteration:
                 continue
-            chores.append(chore)
+            if is_urgent:
+                chores.append(chore)
+            else:
+                chores.appendleft(chore)  # questions are answered in the order in which they came
             self._left -= cost
             if not (self._urgent and self._other):
                 self._owed = 0

@@ -1,5 +1,8 @@
 """The end of a seat: all that it held is settled, then it is cleared.
 
+What it had open for reading comes last: children of its process may have inherited views, and
+hold its readers' byte for as long. All else is settled at once.
+
 A seat may hold all rows there are, and a thousand may end at once, so this is a chore. A
 broker that dies in the middle leaves a seat whose process is dead: the next one ends it.
 """
@@ -12,7 +15,7 @@ from shmpool.protocol.ledger import generation_of, seat_of, state_of
 from shmpool.protocol.sizing import TierKind
 from shmpool.protocol.states import State
 
-from .actions import Unwatch
+from .actions import ProbeReaders, Unwatch
 from .chores import Chore
 from .inventory import Holding
 from .reports.metrics import fold_counters
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
 SEARCHED_PER_STEP, SEARCHING = 4096, 32
 #: A time that does not come.
 NEVER = float("inf")
+#: Seconds until a seat that is still read is looked at again, and between looks at the longest.
+FIRST_LOOK, LONGEST_LOOK, GROWTH = 0.005, 0.25, 1.25
+#: Seats looked at in one turn.
+LOOKED_AT_PER_TURN = 64
 #: Folding a seat's counters and clearing it, in units.
 CLEARING = 8
 
@@ -37,6 +44,10 @@ class Endings:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._seats: list[Seat] = []
+        #: Settled but for what they had open, which may still be read; and what nobody reads.
+        self.read: dict[int, Seat] = {}
+        self._unread: list[Seat] = []
+        self._next_look, self._pause = NEVER, FIRST_LOOK
         self._is_under_way = False
 
     def begin(self, seat: Seat, now: float) -> None:
@@ -45,16 +56,36 @@ class Endings:
             return
         seat.is_ending = True
         self._seats.append(seat)
-        self.tick(now)
+        self._go_on(now)
+
+    def on_readers_gone(self, number: int, now: float) -> None:
+        """What a seat had open can be settled, too."""
+        seat = self.read.pop(number, None)
+        if seat is not None:
+            self._unread.append(seat)
+            self._go_on(now)
 
     @property
     def next_deadline(self) -> float:
-        """When `tick` is due: at once, when an ending has failed and was put back."""
-        return 0.0 if self._seats and not self._is_under_way else NEVER
+        """When `tick` is due: at once, when an ending has failed and was put back; else when seats
+        that are read are to be looked at."""
+        if (self._seats or self._unread) and not self._is_under_way:
+            return 0.0
+        return self._next_look if self.read else NEVER
 
-    def tick(self, now: float) -> None:
-        """Go on."""
-        if self._seats and not self._is_under_way:
+    def tick(self, now: float, *, hurry: bool) -> None:
+        """Go on, and look at the seats that are read, more and more rarely unless somebody waits."""
+        self._go_on(now)
+        if not self.read or now < self._next_look:
+            return
+        for number in list(self.read)[:LOOKED_AT_PER_TURN]:
+            self.read[number] = self.read.pop(number)  # to the end of the line
+            self._broker.outbox.add(ProbeReaders(number))
+        self._pause = FIRST_LOOK if hurry else min(GROWTH * self._pause, LONGEST_LOOK)
+        self._next_look = now + self._pause
+
+    def _go_on(self, now: float) -> None:
+        if (self._seats or self._unread) and not self._is_under_way:
             self._is_under_way = True
             self._broker.chores.begin(self._run(), now, is_urgent=True)
 
@@ -62,20 +93,32 @@ class Endings:
         """Those who have ended meanwhile are settled together: one search finds the tickets
         of all. Who is not at his end when something fails is put back."""
         seats: list[Seat] = []
+        unread: list[Seat] = []
         try:
-            while self._seats:
+            while self._seats or self._unread:
                 seats, self._seats = self._seats, []
                 for seat in seats:
                     for row in list(seat.rows):
                         yield self._bury_safely(seat, row)
-                yield from self._finish_tickets([seat.number for seat in seats])
                 while seats:
-                    self._clear(seats[-1])
-                    seats.pop()
+                    self._await_readers(seats.pop())
+                unread, self._unread = self._unread, []
+                if unread:
+                    yield from self._finish_tickets([seat.number for seat in unread])
+                while unread:
+                    self._clear(unread[-1])
+                    unread.pop()
                     yield CLEARING
         finally:
             self._seats = seats + self._seats
+            self._unread = unread + self._unread
             self._is_under_way = False
+
+    def _await_readers(self, seat: Seat) -> None:
+        self.read[seat.number] = seat
+        self._broker.outbox.add(ProbeReaders(seat.number))
+        self._pause = FIRST_LOOK
+        self._next_look = self._broker.chores.now + FIRST_LOOK
 
     def _bury_safely(self, seat: Seat, row: int) -> int:
         """A row that cannot be settled is given up: the seat must not stay for ever."""

@@ -76,6 +76,13 @@ class Unseen:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadersGone:
+    """Nobody reads any more what a seat that has ended had open."""
+
+    seat: int
+
+
+@dataclass(frozen=True, slots=True)
 class Warmed:
     """The pages of these rows are reserved: the answer to Warm."""
 
@@ -122,6 +129,6 @@ class Ticked:
 
 
 Event = (
-    Connected | Received | Reconfigured | Disconnected | ProcessDied | Unseen | Warmed | WarmFailed | DirectCreated
-    | DirectFailed | TicketClosed | Ticked
+    Connected | Received | Reconfigured | Disconnected | ProcessDied | Unseen | ReadersGone | Warmed | WarmFailed
+    | DirectCreated | DirectFailed | TicketClosed | Ticked
 )  # fmt: skip

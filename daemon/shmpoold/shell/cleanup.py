@@ -14,17 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from shmpool.protocol.header import SEATS_FILE, header_fault
-from shmpool.protocol.names import PREFIX, header_name, lock_path, parse_pool_id
+from shmpool.protocol.header import END_OF_FACTS, SEATS_FILE, header_bytes
+from shmpool.protocol.names import PREFIX, header_name, lock_path, parse_pool_id, seats_path
 from shmpool.protocol.sizing import format_bytes
-from shmpool.system.locks import FileLock
+from shmpool.system.locks import TO_THE_END, FileId, FileLock, first_locked, pool_id_in
 from shmpool.system.memory import SHM_DIR
 
 from .segments import is_served, leftover_pools
 from .untracked import unlink_segment
 
 _MARK: Final = f"{SHM_DIR}/{PREFIX}"
-_LARGEST_HEADER: Final = 1 << 20
 
 
 @dataclass(slots=True)
@@ -44,7 +43,7 @@ def clean_up(socket_path: str) -> Iterator[str]:
         if not pools:
             yield "there are no segments of shmpool on this host"
         for pool_id, names in pools.items():
-            why = _spared(pool_id, names, users)
+            why = _spared(pool_id, names, users, socket_path)
             yield f"pool {pool_id:016x}: kept, {why}" if why else f"pool {pool_id:016x}: {_remove(names)}"
 
 
@@ -61,15 +60,17 @@ def _broker_kept_out(socket_path: str) -> Iterator[None]:
         lock.release()
 
 
-def _spared(pool_id: int, names: list[str], users: Users) -> str | None:
+def _spared(pool_id: int, names: list[str], users: Users, socket_path: str) -> str | None:
     """Why a pool must stay, or None."""
     if pool_id in users.pools:
         return "a living process has it open"
     if is_served(pool_id):
         return "a living broker serves it"
     try:
-        if _has_living_seat(pool_id):
+        if _has_living_seat(pool_id, socket_path):
             return "a living process has a seat in it"
+    except FileNotFoundError:
+        pass  # no header, or no seats file
     except OSError as error:
         return f"it cannot be seen whether anybody has a seat in it ({error.filename}: {error.strerror})"
     if users.unreadable and _is_shared(names):
@@ -116,29 +117,21 @@ def _pools_of(process: str) -> set[int]:
     return {pool_id for name in names if (pool_id := parse_pool_id(name)) is not None}
 
 
-def _has_living_seat(pool_id: int) -> bool:
-    """By the locks on the seats file that the header names, and on the header itself; a damaged
-    header has none. Raises OSError when it cannot be known."""
-    try:
-        with open(f"{SHM_DIR}/{header_name(pool_id)}", "rb") as file:
-            raw = file.read(_LARGEST_HEADER)
-            inodes = {os.fstat(file.fileno()).st_ino}
-    except FileNotFoundError:
+def _has_living_seat(pool_id: int, socket_path: str) -> bool:
+    """By the locks that its clients have on the header, wherever they run, and on the seats file
+    if it is the one beside the socket."""
+    fd = os.open(f"{SHM_DIR}/{header_name(pool_id)}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(fd, "rb") as header:
+        if first_locked(fd, 0, TO_THE_END) >= 0:
+            return True
+        raw = header.read(header_bytes(0))
+    words = memoryview(raw[: len(raw) // 8 * 8]).cast("Q").tolist()
+    if len(words) < END_OF_FACTS:
         return False
-    words = memoryview(raw[: len(raw) // 8 * 8]).cast("Q")
-    if header_fault(words) is None:
-        inodes.add(words[SEATS_FILE + 1])
-    return not inodes.isdisjoint(_locked_inodes())
-
-
-def _locked_inodes() -> Iterator[int]:
-    """The inodes that byte locks are held on, on this whole host. Their devices are not
-    compared: layered file systems have several numbers for one."""
-    with open("/proc/locks", encoding="ascii") as file:
-        for line in file:
-            _, kind, *_, where, _, _ = line.replace("->", "").split()
-            if kind == "OFDLCK":
-                yield int(where.rsplit(":", 1)[1])
+    expected = FileId(*words[SEATS_FILE : SEATS_FILE + 2])
+    fd = os.open(seats_path(socket_path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(fd, "rb"):
+        return FileId.of(fd) == expected and pool_id_in(fd) == pool_id and first_locked(fd, 0, TO_THE_END) >= 0
 
 
 def _is_shared(names: list[str]) -> bool:

@@ -151,6 +151,11 @@ class Connection(asyncio.Protocol):
             os.close(pidfd)
         self._owner.on_lost(self)
 
+    @property
+    def is_greeted(self) -> bool:
+        """Whether the peer has said anything, or has not to any more."""
+        return self._greeted or self._closing
+
     # --- the server's side ---------------------------------------------------------------------
 
     def take_pidfd(self) -> int | None:

@@ -84,8 +84,9 @@ class RuntimeFiles:
         try:
             _require_own(self._lock.path)  # it may have been made since
             note = _read_note(self._lock)
+            earlier = Earlier(note["pool_id"], self._is_copy(note)) if note else None
             self._lock_directory()
-            return Earlier(note["pool_id"], self._is_copy(note)) if note else None
+            return earlier
         except OSError as error:
             self._lock.release()
             raise ConfigError(f"cannot read what the broker before us noted: {error.strerror}") from error

@@ -20,6 +20,7 @@ from shmpool.protocol.messages import Fault, encode
 from shmpool.system import processes
 
 from ..core.events import Peer
+from .repeats import Repeats
 
 #: Connections accepted in so many seconds, at most: accepting one, and ending it again, costs
 #: as much as a dozen messages.
@@ -69,6 +70,7 @@ class Listener:
         self._admission = admission
         self._serve = serve
         self._shortage = shortage
+        self._repeats = Repeats(log)
         self._pause: asyncio.TimerHandle | None = None
         self._window_ends = 0.0
         self._left = ACCEPTS_PER_WINDOW
@@ -88,6 +90,7 @@ class Listener:
             self._pause.cancel()
         self._loop.remove_reader(self._sock)
         self._sock.close()
+        self._repeats.close()
 
     def _on_ready(self) -> None:
         now = self._loop.time()
@@ -108,9 +111,9 @@ class Listener:
             pass
         except OSError as error:
             if error.errno not in _OUT_OF_RESOURCES:
-                log.exception("accepting a connection failed")
+                self._repeats.warning("accepting a connection failed", with_traceback=True)
                 return
-            log.warning("not accepting for %.1f s: %s", PAUSE, error.strerror)
+            self._repeats.warning("not accepting for %.1f s: %s", PAUSE, error.strerror)
             self._rest(PAUSE)
 
     def _rest(self, seconds: float) -> None:
@@ -132,7 +135,7 @@ class Listener:
         credentials = processes.peer_credentials(sock)
         if not self._admission.admits(credentials, processes.peer_groups(sock)):
             text = f"uid {credentials.uid} may not use this broker (allow_uids, allow_gids, group)"
-            log.warning("refused pid %d: %s", credentials.pid, text)
+            self._repeats.warning("refused pid %d: %s", credentials.pid, text)
             _refuse(sock, Fault(Code.FORBIDDEN, text))
             return
         if shortage := self._shortage():

@@ -160,6 +160,11 @@ class SegmentStore:
             raise PoolIsServed(f"pool {self.pool_id:016x} is served by a living broker") from None
 
     @property
+    def header_fd(self) -> int:
+        """A descriptor of the header's segment, in which clients lock their readers' bytes."""
+        return self._lock
+
+    @property
     def tickets_file(self) -> FileId:
         """The file that its clients lock for tickets."""
         return FileId(*self.header[TICKETS_FILE : TICKETS_FILE + 2])

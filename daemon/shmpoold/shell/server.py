@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.messages import Fault, Message
-from shmpool.protocol.sizing import MIB
+from shmpool.system import heirs
 from shmpool.system.locks import ByteLocks
 
 from ..core.actions import (
@@ -26,6 +26,7 @@ from ..core.actions import (
     CloseTicket,
     Cool,
     CreateDirect,
+    ProbeReaders,
     ProbeSeat,
     RemoveDirect,
     Send,
@@ -34,42 +35,34 @@ from ..core.actions import (
     WatchAdopted,
     WatchConnected,
 )
-from ..core.broker import Broker
+from ..core.broker import MOST_OPERATORS, Broker
 from ..core.events import (
     Connected,
-    DirectCreated,
-    DirectFailed,
     Disconnected,
     Event,
     Peer,
     ProcessDied,
+    ReadersGone,
     Received,
     Reconfigured,
     Ticked,
     TicketClosed,
     Unseen,
-    Warmed,
-    WarmFailed,
 )
 from ..core.settings import Settings
 from .connection import CLOSE_GRACE, Connection
 from .listener import Admission, Listener
+from .pages import Pages
+from .repeats import Repeats
 from .segments import SegmentStore
 from .tickets import TicketCloser
 from .watches import Watches
 
 #: Connections besides those with seats: operators, and clients on their way.
-SPARE_CONNECTIONS: Final = 64
-#: Pages are given back in slices of at most so many bytes (0.5 ms each).
-COOL_SLICE: Final = 4 * MIB
+SPARE_CONNECTIONS: Final = 2 * MOST_OPERATORS
 #: The timer never fires more often than this (seconds), and not so soon after an error.
 SHORTEST_TICK: Final = 0.001
 TICK_AFTER_ERROR: Final = 1.0
-#: Seconds between two complaints of the same kind about the host.
-COMPLAIN_EVERY: Final = 10.0
-
-#: What takes time by the byte.
-MemoryAction = Warm | Cool | CreateDirect | RemoveDirect
 
 log = logging.getLogger(__name__)
 
@@ -92,22 +85,23 @@ class Server:
         self._events: deque[Event] = deque()
         self._is_dispatching = False
         self._is_stopped = False
-        self._memory: deque[MemoryAction] = deque()
+        self._pages = Pages(store, core.inventory, self.dispatch)
+        self._repeats = Repeats(log)
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._no_tick_before = 0.0
-        self._no_complaint_before: dict[str, float] = {}
         self._all_gone = asyncio.Event()
         self._obey: dict[type[Any], Callable[[Any], None]] = {
             Send: self._send,
             Close: self._close,
-            Warm: self._in_turn,
-            Cool: self._cool,
-            CreateDirect: self._make_room_and_create,
-            RemoveDirect: self._in_turn,
+            Warm: self._pages.warm,
+            Cool: self._pages.cool,
+            CreateDirect: self._pages.create,
+            RemoveDirect: self._pages.remove,
             WatchConnected: self._watch_connected,
             WatchAdopted: lambda action: self._watches.adopt(action.seat, action.peer),
             ProbeSeat: self._probe,
+            ProbeReaders: self._probe_readers,
             Unwatch: lambda action: self._watches.unwatch(action.seat),
             CloseTicket: self._tickets.close_ticket,
         }
@@ -126,7 +120,8 @@ class Server:
             self._is_dispatching = False
         if self._events:
             self.dispatch(self._events.popleft())
-        self._carry_out(self._core.finish_chores(self._loop.time()))
+        while self._core.chores:  # what nobody reads is settled in a second round
+            self._carry_out(self._core.finish_chores(self._loop.time()))
 
     def serve(self, sock: socket.socket, admission: Admission) -> None:
         """Accept connections from a listening, non-blocking socket, which is now ours."""
@@ -149,6 +144,8 @@ class Server:
         self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()
+        self._pages.stop()
+        self._repeats.close()
         self._tickets.stop()
         self._watches.close()
         if self._opening:
@@ -191,7 +188,7 @@ class Server:
         try:
             actions = self._core.handle(event, now)
         except Exception:
-            log.exception("the core failed on %r", event)
+            self._repeats.warning("the core failed on %r", event, with_traceback=True)
             self._no_tick_before = now + TICK_AFTER_ERROR
             self._carry_out(self._core.outbox.take())  # what was decided before it stands
             if isinstance(event, Connected | Received) and event.connection in self._connections:
@@ -204,7 +201,7 @@ class Server:
             try:
                 self._obey[type(action)](action)
             except Exception:  # the others must still be obeyed
-                log.exception("could not carry out %r", action)
+                self._repeats.warning("could not carry out %r", action, with_traceback=True)
 
     def _arm(self) -> None:
         """Set the one timer to the core's next deadline."""
@@ -226,7 +223,13 @@ class Server:
     # --- connections -------------------------------------------------------------------------------
 
     def _shortage(self) -> Fault | None:
+        """Whoever has not said hello yet makes room for the next, the oldest first; operators are as
+        many as the core has room for: neither shuts out a worker."""
         if len(self._connections) < self._core.seats.count + SPARE_CONNECTIONS:
+            return None
+        silent = next((other for other in self._connections.values() if not other.is_greeted), None)
+        if silent is not None:
+            silent.fail(Code.NO_SEAT, "others want to connect, and this one says nothing")
             return None
         return Fault(Code.NO_SEAT, f"{len(self._connections)} connections are open; raise max_clients")
 
@@ -243,7 +246,7 @@ class Server:
         try:
             await self._loop.connect_accepted_socket(lambda: connection, sock)
         except OSError as error:
-            log.warning("connection %d could not be opened: %s", connection.number, error)
+            self._repeats.warning("connection %d could not be opened: %s", connection.number, error)
             sock.close()
             connection.connection_lost(error)
 
@@ -279,95 +282,14 @@ class Server:
         if connection is not None:
             connection.close()
 
-    # --- memory and processes ------------------------------------------------------------------------
+    # --- processes --------------------------------------------------------------------------------
 
-    def _in_turn(self, action: MemoryAction) -> None:
-        """In a later turn of the loop, and one for each turn: others come between. In the
-        order that the core gave: what is warmed again or made anew finds its room."""
-        self._memory.append(action)
-        if len(self._memory) == 1:
-            self._loop.call_soon(self._do_one)
-
-    def _cool(self, action: Cool) -> None:
-        step = max(1, COOL_SLICE // self._core.tiers[action.tier].size)
-        for row in range(action.row, action.row + action.count, step):
-            self._in_turn(Cool(action.tier, row, min(step, action.row + action.count - row)))
-
-    def _do_one(self) -> None:
-        if self._is_stopped:
-            return  # the next broker cools what the ledger says is cold
-        action = self._memory[0]
-        event: Event | None = None
-        if isinstance(action, Warm):
-            event = self._warm(action)
-        elif isinstance(action, Cool):
-            self._carry_out_cooling(action)
-        elif isinstance(action, RemoveDirect) and self._remove_some(action):
-            self._loop.call_soon(self._do_one)  # it stays the first: what waits needs its room
-            return
-        self._memory.popleft()
-        if self._memory:
-            self._loop.call_soon(self._do_one)
-        if isinstance(action, CreateDirect):
-            self._create_direct(action)
-        elif event is not None:
-            self.dispatch(event)
-
-    def _warm(self, action: Warm) -> Event:
-        try:
-            self._store.warm(action.tier, action.row, action.count)
-        except Exception as error:
-            self._complain("warming failed", error)
-            return WarmFailed(action.tier, action.row, action.count, _reason(error))
-        return Warmed(action.tier, action.row, action.count)
-
-    def _complain(self, what: str, error: Exception) -> None:
-        """A full host is tried again many times a second, so this is said now and then."""
-        now = self._loop.time()
-        if now >= self._no_complaint_before.get(what, now):
-            self._no_complaint_before[what] = now + COMPLAIN_EVERY
-            log.warning("%s: %s", what, error)
-
-    def _carry_out_cooling(self, action: Cool) -> None:
-        try:
-            self._store.cool(action.tier, action.row, action.count)
-        except OSError as error:
-            log.warning("cooling failed, and is tried again: %s", error)
-
-    def _make_room_and_create(self, action: CreateDirect) -> None:
-        """At once, unless pages that it may need are still to be given back."""
-        if any(isinstance(earlier, Cool | RemoveDirect) for earlier in self._memory):
-            self._in_turn(action)
-        else:
-            self._create_direct(action)
-
-    def _create_direct(self, action: CreateDirect) -> None:
-        try:
-            self._store.create_direct(action.row, action.generation, action.nbytes, action.spare)
-        except Exception as error:
-            self._complain("making a direct segment failed", error)
-            self.dispatch(DirectFailed(action.row, _reason(error)))
-        else:
-            self.dispatch(DirectCreated(action.row))
-
-    def _remove_some(self, action: RemoveDirect) -> bool:
-        """Remove a segment, or a slice of a large one; whether more of it is left."""
-        row, generation = action.row, action.generation
-        try:
-            if not action.may_be_mapped and self._store.shrink_direct(row, generation, COOL_SLICE):
-                return True
-            self._store.remove_direct(row, generation)
-        except OSError as error:
-            log.warning("a direct segment stays until the pool is removed: %s", error)
-        return False
+    def _probe_readers(self, action: ProbeReaders) -> None:
+        if not heirs.is_held(self._store.header_fd, heirs.READERS + action.seat):
+            self.dispatch(ReadersGone(action.seat))
 
     def _probe(self, action: ProbeSeat) -> None:
         self._watches.probe(action.seat)
 
     def _watch_connected(self, action: WatchConnected) -> None:
         self._watches.watch(action.seat, self._connections[action.connection].take_pidfd())
-
-
-def _reason(error: Exception) -> str:
-    """For people, without the errno's number."""
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

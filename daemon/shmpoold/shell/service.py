@@ -29,12 +29,12 @@ from .files import AlreadyRunning, Earlier, RuntimeFiles
 from .listener import Admission
 from .reloading import Reloading
 from .segments import Access
-from .server import Server
+from .server import SPARE_CONNECTIONS, Server
 
 log = logging.getLogger(__name__)
 
 #: Descriptors besides two for each connection: segments, lock files, the loop's own.
-_OTHER_DESCRIPTORS: Final = 128
+_OTHER_DESCRIPTORS: Final = 128 + 2 * SPARE_CONNECTIONS
 #: How often the files' times are renewed; what cleans /tmp goes by days.
 RENEW_EVERY: Final = 3600.0
 #: How long a private broker waits for another at its socket to end.

@@ -18,6 +18,7 @@ from shmpoold.core.actions import (
     Action,
     Close,
     CloseTicket,
+    ProbeReaders,
     ProbeSeat,
     Send,
     Unwatch,
@@ -33,6 +34,7 @@ from shmpoold.core.events import (
     Disconnected,
     Event,
     ProcessDied,
+    ReadersGone,
     Received,
     Ticked,
     TicketClosed,
@@ -164,6 +166,8 @@ class BrokerProcess:
                     ask("watch", action.seat, action.peer.pid)
             elif isinstance(action, ProbeSeat):
                 self._watches.probe(action.seat)
+            elif isinstance(action, ProbeReaders):
+                self._events.append(ReadersGone(action.seat))  # nobody forks here
             elif isinstance(action, Unwatch):
                 self._watches.unwatch(action.seat)
                 ask("unwatch", action.seat)

@@ -1,0 +1,138 @@
+"""Forks: what a child keeps of its parent's pools, and what the parent waits for.
+
+A child keeps the windows through which its parent had something open for reading, with the pages
+that say so to the parent (`seat.guards`) and to the broker; a writer's view that it inherited shows
+a copy; everything else is out of its reach, and its pools connect anew on first use. It stores and
+sends nothing: `system.here` says so from its first instruction on, before any hook.
+
+A signal handler may raise where a hook begins, and what a hook raises is thrown away. So the very
+first act is a C callable, after which nothing that was open is released; and each hook is there
+twice, and does each of its steps once: what an exception keeps the first from doing, the second does.
+Not covered: a fork made in C, without Python's hooks.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from array import array
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from ..lease import EndedLease, Lease
+from ..seat import guards
+from ..system.heirs import Evidence
+from ..system.here import FORKING, HERE, OURS, UNSHARED
+from ..windows import Window, Windows, keep_readable
+from .closing import sessions
+
+if TYPE_CHECKING:
+    from ..pool import Pool
+    from ..session import Session
+
+#: Every open pool of this process.
+pools: Final[weakref.WeakSet[Pool]] = weakref.WeakSet()
+
+
+class _Forks:
+    """The fork that is under way: one at a time, since a child must not inherit half of what
+    another thread makes for its own."""
+
+    def __init__(self) -> None:
+        self.lock: Any = threading.RLock()
+        self.stopped: set[Session] = set()
+
+
+_forks = _Forks()
+
+
+def _before() -> None:
+    _forks.lock.acquire()
+    HERE[UNSHARED], HERE[FORKING] = 0, 1  # the lock's last holder may have said otherwise
+    for session in sessions.copy():
+        if not session.is_over:
+            session.guards.begin(guards.forks_ended)
+    # A child must find one thread, and nobody in the middle of a message.
+    for session in sessions.copy():
+        if session.helper.is_running:
+            _forks.stopped.add(session)
+            session.helper.stop()
+
+
+def _after_in_parent() -> None:
+    if not _forks.lock._is_owned():
+        return  # all is done, and another thread may fork by now
+    if HERE[FORKING]:
+        for session in sessions.copy():
+            if not session.is_over:
+                session.guards.end(guards.forks_ended)
+        guards.end_fork()
+    while _forks.stopped:
+        session = next(iter(_forks.stopped))
+        session.helper.start()
+        _forks.stopped.discard(session)
+    guards.share_nothing()
+    while _forks.lock._is_owned():
+        _forks.lock.release()
+
+
+def look() -> None:
+    """For the helper: let releases be quick again, when no child keeps anything."""
+    if not HERE[UNSHARED] and _forks.lock.acquire(blocking=False):
+        try:
+            if not HERE[FORKING]:
+                guards.share_nothing()
+        finally:
+            _forks.lock.release()
+
+
+def _after_in_child() -> None:
+    if HERE[OURS]:
+        return
+    for session in sessions:
+        _end_leases(session)
+        session.openings.forget_all()
+        session.deferred.forget_all()
+    owners: dict[Windows, Session] = {session.windows: session for session in sessions}
+    for window in keep_readable():
+        _keep(window, owners.get(window.owner))
+    for pool in list(pools):
+        pool.forget_parent()
+    while sessions:
+        session = next(iter(sessions))
+        session.guards.forget_all()
+        session.abandon()
+        sessions.discard(session)
+    _forks.lock, _forks.stopped = threading.RLock(), set()
+    guards.end_fork()
+    HERE[UNSHARED] = HERE[OURS] = 1
+
+
+def _end_leases(session: Session) -> None:
+    """The parent's leases raise here; whoever has a view of one keeps it."""
+    for lease in session.live_leases():
+        lease.__class__ = EndedLease  # type: ignore[assignment]
+        with suppress(AttributeError):
+            _view.__delete__(lease)
+
+
+_view: Final = vars(Lease)["view"]
+
+
+def _keep(window: Window, session: Session | None) -> None:
+    """Hang the evidence on a window. One that our parent inherited itself has some already; one of
+    a pool that is gone needs none."""
+    if session is not None and (guard := session.guards.begun) is not None:
+        window.evidence = Evidence(session.pool_id, session.seat, guard.number, session.readers, guard.page)
+    if window.evidence is not None:
+        with suppress(OSError):  # nobody learns our pid then
+            window.evidence = window.evidence.under(os.getpid())
+
+
+_first_act: Final = partial(HERE.__setitem__, slice(UNSHARED, FORKING + 1), memoryview(array("Q", [0, 1])))
+
+for _ in range(2):
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+os.register_at_fork(before=_first_act)  # the last to be registered is the first to be called

@@ -1,0 +1,86 @@
+"""Evidence that somebody who inherited a view still has it.
+
+A byte lock belongs to an open file, and a mapped page, out of reach for reading and writing,
+keeps that file open until the last process that inherited it unmaps it, executes another program
+or dies, whatever it does with its descriptors. The file is the pool's header segment, whose other
+bytes nobody locks: a map of a file on overlayfs does not keep the lock. What is locked says who:
+
+- byte `READERS` + seat: the seat itself, and its children, for as long as they read what was open
+  there. The broker looks at it once the seat has ended.
+- bytes of `guard_at` (seat, fork, pid): the children of one fork. With pid 0 all of them, which
+  the parent looks at; with a pid one of them, for whoever asks who it is.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Final, NamedTuple
+
+from ..protocol.names import header_name
+from . import libc
+from .locks import first_locked, share_byte
+from .segments import open_segment
+
+READERS: Final = 1 << 61
+_GUARDS: Final = 1 << 62
+_FORK_BITS: Final = 22
+#: What Linux has at most (PID_MAX_LIMIT).
+_PID_BITS: Final = 22
+
+
+class Page(mmap.mmap):
+    """A page that holds an open file: with its last reference the map goes, and with the last map
+    in any process the lock."""
+
+
+def hold(fd: int, offset: int) -> Page:
+    """Lock a byte for reading in an open file and map it. The descriptor may be closed then, if
+    nothing else is locked through it. Raises OSError."""
+    share_byte(fd, offset)
+    page = Page(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0)
+    libc.map_over(libc.address_of(page), mmap.PAGESIZE, 0, fd, 0)
+    return page
+
+
+def hold_anew(pool_id: int, offset: int) -> Page:
+    """The same in an open file of its own. Raises OSError."""
+    fd = open_segment(header_name(pool_id), writable=False)
+    try:
+        return hold(fd, offset)
+    finally:
+        os.close(fd)
+
+
+def guard_at(seat: int, fork: int, pid: int = 0) -> int:
+    """The byte of a fork's children, or of one of them."""
+    return _GUARDS | (seat << _FORK_BITS | fork & (1 << _FORK_BITS) - 1) << _PID_BITS | pid
+
+
+def is_held(fd: int, offset: int) -> bool:
+    """Whether another open file holds a byte. *fd* is one of the header segment."""
+    return first_locked(fd, offset, 1) >= 0
+
+
+class Evidence(NamedTuple):
+    """What an inherited window keeps, and is kept by: it goes with the last one."""
+
+    pool_id: int
+    seat: int
+    fork: int
+    readers: Page | None
+    guard: Page | None
+    name: Page | None = None
+
+    def under(self, pid: int) -> Evidence:
+        """The same in another process, which says its pid. Raises OSError."""
+        return self._replace(name=hold_anew(self.pool_id, guard_at(self.seat, self.fork, pid)))
+
+
+def pids_of(fd: int, seat: int) -> list[int]:
+    """The processes that inherited something from a seat and keep it, as they see themselves."""
+    pids, at, end = set(), guard_at(seat, 0), guard_at(seat + 1, 0)
+    while at < end and (start := first_locked(fd, at, end - at)) >= 0:
+        pids.add(start & (1 << _PID_BITS) - 1)
+        at = start + 1
+    return sorted(pids - {0})

@@ -1,0 +1,499 @@
+"""What was open for reading at a fork stays right in the child, for as long as anybody who inherited
+it keeps it; and nobody who inherited anything stores, sends or closes for the parent."""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+from client_helpers import ENV, MIB, PATIENCE, eventually, in_fork, run_script
+from conftest import Connect, Start, StartDaemon
+
+import shmpool
+from shmpool import Handle
+from shmpool.stats import query
+
+SIZES = [4000, 300_000, 2 * MIB]
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # 3.12: forks beside threads
+
+
+def publish(pool: shmpool.Pool, data: bytes) -> Handle:
+    with pool.lease(len(data)) as lease:
+        lease.write(data)
+        return lease.publish()
+
+
+def write_over(pool: shmpool.Pool, nbytes: int) -> None:
+    """Write into everything that can be had."""
+    leases = []
+    with contextlib.suppress(shmpool.ShmpoolError):
+        while True:
+            leases.append(pool.lease(nbytes, timeout=0))
+            leases[-1].view[:] = b"\x63" * nbytes
+    for lease in leases:
+        lease.release()
+
+
+class Child:
+    """Looks at an array when it is told to, and ends when it is told."""
+
+    def __init__(self, array: Any, first: Callable[[], None] = lambda: None) -> None:
+        (there, self._tell), (self._hear, here) = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.close(self._tell)
+                os.close(self._hear)
+                first()
+                while os.read(there, 1):
+                    os.write(here, bytes(sorted(set(np.asarray(array).tolist()))))
+                del array
+            finally:
+                os._exit(0)
+        os.close(there)
+        os.close(here)
+
+    def look(self) -> set[int]:
+        os.write(self._tell, b"?")
+        return set(os.read(self._hear, 256))
+
+    def end(self) -> None:
+        os.close(self._tell)
+        os.waitpid(self.pid, 0)
+        assert os.read(self._hear, 1) == b"", "somebody has inherited the child's pipe"
+        os.close(self._hear)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self._tell)
+        os.close(self._hear)
+
+
+def close_all_descriptors() -> None:
+    keep = {int(fd) for fd in os.listdir("/proc/self/fd") if _is_pipe(fd)}
+    for fd in range(3, 1024):
+        if fd not in keep:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def _is_pipe(fd: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:")
+    except OSError:
+        return False
+
+
+def fork_again() -> None:
+    """Go on in a child of the child's, whose parent ends."""
+    if os.fork():
+        os._exit(0)
+
+
+FIRST: dict[str, Callable[[], None]] = {
+    "nothing": lambda: None,
+    "closes all descriptors": close_all_descriptors,
+    "forks again": fork_again,
+    "forks twice": lambda: [fork_again() for _ in range(2)].clear(),
+    "collects": lambda: print(gc.collect()),
+}
+
+
+@pytest.mark.parametrize("nbytes", SIZES)
+@pytest.mark.parametrize("first", FIRST)
+def test_inherited_array_is_right_after_the_parent_has_released_it(start: Start, nbytes: int, first: str) -> None:
+    broker = start(memory_limit="16MiB")
+    with broker.connect() as pool:
+        buffer = pool.open(publish(pool, b"\x07" * nbytes))
+        array = np.frombuffer(buffer.view, np.uint8)
+        child = Child(array, FIRST[first])
+        assert child.look() == {7}
+        del array
+        buffer.release()
+        write_over(pool, nbytes)
+        assert child.look() == {7}
+        assert pool.stats().active_buffers == 1
+        child.end()
+        eventually(lambda: pool.stats().active_buffers == 0)
+
+
+@pytest.mark.parametrize("nbytes", SIZES)
+def test_inherited_array_is_right_after_the_parent_has_closed_its_pool(start: Start, nbytes: int) -> None:
+    broker = start(memory_limit="16MiB")
+    with broker.connect() as other:
+        pool = broker.connect()
+        with pool.open(publish(pool, b"\x07" * nbytes)) as buffer:
+            array = np.frombuffer(buffer.view, np.uint8)
+            child = Child(array)
+        del array
+        pool.close()
+        write_over(other, nbytes)
+        assert child.look() == {7}
+        assert len(other.stats().clients) == 2
+        child.end()
+        eventually(lambda: len(other.stats().clients) == 1)
+        assert other.stats().active_buffers == 0
+
+
+PARENT = """
+import os, sys, time, numpy as np, shmpool
+pool = shmpool.connect(sys.argv[1])
+nbytes = int(sys.argv[2])
+with pool.lease(nbytes) as lease:
+    lease.view[:] = b"\\x07" * nbytes
+    handle = lease.publish()
+buffer = pool.open(handle)
+array = np.frombuffer(buffer.view, np.uint8)
+held = pool.lease(5000)
+if os.fork() == 0:
+    print("reads", flush=True)
+    for line in sys.stdin:
+        print(sorted(set(array.tolist())), flush=True)
+    os._exit(0)
+time.sleep(600)
+"""
+
+
+def orphan_of_a_killed_parent(address: str, nbytes: int) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT, address, str(nbytes)],
+        env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "reads\n"
+    process.kill()
+    process.wait(PATIENCE)
+    return process
+
+
+def ask(process: subprocess.Popen[str]) -> str:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("?\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+def let_go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.close()
+    assert process.stdout.read() == ""
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("nbytes", SIZES)
+def test_inherited_array_is_right_after_the_parent_was_killed(start: Start, nbytes: int) -> None:
+    """All else that the parent had is settled at once."""
+    broker = start(memory_limit="16MiB")
+    process = orphan_of_a_killed_parent(broker.address, nbytes)
+    with broker.connect() as pool:
+        eventually(lambda: pool.stats().active_buffers == 1)
+        write_over(pool, nbytes)
+        assert ask(process) == "[7]"
+        let_go(process)
+        eventually(lambda: pool.stats().active_buffers == 0)
+        eventually(lambda: len(pool.stats().clients) == 1)
+
+
+def test_inherited_array_is_right_over_a_restart_of_the_broker(daemon: StartDaemon, address: str) -> None:
+    first = daemon(on_stop="keep")
+    process = orphan_of_a_killed_parent(address, 4000)
+    eventually(lambda: query(address).active_buffers == 1)
+    first.end(signal.SIGKILL)
+    daemon(on_stop="remove")
+    with shmpool.connect(address) as pool:
+        write_over(pool, 4000)
+        assert ask(process) == "[7]"
+        assert pool.stats().active_buffers == 1
+        let_go(process)
+        eventually(lambda: pool.stats().active_buffers == 0)
+
+
+def test_memory_that_a_child_lets_go_of_is_had_by_who_waits(start: Start) -> None:
+    broker = start(memory_limit="2MiB", pooled_sizes=["64KiB"])
+    with broker.connect() as pool:
+        buffers = [pool.open(publish(pool, b"\x07" * 60_000))]
+        leases = []
+        with contextlib.suppress(shmpool.LeaseTimeout):
+            while True:
+                leases.append(pool.lease(60_000, timeout=0))
+        child = Child(np.frombuffer(buffers[0].view, np.uint8))
+        buffers.pop().release()
+        with pytest.raises(shmpool.LeaseTimeout):
+            pool.lease(60_000, timeout=0.1)
+        child.end()
+        pool.lease(60_000, timeout=10).release()
+        for lease in leases:
+            lease.release()
+
+
+def test_later_forks_do_not_hold_what_is_opened_and_released_meanwhile(start: Start) -> None:
+    """A program that forks all the time, whose children live on, loses no memory."""
+    broker = start(memory_limit="2MiB", pooled_sizes=["64KiB"])
+    with broker.connect() as pool:
+        pinned = pool.open(publish(pool, b"\x01" * 60_000))
+        children = []
+        try:
+            for number in range(12):
+                children.append(Child(np.frombuffer(pinned.view, np.uint8)))
+                for _ in range(40):  # more than there is room for at once
+                    with pool.open(publish(pool, bytes([number]) * 60_000)) as buffer:
+                        assert buffer.view[0] == number
+            eventually(lambda: pool.stats().active_buffers == 1)
+            assert [child.look() for child in children] == [{1}] * 12
+        finally:
+            for child in children:
+                child.kill()
+        pinned.release()
+
+
+# --- the first instructions of a child -----------------------------------------------------------------
+
+
+class Held:
+    """What a thread has in a `threading.local`: a child's interpreter drops it before any hook."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._is_there, self._go = threading.Event(), threading.Event()
+        self._local = threading.local()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        assert self._is_there.wait(PATIENCE)
+
+    def _run(self) -> None:
+        self._local.thing = self._make()
+        self._is_there.set()
+        self._go.wait()
+        del self._local.thing
+
+    def end(self) -> None:
+        self._go.set()
+        self._thread.join()
+
+
+@pytest.fixture
+def held() -> Iterator[Callable[[Callable[[], Any]], Held]]:
+    made: list[Held] = []
+
+    def make(what: Callable[[], Any]) -> Held:
+        made.append(Held(what))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end()
+
+
+@pytest.mark.parametrize("nbytes", SIZES)
+def test_buffer_in_a_thread_s_local_outlives_a_fork(
+    start: Start, held: Callable[[Callable[[], Any]], Held], nbytes: int
+) -> None:
+    broker = start(memory_limit="16MiB")
+    with broker.connect() as pool:
+        views = []
+
+        def open_it() -> shmpool.Buffer:
+            buffer = pool.open(publish(pool, b"\x07" * nbytes))
+            views.append(buffer.view)
+            return buffer
+
+        one = held(open_it)
+        for _ in range(3):
+            in_fork(lambda: None)
+        write_over(pool, nbytes)
+        assert views[0][0] == views[0][-1] == 7
+        views.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # it is collected unreleased
+            one.end()
+        eventually(lambda: pool.stats().active_buffers == 0)
+
+
+class Finalizer:
+    """A user's, that calls the pool."""
+
+    def __init__(self, *calls: Callable[[], Any]) -> None:
+        self.calls = calls
+        self.owner = os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.owner:
+            for call in self.calls:
+                with contextlib.suppress(shmpool.ShmpoolError):
+                    call()
+
+
+def test_user_s_finalizer_in_a_child_gives_back_nothing_of_the_parent(
+    connect: Connect, held: Callable[[Callable[[], Any]], Held]
+) -> None:
+    pool = connect()
+    leases = [pool.lease(nbytes) for nbytes in (*SIZES, *SIZES)]
+    for lease in leases:
+        lease.view[:3] = b"abc"
+    buffer, handle, other = pool.open(publish(pool, b"\x07" * 5000)), publish(pool, b"h"), publish(pool, b"o")
+    calls = [lease.release for lease in leases[:3]] + [lease.publish for lease in leases[3:]]
+    more = [buffer.release, lambda: pool.open(handle), lambda: pool.discard(other), lambda: pool.lease(100), pool.close]
+    held(lambda: Finalizer(*calls, *more))
+    in_fork(lambda: None)
+    assert pool.stats().active_buffers == len(leases) + 3
+    assert buffer.view[0] == 7
+    for waiting in (handle, other):
+        pool.open(waiting).release()
+    buffer.release()
+    for lease in leases:
+        assert bytes(lease.view[:3]) == b"abc"
+        pool.discard(lease.publish())
+
+
+# --- hooks that fail -------------------------------------------------------------------------------
+
+
+class Interrupter:
+    """Raises in the n-th place of the hooks where the interpreter looks for signals."""
+
+    LOOKS = ("CALL", "JUMP_BACKWARD", "RESUME")
+
+    def __init__(self, n: int) -> None:
+        self.left, self.is_done, self.place = n, False, ""
+        self._last: dict[int, str] = {}
+
+    def __enter__(self) -> Interrupter:
+        sys.settrace(self._on_call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _on_call(self, frame: FrameType, event: str, _: Any) -> Any:
+        if os.sep + "shmpool" + os.sep not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        return self._on_event
+
+    def _on_event(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event == "opcode":
+            last = self._last.get(id(frame), "")
+            self._last[id(frame)] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            self.left -= last.startswith(self.LOOKS)
+            if self.left <= 0 and not self.is_done:
+                self.is_done, self.place = True, f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
+                raise KeyboardInterrupt
+        return self._on_event
+
+
+def test_hook_that_is_interrupted_leaves_no_window_unguarded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # as it happens to what a hook raises
+    broker = start(memory_limit="8MiB")
+    with broker.connect() as pool:
+        n = 1
+        while True:
+            buffer = pool.open(publish(pool, b"\x07" * 5000))
+            array = np.frombuffer(buffer.view, np.uint8)
+            with Interrupter(n) as interrupter:
+                child = Child(array)
+            del array
+            buffer.release()
+            write_over(pool, 5000)
+            assert child.look() == {7}, f"interrupted at place {n}"
+            child.end()
+            eventually(lambda: pool.stats().active_buffers == 0, f"interrupted at place {n}")
+            if not interrupter.is_done:
+                break
+            n += 5
+        assert n > 40
+    for fd in os.listdir("/proc/self/fd"):  # one may be left that was opened and not yet noted
+        with contextlib.suppress(OSError):
+            if "-header" in os.readlink(f"/proc/self/fd/{fd}"):
+                os.close(int(fd))
+
+
+# --- many children, little room ----------------------------------------------------------------------
+
+
+def test_child_costs_no_descriptor(start: Start) -> None:
+    script = """
+import os, resource, sys, numpy as np, shmpool
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+pool = shmpool.connect(sys.argv[1])
+with pool.lease(5000) as lease:
+    lease.view[:] = b"\\x07" * 5000
+    handle = lease.publish()
+buffer = pool.open(handle)
+array = np.frombuffer(buffer.view, np.uint8)
+before = len(os.listdir("/proc/self/fd"))
+ready, go, results = os.pipe(), os.pipe(), os.pipe()
+pids = []
+for _ in range(60):
+    pids.append(os.fork())
+    if pids[-1] == 0:
+        os.close(go[1])
+        os.read(go[0], 1)
+        os.write(results[1], bytes([set(array.tolist()) == {7}]))
+        os._exit(0)
+after = len(os.listdir("/proc/self/fd"))
+del array
+buffer.release()
+for _ in range(50):
+    with pool.lease(5000) as lease:
+        lease.view[:] = b"\\x63" * 5000
+        pool.discard(lease.publish())
+os.close(go[1])
+for pid in pids:
+    os.waitpid(pid, 0)
+print(after - before, os.read(results[0], 100) == b"\\x01" * 60)
+"""
+    broker = start()
+    done = run_script(script, broker.address)
+    assert (done.returncode, done.stdout) == (0, "6 True\n"), done.stderr
+
+
+def test_fork_that_cannot_be_guarded_says_so_and_holds_what_is_open(start: Start) -> None:
+    script = """
+import logging, os, resource, sys, numpy as np, shmpool
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+pool = shmpool.connect(sys.argv[1])
+with pool.lease(5000) as lease:
+    lease.view[:] = b"\\x07" * 5000
+    handle = lease.publish()
+buffer = pool.open(handle)
+array = np.frombuffer(buffer.view, np.uint8)
+go, results = os.pipe(), os.pipe()
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+pid = os.fork()
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+if pid == 0:
+    os.close(go[1])
+    os.read(go[0], 1)
+    os.write(results[1], bytes([set(array.tolist()) == {7}]))
+    os._exit(0)
+del array
+buffer.release()
+for _ in range(50):
+    with pool.lease(5000) as lease:
+        lease.view[:] = b"\\x63" * 5000
+        pool.discard(lease.publish())
+os.close(go[1])
+os.waitpid(pid, 0)
+print(os.read(results[0], 1) == b"\\x01", pool.stats().active_buffers)
+"""
+    broker = start()
+    done = run_script(script, broker.address)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("a fork could not be guarded")
+    assert second == "True 1"
