@@ -59,8 +59,8 @@ class Bells:
         if not self._rows:
             return []
         rows = set()
-        with suppress(IndexError):
-            while True:
+        with suppress(IndexError):  # another thread takes them, too
+            while self._rows:
                 rows.add(self._rows.popleft())
         ordered = sorted(rows)
         return [Bell(ordered[at : at + MAX_ROWS_PER_MESSAGE]) for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE)]

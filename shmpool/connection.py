@@ -31,6 +31,7 @@ from .protocol.messages import (
     MessageError,
     Recall,
     Role,
+    Settings,
     Welcome,
     decode,
     encode,
@@ -281,15 +282,19 @@ def greet(
     address = f" at {connection.address}" if connection.address else ""
     try:
         connection.send(Hello(HELLO_MAGIC, PROTOCOL_VERSION, role, nonce, pool_id, seat))
-        messages = connection.receive_one(deadline, interruption)
+        messages: list[Message] = []
         while not messages:
-            messages = connection.receive_one(deadline, interruption)
-        answer, *more = messages
+            # Recalls and settings may come before and behind; who waits is seen by the wanted flags.
+            messages = [
+                message
+                for message in connection.receive_one(deadline, interruption)
+                if not isinstance(message, Recall | Settings)
+            ]
         for message in messages:
             if isinstance(message, Fault):  # maybe right behind the welcome: the broker stops
                 raise fault_error(message)
-        # A Recall may follow at once; it need not be kept, for it comes again.
-        if not isinstance(answer, Welcome) or not all(isinstance(message, Recall) for message in more):
+        answer = messages[0]
+        if not isinstance(answer, Welcome) or len(messages) > 1:
             raise RemoteProtocolError(
                 f"the broker answered Hello with {[type(message).__name__ for message in messages]}"
             )

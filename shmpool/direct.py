@@ -27,6 +27,7 @@ from .protocol.names import direct_name
 from .protocol.sizing import format_bytes
 from .protocol.states import State
 from .system import memory
+from .system.descriptors import Descriptor
 from .system.segments import open_segment
 from .windows import WRITE, Piece, Window
 
@@ -51,14 +52,15 @@ class DirectSlot(Slot):
 
     claim: list[None]
 
-    fd: int
+    fd: Descriptor | None
 
-    def open(self) -> int:
+    def open(self) -> Descriptor:
         """The descriptor of the segment that was granted. Raises StaleHandle, ConfigError."""
-        if getattr(self, "fd", -1) < 0:
+        fd: Descriptor | None = getattr(self, "fd", None)
+        if fd is None:
             name = direct_name(self.session.pool_id, self.row, generation_of(self.base))
-            self.fd = open_segment(name, writable=True)
-        return self.fd
+            fd = self.fd = open_segment(name, writable=True)
+        return fd
 
     def map(self, protection: int = WRITE) -> Window:
         """The window over it, made once. Raises SharedMemoryFull when the kernel has no map."""
@@ -75,12 +77,7 @@ class DirectSlot(Slot):
 
     def close(self) -> None:
         """Close its descriptor, if it is open."""
-        fd, self.fd = getattr(self, "fd", -1), -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        self.close()  # of a lease whose seat has ended
+        self.fd = None
 
 
 class DirectLease(LiveLease):
@@ -198,12 +195,12 @@ def obtain(session: Session, nbytes: int, timeout: float | None) -> DirectSlot:
 
 def _reserve(slot: DirectSlot) -> None:
     """Reserve the pages that it has not. Raises SharedMemoryFull when there are none."""
-    missing = slot.size - 512 * os.fstat(slot.fd).st_blocks
+    missing = slot.size - 512 * os.fstat(slot.open()).st_blocks
     if missing <= 0:  # it was a spare
         return
     try:
         memory.require(missing, slot.session.memory_groups)
-        os.posix_fallocate(slot.fd, 0, slot.size)  # Python tries it again after a signal
+        os.posix_fallocate(slot.open(), 0, slot.size)  # Python tries it again after a signal
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

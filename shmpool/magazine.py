@@ -135,8 +135,8 @@ class Magazine:
     def pop(self) -> Slot | None:
         """The ready slot that is to be leased next."""
         try:
-            return self.ready.pop()
-        except IndexError:
+            return self.ready.pop() if self.ready else None
+        except IndexError:  # another thread took it
             return None
 
     def take(self) -> Slot | None:
@@ -152,8 +152,10 @@ class Magazine:
     def reap_rested(self) -> None:
         """Reap, if nothing was published since the last call: who publishes reaps himself."""
         try:
-            slot = self.published[-1]
-        except IndexError:
+            slot = self.published[-1] if self.published else None
+        except IndexError:  # another thread took it
+            slot = None
+        if slot is None:
             return
         newest, self.newest = self.newest, (slot, slot.base)
         if newest == self.newest and (done := self.reap(len(self.published))):

@@ -6,11 +6,11 @@ Ledger and header are used word by word; slots are seen through windows of their
 
 from __future__ import annotations
 
-import os
 import threading
+from contextlib import suppress
 from fcntl import fcntl
 
-from .errors import ConfigError
+from .errors import ConfigError, PoolClosed
 from .protocol.header import (
     CHECKSUMS,
     KNOWN_PROPERTIES,
@@ -96,8 +96,8 @@ class Mapping:
         self._make_tags()
         self.has_checksums = bool(welcome.properties & CHECKSUMS)
         try:
-            self.tickets_fd = Descriptor(open_beside(self.address, tickets_path, welcome.tickets_file, self.pool_id))
-            self._seat_fd = Descriptor(open_beside(self.address, seats_path, welcome.seats_file, self.pool_id))
+            self.tickets_fd = open_beside(self.address, tickets_path, welcome.tickets_file, self.pool_id)
+            self._seat_fd = open_beside(self.address, seats_path, welcome.seats_file, self.pool_id)
         except BaseException:
             self.unmap()
             raise
@@ -141,15 +141,9 @@ class Mapping:
         """Map ledger and header. The broker has reserved them whole."""
         sizes = ledger_bytes(self.rows, welcome.seats), header_bytes(welcome.seats)
         ledger = open_segment(ledger_name(self.pool_id), writable=True)
-        try:
-            self._ledger = self.windows.make_sparse(ledger, sizes[0], WRITE)
-        finally:
-            os.close(ledger)
+        self._ledger = self.windows.make_sparse(ledger, sizes[0], WRITE)
         header = open_segment(header_name(self.pool_id), writable=False)
-        try:
-            self._header = self.windows.make_sparse(header, sizes[1], READ)
-        finally:
-            os.close(header)
+        self._header = self.windows.make_sparse(header, sizes[1], READ)
         # In an open file of its own: the header's map would keep the lock beyond the seat.
         self.readers = heirs.hold_anew(self.pool_id, READERS + self.seat)
         self.words = memoryview(self._ledger).cast("Q")
@@ -165,7 +159,10 @@ class Mapping:
 
     def tier_of(self, row: int) -> Tier:
         """The tier that a row belongs to."""
-        return next(tier for tier in self.tiers if row < tier.end)
+        for tier in self.tiers:  # no generator: what is raised while one is closed reaches nobody
+            if row < tier.end:
+                return tier
+        raise IndexError(f"the pool has no row {row}")
 
     def spans_of(self, row: int) -> tuple[tuple[int, int], ...]:
         """The extents of the lease that a row heads, as its words say. Raises ValueError
@@ -192,14 +189,15 @@ class Mapping:
         if fd is None:
             with self._fds_lock:
                 if key not in self._fds:
-                    self._fds[key] = Descriptor(open_segment(tier_name(self.pool_id, tier.index), writable=writable))
+                    self._fds[key] = open_segment(tier_name(self.pool_id, tier.index), writable=writable)
                 fd = self._fds[key]
         return Piece(fd, (row - tier.base) * tier.size, count * tier.size)
 
     def unlock_seat(self) -> None:
         """Before the seat is given up: its next holder may be here before our descriptor
         is closed."""
-        fcntl(self._seat_fd, F_OFD_SETLK, UNLOCK_ALL)
+        with suppress(PoolClosed):  # it was closed, which unlocks it
+            fcntl(self._seat_fd, F_OFD_SETLK, UNLOCK_ALL)
 
     def unmap(self) -> None:
         """Close the descriptors: who is just using one has it until then. Maps go with their last

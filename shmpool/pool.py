@@ -478,12 +478,14 @@ class Pool:
     def __del__(self) -> None:
         """A pool that nobody closed: its helper does it, once no lease or buffer is left.
         A finalizer takes no lock and starts no thread."""
-        session = getattr(self, "_session", None)
+        session = getattr(self, "_session", None) or getattr(self, "_closing", None)
         if session is None or session.is_at_exit or not HERE[OURS]:
             return
         session.is_orphaned = True
         session.wake_helper()
-        if not session.is_over:
+        if session.is_over:
+            closing.sessions.discard(session)
+        else:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     def __enter__(self) -> Self:

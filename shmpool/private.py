@@ -7,7 +7,6 @@ taken, and the memory as it is, until the last view of the private one is gone.
 from __future__ import annotations
 
 import mmap
-import os
 from typing import TYPE_CHECKING
 
 from .protocol.ledger import generation_of
@@ -47,10 +46,7 @@ def show(window: PrivateWindow, buffer: Buffer) -> memoryview:
     tier = session.tier_of(row)
     if tier.kind is TierKind.DIRECT:
         fd = open_segment(direct_name(session.pool_id, row, generation_of(buffer._granted)), writable=False)
-        try:
-            libc.map_over(at, left, WRITE, fd, 0, private=True)
-        finally:
-            os.close(fd)
+        libc.map_over(at, left, WRITE, fd, 0, private=True)
     else:
         for first, count in ((row, 1),) if tier.kind is TierKind.POOLED else session.spans_of(row):
             piece = session.piece(first, count, writable=False)

@@ -27,7 +27,7 @@ from .link.requests import Request
 from .magazine import Magazine, Slot
 from .mapping import SeatTaken
 from .protocol import figures
-from .protocol.header import BROKER_PID
+from .protocol.header import BROKER_PID, WANTED
 from .protocol.messages import Direct, Goodbye, Message, Refill, Role, Welcome
 from .seat.custody import Custody
 from .seat.deferred import DeferredReleases
@@ -123,6 +123,7 @@ class Session(Custody):
             return True
         self._adopt_unknown()
         self.link.attach(connection)
+        self.is_wanted = 1 in [self.header[WANTED + tier.index] for tier in self.tiers]  # recalls that we missed
         return True
 
     def broker_pid(self) -> int:
@@ -135,9 +136,6 @@ class Session(Custody):
         """A slot when the magazine has none ready: reap, else ask the broker and wait for
         the grant or for an own slot that comes back. Raises LeaseTimeout."""
         slot = magazine.take()
-        if slot is None and self.deferred.any:
-            self.deferred.look_at_all()
-            slot = magazine.take()
         if slot is None and self.deferred.any:
             self.deferred.look_at_all()
             slot = magazine.take()
@@ -169,6 +167,8 @@ class Session(Custody):
         return memory_groups()
 
     def _ask(self, request: Request, nbytes: int, timeout: float | None) -> Slot:
+        if not self.helper.is_running:  # an exception came when it was to be started again
+            self.helper.start()
         started = time.monotonic()
         slot = self.link.ask(request, timeout)
         if slot is not None:
@@ -241,10 +241,10 @@ class Session(Custody):
     def say_goodbye(self) -> bool:
         """The seat ends, unless something is still in use: another thread may be just opening."""
         with self.ticket_gate:
-            is_left = not self.is_in_use
+            is_first, is_left = not self.is_over, self.is_over or not self.is_in_use
             if is_left:
                 self.is_over, self.is_watched = True, False
-        if is_left:
+        if is_first and is_left:
             self.link.send_bells()
             self.unlock_seat()
             self.readers = None  # nothing is open any more

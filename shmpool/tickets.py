@@ -160,14 +160,11 @@ def _map_direct(session: Session, row: int, generation: int, nbytes: int) -> Win
         fd = open_segment(direct_name(session.pool_id, row, generation), writable=False)
     except FileNotFoundError as error:
         raise StaleHandle("the handle's direct segment is gone: it was read or expired") from error
-    try:
-        length = page_round(max(nbytes, 1))
-        if os.fstat(fd).st_size < length:
-            raise StaleHandle(f"the direct segment is shorter than the handle's {nbytes} bytes")
-        # Read once, so as much as is read is faulted in, sixteen pages at a time.
-        return session.windows.make([Piece(fd, 0, length)], READ, populate=False)
-    finally:
-        os.close(fd)
+    length = page_round(max(nbytes, 1))
+    if os.fstat(fd).st_size < length:
+        raise StaleHandle(f"the direct segment is shorter than the handle's {nbytes} bytes")
+    # Read once, so as much as is read is faulted in, sixteen pages at a time.
+    return session.windows.make([Piece(fd, 0, length)], READ, populate=False)
 
 
 def take(record: Record, granted: int, nbytes: int) -> None:

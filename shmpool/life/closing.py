@@ -32,8 +32,8 @@ def close(session: Session) -> None:
         session.prefetch.give_up()
         stories = _release_leases(session)
         session.close_magazines()
+    session.is_orphaned = True  # if we do not come so far, its helper ends it
     if is_in_use(session) or not leave(session):
-        session.is_orphaned = True
         session.helper.start()
         session.wake_helper()
     for story in stories:  # last: where warnings are errors, the pool is closed all the same
@@ -70,13 +70,13 @@ def end_if_unused(session: Session) -> bool:
 def leave(session: Session) -> bool:
     """Say goodbye: the seat ends. Nothing of the session may be in use; False when another thread
     has just begun to use something."""
-    if threading.current_thread() is not session.helper.thread:
-        session.helper.stop()
     if not session.is_over:
         session.close_magazines()
         if not session.say_goodbye():
             return False
     session.link.dismiss()
+    if threading.current_thread() is not session.helper.thread:
+        session.helper.stop()
     session.close_descriptors()
     sessions.discard(session)
     return True

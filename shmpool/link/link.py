@@ -77,9 +77,10 @@ class Waiter:
     def wake(self) -> None:
         """Let the thread look again."""
         try:
-            self._gate.release()
+            if self._gate.locked():
+                self._gate.release()
         except RuntimeError:
-            pass  # it is awake already
+            pass  # another thread was faster
 
 
 class Link:
@@ -388,6 +389,7 @@ class Link:
     def close(self) -> None:
         """Close what it has open. Who is just using a descriptor has it until then."""
         self.drop()
+        self.wake()  # nobody can, from here on
         self.wakeup = self._nudge = CLOSED
 
     def abandon_in_child(self) -> None:

@@ -19,7 +19,7 @@ from ..lease import LiveLease
 from ..magazine import LAST_BASE, Magazine, Slot
 from ..mapping import Mapping
 from ..protocol.header import WANTED
-from ..protocol.ledger import EXTENT, GENERATION_FIELD, ONE_GENERATION, ROW_WORDS, STATE_SHIFT, nbytes_of
+from ..protocol.ledger import EXTENT, GENERATION_FIELD, ONE_GENERATION, ROW_WORDS, SEAT_MASK, STATE_SHIFT, nbytes_of
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Return
 from ..protocol.sizing import PAGE_SHIFT, Tier, TierKind, chunk_run, pooled_tier
 from ..protocol.states import State
@@ -157,12 +157,13 @@ class Custody(Mapping):
         if self.barrier:
             self.barrier()
         for slot in slots:
-            if self.words[slot.word] & GENERATION_FIELD == slot.base:
-                slot.base += ONE_GENERATION  # granted or released, and not used since
             with self._owned_lock:  # a row that is forgotten and still IDLE looks like a lost grant
+                word = self.words[slot.word]
+                if word & SEAT_MASK == self.seat:  # else an exception came behind this store the last time
+                    slot.base = max(slot.base, (word & GENERATION_FIELD) + ONE_GENERATION)
+                    self.words[slot.word] = slot.base | returned
                 self._owned.pop(slot.row, None)
                 self._keep_window(slot)
-                self.words[slot.word] = slot.base | returned
         rows = [slot.row for slot in slots]
         for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE):
             self.link.send(Return(rows[at : at + MAX_ROWS_PER_MESSAGE]))

@@ -8,7 +8,6 @@ at the guards, then stores DONE: it waits for the forks between its open and its
 from __future__ import annotations
 
 import logging
-import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -143,15 +142,12 @@ class Guards:
             return
         except OSError:
             return  # no descriptor now
-        try:
-            for guard in self._guards.copy():
-                is_over = guard is not self.begun and guard.is_certain
-                if is_over and not heirs.is_held(fd, heirs.guard_at(session.seat, guard.number)):
-                    with suppress(ValueError):  # another thread looks too
-                        self._guards.remove(guard)
-                    _all.discard(guard)
-        finally:
-            os.close(fd)
+        for guard in self._guards.copy():
+            is_over = guard is not self.begun and guard.is_certain
+            if is_over and not heirs.is_held(fd, heirs.guard_at(session.seat, guard.number)):
+                with suppress(ValueError):  # another thread looks too
+                    self._guards.remove(guard)
+                _all.discard(guard)
 
 
 def share_nothing() -> None:

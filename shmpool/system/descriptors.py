@@ -8,7 +8,8 @@ asks it for its number gets an error that says so.
 from __future__ import annotations
 
 import os
-from typing import Final, NoReturn
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
 
 from ..errors import PoolClosed
 
@@ -36,9 +37,14 @@ CLOSED: Final = Closed()
 _close: Final = os.close
 
 
+def open_owned(opener: Callable[..., int], *arguments: Any) -> Descriptor:
+    """What *opener*, a function in C, opens. In one step: between two, an exception would lose it."""
+    return next(map(Descriptor, map(opener, *[(argument,) for argument in arguments])))
+
+
 def make_eventfd() -> Descriptor:
     """An eventfd that never blocks."""
-    return Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    return open_owned(os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
 
 def signal(eventfd: Descriptor | Closed) -> None:

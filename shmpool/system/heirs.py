@@ -14,7 +14,6 @@ bytes nobody locks: a map of a file on overlayfs does not keep the lock. What is
 from __future__ import annotations
 
 import mmap
-import os
 from typing import Final, NamedTuple
 
 from ..protocol.names import header_name
@@ -45,11 +44,7 @@ def hold(fd: int, offset: int) -> Page:
 
 def hold_anew(pool_id: int, offset: int) -> Page:
     """The same in an open file of its own. Raises OSError."""
-    fd = open_segment(header_name(pool_id), writable=False)
-    try:
-        return hold(fd, offset)
-    finally:
-        os.close(fd)
+    return hold(open_segment(header_name(pool_id), writable=False), offset)
 
 
 def guard_at(seat: int, fork: int, pid: int = 0) -> int:

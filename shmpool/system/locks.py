@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple
 
+from .descriptors import Descriptor, open_owned
+
 F_OFD_GETLK: Final = 36
 F_OFD_SETLK: Final = 37
 
@@ -70,19 +72,13 @@ class FileId(NamedTuple):
         return cls(status.st_dev, status.st_ino)
 
 
-def open_beside(socket: str, path_of: Callable[[str], str], expected: Sequence[int], pool_id: int) -> int:
+def open_beside(socket: str, path_of: Callable[[str], str], expected: Sequence[int], pool_id: int) -> Descriptor:
     """Open a lock file beside a broker's socket, links of its path resolved; the descriptor
     is close-on-exec. Raises OSError when it is not the one that the broker *expected* (device,
     inode), or not this pool's: locks in it would exclude nobody."""
     path = path_of(os.path.realpath(socket))
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
-    try:
-        found = FileId.of(fd), pool_id_in(fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    if found != (tuple(expected), pool_id):
-        os.close(fd)
+    fd = open_owned(os.open, path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+    if (FileId.of(fd), pool_id_in(fd)) != (tuple(expected), pool_id):
         raise FileNotFoundError(
             f"{path} is not the file that the broker locks: connect by a path beside which the broker's own lock"
             " files lie (the directory that it made its socket in, or a bind mount of it)"

@@ -1,78 +1,90 @@
 """An exception wherever a signal handler's may come, in the middle of the client's work.
 
-A trace function raises at the n-th place of a cycle (lease, write, publish, open, release) where
-the interpreter looks for signals: at the begin of a function, after each call, at each jump
-back. Afterwards the pool works on, what the exception left behind goes back when somebody needs
-it or the pool is closed, and no finalizer complains. Every eighth place, from a random one on; all
-of them in the long setting.
+Each test does one thing again and again, and has it end at its n-th place (`interrupter`). The
+exception must arrive at the caller; afterwards the pool works on from another thread, so that no
+lock is kept; what the exception left behind goes back when somebody needs it or the pool is closed,
+and no finalizer complains. By default some places of each, from a random one on; all of them
+with ``-m long``.
 
-Not covered: the helper thread (signal handlers run in the main thread), the connecting.
+Then the same from outside: exceptions that another thread sends, Ctrl-C, memory that is refused, the
+end of the stack. Not covered: the helper thread, since signal handlers run in the main thread.
 """
 
 from __future__ import annotations
 
-import dis
+import contextlib
 import gc
 import os
 import random
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any
 
 import pytest
 from fault_helpers import Daemon, assert_all_is_back, eventually, pattern
+from interrupter import Interrupt, Interrupter
 
 import shmpool
 from shmpool.stats import query
 
-CLIENT = os.path.dirname(shmpool.__file__) + os.sep
-#: After these the interpreter looks for signals.
-LOOKS = ("CALL", "JUMP_BACKWARD", "RESUME")
+MIB = 1024 * 1024
+#: So many places of each kind are tried by default.
+SOME = 5
+SETTINGS = {"on_stop": "remove", "handle_ttl": "50ms", "memory_limit": "64MiB"}
+KINDS = {"pooled": 1000, "chunked": 300_000, "direct": 2 * MIB}
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # of what is interrupted
 
 
-class Interrupt(BaseException):
-    """Nothing in the product knows it."""
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    one = Daemon(str(tmp_path_factory.mktemp("run") / "broker.sock"), **SETTINGS)
+    yield one
+    one.end(signal.SIGTERM)
+    assert "Traceback" not in one.logged()
 
 
-class Interrupter:
-    """Raises at the n-th place in the client's code; *place* says where that was."""
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-        self.place = ""
-        #: Frame -> the instruction that it has just done.
-        self._last: dict[int, str] = {}
-
-    def __enter__(self) -> Interrupter:
-        sys.settrace(self._on_call)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-
-    def _on_call(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
-        if not frame.f_code.co_filename.startswith(CLIENT) or "__del__" in frame.f_code.co_name:
-            return None  # what a finalizer raises is printed and no more
-        frame.f_trace_opcodes = True
-        return self._on_event
-
-    def _on_event(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any]:
-        if event == "opcode":
-            last = self._last.get(id(frame), "")
-            self._last[id(frame)] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-            self.left -= last.startswith(LOOKS)
-            if self.left == 0 and not self.place:
-                self.place = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
-                raise Interrupt
-        elif event == "return":
-            self._last.pop(id(frame), None)
-        return self._on_event
+@pytest.fixture
+def unraised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What reached nobody."""
+    found: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: found.append(f"{args.exc_value!r} in {args.object!r}"))
+    return found
 
 
-def cycle(pool: shmpool.Pool, nbytes: int, readers: int) -> None:
-    with pool.lease(nbytes) as lease:
+def places(act: Callable[[Interrupter], None], *, all_of_them: bool) -> None:
+    """Have *act* end at each place, or at some of them. It says where it was, or that there
+    was none."""
+    whole = Interrupter(-1)
+    act(whole)
+    count = -1 - whole.left
+    assert count >= 5, "nothing was traced"
+    step = 1 if all_of_them else max(1, count // SOME)
+    for n in range(random.randint(1, step), count + 1, step):
+        interrupter = Interrupter(n)
+        try:
+            act(interrupter)
+        except BaseException as error:
+            error.add_note(f"interrupted at place {n} of {count}: {interrupter.place}")
+            raise
+
+
+def interrupted(interrupter: Interrupter, act: Callable[[], object]) -> bool:
+    """Whether *act* ended early. The exception must arrive here."""
+    arrived = False
+    with interrupter:
+        try:
+            act()
+        except Interrupt:
+            arrived = True
+    gc.collect()
+    assert arrived == bool(interrupter.place), "the exception reached nobody"
+    return arrived
+
+
+def cycle(pool: shmpool.Pool, nbytes: int, readers: int = 1) -> None:
+    with pool.lease(nbytes, timeout=5) as lease:
         lease.write(pattern(nbytes))
         handles = lease.publish_many(readers) if readers > 1 else [lease.publish()]
     for handle in handles:
@@ -80,46 +92,187 @@ def cycle(pool: shmpool.Pool, nbytes: int, readers: int) -> None:
             assert buffer.view[-1:] == pattern(nbytes)[-1:]
 
 
-def interrupted(pool: shmpool.Pool, n: int, nbytes: int, readers: int) -> str:
-    """One cycle that ends at its n-th place: where. "" when it is shorter."""
-    with Interrupter(n) as interrupter:
+def works_elsewhere(act: Callable[[], object]) -> None:
+    """*act* must work, in another thread: a lock that was kept would hold it up."""
+    outcome: list[BaseException | None] = []
+
+    def run() -> None:
         try:
-            cycle(pool, nbytes, readers)
-        except Interrupt:
-            pass
-    gc.collect()
-    return interrupter.place
+            act()
+            outcome.append(None)
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it hangs"
+    if outcome[0] is not None:
+        raise outcome[0]
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    one = Daemon(str(tmp_path_factory.mktemp("run") / "broker.sock"), on_stop="remove", handle_ttl="50ms")
-    yield one
-    one.end(signal.SIGTERM)
-    assert "Traceback" not in one.logged()
+def misses(pool: shmpool.Pool) -> None:
+    """Sizes that were not leased before: each asks the broker."""
+    for nbytes in (70_000, 400_000, 3_000_000):
+        pool.lease(nbytes, timeout=5).release()
 
 
-@pytest.mark.timeout(0)
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the lease that is interrupted
-@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.long)])
+def nobody_sits(address: str) -> None:
+    eventually(lambda: not (query(address).clients or query(address).active_buffers))
+
+
+def helpers() -> int:
+    return sum(thread.name == "shmpool-helper" for thread in threading.enumerate())
+
+
+LONG = [False, pytest.param(True, marks=pytest.mark.long)]
+every_place = pytest.mark.parametrize("all_of_them", LONG, ids=["some", "all"])
+
+
+@every_place
 @pytest.mark.parametrize("readers", [1, 2])
-@pytest.mark.parametrize("nbytes", [1000, 300_000], ids=["pooled", "chunked"])
-def test_interrupted_cycle_loses_nothing(broker: Daemon, nbytes: int, readers: int, step: int) -> None:
-    n = random.randint(1, step)
-    places = 0
-    while True:
+@pytest.mark.parametrize("kind", ["pooled", "chunked"])
+def test_interrupted_cycle_loses_nothing(broker: Daemon, kind: str, readers: int, all_of_them: bool) -> None:
+    def act(interrupter: Interrupter) -> None:
         with shmpool.connect(broker.address) as pool:
-            cycle(pool, nbytes, readers)
-            place = interrupted(pool, n, nbytes, readers)
-            cycle(pool, nbytes, readers)
-        try:
-            eventually(lambda: not (query(broker.address).clients or query(broker.address).active_buffers))
-        except AssertionError as error:
-            error.add_note(f"interrupted at place {n}: {place}")
-            raise
-        if not place:
-            break
-        n, places = n + step, places + 1
-    print(f"{places} places")
-    assert places >= 30 // step  # the shortest cycle has 31, and a random one of the first is where this began
+            cycle(pool, KINDS[kind], readers)
+            interrupted(interrupter, lambda: cycle(pool, KINDS[kind], readers))
+            works_elsewhere(lambda: cycle(pool, KINDS[kind], readers))
+        nobody_sits(broker.address)
+
+    places(act, all_of_them=all_of_them)
+    assert_all_is_back(broker.address)
+
+
+@every_place
+@pytest.mark.parametrize("kind", KINDS)
+def test_interrupted_lease_that_asks_the_broker_leaves_a_pool_that_asks(
+    broker: Daemon, kind: str, all_of_them: bool, unraised: list[str]
+) -> None:
+    def act(interrupter: Interrupter) -> None:
+        with shmpool.connect(broker.address) as pool:
+            interrupted(interrupter, lambda: pool.lease(KINDS[kind]).release())
+            works_elsewhere(lambda: misses(pool))
+        nobody_sits(broker.address)
+
+    places(act, all_of_them=all_of_them)
+    assert_all_is_back(broker.address)
+    assert unraised == []
+
+
+@every_place
+def test_interrupted_producer_of_direct_segments_goes_on_at_once(broker: Daemon, all_of_them: bool) -> None:
+    """Its next segment is asked for ahead: a request that was remembered and never sent must hold
+    nobody up."""
+
+    def act(interrupter: Interrupter) -> None:
+        with shmpool.connect(broker.address) as pool:
+            for _ in range(2):
+                pool.lease(2 * MIB).release()
+            interrupted(interrupter, lambda: pool.lease(2 * MIB).release())
+            works_elsewhere(lambda: pool.lease(2 * MIB, timeout=5).release())
+        nobody_sits(broker.address)
+
+    places(act, all_of_them=all_of_them)
+    assert_all_is_back(broker.address)
+
+
+@every_place
+@pytest.mark.parametrize("what", ["buffer", "lease"])
+def test_interrupted_release_that_rings_serves_who_waits(
+    tmp_path_factory: pytest.TempPathFactory, what: str, all_of_them: bool
+) -> None:
+    one = Daemon(
+        str(tmp_path_factory.mktemp("run") / "broker.sock"),
+        on_stop="remove", handle_ttl="50ms", memory_limit="4MiB", pooled_sizes=["256KiB"], chunk_sizes=["256KiB"],
+    )  # fmt: skip
+
+    def act(interrupter: Interrupter) -> None:
+        with shmpool.connect(one.address) as holder, shmpool.connect(one.address) as other:
+            held = []
+            with contextlib.suppress(shmpool.LeaseTimeout):
+                while True:
+                    held.append(holder.lease(200_000, timeout=0))
+            thing = holder.open(held.pop().publish()) if what == "buffer" else held.pop()
+            got: list[shmpool.Lease] = []
+            waiting = threading.Thread(target=lambda: got.append(other.lease(200_000, timeout=20)))
+            waiting.start()
+            eventually(lambda: any("wait for memory" in alert for alert in query(one.address).alerts))
+            interrupted(interrupter, thing.release)
+            thing.release()
+            held.pop().release()  # the next recall is answered
+            waiting.join(20)
+            assert got, "who waits got nothing"
+            for lease in held + got:
+                lease.release()
+            del thing, lease  # who keeps one whose release was interrupted keeps its slot
+        nobody_sits(one.address)
+
+    try:
+        places(act, all_of_them=all_of_them)
+        assert_all_is_back(one.address)
+    finally:
+        one.end(signal.SIGTERM)
+
+
+@every_place
+def test_interrupted_connect_leaves_no_seat(broker: Daemon, all_of_them: bool) -> None:
+    def act(interrupter: Interrupter) -> None:
+        before = helpers()
+        interrupted(interrupter, lambda: shmpool.connect(broker.address).close())
+        nobody_sits(broker.address)
+        eventually(lambda: helpers() == before)
+
+    places(act, all_of_them=all_of_them)
+    assert_all_is_back(broker.address)
+
+
+@every_place
+@pytest.mark.parametrize("has_view", [False, True])
+def test_second_close_finishes_what_the_first_began(broker: Daemon, has_view: bool, all_of_them: bool) -> None:
+    def act(interrupter: Interrupter) -> None:
+        pool = shmpool.connect(broker.address)
+        cycle(pool, 1000)
+        lease = pool.lease(300_000)
+        handle = pool.lease(1000).publish()
+        kept = pool.open(handle) if has_view else None
+        interrupted(interrupter, pool.close)
+        works_elsewhere(pool.close)
+        with pytest.raises(shmpool.PoolClosed):
+            pool.lease(1000)
+        if kept is not None:
+            assert len(query(broker.address).clients) == 1
+            kept.release()
+        lease.release()
+        del lease  # who keeps one whose release was interrupted keeps its slot
+        nobody_sits(broker.address)
+
+    before = helpers()
+    places(act, all_of_them=all_of_them)
+    eventually(lambda: helpers() == before)
+    assert_all_is_back(broker.address)
+
+
+@every_place
+def test_interrupted_fork_leaves_a_parent_that_works(broker: Daemon, all_of_them: bool, unraised: list[str]) -> None:
+    """CPython prints what a hook of a fork raises, and goes on."""
+
+    def act(interrupter: Interrupter) -> None:
+        with shmpool.connect(broker.address) as pool:
+            cycle(pool, 1000)
+            with interrupter:
+                pid = os.fork()
+                if not pid:
+                    os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            works_elsewhere(lambda: misses(pool))
+            cycle(pool, 1000)
+            assert helpers() == 1
+            if not os.fork():
+                os._exit(0)
+            os.wait()
+            works_elsewhere(lambda: cycle(pool, 1000))
+        nobody_sits(broker.address)
+
+    places(act, all_of_them=all_of_them)
     assert_all_is_back(broker.address)
