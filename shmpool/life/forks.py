@@ -21,6 +21,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from ..errors import ShmpoolError
 from ..lease import EndedLease, Lease
 from ..seat import guards
 from ..system.heirs import Evidence
@@ -127,7 +128,7 @@ def _keep(window: Window, session: Session | None) -> None:
     if session is not None and (guard := session.guards.begun) is not None:
         window.evidence = Evidence(session.pool_id, session.seat, guard.number, session.readers, guard.page)
     if window.evidence is not None:
-        with suppress(OSError):  # nobody learns our pid then
+        with suppress(OSError, ShmpoolError):  # nobody learns our pid then
             window.evidence = window.evidence.under(os.getpid())
 
 

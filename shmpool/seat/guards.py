@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from ..errors import ShmpoolError
 from ..protocol.names import header_name
 from ..system import heirs
 from ..system.here import FORKING, HERE, UNSHARED
@@ -86,7 +87,7 @@ class Guards:
                 guard.is_certain = True
             except FileNotFoundError:
                 guard.is_certain = True  # the pool was removed: nothing of it is used again
-            except OSError as error:
+            except (OSError, ShmpoolError) as error:
                 guard.why_not = str(error)
 
     def _add(self, fork: int) -> Guard:
@@ -140,7 +141,7 @@ class Guards:
             _all.difference_update(self._guards)
             self._guards.clear()
             return
-        except OSError:
+        except (OSError, ShmpoolError):
             return  # no descriptor now
         for guard in self._guards.copy():
             is_over = guard is not self.begun and guard.is_certain

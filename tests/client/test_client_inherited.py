@@ -494,6 +494,6 @@ print(os.read(results[0], 1) == b"\\x01", pool.stats().active_buffers)
     broker = start()
     done = run_script(script, broker.address)
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
-    assert first.startswith("a fork could not be guarded")
-    assert second == "True 1"
+    said, last = done.stdout.splitlines()
+    assert said.startswith("a fork could not be guarded")
+    assert last == "True 1"
