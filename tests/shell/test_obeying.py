@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import mmap
 import os
 import socket
@@ -24,7 +25,16 @@ from shmpool.protocol.states import CellState, State
 from shmpool.system import processes
 from shmpool.system.locks import ByteLocks
 from shmpool.system.processes import namespaces, start_time
-from shmpoold.core.actions import Action, CloseTicket, CreateDirect, ProbeSeat, RemoveDirect, Warm, WatchAdopted
+from shmpoold.core.actions import (
+    Action,
+    CloseTicket,
+    CreateDirect,
+    ProbeSeat,
+    RemoveDirect,
+    Warm,
+    WatchAdopted,
+    WatchConnected,
+)
 from shmpoold.core.broker import Broker
 from shmpoold.core.events import (
     Connected,
@@ -53,6 +63,9 @@ TIERS = make_tiers(4 * MIB, Sizing(pooled_sizes=(64 * KIB,), chunk_sizes=(64 * K
 
 class ScriptedCore:
     """Answers an event by its type; *heard* is all that it was told."""
+
+    #: Nothing takes several turns.
+    chores = ()
 
     def __init__(self, adopt: list[Action]) -> None:
         self.seats = SimpleNamespace(count=8)
@@ -299,6 +312,24 @@ def test_adopted_seats_end_when_their_byte_is_free_and_on_no_other_evidence(tmp_
             ],
         )
     child.communicate()
+
+
+def test_client_that_cannot_be_watched_is_served_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process in another pid namespace, where the kernel gives no pidfd of a peer (before 6.5)."""
+
+    def no_pidfd(sock: object) -> int:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    async def act(stage: Stage) -> None:
+        monkeypatch.setattr(processes, "pidfd_of_peer", no_pidfd)
+        stage.core.script[Connected] = [WatchConnected(3, 1)]
+        wire = Wire(stage.address)
+        await stage.until(Unseen)
+        assert stage.core.kinds() == [Connected, Unseen]
+        assert stage.core.heard[-1] == Unseen(3)
+        wire.close()
+
+    play(tmp_path, act)
 
 
 def test_accepting_pauses_while_there_are_no_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
