@@ -8,6 +8,7 @@ the pool up or removes it.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -33,6 +34,9 @@ from .server import SPARE_CONNECTIONS, Server
 
 log = logging.getLogger(__name__)
 
+#: Allocations more than deallocations until the youngest generation is collected, and how many
+#: collections of each until the next.
+COLLECTED_AFTER: Final = (10_000, 50, 100)
 #: Descriptors besides two for each connection: segments, lock files, the loop's own.
 _OTHER_DESCRIPTORS: Final = 128 + 2 * SPARE_CONNECTIONS
 #: How often the files' times are renewed; what cleans /tmp goes by days.
@@ -94,6 +98,7 @@ async def _run(config: Config, parent: Parent, read_again: Callable[[], Config])
         listener = stack.enter_context(activated or files.listen())
         pool, server = _start(config, files, earlier)
         stack.callback(lambda: (pool.close if ending.keep else pool.remove)())
+        _tame_the_collector()
         server.serve(listener, Admission.of(config.allow_uids, config.allow_gids, config.group))
         reloading = Reloading(config, read_again, server, lambda now: ending.follow(now, parent))
         stop.on_hangup(reloading.reload)
@@ -107,6 +112,15 @@ async def _run(config: Config, parent: Parent, read_again: Callable[[], Config])
         await server.stop()
         stop.ignore_more()
     log.info("stopped; pool %016x is %s", pool.store.pool_id, "kept" if ending.keep else "removed")
+
+
+def _tame_the_collector() -> None:
+    """What is here now stays: collections need not look at it. What comes later, a record for each
+    thing granted, is no cycle: the oldest generation is looked at so rarely that no client meets it
+    (9 ms with 41,000 leases), and often enough for whatever cycles there may be."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTED_AFTER)
 
 
 async def _serve_until(requested: asyncio.Event, files: RuntimeFiles) -> None:
