@@ -13,10 +13,10 @@ from harness import Client, World
 from shmpool.protocol.ledger import ROW_WORDS
 from shmpool.protocol.messages import Bell, Query, Refill, Return, Role, Topic
 from shmpool.protocol.sizing import MIB, TierKind
-from shmpoold.core.actions import Action, Close, Cool, Send, Unwatch
+from shmpoold.core.actions import Action, Close, Cool, ProbeReaders, Send, Unwatch
 from shmpoold.core.chores import STEPS_PER_TURN
 from shmpoold.core.endings import SEARCHED_PER_STEP, SEARCHING
-from shmpoold.core.events import Event, ProcessDied, Received, Ticked
+from shmpoold.core.events import Event, ProcessDied, ReadersGone, Received, Ticked
 from shmpoold.core.settings import Settings
 
 CLIENTS = 300
@@ -137,8 +137,9 @@ def test_a_death_costs_what_the_dead_held_and_no_turn_more_than_its_share(large_
     link, seat, held = client.link, client.seat, len(world.broker.seats.taken[client.seat].rows)
     client.die(is_seen=False)
     turns = in_turns(world, ProcessDied(seat))
+    turns += in_turns(world, ReadersGone(seat))
     assert [action for actions in turns for action in actions if not isinstance(action, Cool)] == [
-        Close(link.number), Unwatch(seat),
+        Close(link.number), ProbeReaders(seat), Unwatch(seat),
     ]  # fmt: skip
     searching = SEARCHING * (1 + world.broker.rows.count // SEARCHED_PER_STEP)
     assert len(turns) <= 8 + (held + searching) // STEPS_PER_TURN
@@ -159,6 +160,9 @@ def test_a_hundred_deaths_at_once_are_one_search_and_many_turns(large_world: Wor
         in_turns(world, ProcessDied(seats[0]))
         for seat in seats[1:]:
             world.dispatch(ProcessDied(seat))
+        in_turns(world, Ticked())
+        assert search.call_count == 0, "what they had open is settled once nobody reads it"
+        world.run_news()
         in_turns(world, Ticked())
     searches = search.call_count / -(-world.broker.rows.count // SEARCHED_PER_STEP)
     assert searches <= 3, "the first one's, the second one's, and all the others'"

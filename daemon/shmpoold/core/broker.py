@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableSequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.header import (
@@ -57,8 +57,8 @@ from shmpool.protocol.sizing import Strategy, Tier, TierKind, make_tiers, rows_o
 from shmpool.protocol.states import State
 
 from . import adoption
-from .actions import Action, Close, ProbeSeat, WatchConnected
-from .chores import Chores
+from .actions import Action, Close, WatchConnected
+from .chores import NEVER, Chores
 from .cooling import Cooling
 from .custody import Custody
 from .endings import Endings
@@ -80,7 +80,7 @@ from .events import (
     WarmFailed,
 )
 from .inventory import Holding, Inventory
-from .lending import NEVER, Lending
+from .lending import Lending
 from .looks import Looks
 from .outbox import Outbox
 from .questions import Questions
@@ -92,6 +92,17 @@ from .settings import Settings
 
 #: Connections of operators at one time: they must not shut out workers.
 MOST_OPERATORS = 64
+
+
+class Part(Protocol):
+    """A part of the broker that has something to do when time goes by."""
+
+    @property
+    def next_deadline(self) -> float:
+        """When `tick` is due, `NEVER` for not before another event. Asked after every event."""
+
+    def tick(self, now: float) -> None:
+        """Do what is due, if anything is."""
 
 
 @dataclass(slots=True, eq=False)
@@ -162,19 +173,31 @@ class Broker:
             self.outbox,
             Scrubber(settings.scrub),
         )
-        self.custody = Custody(self.rows, self.inventory, settings.handle_ttl, self.outbox, self.free)
+        self.custody = Custody(
+            self.rows,
+            self.inventory,
+            settings.handle_ttl,
+            self.outbox,
+            self.free,
+            is_hurried=lambda: bool(self.lending.line),
+        )
         self.chores = Chores()
         self.lending = Lending(self.rows, header, self.seats, self.inventory, self.chores, self.outbox)
         self.cooling = Cooling(self.inventory, self.chores, settings.buffer_lifetime)
         self.clients: dict[int, Client] = {}
         #: The connections among them that only ask.
         self.operators: set[int] = set()
-        self.away = Away()
+        self.away = Away(self.outbox)
         self.looks = Looks(self.chores, self.settle)
         self.endings = Endings(self)
         self.reports = Reports(self.rows, self.inventory, self.seats, self.lending.line, self.chores, pool_id, epoch)
         self.lending.who_keeps_most = self.reports.who_keeps_most
         self.questions = Questions(self)
+        #: What has something to do when time goes by, in the order in which it is done.
+        self._parts: tuple[Part, ...] = (
+            self.away, self.endings, self.looks, self.chores, self.reports, self.custody, self.lending, self.inventory,
+            self.cooling,
+        )  # fmt: skip
         self._on_event: dict[type[Any], Callable[[Any, float], object]] = {
             Connected: self._on_connected,
             Received: self._on_received,
@@ -227,18 +250,7 @@ class Broker:
     def next_deadline(self) -> float | None:
         """When `Ticked` is due: the shell's only timer. None: not before another event.
         Asked after every event, so what there is nothing of costs next to nothing."""
-        due, somebody_waits = self.cooling.next_deadline, bool(self.lending.line)
-        if (probe := self.away.next_probe) is not None:
-            due = min(due, probe)
-        if (turn := self.chores.next_turn) is not None:
-            due = min(due, turn)
-        if (look := self.inventory.spares.next_look) is not None:
-            due = min(due, look)
-        if (sweep := self.custody.next_sweep(hurry=somebody_waits)) is not None:
-            due = min(due, sweep)
-        if (look := self.reports.next_deadline()) is not None:
-            due = min(due, look)
-        due = min(due, self.lending.next_deadline, self.endings.next_deadline, self.looks.next_deadline)
+        due = min([part.next_deadline for part in self._parts])
         return None if due == NEVER else due
 
     # --- connections and seats -----------------------------------------------------------------
@@ -472,13 +484,5 @@ class Broker:
     # --- time ----------------------------------------------------------------------------------------------
 
     def _on_ticked(self, event: Ticked, now: float) -> None:
-        for number in self.away.to_probe(now):
-            self.outbox.add(ProbeSeat(number))
-        self.endings.tick(now, hurry=bool(self.lending.line))
-        self.looks.tick(now)
-        self.chores.work(now)
-        self.reports.tick(now)
-        self.custody.sweep(now, hurry=bool(self.lending.line))
-        self.lending.tick(now)
-        self.inventory.drop_old_spares(now)
-        self.cooling.tick(now)
+        for part in self._parts:
+            part.tick(now)

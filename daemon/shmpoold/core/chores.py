@@ -18,6 +18,9 @@ from collections.abc import Iterator
 STEPS_PER_TURN = 128
 PAUSE = 0.001
 
+#: A time that does not come.
+NEVER = float("inf")
+
 Chore = Iterator[int]
 
 
@@ -67,6 +70,15 @@ class Chores:
                 self._owed = 0
             else:
                 self._owed += cost if is_urgent else -self.WEIGHT * cost
+
+    def tick(self, now: float) -> None:
+        """Go on, if there is room for more by now."""
+        self.work(now)
+
+    @property
+    def next_deadline(self) -> float:
+        """When `tick` is due."""
+        return self._full_again if self._urgent or self._other else NEVER
 
     @property
     def next_turn(self) -> float | None:

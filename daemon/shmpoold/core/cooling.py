@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from shmpool.protocol.sizing import KIB, MIB
 
-from .chores import Chore, Chores
+from .chores import NEVER, Chore, Chores
 from .inventory import Inventory
 
-#: A time that does not come.
-NEVER = float("inf")
 #: Slots that are looked at in one step; what looking costs, in units, and what dropping a spare does.
 SCANNED_PER_STEP, SCANNING, DROPPING = 128, 8, 8
 #: Bytes that are cooled in one step (a slot at least), and how many of them cost a unit.

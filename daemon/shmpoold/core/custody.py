@@ -14,6 +14,7 @@ from shmpool.protocol.ledger import generation_of, state_of
 from shmpool.protocol.states import State
 
 from .actions import CloseTicket
+from .chores import NEVER
 from .inventory import Holding, Inventory
 from .outbox import Outbox
 from .rows import Rows, is_published
@@ -38,12 +39,15 @@ class Custody:
         ttl: float,
         outbox: Outbox,
         free: Callable[[Holding, float], int],
+        is_hurried: Callable[[], bool],
     ) -> None:
         self._rows = rows
         self._inventory = inventory
         self.ttl = ttl
         self._outbox = outbox
         self._free = free
+        #: Whether somebody waits for what may be here.
+        self._is_hurried = is_hurried
         self._queue: deque[Holding] = deque()
         self._interval = FIRST
         self._swept_at = 0.0
@@ -79,6 +83,17 @@ class Custody:
     def forget(self, holding: Holding) -> None:
         """It is being freed. Its place in the queue goes at the next sweep."""
         holding.in_custody = False
+
+    @property
+    def next_deadline(self) -> float:
+        """When `tick` is due."""
+        if not self._queue:
+            return NEVER
+        return self._swept_at + (HURRY if self._is_hurried() else self._interval)
+
+    def tick(self, now: float) -> None:
+        """Look at the next publications, if it is time."""
+        self.sweep(now, hurry=self._is_hurried())
 
     def next_sweep(self, *, hurry: bool) -> float | None:
         """When the next sweep is due, None when there is nothing to sweep."""

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 
 from shmpool.protocol.sizing import Tier, TierKind
 
+from .chores import NEVER
 from .inventory import Inventory
 from .requests import Request
 
@@ -34,7 +35,6 @@ SHORTEST_TURN, FIRST_PAUSE = 0.02, 0.02
 FUTILE, LONGEST_REST = 9, 2.0
 #: What was gathered at most is forgotten after so many seconds: leases end.
 REMEMBERED = 5.0
-NEVER = float("inf")
 
 
 class Earmarks:

@@ -16,7 +16,7 @@ from shmpool.protocol.sizing import TierKind
 from shmpool.protocol.states import State
 
 from .actions import ProbeReaders, Unwatch
-from .chores import Chore
+from .chores import NEVER, Chore
 from .inventory import Holding
 from .reports.metrics import fold_counters
 from .rows import InvalidTransition
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 #: Rows of the ledger that are searched in one step, and what that costs, in units.
 SEARCHED_PER_STEP, SEARCHING = 4096, 32
-#: A time that does not come.
-NEVER = float("inf")
 #: Seconds until a seat that is still read is looked at again, and between looks at the longest.
 FIRST_LOOK, LONGEST_LOOK, GROWTH = 0.005, 0.25, 1.25
 #: Seats looked at in one turn.
@@ -73,7 +71,7 @@ class Endings:
             return 0.0
         return self._next_look if self.read else NEVER
 
-    def tick(self, now: float, *, hurry: bool) -> None:
+    def tick(self, now: float) -> None:
         """Go on, and look at the seats that are read, more and more rarely unless somebody waits."""
         self._go_on(now)
         if not self.read or now < self._next_look:
@@ -81,7 +79,7 @@ class Endings:
         for number in list(self.read)[:LOOKED_AT_PER_TURN]:
             self.read[number] = self.read.pop(number)  # to the end of the line
             self._broker.outbox.add(ProbeReaders(number))
-        self._pause = FIRST_LOOK if hurry else min(GROWTH * self._pause, LONGEST_LOOK)
+        self._pause = FIRST_LOOK if self._broker.lending.line else min(GROWTH * self._pause, LONGEST_LOOK)
         self._next_look = now + self._pause
 
     def _go_on(self, now: float) -> None:

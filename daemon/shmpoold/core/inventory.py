@@ -26,6 +26,7 @@ from shmpool.protocol.sizing import MIB, Tier, TierKind, page_round, rows_of
 from shmpool.protocol.states import State
 
 from .actions import Cool, CreateDirect, RemoveDirect
+from .chores import NEVER
 from .outbox import Outbox
 from .rows import Rows
 from .scrubber import Scrubber
@@ -362,7 +363,13 @@ class Inventory:
         self.held -= count * slots.tier.size
         return True
 
-    def drop_old_spares(self, now: float) -> None:
+    @property
+    def next_deadline(self) -> float:
+        """When `tick` is due."""
+        look = self.spares.next_look
+        return NEVER if look is None else look
+
+    def tick(self, now: float) -> None:
         """Remove the spares that nobody had a use for."""
         for spare in self.spares.old(now):
             self.drop(spare)

@@ -20,7 +20,7 @@ from shmpool.protocol.messages import Direct, Grant, Refill, Refusal
 from shmpool.protocol.sizing import Tier, TierKind, format_bytes, page_round
 
 from .actions import Warm
-from .chores import Chore, Chores
+from .chores import NEVER, Chore, Chores
 from .clearings import Clearings
 from .earmarks import Earmarks
 from .events import DirectCreated, DirectFailed, Warmed, WarmFailed
@@ -42,8 +42,6 @@ CONSIDERED = 16
 GRANTED_PER_REQUEST = 256
 #: Requests that one connection may have under way.
 MOST_REQUESTS = 1024
-#: A time that does not come.
-NEVER = float("inf")
 
 
 @dataclass(slots=True, eq=False)

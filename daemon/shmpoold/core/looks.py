@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from .chores import Chore, Chores
+from .chores import NEVER, Chore, Chores
 
-#: A time that does not come.
-NEVER = float("inf")
 #: How many rows of one message are looked at in its turn, if looking is all that there is to do.
 LOOKED_AT_PER_TURN = 128
 

@@ -22,7 +22,10 @@ from shmpool.protocol.header import (
     seat_at,
 )
 
+from .actions import ProbeSeat
+from .chores import NEVER
 from .events import Peer
+from .outbox import Outbox
 
 IN_USE = 1
 
@@ -133,7 +136,8 @@ class Away:
     #: Seats probed in one turn: after a restart all are away.
     PROBED_PER_TURN = 64
 
-    def __init__(self) -> None:
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
         #: By seat, when it is due and how long the pause before that was.
         self._due: dict[int, tuple[float, float]] = {}
         #: The same as (due, seat), with some that are so no longer.
@@ -154,21 +158,21 @@ class Away:
         self._due.pop(seat.number, None)
 
     @property
-    def next_probe(self) -> float | None:
+    def next_deadline(self) -> float:
         """When somebody is to be probed. Asked after every event."""
         heap = self._heap
         while heap and self._due.get(heap[0][1], (None,))[0] != heap[0][0]:
             heappop(heap)
-        return heap[0][0] if heap else None
+        return heap[0][0] if heap else NEVER
 
-    def to_probe(self, now: float) -> list[int]:
-        """Who is to be probed now; the next time after a longer pause."""
-        numbers: list[int] = []
-        while len(numbers) < self.PROBED_PER_TURN and (due := self.next_probe) is not None and due <= now:
+    def tick(self, now: float) -> None:
+        """Probe those whose time it is; the next time after a longer pause."""
+        for _ in range(self.PROBED_PER_TURN):
+            if self.next_deadline > now:
+                return
             _, number = heappop(self._heap)
-            numbers.append(number)
+            self._outbox.add(ProbeSeat(number))
             self._put(number, now, min(self.GROWTH * self._due[number][1], self.LONGEST))
-        return numbers
 
     def _put(self, number: int, now: float, pause: float) -> None:
         self._due[number] = (now + pause, pause)

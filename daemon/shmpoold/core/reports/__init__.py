@@ -13,7 +13,7 @@ from typing import Any, Final
 from shmpool.protocol.census import Census
 from shmpool.protocol.messages import Topic
 
-from ..chores import Chores
+from ..chores import NEVER, Chores
 from ..inventory import Inventory
 from ..requests import WaitingLine
 from ..rows import Rows
@@ -64,11 +64,12 @@ class Reports:
 
     # --- time --------------------------------------------------------------------------------------
 
-    def next_deadline(self) -> float | None:
-        """When `tick` is due; None while nobody has anything. While somebody waits it is called
+    @property
+    def next_deadline(self) -> float:
+        """When `tick` is due; not while nobody has anything. While somebody waits it is called
         often enough."""
         if self._is_looking or not self._inventory.granted:
-            return None
+            return NEVER
         if self._next_look is None:
             self._next_look = next(iter(self._inventory.granted.values())).granted_at + SOON
         return self._next_look
@@ -82,7 +83,7 @@ class Reports:
         if self._line and not self._is_counting and self._next_census <= now:
             self._is_counting = True
             self._chores.begin(self._count(), now, is_urgent=False)
-        if (due := self.next_deadline()) is not None and due <= now:
+        if self.next_deadline <= now:
             self._is_looking = True
             self._chores.begin(self._look(), now, is_urgent=False)
 
