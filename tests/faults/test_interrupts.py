@@ -13,16 +13,19 @@ end of the stack. Not covered: the helper thread, since signal handlers run in t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
+import inspect
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from fault_helpers import Daemon, assert_all_is_back, eventually, pattern
+from fault_helpers import ENV, Daemon, assert_all_is_back, eventually, pattern
 from interrupter import Interrupt, Interrupter
 
 import shmpool
@@ -275,4 +278,102 @@ def test_interrupted_fork_leaves_a_parent_that_works(broker: Daemon, all_of_them
         nobody_sits(broker.address)
 
     places(act, all_of_them=all_of_them)
+    assert_all_is_back(broker.address)
+
+
+# --- exceptions from elsewhere -------------------------------------------------------------------------
+
+
+def test_exceptions_that_another_thread_sends_lose_nothing(broker: Daemon) -> None:
+    """``PyThreadState_SetAsyncExc``: they come where a signal handler's do, in any thread."""
+    send = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    send.argtypes = (ctypes.c_ulong, ctypes.py_object)
+    is_at_work, stop = threading.Event(), threading.Event()
+
+    def work(pool: shmpool.Pool) -> None:
+        while not stop.is_set():
+            try:
+                is_at_work.set()
+                while not stop.is_set():  # it is left by the exception only
+                    for nbytes in KINDS.values():
+                        cycle(pool, nbytes)
+            except Interrupt:
+                pass
+
+    with shmpool.connect(broker.address) as pool:
+        thread = threading.Thread(target=work, args=(pool,), daemon=True)
+        thread.start()
+        for _ in range(40):
+            assert is_at_work.wait(20), "the exception reached nobody"
+            is_at_work.clear()
+            send(thread.ident or 0, Interrupt)
+        assert is_at_work.wait(20)
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive(), "it hangs"
+        works_elsewhere(lambda: misses(pool))
+    nobody_sits(broker.address)
+    assert_all_is_back(broker.address)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_end_of_the_stack_loses_nothing(broker: Daemon, kind: str) -> None:
+    """The same work from every depth at which it does not fit any more."""
+
+    def deep(levels: int, pool: shmpool.Pool) -> None:
+        if levels:
+            deep(levels - 1, pool)
+        else:
+            cycle(pool, KINDS[kind])
+
+    with shmpool.connect(broker.address) as pool:
+        limit, failed = sys.getrecursionlimit(), 0
+        for levels in range(limit - 60, limit, 2):
+            try:
+                deep(levels - len(inspect.stack(0)), pool)
+            except RecursionError:
+                failed += 1
+        assert failed
+        works_elsewhere(lambda: misses(pool))
+    nobody_sits(broker.address)
+    assert_all_is_back(broker.address)
+
+
+NO_MEMORY = """
+import gc, sys, warnings
+import _testcapi, shmpool
+warnings.simplefilter("ignore")
+pool, nbytes = shmpool.connect(sys.argv[1]), int(sys.argv[2])
+failed = 0
+for n in range(int(sys.argv[3]), 2000, int(sys.argv[4])):
+    done = False
+    _testcapi.set_nomemory(n, n + 1)
+    try:
+        with pool.lease(nbytes, timeout=5) as lease:
+            handle = lease.publish()
+        pool.open(handle).release()
+        done = True
+    except Exception:  # ctypes says ArgumentError
+        failed += 1
+    finally:
+        _testcapi.remove_mem_hooks()
+    gc.collect()
+for other in (70_000, 400_000, 3_000_000):
+    pool.lease(other, timeout=5).release()
+pool.close()
+print("end", failed > 0)
+"""
+
+
+@every_place
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_that_is_refused_loses_nothing(broker: Daemon, kind: str, all_of_them: bool) -> None:
+    """At each allocation in turn, where the interpreter can be told to."""
+    pytest.importorskip("_testcapi")
+    step = 1 if all_of_them else 37
+    first = str(random.randint(0, step))
+    command = [sys.executable, "-c", NO_MEMORY, broker.address, str(KINDS[kind]), first, str(step)]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.returncode) == ("end True\n", 0), done.stderr
+    nobody_sits(broker.address)
     assert_all_is_back(broker.address)
