@@ -8,6 +8,22 @@
         consume(buffer.view)
 
 `connect` gives a `Pool` of a running broker, `Broker` starts a private one.
+
+What ends is said with these words inside:
+
+=================== =================================================================================
+word                what ends
+=================== =================================================================================
+release             a lease or a buffer, by its user; it takes effect when its last view is gone
+discard             a ticket that nobody will open
+give back           custody of idle slots: RETURNED, and the broker is told
+pass on             custody of one row, by one store, from a finalizer too: PUBLISHED or RETURNED
+put aside           waiting for a slot that was granted nevertheless: it joins its magazine, or goes back
+abandon, give up    a request, by who waited for it; one that was sent ahead
+dismiss             all waiting of a seat
+drop                a connection; the helper makes another
+close, leave        a pool; its seat, when nothing of it is in use any more
+=================== =================================================================================
 """
 
 from __future__ import annotations
