@@ -73,6 +73,8 @@ class Guards:
         if self._fork != fork:
             if len(self._guards) >= MANY:
                 self.look()
+            if self.begun is not None:
+                self.begun.page = None  # of a fork that is over, too
             self.begun = self._add(fork)
         guard = self.begun
         if guard is None:
@@ -134,6 +136,9 @@ class Guards:
         """Forget the guards that nobody holds any more."""
         if not self._guards:
             return
+        begun = self.begun
+        if begun is not None and not HERE[FORKING]:  # that fork is over, and did not find this seat
+            begun.page, self.begun = None, None
         session = self._session
         try:
             fd = open_segment(header_name(session.pool_id), writable=False)
