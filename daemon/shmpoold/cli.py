@@ -14,7 +14,7 @@ import click
 
 from shmpool.errors import ConfigError
 
-from .config import Config, parse_assignment, read, texts
+from .config import Config, Origin, parse_assignment, read, texts
 from .shell import cleanup, service
 
 
@@ -56,15 +56,17 @@ def main(
         for line in cleanup.clean_up(config.socket):
             click.echo(line)
     else:
-        _serve(config, parent, lambda: read(path, environment, overrides).config)
+        # A service that does not get what it is configured for is to say so, not to do with less.
+        may_lower = settings is not None and reading.origins["memory_limit"] is Origin.DEFAULT
+        _serve(config, parent, lambda: read(path, environment, overrides).config, may_lower=may_lower)
 
 
-def _serve(config: Config, parent: service.Parent, read_again: Callable[[], Config]) -> None:
+def _serve(config: Config, parent: service.Parent, read_again: Callable[[], Config], *, may_lower: bool) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=config.log_level.upper(), format="shmpoold[%(process)d] %(levelname)s: %(message)s"
     )
     try:
-        service.run(config, parent, read_again)
+        service.run(config, parent, read_again, may_lower=may_lower)
     except ConfigError as error:
         _fail(error, 2)
     except OSError as error:

@@ -26,7 +26,7 @@ from ..protocol.names import header_name, parse_pool_id
 from ..protocol.sizing import format_bytes
 from ..stats import Stats, query
 from ..system.libc import needs_barrier, register_barrier
-from ..system.memory import SHM_DIR, Pressure, Space, memory_groups, pressure, shm_space
+from ..system.memory import SHM_DIR, Place, Pressure, Space, fitting_limit, memory_groups, pressure, shm_space
 
 _LARGEST_HEADER: Final = 1 << 20
 #: Percent of the time that some task waits for memory, from which on a pool is slow.
@@ -119,9 +119,15 @@ def judge_shm(limit: int, space: Space | None) -> Finding:
         return Finding(Level.FAIL, "/dev/shm", "missing, or not writable", "mount a tmpfs there, mode 1777")
     if space.total == 0:
         return Finding(Level.OK, "/dev/shm", "has no size of its own")
+    place = Place(SHM_DIR, *space)
     wanted = format_bytes(limit)
     text = f"{format_bytes(space.free)} free of {format_bytes(space.total)}, for a memory_limit of {wanted}"
-    fix = f"mount -o remount,size={_mebibytes(2 * limit)}M {SHM_DIR} (containers: --shm-size), or a lower memory_limit"
+    if space.free < limit:
+        text += (
+            f": shmpoold refuses that; shmpool.Broker() that is given no limit takes"
+            f" {format_bytes(fitting_limit(limit, place))}"
+        )
+    fix = f"{place.fix(limit)}, or a lower memory_limit"
     if space.total < limit:
         return Finding(Level.FAIL, "/dev/shm", text, fix)
     if space.free < limit:
@@ -349,7 +355,3 @@ def _read(path: str) -> str:
             return file.read()
     except OSError:
         return ""
-
-
-def _mebibytes(nbytes: int) -> int:
-    return -(-nbytes // 2**20)

@@ -5,7 +5,6 @@ The job itself is `shmpool.demo`; here are its options, the progress bar and the
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import sysconfig
@@ -23,11 +22,11 @@ from ..demo.crew import CrewFailed
 from ..demo.files import Corpus, Trouble, scan
 from ..demo.job import POOL, QUEUE, Job, Report, Timed, processors
 from ..protocol.sizing import MIB, format_bytes
+from ..system import memory
 from .look import console, duration, number, printable, table
 from .sizes import size
 
 _DEFAULT_LIMIT: Final = 256 * MIB
-_MIN_LIMIT: Final = 32 * MIB
 #: Of the default corpus: what was installed into the Python library and is not part of it.
 _LEFT_OUT: Final = frozenset({"site-packages", "dist-packages", "__pycache__"})
 #: Names shown on a terminal for each kind of trouble, unless all are asked for.
@@ -56,7 +55,7 @@ def command(
     out = console()
     corpus = _find_files(out, path)
     workers = workers or max(2, min(_MAX_WORKERS, processors()))
-    limit = memory_limit or _fitting_limit()
+    limit = memory_limit or _fitting_limit(out)
     out.print(f"{readers} readers and {workers} workers, a private broker with {format_bytes(limit)}\n")
     signal.signal(signal.SIGTERM, _on_terminate)
     with _progress(out, corpus) as advance:
@@ -78,12 +77,15 @@ def _find_files(out: Console, path: str | None) -> Corpus:
     return corpus
 
 
-def _fitting_limit() -> int:
-    """The default, or what /dev/shm leaves of it: it is small in many containers."""
-    shm = os.statvfs("/dev/shm")
-    if shm.f_blocks == 0:  # a tmpfs without a size of its own
-        return _DEFAULT_LIMIT
-    return max(_MIN_LIMIT, min(_DEFAULT_LIMIT, shm.f_bavail * shm.f_frsize * 3 // 4))
+def _fitting_limit(out: Console) -> int:
+    """The default, or what this host leaves of it, as a private broker would: /dev/shm is small in
+    many containers."""
+    place = memory.tightest_place(memory.limiting_places(memory.memory_groups()))
+    limit = memory.fitting_limit(_DEFAULT_LIMIT, place)
+    if place is not None and limit < _DEFAULT_LIMIT:
+        text = f"{place}, so the pool is smaller than the usual {format_bytes(_DEFAULT_LIMIT)}; to have that: "
+        out.print(Text(text + place.fix(_DEFAULT_LIMIT), style="yellow"), soft_wrap=True)
+    return limit
 
 
 def _on_terminate(signum: int, frame: object) -> NoReturn:

@@ -96,6 +96,72 @@ def shm_free() -> int | None:
     return space.free if space.total else None
 
 
+class Place(NamedTuple):
+    """What bounds the memory that a pool can have: /dev/shm, a cgroup, or the host itself. In bytes;
+    *free* of a cgroup counts the file pages that the kernel would take back."""
+
+    name: str
+    total: int
+    free: int
+
+    @property
+    def is_shm(self) -> bool:
+        """Whether it is /dev/shm, where only what is in it counts."""
+        return self.name == SHM_DIR
+
+    def __str__(self) -> str:
+        return f"{self.name} has {format_bytes(max(0, self.free))} free of {format_bytes(self.total)}"
+
+    def fix(self, limit: int) -> str:
+        """What makes room for a pool of *limit* bytes here."""
+        if self.is_shm:
+            return f"mount -o remount,size={-(-2 * limit // MIB)}M {SHM_DIR} (containers: --shm-size)"
+        return f"raise its memory limit by {format_bytes(limit - max(0, self.free))}"
+
+
+def limiting_places(groups: list[MemoryGroup]) -> list[Place]:
+    """Where a pool's memory is bounded: /dev/shm if it has a size, and the *groups* that have a limit.
+    Raises OSError where there is no /dev/shm."""
+    space = shm_space()
+    places = [Place(SHM_DIR, *space)] if space.total else []
+    for group in groups:
+        limit, room = group.limit(), group.room()
+        if limit is not None and room is not None:
+            places.append(Place(f"the cgroup {group.path}", limit, room))
+    return places
+
+
+def host() -> Place | None:
+    """The host's memory, and what of it the kernel thinks available; None where it does not say."""
+    found = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", _read("/proc", "meminfo"), re.MULTILINE))
+    if len(found) < 2:
+        return None
+    return Place("the host's memory", int(found["MemTotal"]) * KIB, int(found["MemAvailable"]) * KIB)
+
+
+def most_memory() -> int:
+    """What there is for pools on this host, in bytes, whoever has it now: the smaller of /dev/shm's
+    size and the tightest cgroup's limit; the host's memory where neither has one. Raises OSError."""
+    places = limiting_places(memory_groups()) or [place for place in [host()] if place is not None]
+    if not places:
+        raise OSError(errno.ENOTSUP, "neither /dev/shm nor a cgroup nor /proc/meminfo says how much memory there is")
+    return min(place.total for place in places)
+
+
+def tightest_place(places: list[Place]) -> Place | None:
+    """Where there is least left."""
+    return min(places, key=_free, default=None)
+
+
+def _free(place: Place) -> int:
+    return place.free
+
+
+def fitting_limit(limit: int, place: Place | None) -> int:
+    """*limit*, or as many whole MiB of it as there is room for."""
+    return limit if place is None or place.free >= limit else max(0, place.free) // MIB * MIB
+
+
 class Pressure(NamedTuple):
     """How much of the last ten seconds *some* task, or *all* that could run, waited for memory,
     in percent; *stalled_us* counts on, in microseconds, for *some*."""

@@ -1,5 +1,5 @@
 """A full /dev/shm: an error with the numbers, never a signal. In a mount namespace with a
-small tmpfs, which needs root."""
+tmpfs that shrinks, which needs root."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import sys
 import pytest
 from client_helpers import ENV, PATIENCE
 
-SMALL = 'mount -t tmpfs -o size=8m,mode=1777 tmpfs /dev/shm && exec "$@"'
+SMALL = 'mount -t tmpfs -o size=80m,mode=1777 tmpfs /dev/shm && exec "$@"'
 PRELUDE = """
-import os, shmpool, threading, time
+import os, shmpool, subprocess, threading, time
 from shmpool import Strategy
 broker = shmpool.Broker(memory_limit="64MiB", max_clients=4, pooled_sizes=["256KiB"], chunk_sizes=["256KiB"])
 pool = broker.connect()
+def resize(size):
+    subprocess.run(["mount", "-o", f"remount,size={size}", "/dev/shm"], check=True)
+resize("8m")  # a broker that starts here would be refused so high a limit
 def free(): return (lambda s: s.f_bavail * s.f_frsize)(os.statvfs("/dev/shm"))
 def fill(left):
     "Other people's files, until *left* bytes are free."
@@ -171,6 +174,7 @@ try:
 except shmpool.ShmpoolError as error:
     assert "/dev/shm" in str(error), error
 os.unlink("/dev/shm/other")
+resize("80m")
 broker = shmpool.Broker(memory_limit="64MiB")
 pool = broker.connect()
 """)

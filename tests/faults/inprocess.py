@@ -148,8 +148,8 @@ def run_daemon(config: Config, scenario: Scenario) -> None:
         def ignore_more(self) -> None:
             """Signals are the test run's business."""
 
-    def start(*args: Any) -> Any:
-        daemon.pool, daemon.server = _start(*args)
+    def start(*args: Any, **options: Any) -> Any:
+        daemon.pool, daemon.server = _start(*args, **options)
         return daemon.pool, daemon.server
 
     def new_pool_id(bits: int) -> int:

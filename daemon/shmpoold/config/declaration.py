@@ -30,7 +30,7 @@ from shmpool.protocol.sizing import (
 )
 
 from ..core.settings import Settings
-from .units import Gid, Seconds, Size, Uid, Unit
+from .units import Gid, Limit, Seconds, Size, Uid, Unit
 
 _DAY: Final = 86400
 _DEFAULT: Final = Sizing()
@@ -79,11 +79,12 @@ class Config(BaseModel):
         default_factory=default_socket,
         description="Path of the socket, at most 107 bytes. The lock files lie beside it.",
     )
-    memory_limit: Annotated[Size, Scope.POOL] = Field(
+    memory_limit: Annotated[Limit, Scope.POOL] = Field(
         default=256 * MIB,
         ge=MIB,
         lt=MAX_NBYTES + 1,
-        description="The most memory the pool may hold, its tables counted.",
+        description='The most memory the pool may hold, its tables counted; "50 %" is a share of what /dev/shm and the'
+        " cgroup give.",
     )
     enabled: Annotated[bool, Scope.POOL] = Field(
         default=True,

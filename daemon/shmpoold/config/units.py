@@ -16,24 +16,28 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field
 
-from shmpool.protocol.sizing import format_bytes
+from shmpool.protocol.sizing import PAGE, format_bytes
+from shmpool.system import memory
 
-_QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+_QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*|%)\s*")
 _BYTES: Final = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _SECONDS: Final = {"": 1, "ms": 0.001, "s": 1, "sec": 1, "min": 60, "h": 3600, "d": 86400}
 
 
 class Unit(Enum):
-    """What the numbers of a setting count."""
+    """What the numbers of a setting count. A share is a part of one, written in percent."""
 
     BYTES = "bytes"
     SECONDS = "seconds"
+    SHARE = "share"
 
     def show(self, value: float) -> str:
         """A quantity for people, which reads back as the same: ``256 KiB``, ``5 min``."""
         if self is Unit.BYTES:
             human = format_bytes(value)
             return human if "." not in human else f"{value} B"
+        if self is Unit.SHARE:
+            return f"{100 * value:g} %"
         for name, length in (("d", 86400), ("h", 3600), ("min", 60)):
             if value and value % length == 0:
                 return f"{value / length:.0f} {name}"
@@ -46,6 +50,9 @@ def in_toml(value: Any, unit: Unit | None) -> str:
         return f"[{', '.join(in_toml(item, unit) for item in value)}]"
     if unit is not None and type(value) in (int, float):
         return json.dumps(unit.show(value))
+    if isinstance(value, dict):  # sizes and what they get
+        items = (f"{json.dumps(Unit.BYTES.show(size))} = {in_toml(item, unit)}" for size, item in value.items())
+        return f"{{{', '.join(items)}}}"
     return json.dumps(value)
 
 
@@ -81,7 +88,24 @@ def _number_of(kind: str, find: Callable[[str], int]) -> Callable[[Any], Any]:
 
 #: The parser of sizes, for settings that take something else besides.
 parse_size: Final = _in_units(_BYTES, '"256 MiB"')
+_parse_share: Final = _in_units({"%": 0.01}, '"50 %"')
 
+
+def parse_limit(value: Any) -> Any:
+    """A size, or a share of what this host has for pools: whole pages of it."""
+    if not (isinstance(value, str) and value.rstrip().endswith("%")):
+        return parse_size(value)
+    share = _parse_share(value)
+    if not 0 < share <= 1:
+        raise ValueError("a share is above 0 % and at most 100 %")
+    try:
+        return int(memory.most_memory() * share) // PAGE * PAGE
+    except OSError as error:
+        raise ValueError(f"what it is a share of is unknown ({error.strerror}): write a number of bytes") from None
+
+
+Limit = Annotated[int, BeforeValidator(parse_limit), Field(strict=True), Unit.BYTES]
+Share = Annotated[float, BeforeValidator(_parse_share), Field(strict=True, allow_inf_nan=False, ge=0, le=1), Unit.SHARE]
 Size = Annotated[int, BeforeValidator(parse_size), Field(strict=True), Unit.BYTES]
 Seconds = Annotated[
     float,

@@ -25,6 +25,7 @@ from shmpool.system.locks import ByteLocks
 from ..config import Config, to_settings
 from ..core.broker import Broker
 from ..core.settings import Settings
+from . import host
 from .files import AlreadyRunning, LockFiles, RuntimeFiles
 from .segments import (
     Access,
@@ -64,12 +65,13 @@ class Pool:
         self.store.remove_all()
 
 
-def open_pool(config: Config, files: RuntimeFiles, earlier: int | None) -> Pool:
-    """The pool to serve; *earlier* is the id of one that may be taken up. Raises OSError
-    when none can be made."""
+def open_pool(config: Config, files: RuntimeFiles, earlier: int | None, *, may_lower: bool) -> Pool:
+    """The pool to serve; *earlier* is the id of one that may be taken up. *may_lower*: nobody asked
+    for a memory_limit. Raises OSError when none can be made, ConfigError when the host has no room
+    for a new one."""
     access = Access(config.group)
     adopted = None if earlier is None else _adopt(earlier, config, files, access)
-    return adopted or new_pool(config, files, access)
+    return adopted or new_pool(host.fit(config, may_lower=may_lower), files, access)
 
 
 def new_pool(config: Config, files: RuntimeFiles, access: Access) -> Pool:

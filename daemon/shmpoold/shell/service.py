@@ -69,19 +69,20 @@ class Parent:
             log.warning("cannot report to the parent: %s", error)
 
 
-def run(config: Config, parent: Parent, read_again: Callable[[], Config]) -> None:
+def run(config: Config, parent: Parent, read_again: Callable[[], Config], *, may_lower: bool = False) -> None:
     """Serve until told to stop; SIGHUP takes over what may change of what *read_again* gives.
+    *may_lower*: nobody asked for this memory_limit, so it may be less where the host has less.
     Raises ConfigError (AlreadyRunning among them) and OSError when it cannot start; then
     nothing is left behind."""
     try:
-        asyncio.run(_run(config, parent, read_again))
+        asyncio.run(_run(config, parent, read_again, may_lower=may_lower))
     except Exception as error:
         name = "ConfigError" if isinstance(error, ConfigError) else type(error).__name__
         parent.tell({"error": name, "message": str(error)})
         raise
 
 
-async def _run(config: Config, parent: Parent, read_again: Callable[[], Config]) -> None:
+async def _run(config: Config, parent: Parent, read_again: Callable[[], Config], *, may_lower: bool = False) -> None:
     stop = Stop(parent)  # first of all: from here on no signal ends us half way
     _raise_descriptor_limit(config.max_clients)
     activated = _activated_socket()
@@ -96,7 +97,7 @@ async def _run(config: Config, parent: Parent, read_again: Callable[[], Config])
         ending = Ending(keep=earlier is not None)
         stack.callback(lambda: (files.leave if ending.keep else files.remove)())
         listener = stack.enter_context(activated or files.listen())
-        pool, server = _start(config, files, earlier)
+        pool, server = _start(config, files, earlier, may_lower=may_lower)
         stack.callback(lambda: (pool.close if ending.keep else pool.remove)())
         _tame_the_collector()
         server.serve(listener, Admission.of(config.allow_uids, config.allow_gids, config.group))
@@ -156,7 +157,9 @@ def _leave_directory(address: str) -> None:
             os.rmdir(directory)
 
 
-def _start(config: Config, files: RuntimeFiles, earlier: Earlier | None) -> tuple[pools.Pool, Server]:
+def _start(
+    config: Config, files: RuntimeFiles, earlier: Earlier | None, *, may_lower: bool
+) -> tuple[pools.Pool, Server]:
     """The pool and a server for it, with all that an earlier broker left settled."""
     if earlier is not None and earlier.is_copy:
         log.warning(
@@ -165,12 +168,12 @@ def _start(config: Config, files: RuntimeFiles, earlier: Earlier | None) -> tupl
             earlier.pool_id,
         )
         earlier = None
-    pool = pools.open_pool(config, files, earlier.pool_id if earlier else None)
+    pool = pools.open_pool(config, files, earlier.pool_id if earlier else None, may_lower=may_lower)
     try:
         server = Server(pool.core, pool.store, pool.locks.tickets, pool.locks.seats)
         if pool.is_adopted and not _adopt(server):
             pool.remove()
-            pool = pools.open_pool(config, files, None)
+            pool = pools.open_pool(config, files, None, may_lower=may_lower)
             server = Server(pool.core, pool.store, pool.locks.tickets, pool.locks.seats)
         _make_known(pool, files)
     except BaseException:
