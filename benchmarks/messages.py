@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from shmpool.connection import Connection
+from shmpool.link.connection import Connection
 
 from .bothsides import count_on_both_sides
 from .options import Options

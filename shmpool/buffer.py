@@ -18,9 +18,9 @@ from .errors import LeakedView, LeaseReleased
 from .protocol.figures import DEFERRED
 from .protocol.ledger import GENERATION_FIELD, STATE_SHIFT
 from .protocol.states import CellState
+from .seat.tickets import Ticket, ring
+from .seat.windows import AT_REST
 from .system.here import HERE, OURS, UNSHARED
-from .tickets import Ticket, ring
-from .windows import AT_REST
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray

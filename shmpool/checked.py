@@ -18,7 +18,7 @@ from .pool import Pool
 from .protocol.handle import Handle
 from .protocol.ledger import FIRST_CELL, MAX_TICKETS
 from .protocol.sizing import Strategy, StrategyLike
-from .windows import READ
+from .seat.windows import READ
 
 #: The word of a row that holds the checksum.
 CHECKSUM: Final = FIRST_CELL + MAX_TICKETS - 1

@@ -20,21 +20,25 @@ from typing import TYPE_CHECKING, Final, cast
 from . import layouts
 from .errors import SharedMemoryFull
 from .lease import Lease, LiveLease
-from .magazine import Slot
 from .protocol.handle import Handle
 from .protocol.ledger import ONE_GENERATION, STATE_SHIFT, generation_of
 from .protocol.names import direct_name
 from .protocol.sizing import format_bytes
 from .protocol.states import State
+from .seat.magazine import Slot
+from .seat.windows import (
+    WRITE,
+    Piece,
+    Window,
+)
 from .system import memory
 from .system.descriptors import Descriptor
 from .system.segments import open_segment
-from .windows import WRITE, Piece, Window
 
 if TYPE_CHECKING:
     from types import MemberDescriptorType
 
-    from .session import Session
+    from .seat.session import Session
 
 _view = cast("MemberDescriptorType", vars(Lease)["view"])
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from . import layouts
 from .errors import InvalidSize, LeakedView, LeaseReleased
 from .layouts import Payload
-from .magazine import Slot
 from .protocol.handle import Handle, pack_handle
 from .protocol.ledger import (
     CHUNKS_SHIFT,
@@ -31,8 +30,9 @@ from .protocol.ledger import (
 )
 from .protocol.sizing import STRATEGY_OF_KIND, SizeCategory, Strategy, categorize
 from .protocol.states import CellState
+from .seat.magazine import Slot
+from .seat.windows import AT_REST
 from .system.here import HERE, OURS
-from .windows import AT_REST
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -281,7 +281,7 @@ class LiveLease(Lease):
         slot.magazine.published.append(slot)
 
     def release(self) -> None:
-        if not self.release_unless_busy():  # its publish was interrupted: the slot is found (`lost`)
+        if not self.release_unless_busy():  # its publish was interrupted: the slot is found (`recovery`)
             self.__class__ = EndedLease  # type: ignore[assignment]
 
     def release_unless_busy(self, *, is_collected: bool = False) -> bool:

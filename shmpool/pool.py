@@ -19,15 +19,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 from weakref import ref
 
-from . import direct, private, tickets
+from . import direct, private
 from .addresses import resolve
 from .buffer import Buffer, EndedBuffer, LiveBuffer
-from .connection import listens
 from .direct import DirectLease
 from .errors import BrokerUnavailable, InvalidHandle, PoolClosed, ShmpoolError, StaleHandle
 from .lease import Lease, LiveLease
 from .life import closing, forks
-from .magazine import Magazine, Slot
+from .link.connection import listens
+from .link.waiting import check_timeout
 from .protocol.figures import LEASES, SAMPLE_EVERY, SAMPLED_NS, SAMPLES
 from .protocol.handle import HANDLE_BYTES, Handle, unpack_handle
 from .protocol.ledger import EXTENT, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, SHAPE_MASK
@@ -45,11 +45,12 @@ from .protocol.sizing import (
     pooled_tier,
     select_strategy,
 )
-from .session import Session
+from .seat import tickets
+from .seat.magazine import Magazine, Slot
+from .seat.session import Session
+from .seat.tickets import Record
 from .system.here import HERE, OURS
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL
-from .tickets import Record
-from .waiting import check_timeout
 
 if TYPE_CHECKING:
     from .embedded import Broker

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from .protocol.ledger import generation_of
 from .protocol.names import direct_name
 from .protocol.sizing import TierKind, page_round
+from .seat.windows import WRITE
 from .system import libc
 from .system.limits import refused
 from .system.segments import open_segment
-from .windows import WRITE
 
 if TYPE_CHECKING:
     from .buffer import Buffer

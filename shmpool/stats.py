@@ -11,8 +11,13 @@ import time
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
-from .connection import ConnectionEnded, dial, fault_error, greet
 from .errors import BrokerUnavailable, RemoteProtocolError
+from .link.connection import (
+    ConnectionEnded,
+    dial,
+    fault_error,
+    greet,
+)
 from .protocol.messages import Answer, Fault, Query, Role, Topic
 
 _T = TypeVar("_T")

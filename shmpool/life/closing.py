@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from ..errors import LeakedView
 
 if TYPE_CHECKING:
-    from ..session import Session
+    from ..seat.session import Session
 
 #: Every session of this process that has a seat.
 sessions: Final[set[Session]] = set()

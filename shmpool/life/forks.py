@@ -24,14 +24,18 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import ShmpoolError
 from ..lease import EndedLease, Lease
 from ..seat import guards
+from ..seat.windows import (
+    Window,
+    Windows,
+    keep_readable,
+)
 from ..system.heirs import Evidence
 from ..system.here import FORKING, HERE, OURS, UNSHARED
-from ..windows import Window, Windows, keep_readable
 from .closing import sessions
 
 if TYPE_CHECKING:
     from ..pool import Pool
-    from ..session import Session
+    from ..seat.session import Session
 
 #: Every open pool of this process.
 pools: Final[weakref.WeakSet[Pool]] = weakref.WeakSet()

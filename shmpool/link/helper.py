@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
-from ..connection import Interruption, jitter
 from ..log import log
 from ..system.descriptors import drain
+from .connection import Interruption, jitter
 from .link import Link
 
 if TYPE_CHECKING:

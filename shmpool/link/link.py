@@ -18,12 +18,12 @@ import threading
 import time
 from typing import Final, Protocol
 
-from ..bells import Bells
-from ..connection import Connection, ConnectionEnded
 from ..errors import ProtocolError
-from ..magazine import Magazine, Slot
 from ..protocol.messages import Bell, Cancel, Fault, Grant, Message, Refusal, Return, Settings
+from ..seat.magazine import Magazine, Slot
 from ..system.descriptors import CLOSED, Closed, Descriptor, drain, make_eventfd, signal
+from .bells import Bells
+from .connection import Connection, ConnectionEnded
 from .requests import Request, Requests, RequestState
 
 #: The longest that one wait of the kernel's is, in seconds: a deadline may be far away, or never.

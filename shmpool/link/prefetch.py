@@ -15,7 +15,7 @@ from ..protocol.messages import Direct
 from .requests import Request
 
 if TYPE_CHECKING:
-    from ..magazine import Slot
+    from ..seat.magazine import Slot
     from .link import Link
 
 #: The largest part of the pool's limit that one client may have lie here.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..protocol.messages import Cancel, Direct, Refill, Refusal
 
 if TYPE_CHECKING:
-    from ..magazine import Magazine, Slot
+    from ..seat.magazine import Magazine, Slot
 
 MAX_NUMBER = 0xFFFFFFFF
 

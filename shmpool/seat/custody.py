@@ -12,22 +12,26 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, cast
 
-from .. import lost
 from ..direct import DirectSlot
 from ..errors import InvalidSize
 from ..lease import LiveLease
-from ..magazine import LAST_BASE, Magazine, Slot
-from ..mapping import Mapping
 from ..protocol.header import WANTED
 from ..protocol.ledger import EXTENT, GENERATION_FIELD, ONE_GENERATION, ROW_WORDS, SEAT_MASK, STATE_SHIFT, nbytes_of
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Return
 from ..protocol.sizing import PAGE_SHIFT, Tier, TierKind, chunk_run, pooled_tier
 from ..protocol.states import State
-from ..windows import WRITE, Window
+from . import recovery
+from .magazine import (
+    LAST_BASE,
+    Magazine,
+    Slot,
+)
+from .mapping import Mapping
+from .windows import WRITE, Window
 
 if TYPE_CHECKING:
     from ..link.link import Link
-    from ..session import Session
+    from .session import Session
 
 #: Slots that were returned whose records and windows are kept: they may be granted again.
 #: Each window is a map of the kernel's.
@@ -232,7 +236,7 @@ class Custody(Mapping):
             if slots:
                 self.give_back(slots)
         with self._owned_lock:  # two threads must not both find one
-            slots = lost.lost_slots(self._me, self._owned)
+            slots = recovery.lost_slots(self._me, self._owned)
         if slots:
             self.give_back(slots)
 

@@ -19,13 +19,17 @@ from ..protocol.figures import DEFERRED, HELD_BY_VIEWS
 from ..protocol.ledger import GENERATION_FIELD, STATE_SHIFT
 from ..protocol.states import CellState
 from ..system.here import FORKING, HERE, UNSHARED
-from ..tickets import Ticket, finish, ring
-from ..windows import AT_REST
 from .openings import Openings
+from .tickets import (
+    Ticket,
+    finish,
+    ring,
+)
+from .windows import AT_REST
 
 if TYPE_CHECKING:
-    from ..magazine import Slot
-    from ..session import Session
+    from .magazine import Slot
+    from .session import Session
 
 _DONE: Final = CellState.DONE << STATE_SHIFT
 #: So many releases are looked at by the next call; older ones by the helper.
@@ -185,7 +189,7 @@ class DeferredReleases:
 
     def look_at_partings(self) -> None:
         """At the slots that their writers kept views of. Who takes one out goes on with it; one that
-        an exception catches in between is found (`lost`)."""
+        an exception catches in between is found (`recovery`)."""
         partings = self._partings
         for number in list(partings):
             parting = partings.get(number)

@@ -19,7 +19,7 @@ from ..system.here import FORKING, HERE, UNSHARED
 from ..system.segments import open_segment
 
 if TYPE_CHECKING:
-    from ..session import Session
+    from .session import Session
 
 #: Guards of forks that left nothing behind are looked for when there are so many.
 MANY: Final = 16

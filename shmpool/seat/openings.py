@@ -18,13 +18,13 @@ from functools import partial
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any, Final
 
-from .. import tickets
 from ..protocol.ledger import EXTENT, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, nbytes_of
 from ..system.here import HERE, OURS
-from ..tickets import Record, Ticket
+from . import tickets
+from .tickets import Record, Ticket
 
 if TYPE_CHECKING:
-    from ..session import Session
+    from .session import Session
 
 #: Idle records that are kept: each has a window, a map of the kernel's, of which a process has 65,530.
 MAX_RECORDS: Final = 8192

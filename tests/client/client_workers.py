@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
 import shmpool
-from shmpool.connection import Connection
+from shmpool.link.connection import Connection
 from shmpool.protocol.handle import Handle
 from shmpool.stats import query
 

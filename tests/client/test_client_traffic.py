@@ -8,7 +8,7 @@ import client_workers
 import pytest
 from client_helpers import KIB, MIB, Connect, Start, child, eventually, hear, out
 
-from shmpool.connection import Connection
+from shmpool.link.connection import Connection
 
 
 @pytest.fixture

@@ -61,7 +61,6 @@ from shmpool.protocol.messages import (
 )
 from shmpool.protocol.sizing import KIB, Sizing, Tier, TierKind, make_tiers, rows_of
 from shmpool.protocol.states import CellState, State
-from shmpoold.core import invariants
 from shmpoold.core.actions import (
     Action,
     Close,
@@ -94,6 +93,7 @@ from shmpoold.core.events import (
     Warmed,
     WarmFailed,
 )
+from shmpoold.core.recovery import invariants
 from shmpoold.core.settings import Settings
 
 POOL_ID = 0xC0FFEE

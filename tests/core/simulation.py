@@ -14,8 +14,11 @@ from harness import Client, Crash, Link, Ticket, World, small_settings
 
 from shmpool.protocol.messages import Bell, Query, Return, Role, Topic
 from shmpool.protocol.sizing import KIB, TierKind
-from shmpoold.core import chores, custody, endings, lending, looks, recalls
+from shmpoold.core import chores, looks
+from shmpoold.core.connections import endings
 from shmpoold.core.events import Disconnected, Received, Ticked
+from shmpoold.core.lending import lending, recalls
+from shmpoold.core.objects import custody
 
 #: How much is done in one turn: what is small here takes several turns, like what is large there.
 BOUNDS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (

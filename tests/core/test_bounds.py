@@ -19,14 +19,18 @@ from shmpool.protocol.sizing import KIB, MIB
 from shmpool.protocol.states import State
 from shmpoold.core.actions import Action, CloseTicket, Cool, ProbeSeat, RemoveDirect, Send, Warm
 from shmpoold.core.chores import STEPS_PER_TURN
-from shmpoold.core.cooling import COOLED_PER_STEP, COOLED_PER_UNIT
-from shmpoold.core.custody import CLOSED_PER_TURN, SWEPT_PER_TURN
-from shmpoold.core.inventory import WARM_SLICE
-from shmpoold.core.lending import GRANTED_PER_REQUEST, MOST_REQUESTS, SERVED_PER_TURN
+from shmpoold.core.connections.seats import Away
+from shmpoold.core.lending.lending import (
+    GRANTED_PER_REQUEST,
+    MOST_REQUESTS,
+    SERVED_PER_TURN,
+)
+from shmpoold.core.lending.recalls import RECALL_EVERY, RECALLED_PER_TURN
 from shmpoold.core.looks import LOOKED_AT_PER_TURN
-from shmpoold.core.recalls import RECALL_EVERY, RECALLED_PER_TURN
-from shmpoold.core.seats import Away
-from shmpoold.core.spares import MOST
+from shmpoold.core.memory.cooling import COOLED_PER_STEP, COOLED_PER_UNIT
+from shmpoold.core.memory.inventory import WARM_SLICE
+from shmpoold.core.memory.spares import MOST
+from shmpoold.core.objects.custody import CLOSED_PER_TURN, SWEPT_PER_TURN
 
 LARGE = small_settings(memory_limit=24 * MIB, max_clients=250)
 

@@ -10,7 +10,7 @@ from harness import CHUNKS, SMALL, Client, Ticket, World, small_settings
 from shmpool.protocol.ledger import BROKER, seat_of
 from shmpool.protocol.messages import Bell
 from shmpool.protocol.states import CellState, State
-from shmpoold.core.custody import HURRY, LONGEST
+from shmpoold.core.objects.custody import HURRY, LONGEST
 
 
 def hand_over(world: World, tickets: int = 1, chunks: int = 0) -> list[Ticket]:

@@ -9,7 +9,7 @@ from shmpool.protocol.figures import LEASES, MISSES
 from shmpool.protocol.header import counters_at
 from shmpool.protocol.ledger import BROKER, seat_of, state_of
 from shmpool.protocol.states import CellState, State
-from shmpoold.core.recalls import SPACING
+from shmpoold.core.lending.recalls import SPACING
 
 
 @pytest.mark.parametrize("is_leased", [False, True])

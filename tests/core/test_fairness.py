@@ -14,7 +14,12 @@ from harness import CHUNKS, MEDIUM, SMALL, Client, World, small_settings
 from shmpool.protocol.codes import Code
 from shmpool.protocol.sizing import KIB, MIB
 from shmpoold.core.actions import Cool
-from shmpoold.core.earmarks import AGE, FUTILE, LONGEST_REST, TURN
+from shmpoold.core.lending.earmarks import (
+    AGE,
+    FUTILE,
+    LONGEST_REST,
+    TURN,
+)
 from shmpoold.core.settings import Settings
 
 LIMIT = 64 * MIB

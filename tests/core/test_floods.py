@@ -11,8 +11,12 @@ from shmpool.protocol.sizing import KIB, MIB
 from shmpoold.core.actions import Action, Send
 from shmpoold.core.chores import PAUSE
 from shmpoold.core.events import ProcessDied, Received, Ticked
+from shmpoold.core.lending.recalls import (
+    RECALL_EVERY,
+    RECALLED_PER_TURN,
+    SPACING,
+)
 from shmpoold.core.looks import LOOKED_AT_PER_TURN
-from shmpoold.core.recalls import RECALL_EVERY, RECALLED_PER_TURN, SPACING
 from shmpoold.core.settings import Settings
 
 #: A peer that uses its turn up has the next after so many seconds.

@@ -9,7 +9,7 @@ from shmpool.protocol.codes import MEANINGS, Blame, Code
 from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import State
 from shmpoold.core.actions import Warm
-from shmpoold.core.lending import RETRY_EVERY
+from shmpoold.core.lending.lending import RETRY_EVERY
 
 
 def keep(world: World, tier: int = SMALL) -> Client:

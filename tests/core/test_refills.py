@@ -10,7 +10,7 @@ from shmpool.protocol.messages import Recall, Refill, Refusal, Return
 from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import State
 from shmpoold.core.actions import Cool, Send, Warm
-from shmpoold.core.recalls import RECALL_EVERY, SPACING
+from shmpoold.core.lending.recalls import RECALL_EVERY, SPACING
 
 
 def fill(world: World, tier: int = SMALL, *, leave: int = 0, batch: int = 1) -> Client:

@@ -10,7 +10,12 @@ from shmpool.protocol.messages import Return
 from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import State
 from shmpoold.core.actions import CreateDirect, RemoveDirect
-from shmpoold.core.spares import LIFETIME, MOST, SHARE, Spares
+from shmpoold.core.memory.spares import (
+    LIFETIME,
+    MOST,
+    SHARE,
+    Spares,
+)
 
 
 @pytest.fixture

@@ -58,7 +58,8 @@ from shmpool.protocol.sizing import KIB, MIB
 from shmpool.protocol.states import State
 from shmpool.system import locks, memory, processes
 from shmpoold.config import Config
-from shmpoold.core import custody, invariants
+from shmpoold.core.objects import custody
+from shmpoold.core.recovery import invariants
 from shmpoold.shell import (
     connection,
     files,

@@ -44,7 +44,6 @@ from shmpool.protocol.messages import HELLO_MAGIC, PROTOCOL_VERSION, Direct, Gra
 from shmpool.protocol.names import header_name, ledger_name, tier_name
 from shmpool.protocol.sizing import TierKind
 from shmpool.protocol.states import CellState, State
-from shmpoold.core import invariants
 from shmpoold.core.actions import CloseTicket, CreateDirect, Send, Warm
 from shmpoold.core.broker import Broker
 from shmpoold.core.events import (
@@ -59,6 +58,7 @@ from shmpoold.core.events import (
     Warmed,
     WarmFailed,
 )
+from shmpoold.core.recovery import invariants
 from shmpoold.shell.segments import remove_names
 
 sys.path.append(str(Path(__file__).parents[1] / "core"))

@@ -38,9 +38,9 @@ from fault_worker import SIZES
 
 import shmpool
 from shmpool import Handle
-from shmpool.mapping import Mapping
 from shmpool.protocol.ledger import SEAT_LOCKS
 from shmpool.protocol.messages import Welcome
+from shmpool.seat.mapping import Mapping
 from shmpool.stats import query
 from shmpool.system.locks import ByteLocks
 from shmpoold.shell.watches import Watches

@@ -1,6 +1,6 @@
 """One aligned store commits a change: no reader ever sees half of it, or something else between.
 
-The ledger's own accessors (a window of `shmpool.windows`, ``cast("Q")``, items) between two processes;
+The ledger's own accessors (a window of `shmpool.seat.windows`, ``cast("Q")``, items) between two processes;
 and two controls that must fail, so that it is known that tearing would be seen: ``struct.pack_into``,
 which zeroes first, and a word across a cache line's border.
 """
@@ -18,7 +18,12 @@ from contextlib import contextmanager
 import pytest
 
 from shmpool.protocol.ledger import FIRST_CELL, GRANT, LINK, ROW_WORDS
-from shmpool.windows import READ, WRITE, Window, Windows
+from shmpool.seat.windows import (
+    READ,
+    WRITE,
+    Window,
+    Windows,
+)
 
 #: So many reads, and so many of them that saw a new value, else the two did not run at once.
 SOME, MANY = (100_000, 1_000), (2_000_000, 20_000)

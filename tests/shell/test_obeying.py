@@ -51,8 +51,8 @@ from shmpoold.core.events import (
     Warmed,
     WarmFailed,
 )
+from shmpoold.core.memory.spares import Spare
 from shmpoold.core.outbox import Outbox
-from shmpoold.core.spares import Spare
 from shmpoold.shell.listener import Admission
 from shmpoold.shell.pages import COOL_SLICE
 from shmpoold.shell.segments import Access, SegmentStore

@@ -13,7 +13,7 @@ import pytest
 from shmpool.protocol.sizing import KIB, MIB, Sizing, make_tiers
 from shmpoold.core.actions import Cool, CreateDirect, RemoveDirect, Warm
 from shmpoold.core.events import DirectCreated, Event, Warmed, WarmFailed
-from shmpoold.core.inventory import Inventory
+from shmpoold.core.memory.inventory import Inventory
 from shmpoold.shell.pages import COOL_SLICE, Pages
 from shmpoold.shell.repeats import SAID_EVERY, Repeats
 from shmpoold.shell.segments import SegmentStore

@@ -15,8 +15,8 @@ from shmpool.protocol.names import direct_name, header_name, ledger_name, pool_p
 from shmpool.protocol.sizing import KIB, MIB, Sizing, make_tiers, rows_of
 from shmpool.system import memory
 from shmpoold.core.broker import format_header
+from shmpoold.core.memory.spares import Spare
 from shmpoold.core.settings import Settings
-from shmpoold.core.spares import Spare
 from shmpoold.shell.segments import Access, DamagedPool, SegmentStore
 from shmpoold.shell.untracked import UntrackedSharedMemory
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from shmpool.protocol.messages import Message
 
 from .events import Peer
-from .spares import Spare
+from .memory.spares import Spare
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,12 +56,14 @@ from shmpool.protocol.messages import Settings as SettingsMessage
 from shmpool.protocol.sizing import Strategy, Tier, TierKind, make_tiers, rows_of
 from shmpool.protocol.states import State
 
-from . import adoption
 from .actions import Action, Close, WatchConnected
 from .chores import NEVER, Chores
-from .cooling import Cooling
-from .custody import Custody
-from .endings import Endings
+from .connections.endings import Endings
+from .connections.seats import (
+    Away,
+    Seat,
+    Seats,
+)
 from .events import (
     Connected,
     DirectCreated,
@@ -79,15 +81,17 @@ from .events import (
     Warmed,
     WarmFailed,
 )
-from .inventory import Holding, Inventory
-from .lending import Lending
+from .lending.lending import Lending
 from .looks import Looks
+from .memory.cooling import Cooling
+from .memory.inventory import Holding, Inventory
+from .memory.scrubber import Scrubber
+from .objects.custody import Custody
 from .outbox import Outbox
-from .questions import Questions
+from .recovery import adoption
 from .reports import Reports
+from .reports.questions import Questions
 from .rows import InvalidTransition, Rows
-from .scrubber import Scrubber
-from .seats import Away, Seat, Seats
 from .settings import Settings
 
 #: Connections of operators at one time: they must not shut out workers.

@@ -18,7 +18,7 @@ from shmpool.protocol.sizing import MIB
 
 from ..core.actions import Cool, CreateDirect, RemoveDirect, Warm
 from ..core.events import DirectCreated, DirectFailed, Event, Warmed, WarmFailed
-from ..core.inventory import Inventory
+from ..core.memory.inventory import Inventory
 from .repeats import Repeats
 from .segments import SegmentStore
 

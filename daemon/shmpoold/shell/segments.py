@@ -39,7 +39,7 @@ from shmpool.system import memory
 from shmpool.system.locks import FileId
 from shmpool.system.memory import SHM_DIR
 
-from ..core.spares import Spare
+from ..core.memory.spares import Spare
 from .untracked import UntrackedSharedMemory, is_own, unlink_segment
 
 

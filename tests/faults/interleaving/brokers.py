@@ -27,8 +27,6 @@ from shmpoold.core.actions import (
     WatchConnected,
 )
 from shmpoold.core.chores import STEPS_PER_TURN
-from shmpoold.core.custody import FIRST
-from shmpoold.core.earmarks import FIRST_PAUSE
 from shmpoold.core.events import (
     Connected,
     Disconnected,
@@ -41,6 +39,8 @@ from shmpoold.core.events import (
     Unseen,
     Warmed,
 )
+from shmpoold.core.lending.earmarks import FIRST_PAUSE
+from shmpoold.core.objects.custody import FIRST
 from shmpoold.shell.tickets import TicketCloser
 from shmpoold.shell.watches import Watches
 

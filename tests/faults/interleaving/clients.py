@@ -16,12 +16,12 @@ from typing import Any
 from unittest.mock import patch
 
 import shmpool.link.link
-import shmpool.mapping
 import shmpool.pool
-import shmpool.session
-import shmpool.tickets
+import shmpool.seat.mapping
+import shmpool.seat.session
+import shmpool.seat.tickets
 from shmpool import BrokerUnavailable, HandleUsed, LeaseTimeout, StaleHandle
-from shmpool.connection import ConnectionEnded, greet
+from shmpool.link.connection import ConnectionEnded, greet
 from shmpool.link.link import Link, Waiter
 from shmpool.link.requests import Request
 from shmpool.pool import Pool
@@ -30,7 +30,7 @@ from shmpool.protocol.handle import unpack_handle
 from shmpool.protocol.ledger import FIRST_CELL, NBYTES_BITS, SEAT_LOCKS, state_of
 from shmpool.protocol.messages import FROM_BROKER, Message, Role, decode, encode
 from shmpool.protocol.states import CellState
-from shmpool.session import Session
+from shmpool.seat.session import Session
 from shmpool.system.locks import UNLOCK_ALL
 
 from .fingerprints import fingerprint
@@ -59,7 +59,7 @@ class Window(bytearray):
 
 
 class Windows:
-    """Stands for `shmpool.windows.Windows`: no view outlives its buffer here."""
+    """Stands for `shmpool.seat.windows.Windows`: no view outlives its buffer here."""
 
     waiting = 0
 
@@ -211,21 +211,21 @@ def patched() -> Iterator[None]:
     with ExitStack() as stack:
         for module, name, stand_in in (
             (shmpool.pool, "fcntl", fcntl),
-            (shmpool.tickets, "fcntl", fcntl),
-            (shmpool.tickets, "time", Clock),
-            (shmpool.mapping, "fcntl", fcntl),
-            (shmpool.mapping, "open_beside", lambda *_: next(opened)),
-            (shmpool.mapping, "Windows", Windows),
-            (shmpool.mapping.libc, "needs_barrier", lambda: False),
-            (shmpool.mapping.Mapping, "_make_words", _make_words),
+            (shmpool.seat.tickets, "fcntl", fcntl),
+            (shmpool.seat.tickets, "time", Clock),
+            (shmpool.seat.mapping, "fcntl", fcntl),
+            (shmpool.seat.mapping, "open_beside", lambda *_: next(opened)),
+            (shmpool.seat.mapping, "Windows", Windows),
+            (shmpool.seat.mapping.libc, "needs_barrier", lambda: False),
+            (shmpool.seat.mapping.Mapping, "_make_words", _make_words),
             (shmpool.link.link, "make_eventfd", lambda: -1),
             (shmpool.link.link, "signal", lambda *_: None),
             (shmpool.link.link.Link, "_read_for", _read_for),
             (shmpool.link.link.Waiter, "wait", _wait),
-            (shmpool.session.Helper, "start", lambda *_: None),  # its part is `Client.turn`
-            (shmpool.session, "await_welcome", _await_welcome),
-            (shmpool.session, "dial", _dial),
-            (shmpool.session, "os", system),
+            (shmpool.seat.session.Helper, "start", lambda *_: None),  # its part is `Client.turn`
+            (shmpool.seat.session, "await_welcome", _await_welcome),
+            (shmpool.seat.session, "dial", _dial),
+            (shmpool.seat.session, "os", system),
         ):
             stack.enter_context(patch.object(module, name, stand_in))
         yield

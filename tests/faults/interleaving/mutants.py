@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from shmpool import tickets
 from shmpool.buffer import EndedBuffer, LiveBuffer
 from shmpool.lease import LiveLease
 from shmpool.link.link import Link
-from shmpool.magazine import Magazine, Slot
 from shmpool.pool import Pool
 from shmpool.protocol.ledger import GENERATION_FIELD, ROW_WORDS, SEAT_LOCKS, STATE_SHIFT
 from shmpool.protocol.messages import Message
 from shmpool.protocol.states import CellState
-from shmpool.session import Session
+from shmpool.seat import tickets
+from shmpool.seat.magazine import Magazine, Slot
+from shmpool.seat.session import Session
 from shmpoold.core.broker import Broker
-from shmpoold.core.custody import Custody
-from shmpoold.core.endings import Endings
+from shmpoold.core.connections.endings import Endings
+from shmpoold.core.objects.custody import Custody
 from shmpoold.core.rows import Rows
 
 from . import brokers, clients, world

@@ -14,10 +14,10 @@ from shmpool.protocol.census import Census
 from shmpool.protocol.messages import Topic
 
 from ..chores import NEVER, Chores
-from ..inventory import Inventory
-from ..requests import WaitingLine
+from ..connections.seats import Seats
+from ..lending.requests import WaitingLine
+from ..memory.inventory import Inventory
 from ..rows import Rows
-from ..seats import Seats
 from . import alerts, holders, metrics
 from .census import Ledger
 from .keeper import Keeper

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from ..inventory import Inventory
-from ..requests import WaitingLine
-from ..seats import Seats
+from ..connections.seats import Seats
+from ..lending.requests import WaitingLine
+from ..memory.inventory import Inventory
 from .holders import Process
 
 #: A seat that is looked at, in units, is a part of one; so many are one.

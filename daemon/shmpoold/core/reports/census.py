@@ -9,7 +9,7 @@ from shmpool.protocol.census import Census, Kept, held_rows, read, slices, snaps
 from shmpool.protocol.ledger import ROW_BYTES
 from shmpool.protocol.sizing import Tier
 
-from ..inventory import Inventory
+from ..memory.inventory import Inventory
 from ..rows import Rows
 from .ages import Ages, SliceAges
 

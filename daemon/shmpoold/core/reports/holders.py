@@ -13,8 +13,8 @@ from shmpool.protocol.census import Census, Kept, Tally, Use
 from shmpool.protocol.sizing import STRATEGY_OF_KIND, Tier, format_bytes
 from shmpool.protocol.states import State
 
-from ..inventory import Inventory
-from ..seats import Seat
+from ..connections.seats import Seat
+from ..memory.inventory import Inventory
 from .census import HELD_ROW, Found, Ledger
 
 #: Lines of one answer at most; how many there are in all is said beside them.

@@ -12,8 +12,8 @@ from typing import Final
 
 from shmpool.protocol.census import Census
 
-from ..inventory import Inventory
-from ..seats import Seat
+from ..connections.seats import Seat
+from ..memory.inventory import Inventory
 from .census import Ledger
 from .holders import Process, by_process
 

@@ -23,9 +23,9 @@ from shmpool.protocol.messages import U64
 from shmpool.protocol.sizing import Tier
 from shmpool.protocol.states import State
 
-from ..inventory import Inventory
+from ..connections.seats import Seat, Seats
+from ..memory.inventory import Inventory
 from ..rows import Rows
-from ..seats import Seat, Seats
 
 #: What the figures besides the census cost; what a client's counters and its line do; in units.
 FIGURES, CLIENT = 32, 6

@@ -12,11 +12,19 @@ from contextlib import suppress
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any, Final
 
+from ..errors import ShmpoolError
+from ..protocol.ledger import (
+    EXTENT,
+    NBYTES_BITS,
+    ROW_WORDS,
+    nbytes_of,
+    seat_of,
+    state_of,
+    tickets_of,
+)
+from ..protocol.states import State
 from . import tickets
-from .errors import ShmpoolError
 from .magazine import Slot
-from .protocol.ledger import EXTENT, NBYTES_BITS, ROW_WORDS, nbytes_of, seat_of, state_of, tickets_of
-from .protocol.states import State
 
 if TYPE_CHECKING:
     from .session import Session

@@ -12,8 +12,8 @@ from operator import attrgetter
 
 from shmpool.protocol.messages import Recall
 
-from .outbox import Outbox
-from .seats import Seat, Seats
+from ..connections.seats import Seat, Seats
+from ..outbox import Outbox
 
 #: From one round to the next (seconds).
 RECALL_EVERY = 0.05

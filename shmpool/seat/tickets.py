@@ -15,9 +15,13 @@ from fcntl import fcntl
 from sys import getrefcount
 from typing import TYPE_CHECKING, Final, Self
 
-from .errors import HandleUsed, ShmpoolError, StaleHandle
-from .protocol.header import WANTED
-from .protocol.ledger import (
+from ..errors import (
+    HandleUsed,
+    ShmpoolError,
+    StaleHandle,
+)
+from ..protocol.header import WANTED
+from ..protocol.ledger import (
     EXTENT,
     FIRST_CELL,
     GENERATION_FIELD,
@@ -34,12 +38,21 @@ from .protocol.ledger import (
     seat_of,
     state_of,
 )
-from .protocol.names import direct_name
-from .protocol.sizing import TierKind, page_round
-from .protocol.states import CellState, State
-from .system.locks import F_OFD_SETLK, UNLOCK_ALL, lock_bytes
-from .system.segments import open_segment
-from .windows import AT_REST, READ, Piece, Window
+from ..protocol.names import direct_name
+from ..protocol.sizing import TierKind, page_round
+from ..protocol.states import CellState, State
+from ..system.locks import (
+    F_OFD_SETLK,
+    UNLOCK_ALL,
+    lock_bytes,
+)
+from ..system.segments import open_segment
+from .windows import (
+    AT_REST,
+    READ,
+    Piece,
+    Window,
+)
 
 if TYPE_CHECKING:
     from .session import Session

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .chores import Chore, Chores
+from ..chores import Chore, Chores
+from ..lending.earmarks import Earmarks
+from ..lending.requests import Request
 from .cooling import COOLED_PER_STEP, cost_of
-from .earmarks import Earmarks
 from .inventory import Inventory
-from .requests import Request
 
 #: How many slots are cooled in one step at most.
 SLOTS_PER_STEP = 64

@@ -10,8 +10,8 @@ import threading
 from contextlib import suppress
 from fcntl import fcntl
 
-from .errors import ConfigError, PoolClosed
-from .protocol.header import (
+from ..errors import ConfigError, PoolClosed
+from ..protocol.header import (
     CHECKSUMS,
     KNOWN_PROPERTIES,
     SEAT_NONCE,
@@ -21,7 +21,7 @@ from .protocol.header import (
     ledger_bytes,
     seat_at,
 )
-from .protocol.ledger import (
+from ..protocol.ledger import (
     EXTENT,
     LINK,
     MAX_EXTENTS,
@@ -32,16 +32,42 @@ from .protocol.ledger import (
     chunks_of_link,
     next_row_of,
 )
-from .protocol.messages import Setting, Welcome
-from .protocol.names import header_name, ledger_name, seats_path, tickets_path, tier_name
-from .protocol.sizing import Sizing, Strategy, Tier, TierKind, rows_of
-from .protocol.states import CellState, State
-from .system import heirs, libc
-from .system.descriptors import CLOSED, Closed, Descriptor
-from .system.heirs import READERS
-from .system.locks import F_OFD_SETLK, UNLOCK_ALL, lock_bytes, open_beside
-from .system.segments import open_segment
-from .windows import READ, WRITE, Piece, Windows
+from ..protocol.messages import Setting, Welcome
+from ..protocol.names import (
+    header_name,
+    ledger_name,
+    seats_path,
+    tickets_path,
+    tier_name,
+)
+from ..protocol.sizing import (
+    Sizing,
+    Strategy,
+    Tier,
+    TierKind,
+    rows_of,
+)
+from ..protocol.states import CellState, State
+from ..system import heirs, libc
+from ..system.descriptors import (
+    CLOSED,
+    Closed,
+    Descriptor,
+)
+from ..system.heirs import READERS
+from ..system.locks import (
+    F_OFD_SETLK,
+    UNLOCK_ALL,
+    lock_bytes,
+    open_beside,
+)
+from ..system.segments import open_segment
+from .windows import (
+    READ,
+    WRITE,
+    Piece,
+    Windows,
+)
 
 
 class SeatTaken(Exception):

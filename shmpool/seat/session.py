@@ -14,27 +14,40 @@ import warnings
 from collections.abc import Callable
 from functools import cached_property, partial
 
-from . import hints
-from .connection import Connection, Interruption, await_welcome, dial, greet
-from .direct import DirectSlot
-from .errors import BrokerUnavailable, ShmpoolError
-from .life import closing, forks
-from .link.helper import Helper
-from .link.link import Link
-from .link.prefetch import Prefetch
-from .link.refusals import dismissed, refused
-from .link.requests import Request
+from .. import hints
+from ..direct import DirectSlot
+from ..errors import BrokerUnavailable, ShmpoolError
+from ..life import closing, forks
+from ..link.connection import (
+    Connection,
+    Interruption,
+    await_welcome,
+    dial,
+    greet,
+)
+from ..link.helper import Helper
+from ..link.link import Link
+from ..link.prefetch import Prefetch
+from ..link.refusals import dismissed, refused
+from ..link.requests import Request
+from ..protocol import figures
+from ..protocol.header import BROKER_PID, WANTED
+from ..protocol.messages import (
+    Direct,
+    Goodbye,
+    Message,
+    Refill,
+    Role,
+    Welcome,
+)
+from ..system.limits import explain
+from ..system.memory import MemoryGroup, memory_groups
+from .custody import Custody
+from .deferred import DeferredReleases
+from .guards import Guards
 from .magazine import Magazine, Slot
 from .mapping import SeatTaken
-from .protocol import figures
-from .protocol.header import BROKER_PID, WANTED
-from .protocol.messages import Direct, Goodbye, Message, Refill, Role, Welcome
-from .seat.custody import Custody
-from .seat.deferred import DeferredReleases
-from .seat.guards import Guards
-from .seat.openings import Openings
-from .system.limits import explain
-from .system.memory import MemoryGroup, memory_groups
+from .openings import Openings
 
 
 class Session(Custody):

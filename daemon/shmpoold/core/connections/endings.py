@@ -11,19 +11,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shmpool.protocol.ledger import generation_of, seat_of, state_of
+from shmpool.protocol.ledger import (
+    generation_of,
+    seat_of,
+    state_of,
+)
 from shmpool.protocol.sizing import TierKind
 from shmpool.protocol.states import State
 
-from .actions import ProbeReaders, Unwatch
-from .chores import NEVER, Chore
-from .inventory import Holding
-from .reports.metrics import fold_counters
-from .rows import InvalidTransition
+from ..actions import ProbeReaders, Unwatch
+from ..chores import NEVER, Chore
+from ..memory.inventory import Holding
+from ..reports.metrics import fold_counters
+from ..rows import InvalidTransition
 from .seats import Seat
 
 if TYPE_CHECKING:
-    from .broker import Broker
+    from ..broker import Broker
 
 #: Rows of the ledger that are searched in one step, and what that costs, in units.
 SEARCHED_PER_STEP, SEARCHING = 4096, 32

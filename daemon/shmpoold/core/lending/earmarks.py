@@ -20,8 +20,8 @@ from collections.abc import Iterable
 
 from shmpool.protocol.sizing import Tier, TierKind
 
-from .chores import NEVER
-from .inventory import Inventory
+from ..chores import NEVER
+from ..memory.inventory import Inventory
 from .requests import Request
 
 #: Seconds after which a waiter has a turn.

@@ -22,13 +22,23 @@ from shmpool.protocol.ledger import (
     link_word,
     state_of,
 )
-from shmpool.protocol.sizing import MIB, Tier, TierKind, page_round, rows_of
+from shmpool.protocol.sizing import (
+    MIB,
+    Tier,
+    TierKind,
+    page_round,
+    rows_of,
+)
 from shmpool.protocol.states import State
 
-from .actions import Cool, CreateDirect, RemoveDirect
-from .chores import NEVER
-from .outbox import Outbox
-from .rows import Rows
+from ..actions import (
+    Cool,
+    CreateDirect,
+    RemoveDirect,
+)
+from ..chores import NEVER
+from ..outbox import Outbox
+from ..rows import Rows
 from .scrubber import Scrubber
 from .slots import SlotMap, Span
 from .spares import Spare, Spares

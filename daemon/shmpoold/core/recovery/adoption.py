@@ -22,17 +22,25 @@ from shmpool.protocol.ledger import (
     seat_of,
     state_of,
 )
-from shmpool.protocol.sizing import Tier, TierKind, page_round
+from shmpool.protocol.sizing import (
+    Tier,
+    TierKind,
+    page_round,
+)
 from shmpool.protocol.states import State
 
-from .actions import Cool, RemoveDirect, WatchAdopted
+from ..actions import (
+    Cool,
+    RemoveDirect,
+    WatchAdopted,
+)
+from ..memory.inventory import Holding
+from ..memory.scrubber import UNKNOWN
+from ..memory.slots import Span
 from .damage import damaged_rows
-from .inventory import Holding
-from .scrubber import UNKNOWN
-from .slots import Span
 
 if TYPE_CHECKING:
-    from .broker import Broker
+    from ..broker import Broker
 
 HEADS = (State.IDLE, State.LEASED, State.PUBLISHED, State.RETURNED)
 

@@ -17,11 +17,26 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from . import hints
-from .errors import BrokerUnavailable, ConfigError, LocalProtocolError, QuotaExceeded, RemoteProtocolError, ShmpoolError
-from .protocol.codes import MEANINGS, Blame, Code
-from .protocol.framing import FrameDecoder, FrameError, encode_frame
-from .protocol.messages import (
+from .. import hints
+from ..errors import (
+    BrokerUnavailable,
+    ConfigError,
+    LocalProtocolError,
+    QuotaExceeded,
+    RemoteProtocolError,
+    ShmpoolError,
+)
+from ..protocol.codes import (
+    MEANINGS,
+    Blame,
+    Code,
+)
+from ..protocol.framing import (
+    FrameDecoder,
+    FrameError,
+    encode_frame,
+)
+from ..protocol.messages import (
     FROM_BROKER,
     HELLO_MAGIC,
     PROTOCOL_VERSION,
@@ -36,8 +51,12 @@ from .protocol.messages import (
     decode,
     encode,
 )
-from .system.descriptors import Closed, Descriptor, drain
-from .system.limits import explain
+from ..system.descriptors import (
+    Closed,
+    Descriptor,
+    drain,
+)
+from ..system.limits import explain
 
 #: Bytes that may wait for a broker that does not read, before the connection is given up.
 MAX_OUTBOX = 1024 * 1024

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from .protocol.messages import MAX_ROWS_PER_MESSAGE, Bell
+from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Bell
 
 #: The longest that a bell waits for a message, in seconds.
 SOON: Final = 0.01

@@ -15,9 +15,9 @@ import weakref
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from .system import libc
-from .system.heirs import Evidence
-from .system.limits import refused
+from ..system import libc
+from ..system.heirs import Evidence
+from ..system.limits import refused
 
 READ: Final = mmap.PROT_READ
 WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from shmpool.protocol.sizing import KIB, MIB
 
-from .chores import NEVER, Chore, Chores
+from ..chores import (
+    NEVER,
+    Chore,
+    Chores,
+)
 from .inventory import Inventory
 
 #: Slots that are looked at in one step; what looking costs, in units, and what dropping a spare does.

@@ -11,14 +11,19 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from shmpool.protocol.messages import MAX_BLOB, Answer, Query, Topic
+from shmpool.protocol.messages import (
+    MAX_BLOB,
+    Answer,
+    Query,
+    Topic,
+)
 
-from . import invariants
-from .actions import Send
-from .chores import Chore
+from ..actions import Send
+from ..chores import Chore
+from ..recovery import invariants
 
 if TYPE_CHECKING:
-    from .broker import Broker
+    from ..broker import Broker
 
 #: Sending a part of an answer, in units; and the bytes of it that cost one more.
 SENDING, SENT_PER_UNIT = 8, 4096

@@ -9,15 +9,21 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from shmpool.protocol.ledger import BROKER, birth_of, head_of, seat_of, state_of
+from shmpool.protocol.ledger import (
+    BROKER,
+    birth_of,
+    head_of,
+    seat_of,
+    state_of,
+)
 from shmpool.protocol.sizing import TierKind
 from shmpool.protocol.states import State
 
-from .inventory import Holding
-from .slots import SlotMap
+from ..memory.inventory import Holding
+from ..memory.slots import SlotMap
 
 if TYPE_CHECKING:
-    from .broker import Broker
+    from ..broker import Broker
 
 #: Rows that are looked at in one step, and chunks of one run; what the account costs, in units.
 ROWS_PER_STEP, CHUNKS_PER_STEP, ACCOUNT = 4, 64, 512

@@ -15,12 +15,17 @@ from sys import getrefcount
 from typing import TYPE_CHECKING, Final
 from weakref import ref
 
-from .protocol.ledger import FIRST_CELL, MAX_GENERATION, ONE_GENERATION, ROW_WORDS
-from .protocol.sizing import Tier
+from ..protocol.ledger import (
+    FIRST_CELL,
+    MAX_GENERATION,
+    ONE_GENERATION,
+    ROW_WORDS,
+)
+from ..protocol.sizing import Tier
 from .windows import AT_REST, Window
 
 if TYPE_CHECKING:
-    from .lease import LiveLease
+    from ..lease import LiveLease
     from .session import Session
 
 #: Publications looked at in one reap, when none of them is done.

@@ -32,7 +32,7 @@ from shmpool.protocol.sizing import Tier, TierKind
 from shmpool.protocol.states import CellState, State
 
 if TYPE_CHECKING:
-    from .rows import Rows
+    from ..rows import Rows
 
 _HELD: Final = frozenset((State.IDLE, State.LEASED, State.PUBLISHED))
 _NOBODYS: Final = frozenset((State.COLD, State.FREE, State.RETURNED))

@@ -16,21 +16,46 @@ from dataclasses import dataclass, field
 from shmpool.protocol.codes import Code
 from shmpool.protocol.header import WANTED
 from shmpool.protocol.ledger import MAX_EXTENTS
-from shmpool.protocol.messages import Direct, Grant, Refill, Refusal
-from shmpool.protocol.sizing import Tier, TierKind, format_bytes, page_round
+from shmpool.protocol.messages import (
+    Direct,
+    Grant,
+    Refill,
+    Refusal,
+)
+from shmpool.protocol.sizing import (
+    Tier,
+    TierKind,
+    format_bytes,
+    page_round,
+)
 
-from .actions import Warm
-from .chores import NEVER, Chore, Chores
-from .clearings import Clearings
+from ..actions import Warm
+from ..chores import (
+    NEVER,
+    Chore,
+    Chores,
+)
+from ..connections.seats import Seat, Seats
+from ..events import (
+    DirectCreated,
+    DirectFailed,
+    Warmed,
+    WarmFailed,
+)
+from ..memory.clearings import Clearings
+from ..memory.inventory import (
+    BUILT_PER_STEP,
+    COOLED_AT_ONCE,
+    WARM_SLICE,
+    Holding,
+    Inventory,
+)
+from ..memory.slots import Span
+from ..outbox import Outbox
+from ..rows import Rows
 from .earmarks import Earmarks
-from .events import DirectCreated, DirectFailed, Warmed, WarmFailed
-from .inventory import BUILT_PER_STEP, COOLED_AT_ONCE, WARM_SLICE, Holding, Inventory
-from .outbox import Outbox
 from .recalls import Recalls
 from .requests import Request, WaitingLine
-from .rows import Rows
-from .seats import Seat, Seats
-from .slots import Span
 
 #: While somebody waits: how often a full host is tried again (seconds).
 RETRY_EVERY = 0.05

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from shmpool.protocol.ledger import generation_of, state_of
 from shmpool.protocol.states import State
 
-from .actions import CloseTicket
-from .chores import NEVER
-from .inventory import Holding, Inventory
-from .outbox import Outbox
-from .rows import Rows, is_published
+from ..actions import CloseTicket
+from ..chores import NEVER
+from ..memory.inventory import Holding, Inventory
+from ..outbox import Outbox
+from ..rows import Rows, is_published
 
 #: How many publications one sweep looks at, and how many tickets it closes (each takes its
 #: byte lock, two system calls), so that a turn of the loop stays short.

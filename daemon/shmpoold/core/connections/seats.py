@@ -22,10 +22,10 @@ from shmpool.protocol.header import (
     seat_at,
 )
 
-from .actions import ProbeSeat
-from .chores import NEVER
-from .events import Peer
-from .outbox import Outbox
+from ..actions import ProbeSeat
+from ..chores import NEVER
+from ..events import Peer
+from ..outbox import Outbox
 
 IN_USE = 1
 

@@ -1,0 +1,1 @@
+"""What has no living publisher: publications in the broker's custody."""
