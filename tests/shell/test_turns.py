@@ -1,7 +1,7 @@
-"""What one turn of the loop does for one peer is bounded by count, whatever the peer sends.
+"""What one turn of the loop does for one peer is bounded by count and by CPU time, whatever it sends.
 
-The loop is counted, not timed: between two turns a callback that was queued before them runs.
-How long a turn is then, shows `python -m benchmarks hostile`.
+The loop is counted, and the time that messages cost is simulated: between two turns a callback
+that was queued before them runs. How long a turn really is, shows `python -m benchmarks hostile`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,48 @@ import pytest
 
 from shmpool.protocol.framing import encode_frame
 from shmpool.protocol.ledger import MAX_ROWS
-from shmpool.protocol.messages import MAX_ROWS_PER_MESSAGE, Answer, Bell, Cancel, Message, Query, Topic, encode
+from shmpool.protocol.messages import (
+    MAX_ROWS_PER_MESSAGE,
+    Answer,
+    Bell,
+    Cancel,
+    Message,
+    Query,
+    Refill,
+    Topic,
+    encode,
+)
 from shmpoold.core.events import Peer
-from shmpoold.shell.connection import FRAMES_PER_TURN, MOST_QUESTIONS, Connection
+from shmpoold.shell import connection as shell_connection
+from shmpoold.shell.connection import CPU_PER_TURN, FRAMES_PER_TURN, MOST_QUESTIONS, Connection
 from shmpoold.shell.listener import ACCEPTS_PER_WINDOW, Admission, Listener
 
 LONG = Bell(list(range(1, MAX_ROWS_PER_MESSAGE + 1)))
 LONGEST = Bell([MAX_ROWS - 1] * MAX_ROWS_PER_MESSAGE)
 
 
-class Owner:
-    """Hears messages; *turns* are how many came in each turn of the loop."""
+class Clock:
+    """The CPU time of this thread, as far as messages cost any."""
 
     def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(shell_connection, "thread_time", clock)
+    return clock
+
+
+class Owner:
+    """Hears messages; *turns* are how many came in each turn of the loop. *work* is done for each."""
+
+    def __init__(self, work: Callable[[], None] = lambda: None) -> None:
+        self.work = work
         self.turns = [0]
         self.messages: list[Message] = []
         self.gone = asyncio.Event()
@@ -40,6 +69,7 @@ class Owner:
     def on_message(self, connection: Connection, message: Message) -> None:
         self.messages.append(message)
         self.turns[-1] += 1
+        self.work()
 
     def on_lost(self, connection: Connection) -> None:
         self.gone.set()
@@ -61,9 +91,10 @@ async def connected(owner: Owner) -> tuple[Connection, socket.socket]:
     return connection, theirs
 
 
-def run(work: Callable[[Owner, Connection, socket.socket], Any]) -> Owner:
+def run(work: Callable[[Owner, Connection, socket.socket], Any], owner: Owner | None = None) -> Owner:
+    owner = owner or Owner()
+
     async def both() -> Owner:
-        owner = Owner()
         connection, theirs = await connected(owner)
         with theirs:
             await asyncio.wait_for(work(owner, connection, theirs), 20)
@@ -83,6 +114,23 @@ def test_a_turn_handles_so_many_frames_and_two_long_ones(message: Message, most:
     owner = run(flood)
     assert owner.messages == [message] * 200
     assert max(owner.turns) == most
+
+
+@pytest.mark.parametrize("share", [0.3, 2.0], ids=["a third of a turn", "two turns"])
+def test_a_turn_ends_when_what_it_was_asked_for_took_long(clock: Clock, share: float) -> None:
+    """A Refill is five bytes and may be 256 slots: of 64 such in one turn others would wait 50 ms."""
+
+    def grant() -> None:
+        clock.now += share * CPU_PER_TURN
+
+    async def flood(owner: Owner, connection: Connection, theirs: socket.socket) -> None:
+        theirs.send(b"".join(encode_frame(encode(Refill(n, 0, 1, 256, True))) for n in range(1, 41)))
+        await owner.until(40)
+
+    owner = run(flood, Owner(grant))
+    assert len(owner.messages) == 40
+    assert max(owner.turns) * share <= 1 + share
+    assert max(owner.turns) == (4 if share < 1 else 1)
 
 
 def test_a_peer_that_used_its_turn_up_waits_for_the_next() -> None:

@@ -1,7 +1,7 @@
 """One client's connection: frames in, messages out, and every bound that keeps a peer in
 its place.
 
-Covers framing, turns (so many frames, then the others), deadlines for the hello and for
+Covers framing, turns (so many frames or so much time, then the others), deadlines for the hello and for
 half a frame, and the bound on what is not read. Does not know what messages mean.
 """
 
@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterator
+from time import thread_time
 from typing import Final, Protocol, cast
 
 from shmpool.protocol.codes import Code
@@ -34,6 +35,8 @@ from ..core.events import Peer
 #: names many rows, counts as one for so many bytes.
 FRAMES_PER_TURN: Final = 64
 BYTES_PER_FRAME: Final = 64
+#: Seconds of CPU after which a turn ends as well: what a short frame asks for may be much.
+CPU_PER_TURN: Final = 0.001
 #: One that is shorter (bytes) does not use a turn up.
 SHORT_FRAME: Final = (FRAMES_PER_TURN - 1) * BYTES_PER_FRAME
 #: Seconds until a peer that used its turn up has the next.
@@ -229,7 +232,7 @@ class Connection(asyncio.Protocol):
 
     def _work(self) -> None:
         """Handle one turn's worth of the frames at hand."""
-        left = FRAMES_PER_TURN
+        left, ends = FRAMES_PER_TURN, thread_time() + CPU_PER_TURN
         try:
             while left > 0 and self._frames is not None and self._has_its_turn:
                 frame = next(self._frames, None)
@@ -238,6 +241,8 @@ class Connection(asyncio.Protocol):
                     return
                 left -= 1 + len(frame) // BYTES_PER_FRAME
                 self._on_frame(frame)
+                if thread_time() >= ends:
+                    break
         except FrameError as error:
             self.fail(Code.BAD_FRAME, str(error))
         except MessageError as error:
