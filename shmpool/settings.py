@@ -36,6 +36,7 @@ class Settings(TypedDict, total=False):
     magazine_bytes: Size
     magazine_idle: Duration
     buffer_lifetime: Duration
+    max_concurrent_large_ops: int
     scrub: bool
     checksums: bool
     on_stop: Literal["remove", "keep"]

@@ -342,6 +342,10 @@ class World:
 
     def check(self) -> None:
         invariants.check(self.broker)
+        most = self.settings.max_concurrent_large_ops
+        assert not most or self.broker.inventory.large <= most, (
+            f"{self.broker.inventory.large} of {most} large operations"
+        )
         reserved, held = self.overhead + self._reserved(), self.broker.inventory.held
         assert reserved <= held <= self.broker.inventory.limit, f"{reserved} bytes are reserved, {held} held"
 

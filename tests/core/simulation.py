@@ -40,7 +40,10 @@ class Simulation:
     def __init__(self, seed: int, *, check_every: int = 1, as_lists: bool = False) -> None:
         self.random = random.Random(seed)
         settings = small_settings(
-            memory_limit=self.random.choice((320, 500, 900)) * KIB, handle_ttl=20.0, buffer_lifetime=5.0
+            memory_limit=self.random.choice((320, 500, 900)) * KIB,
+            handle_ttl=20.0,
+            buffer_lifetime=5.0,
+            max_concurrent_large_ops=self.random.choice((0, 0, 1, 3, 8)),
         )
         self.world = World(settings, check_every=check_every, as_lists=as_lists)
         self.mail: list[Ticket] = []

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from shmpool.addresses import MAX_PATH, SYSTEM_SOCKET, own_socket
 from shmpool.protocol.header import header_bytes, ledger_bytes
-from shmpool.protocol.ledger import MAX_NBYTES, MAX_SEATS
+from shmpool.protocol.ledger import MAX_NBYTES, MAX_ROWS, MAX_SEATS
 from shmpool.protocol.sizing import (
     KIB,
     MIB,
@@ -175,6 +175,14 @@ class Config(BaseModel):
         le=365 * _DAY,
         description="Memory that nobody used for so long is given back to the host.",
     )
+    max_concurrent_large_ops: Annotated[int, Scope.RELOAD] = Field(
+        default=0,
+        strict=True,
+        ge=0,
+        le=MAX_ROWS,
+        description="The most chunked and direct buffers out at a time, until their last reader is done; more wait."
+        " 0: any number.",
+    )
     scrub: Annotated[bool, Scope.START] = Field(
         default=False,
         description="A slot that moves between users gets new, zeroed pages first.",
@@ -287,6 +295,7 @@ def to_settings(config: Config, tickets_file: tuple[int, int], seats_file: tuple
         magazine_bytes=config.magazine_bytes,
         magazine_idle=config.magazine_idle,
         buffer_lifetime=config.buffer_lifetime,
+        max_concurrent_large_ops=config.max_concurrent_large_ops,
         scrub=config.scrub,
         checksums=config.checksums,
         tickets_file=tickets_file,

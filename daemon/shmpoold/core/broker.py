@@ -187,6 +187,7 @@ class Broker:
         )
         self.chores = Chores()
         self.lending = Lending(self.rows, header, self.seats, self.inventory, self.chores, self.outbox)
+        self.lending.most_large = settings.max_concurrent_large_ops
         self.cooling = Cooling(self.inventory, self.chores, settings.buffer_lifetime)
         self.clients: dict[int, Client] = {}
         #: The connections among them that only ask.
@@ -352,6 +353,7 @@ class Broker:
         before = self._settings()
         self.settings = settings = self.settings.reloaded(event.settings)
         self.custody.ttl, self.cooling.lifetime = settings.handle_ttl, settings.buffer_lifetime
+        self.lending.bound_large(settings.max_concurrent_large_ops)
         self.cooling.note_idle(now)  # what is idle may have been so for longer than it is to be now
         changed = [[int(number), value] for number, value in self._settings().items() if value != before[number]]
         for client in self.clients.values() if changed else ():
@@ -468,7 +470,7 @@ class Broker:
         rest = self.inventory.free(holding, now)
         seat = self.seats.taken.get(holding.seat)
         if seat is not None:
-            seat.lose(holding.row, holding.nbytes)
+            seat.lose(holding)
         self.lending.note_freed(now)
         if rest is None:
             return 1
@@ -483,7 +485,7 @@ class Broker:
         self.inventory.quarantine(holding)
         seat = self.seats.taken.get(holding.seat)
         if seat is not None:
-            seat.lose(holding.row, holding.nbytes)
+            seat.lose(holding)
 
     # --- time ----------------------------------------------------------------------------------------------
 

@@ -26,6 +26,8 @@ class Settings:
     magazine_idle: float = 1.0
     #: A warm slot that nobody used for so long is cooled.
     buffer_lifetime: float = 60.0
+    #: How many runs and direct segments may be out at a time, 0 for any number.
+    max_concurrent_large_ops: int = 0
     #: A slot that moves between uids gets new, zeroed pages first.
     scrub: bool = False
     #: Clients sum what they publish and verify what they open.
@@ -44,4 +46,5 @@ class Settings:
             magazine_bytes=new.magazine_bytes,
             magazine_idle=new.magazine_idle,
             buffer_lifetime=new.buffer_lifetime,
+            max_concurrent_large_ops=new.max_concurrent_large_ops,
         )

@@ -130,7 +130,7 @@ class Endings:
             holding = self._broker.inventory.granted.get(row)
             if holding is not None:
                 self._broker.quarantine(holding)
-                seat.lose(row, holding.nbytes)
+                seat.lose(holding)
             if not isinstance(error, InvalidTransition):  # the word has changed since it was looked at
                 raise
         return 1
@@ -151,7 +151,7 @@ class Endings:
             return broker.free(holding, now)
         else:
             broker.quarantine(holding)
-        seat.lose(row, holding.nbytes)
+        seat.lose(holding)
         return 1
 
     def _take_over(self, holding: Holding, now: float) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import TYPE_CHECKING
 
 from shmpool.protocol.header import (
     SEAT_NONCE,
@@ -27,6 +28,9 @@ from ..chores import NEVER
 from ..events import Peer
 from ..outbox import Outbox
 
+if TYPE_CHECKING:
+    from ..memory.inventory import Holding
+
 IN_USE = 1
 
 
@@ -40,8 +44,9 @@ class Seat:
     nonce: int
     connection: int | None = None
     rows: set[int] = field(default_factory=set)
-    #: The memory that they hold, in bytes.
+    #: The memory that they hold, in bytes; how many of them are runs or direct segments.
     nbytes: int = 0
+    large: int = 0
     #: Its client has gone; what it held is being settled.
     is_ending: bool = False
     #: Pids of forked children that still read what it had open.
@@ -51,16 +56,18 @@ class Seat:
     #: When it was asked last to give back what is idle.
     recalled_at: float = float("-inf")
 
-    def gain(self, row: int, nbytes: int) -> None:
+    def gain(self, holding: Holding) -> None:
         """Something was granted."""
-        self.rows.add(row)
-        self.nbytes += nbytes
+        self.rows.add(holding.row)
+        self.nbytes += holding.nbytes
+        self.large += holding.is_large
 
-    def lose(self, row: int, nbytes: int) -> None:
+    def lose(self, holding: Holding) -> None:
         """It is no longer this seat's; nothing happens when it was not."""
-        if row in self.rows:
-            self.rows.remove(row)
-            self.nbytes -= nbytes
+        if holding.row in self.rows:
+            self.rows.remove(holding.row)
+            self.nbytes -= holding.nbytes
+            self.large -= holding.is_large
 
     def is_for(self, peer: Peer, nonce: int) -> bool:
         """Whether a peer with this nonce is the one that had the seat before. Pid and start

@@ -67,6 +67,8 @@ CONSIDERED = 16
 GRANTED_PER_REQUEST = 256
 #: Requests that one connection may have under way.
 MOST_REQUESTS = 1024
+#: More large operations than there can be: they are not bounded.
+UNBOUNDED = 1 << 40
 
 
 @dataclass(slots=True, eq=False)
@@ -108,7 +110,9 @@ class Lending:
         self.creating: dict[int, tuple[Request, Holding]] = {}
         #: Long runs whose followers are being written, by their heads.
         self.building: dict[int, Holding] = {}
-        self.recalls = Recalls(seats, outbox)
+        #: How many runs and direct segments may be out at a time, 0 for any number.
+        self.most_large = 0
+        self.recalls = Recalls(seats, outbox, self._is_of_use)
         self.earmarks = Earmarks(inventory)
         self.clearings = Clearings(inventory, self.earmarks, chores, self._serve_or_wait)
         #: The line is to be looked at.
@@ -136,6 +140,7 @@ class Lending:
         if (
             self.line.is_clear_for(connection)
             and message.chunks <= BUILT_PER_STEP
+            and (tier.kind is TierKind.POOLED or not self.most_large)
             and not self.clearings
             and not self.inventory.scrubber.is_on
         ):
@@ -185,7 +190,9 @@ class Lending:
         # The request's own tier, warm, then cold; only then the larger ones.
         for tier in self._tiers_for[request.tier.index]:
             most = self.earmarks.allow(request, tier, request.nbytes or tier.size * request.chunks)
-            if not most:
+            if tier.kind is not TierKind.POOLED:
+                most = min(most, self._large_left)
+            if most <= 0:
                 continue
             if self.line or tier is not request.tier:
                 most = 1
@@ -276,11 +283,38 @@ class Lending:
         try:
             for holding in holdings:
                 self.inventory.grant(holding, seat.number, seat.peer.uid, now)
-                seat.gain(holding.row, holding.nbytes)
+                seat.gain(holding)
                 rows.append(holding.row)
         finally:
             if rows:  # what stands in the ledger is granted, whatever became of the others
                 self._outbox.send(connection, Grant(number, rows))
+
+    # --- large operations -------------------------------------------------------------------------
+
+    @property
+    def _large_left(self) -> int:
+        """How many more runs and direct segments may be granted. What is on its way counts."""
+        if not self.most_large:
+            return UNBOUNDED
+        warming = {id(one): len(one.holdings) for one in self.warming.values() if one.holdings[0].is_large}
+        under_way = len(self.creating) + len(self.building) + sum(warming.values())
+        return self.most_large - self.inventory.large - under_way
+
+    def _is_bounded(self, request: Request) -> bool:
+        """Whether it waits for another large operation's end, whatever memory there is."""
+        return request.tier.kind is not TierKind.POOLED and self._large_left <= 0
+
+    def _is_of_use(self, seat: Seat) -> bool:
+        """Whether what a seat has idle might serve anybody who waits: not a slot, where they all
+        wait for the end of a large operation."""
+        return bool(seat.large) or not self.line or not all(map(self._is_bounded, self.line.heads()))
+
+    def bound_large(self, most: int) -> None:
+        """Bound the large operations anew. Who has one keeps it."""
+        self.something_freed |= most != self.most_large
+        self.most_large = most
+
+    # --- who waits --------------------------------------------------------------------------------
 
     def _serve_or_wait(self, request: Request, now: float) -> None:
         """Room was made for a request, or could not be."""
@@ -318,6 +352,8 @@ class Lending:
     def _missing(self, request: Request) -> str:
         inventory, tier = self.inventory, request.tier
         slots = inventory.maps[tier.index]
+        if self._is_bounded(request):
+            return f"{self.most_large} large operations (max_concurrent_large_ops) are under way"
         held = f"{format_bytes(inventory.held)} of {format_bytes(inventory.limit)} (memory_limit) are held"
         if request.wanted_bytes > inventory.room + inventory.idle:
             return f"{held}, {format_bytes(inventory.idle)} of them idle" if inventory.idle else held
@@ -497,7 +533,8 @@ class Lending:
         if not self.line:
             return
         self.recalls.tick(now)
-        if self.earmarks.tick(self.line.first(CONSIDERED), now):
+        # Memory is not kept for those whom it would not help.
+        if self.earmarks.tick((one for one in self.line.first(CONSIDERED) if not self._is_bounded(one)), now):
             self.something_freed = True
         if self._next_retry <= now:
             self._next_retry = now + RETRY_EVERY
@@ -515,7 +552,9 @@ class Lending:
             self.earmarks.forget()
         wanted: set[int] = set()
         for request in self.line.heads():
-            if request.failure or request.wanted_bytes > self.inventory.room:
+            if self._is_bounded(request):
+                wanted.update(tier.index for tier in self.tiers if tier.kind is not TierKind.POOLED)
+            elif request.failure or request.wanted_bytes > self.inventory.room:
                 wanted.update(tier.index for tier in self.tiers)
             else:
                 wanted.update(tier.index for tier in self.tiers if tier.index >= request.tier.index)

@@ -8,6 +8,7 @@ publication of its is seen to be done. Whoever was asked is left in peace for `S
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 
 from shmpool.protocol.messages import Recall
@@ -27,8 +28,9 @@ SPACING = 0.005
 class Recalls:
     """Who is asked to give back, and when."""
 
-    def __init__(self, seats: Seats, outbox: Outbox) -> None:
+    def __init__(self, seats: Seats, outbox: Outbox, is_of_use: Callable[[Seat], bool]) -> None:
         self._seats = seats
+        self._is_of_use = is_of_use
         self._outbox = outbox
         #: Seats that the present round has not come to, whoever holds least first.
         self._round: list[int] = []
@@ -59,7 +61,8 @@ class Recalls:
         begins = not self._round and now >= self._next_round
         if begins:
             self._next_round = now + RECALL_EVERY
-            holding = [seat for seat in self._seats.taken.values() if seat.rows and seat.connection is not None]
+            connected = [seat for seat in self._seats.taken.values() if seat.rows and seat.connection is not None]
+            holding = [seat for seat in connected if self._is_of_use(seat)]
             self._round = [seat.number for seat in sorted(holding, key=attrgetter("nbytes"))]
             self._next_turn = now
         if self._round and now >= self._next_turn:

@@ -84,6 +84,11 @@ class Holding:
         return self.direct_bytes or self.tier.size * self.chunks
 
     @property
+    def is_large(self) -> bool:
+        """It is a run or a direct segment: one of the large operations that may be bounded."""
+        return self.tier.kind is not TierKind.POOLED
+
+    @property
     def chunks(self) -> int:
         """How many rows it has."""
         chunks = 0
@@ -115,6 +120,8 @@ class Inventory:
         self.adopted = 0
         self.maps = [SlotMap(tier) for tier in tiers]
         self.granted: dict[int, Holding] = {}
+        #: How many of these are runs or direct segments.
+        self.large = 0
         #: Runs that have ended, and what of them is not nobody's yet.
         self.leaving: dict[Holding, list[Span]] = {}
         #: Rows that are never given out again: a client wrote nonsense, or the generation ran out.
@@ -442,7 +449,16 @@ class Inventory:
         self.rows.move(head, State.IDLE, seat)
         holding.seat, holding.granted_at = seat, now
         self.scrubber.note(holding.spans, uid)
-        self.granted[head] = holding
+        self.hold(holding)
+
+    def hold(self, holding: Holding) -> None:
+        """It is somebody's."""
+        self.granted[holding.row] = holding
+        self.large += holding.is_large
+
+    def _let_go(self, holding: Holding) -> None:
+        if self.granted.pop(holding.row, None) is not None:
+            self.large -= holding.is_large
 
     def free(self, holding: Holding, now: float) -> Iterator[int] | None:
         """End a holding that nobody may use any more: the head first, which commits it. A
@@ -450,7 +466,7 @@ class Inventory:
         to do, if anything is: a run's followers."""
         head = holding.row
         generation = self.rows.move(head, State.FREE)
-        del self.granted[head]
+        self._let_go(holding)
         if holding.tier.kind is TierKind.DIRECT and not (
             holding.orphaned_at is None and self.spares.keep(head, holding.birth, holding.direct_bytes, now)
         ):
@@ -498,7 +514,7 @@ class Inventory:
         """A client left nonsense in its row: never give it out again. Its memory is lost with it,
         but for a direct segment, which has a name of its own: that is unlinked, and counts for as
         long as its seat, whose process has it mapped."""
-        self.granted.pop(holding.row, None)
+        self._let_go(holding)
         if holding.tier.kind is TierKind.DIRECT:
             if holding.seat:
                 self.condemned[holding.seat] += holding.direct_bytes

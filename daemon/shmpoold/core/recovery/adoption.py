@@ -161,7 +161,7 @@ def _holding(broker: Broker, tier: Tier, head: int, members: list[int]) -> Holdi
 def _place(broker: Broker, holding: Holding, word: int, now: float) -> None:
     """Put a holding where its grant word says that it belongs."""
     inventory = broker.inventory
-    inventory.granted[holding.row] = holding
+    inventory.hold(holding)
     holding.granted_at = now
     seat = broker.seats.taken.get(seat_of(word))
     inventory.scrubber.note(holding.spans, seat.peer.uid if seat else UNKNOWN)
@@ -171,13 +171,13 @@ def _place(broker: Broker, holding: Holding, word: int, now: float) -> None:
         return
     if seat is not None and state_of(word) != State.RETURNED:
         holding.seat = seat.number
-        seat.gain(holding.row, holding.nbytes)
+        seat.gain(holding)
         return
     if state_of(word) == State.PUBLISHED and holding.tier.kind is TierKind.DIRECT:
         publisher = broker.seats.taken.get(chunks_of(broker.rows.extent(holding.row)))
         if publisher is not None:
             holding.seat = publisher.number
-            publisher.gain(holding.row, holding.nbytes)
+            publisher.gain(holding)
             broker.custody.accept(holding, now)
             return
     holding.orphaned_at = now

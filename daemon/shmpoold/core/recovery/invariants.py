@@ -91,6 +91,8 @@ def _check_account(broker: Broker) -> None:
     held += inventory.spares.nbytes + broker.lending.clearings.aside
     held += sum(inventory.condemned.values())
     held += sum(_still_cold(broker, warming.holdings) for warming in set(broker.lending.warming.values()))
+    large = sum(holding.is_large for holding in inventory.granted.values())
+    assert large == inventory.large, f"{inventory.large} large operations are counted, {large} are out"
     assert held == inventory.held, f"held is {inventory.held}, the slots say {held}"
     assert held <= max(inventory.limit, inventory.overhead, inventory.adopted), f"held {held} of {inventory.limit}"
 
