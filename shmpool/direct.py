@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from . import layouts
 from .errors import SharedMemoryFull
-from .lease import Lease, LiveLease
+from .lease import EndedLease, Lease, LiveLease
 from .protocol.handle import Handle
 from .protocol.ledger import ONE_GENERATION, STATE_SHIFT, generation_of
 from .protocol.names import direct_name
@@ -129,6 +129,10 @@ class DirectLease(LiveLease):
 
     def publish(self) -> Handle:
         return self.publish_many(1)[0]
+
+    def release(self) -> None:
+        if not self.release_unless_busy():  # its publish was interrupted: the slot is found (`recovery`)
+            self.__class__ = EndedLease  # type: ignore[assignment]
 
     def _drop_view(self, *, is_collected: bool = False) -> bool:
         try:

@@ -22,7 +22,6 @@ from .protocol.handle import Handle, pack_handle
 from .protocol.ledger import (
     CHUNKS_SHIFT,
     EXTENT,
-    FIRST_CELL,
     MAX_TICKETS,
     NBYTES_BITS,
     STATE_SHIFT,
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
 _DONE = CellState.DONE << STATE_SHIFT
-_ONE_TICKET = 1 << TICKETS_SHIFT
 _CELL_SHIFT = NBYTES_BITS
 
 
@@ -168,6 +166,10 @@ class Lease:
         """Give the buffer back unpublished. On a lease that is over it does nothing."""
         raise NotImplementedError
 
+    def _itself(self) -> Self:
+        """For who has a weak proxy of it."""
+        return self
+
     def __enter__(self) -> Self:
         return self
 
@@ -201,16 +203,16 @@ class LiveLease(Lease):
             return self._publish_with_views(1)[0]
         words, word, nbytes = session.words, slot.word, self.nbytes
         granted = slot.base | session.published
-        words[word + EXTENT] = nbytes | _ONE_TICKET | slot.spans[0][1] << CHUNKS_SHIFT
-        words[word + FIRST_CELL] = granted
+        words[word + EXTENT] = slot.extent | nbytes
+        words[slot.first_cell] = granted
         if session.barrier:
             session.barrier()
         words[word] = granted
         self.__class__ = EndedLease  # type: ignore[assignment]
-        slot.last_cell = word + FIRST_CELL
+        slot.last_cell = slot.first_cell
         slot.done = slot.base | _DONE
         slot.magazine.published.append(slot)  # type: ignore[union-attr]
-        return Handle(pack_handle(session.pool_id, granted, slot.row << _CELL_SHIFT + 4 | nbytes))
+        return Handle(pack_handle(session.pool_id, granted, slot.tail | nbytes))
 
     def shorten(self, nbytes: int) -> None:
         if type(nbytes) is not int or not 0 <= nbytes <= self.nbytes:
@@ -262,11 +264,11 @@ class LiveLease(Lease):
         granted = self._granted()
         words[slot.word + EXTENT] = self.nbytes | tickets << TICKETS_SHIFT | slot.first_chunks << CHUNKS_SHIFT
         for cell in range(tickets):
-            words[slot.word + FIRST_CELL + cell] = granted
+            words[slot.first_cell + cell] = granted
         if session.barrier:
             session.barrier()
         words[slot.word] = granted
-        slot.last_cell = slot.word + FIRST_CELL + tickets - 1
+        slot.last_cell = slot.first_cell + tickets - 1
         slot.done = slot.base | _DONE
         self.__class__ = EndedLease  # type: ignore[assignment]
         cells = range(slot.row << 4, (slot.row << 4) + tickets)
@@ -281,25 +283,42 @@ class LiveLease(Lease):
         slot.magazine.published.append(slot)
 
     def release(self) -> None:
-        if not self.release_unless_busy():  # its publish was interrupted: the slot is found (`recovery`)
+        slot = self._slot
+        session = slot.session
+        try:
+            view = self.view
+            del self.view
+        except AttributeError:  # its publish was interrupted: the slot is found (`recovery`)
             self.__class__ = EndedLease  # type: ignore[assignment]
+            return
+        try:
+            view.release()
+        except BufferError:
+            pass  # numpy holds it; the reference count tells below
+        if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[OURS]:
+            self._release_otherwise()
+            return
+        self.__class__ = EndedLease  # type: ignore[assignment]
+        session.keep_or_return(slot)
 
     def release_unless_busy(self, *, is_collected: bool = False) -> bool:
         """Release it, unless a thread is just publishing it and goes on with it: who takes the
         view away has it."""
-        slot = self._slot
-        session = slot.session
         if not self._drop_view(is_collected=is_collected):
             return False
-        if session.is_over or not HERE[OURS]:
+        self._release_otherwise()
+        return True
+
+    def _release_otherwise(self) -> None:
+        slot = self._slot
+        if slot.session.is_over or not HERE[OURS]:
             self.__class__ = EndedLease  # type: ignore[assignment]
-        elif slot.window is None or getrefcount(slot.window) == AT_REST:
+        elif not slot.has_views:
             give_back = self._give_back
             self.__class__ = EndedLease  # type: ignore[assignment]
             give_back()
         else:
             self._release_with_views()
-        return True
 
     def _release_with_views(self) -> None:
         session, give_back = self._slot.session, self._give_back

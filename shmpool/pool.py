@@ -17,7 +17,7 @@ from fcntl import fcntl
 from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
-from weakref import ref
+from weakref import proxy
 
 from . import direct, private
 from .addresses import resolve
@@ -133,12 +133,17 @@ class Pool:
         words = session.words
         if not words[counter] & _SAMPLE_MASK:
             return self._lease_sampled(session, magazine, counter, nbytes, timeout)
-        slot = (magazine.pop() if magazine.ready else magazine.reap()) or session.obtain(magazine, nbytes, timeout)
+        try:
+            slot = magazine.ready.pop() if magazine.ready else magazine.reap()
+        except IndexError:  # another thread took it
+            slot = None
+        if slot is None:
+            slot = session.obtain(magazine, nbytes, timeout)
         words[slot.word] = slot.base | session.leased
         words[counter] += 1
         lease = _new_lease(LiveLease)
         lease._slot = slot
-        slot.lease = ref(lease)
+        slot.lease = proxy(lease)
         lease.nbytes = nbytes
         window = slot.window or session.window_for(slot)
         lease.view = memoryview(window)[:nbytes]
@@ -185,7 +190,7 @@ class Pool:
         session.words[slot.word] = slot.base | session.leased
         lease = DirectLease.__new__(DirectLease)
         lease._slot, lease.nbytes = slot, nbytes
-        slot.lease = ref(lease)
+        slot.lease = proxy(lease)
         session.words[counter] += 1
         category = session.counters + (counter - session.counters - LEASES) % 4
         session.words[category + SAMPLES] += 1
@@ -197,7 +202,7 @@ class Pool:
         session.words[counter] += 1
         lease = _new_lease(LiveLease)
         lease._slot, lease.nbytes = slot, nbytes
-        slot.lease = ref(lease)
+        slot.lease = proxy(lease)
         lease.view = memoryview(session.window_for(slot))[:nbytes]
         return lease
 

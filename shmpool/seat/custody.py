@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, cast
 
 from ..direct import DirectSlot
 from ..errors import InvalidSize
 from ..lease import LiveLease
-from ..protocol.header import WANTED
 from ..protocol.ledger import EXTENT, GENERATION_FIELD, ONE_GENERATION, ROW_WORDS, SEAT_MASK, STATE_SHIFT, nbytes_of
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Return
 from ..protocol.sizing import PAGE_SHIFT, Tier, TierKind, chunk_run, pooled_tier
@@ -201,7 +201,7 @@ class Custody(Mapping):
             return
         self.words[slot.word] = slot.base | self.idle
         slot.magazine.ready.append(slot)
-        if self.header[WANTED + slot.tier.index]:
+        if self.header[slot.wanted]:
             self.is_wanted = True
             self.link.wake()
 
@@ -272,5 +272,9 @@ class Custody(Mapping):
 
     def live_leases(self) -> list[LiveLease]:
         """The leases that are not over."""
-        found = [slot.lease() for slot in self._owned.copy().values() if slot.lease is not None]
-        return [lease for lease in found if isinstance(lease, LiveLease)]
+        found = []
+        for slot in self._owned.copy().values():
+            with suppress(ReferenceError):  # it was collected
+                if slot.lease is not None and isinstance(lease := slot.lease._itself(), LiveLease):
+                    found.append(lease)
+        return found

@@ -13,19 +13,22 @@ from __future__ import annotations
 from collections import deque
 from sys import getrefcount
 from typing import TYPE_CHECKING, Final
-from weakref import ref
 
+from ..protocol.header import WANTED
 from ..protocol.ledger import (
+    CHUNKS_SHIFT,
     FIRST_CELL,
     MAX_GENERATION,
+    NBYTES_BITS,
     ONE_GENERATION,
     ROW_WORDS,
+    TICKETS_SHIFT,
 )
 from ..protocol.sizing import Tier
 from .windows import AT_REST, Window
 
 if TYPE_CHECKING:
-    from ..lease import LiveLease
+    from ..lease import Lease
     from .session import Session
 
 #: Publications looked at in one reap, when none of them is done.
@@ -42,16 +45,19 @@ class Slot:
     """A slot, a run or a direct segment whose custodian is this client.
 
     *base* is its generation in its place in the grant word; *word* the index of its row's
-    first word; *spans* its extents as (first row, chunks); *done* what a finished cell of
+    first word, *first_cell* that of its first cell, *wanted* that of its tier in the header;
+    *spans* its extents as (first row, chunks); *extent* and *tail* what the extent word and a handle
+    of a publication for one reader say besides its length; *done* what a finished cell of
     its last publication says, *last_cell* the index of that publication's last cell.
     """
 
     __slots__ = (
-        "base", "done", "last_cell", "lease", "magazine", "row", "session", "size", "spans", "tier", "window", "word",
+        "base", "done", "extent", "first_cell", "last_cell", "lease", "magazine", "row", "session", "size", "spans",
+        "tail", "tier", "wanted", "window", "word",
     )  # fmt: skip
 
-    #: The lease that has it, or had it last.
-    lease: ref[LiveLease] | None
+    #: The lease that has it, or had it last: a weak proxy, which costs half as much as a `ref`.
+    lease: Lease | None
     window: Window | None
     magazine: Magazine | None
 
@@ -61,6 +67,10 @@ class Slot:
         self.spans = spans
         self.row = spans[0][0]
         self.word = self.row * ROW_WORDS
+        self.first_cell = self.word + FIRST_CELL
+        self.extent = 1 << TICKETS_SHIFT | spans[0][1] << CHUNKS_SHIFT
+        self.tail = self.row << 4 + NBYTES_BITS
+        self.wanted = WANTED + tier.index
         self.size = size
         self.base = base
         self.done = 0
@@ -82,7 +92,7 @@ class Slot:
     def is_done(self, words: memoryview[int]) -> bool:
         """Whether every ticket of its last publication is done."""
         done = self.done
-        return all(words[cell] == done for cell in range(self.word + FIRST_CELL, self.last_cell + 1))
+        return all(words[cell] == done for cell in range(self.first_cell, self.last_cell + 1))
 
 
 class Magazine:
@@ -117,25 +127,29 @@ class Magazine:
         slow reader at the front holds nobody up.
         """
         words, published, ready = self.words, self.published, self.ready
-        found = False
-        for _ in range(min(len(published), scan)):
+        oldest, left = None, len(published)
+        if left > scan:
+            left = scan
+        while left:
+            left -= 1
             try:
                 slot = published.popleft()
             except IndexError:  # another thread took it
                 break
-            if words[slot.last_cell] == slot.done and (slot.last_cell == slot.word + FIRST_CELL or slot.is_done(words)):
+            if words[slot.last_cell] == slot.done and (slot.last_cell == slot.first_cell or slot.is_done(words)):
                 slot.base += ONE_GENERATION
                 if slot.base > LAST_BASE:
                     self.session.give_back([slot])
+                elif oldest is None:
+                    oldest = slot
                 else:
                     ready.appendleft(slot)
-                    found = True
-            elif found:
+            elif oldest is not None:
                 published.appendleft(slot)
                 break
             else:
                 published.append(slot)
-        return self.pop() if found else None
+        return oldest
 
     def pop(self) -> Slot | None:
         """The ready slot that is to be leased next."""

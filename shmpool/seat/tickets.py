@@ -105,9 +105,10 @@ class Record:
     def is_mapped_right(self) -> bool:
         """Whether its window maps the run that the row heads now."""
         words = self.session.words
-        return words[self.word + EXTENT] & SHAPE_MASK & ~MAX_NBYTES == self.shape and all(
-            words[at] == value for at, value in self.links
-        )
+        for at, value in self.links:
+            if words[at] != value:
+                return False
+        return words[self.word + EXTENT] & SHAPE_MASK & ~MAX_NBYTES == self.shape
 
 
 class Ticket:
