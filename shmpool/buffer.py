@@ -109,7 +109,8 @@ class Buffer(Ticket):
         self.__class__ = EndedBuffer
         if not is_leaked:
             deferred.look()
-        elif not to_views:
+        deferred.tell()
+        if is_leaked and not to_views:
             session.words[session.counters + DEFERRED] += 1
             if session.strict and not session.is_at_exit:
                 raise LeakedView(

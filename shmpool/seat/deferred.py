@@ -9,6 +9,7 @@ rarely, and at once when somebody waits for memory.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -61,6 +62,9 @@ class DeferredReleases:
         #: with each when those are gone.
         self._partings: dict[int, tuple[Slot, Callable[[], None]]] = {}
         self._pause = FIRST_PAUSE
+        #: When the helper looked last whether anything is open. Looking more often would have nearly
+        #: every open wake it.
+        self._watched_at = float("-inf")
         #: What the seat's gauge says.
         self._noted = 0
 
@@ -72,7 +76,8 @@ class DeferredReleases:
     # --- adding -------------------------------------------------------------------------------
 
     def add(self, ticket: Ticket) -> None:
-        """A ticket whose buffer was released while a view of it lives."""
+        """A ticket whose buffer was released while a view of it lives, or may live. Who adds looks,
+        and tells what is left."""
         recent = self._recent
         while len(recent) >= RECENT:
             with suppress(KeyError, StopIteration, RuntimeError):  # another thread moves it
@@ -81,17 +86,19 @@ class DeferredReleases:
                 del recent[number]
         ticket._last_fork = None
         recent[next(self._numbers)] = ticket
-        if len(recent) + len(self._old) + len(self._partings) != self._noted:
-            self._note()
-        if self._pause > SOON or not self._session.is_watched:
-            self._hurry()
 
     def add_slot(self, slot: Slot, go_on: Callable[[], None]) -> None:
         """A slot that its writer keeps a view of. Takes no lock that a finalizer could meet."""
         self._partings[next(self._numbers)] = slot, go_on
-        if len(self._recent) + len(self._old) + len(self._partings) != self._noted:
+        self.tell()
+
+    def tell(self) -> None:
+        """Say what waits, and have the helper look soon if anything does. Waking it costs its turn
+        of the interpreter, so not for what was settled at once."""
+        held = len(self._recent) + len(self._old) + len(self._partings)
+        if held != self._noted:
             self._note()
-        if self._pause > SOON or not self._session.is_watched:
+        if held and (self._pause > SOON or not self._session.is_watched):
             self._hurry()
 
     def _note(self) -> None:
@@ -172,6 +179,7 @@ class DeferredReleases:
         if ticket._record.is_looked_through:
             self._session.count(DEFERRED)
         self.add(ticket)  # and looked at right after
+        self.tell()
 
     def _settle(self, ticket: Ticket) -> bool:
         """No view is left here. False while a child may have one."""
@@ -216,9 +224,11 @@ class DeferredReleases:
             return self._pause
         if not session.is_watched:
             return None
-        if self._pause < IDLE_PAUSE:
-            self._pause = IDLE_PAUSE
-            return IDLE_PAUSE
+        self._pause = IDLE_PAUSE
+        now = time.monotonic()
+        if now < self._watched_at + IDLE_PAUSE:  # it was woken for something else, or by that first open
+            return self._watched_at + IDLE_PAUSE - now
+        self._watched_at = now
         # The first open wakes the helper again. One that was under way is found in a moment.
         session.is_watched = self._openings.in_use and not session.is_over
         return IDLE_PAUSE

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import client_workers
 import pytest
 from client_helpers import KIB, MIB, Connect, Start, child, eventually, hear, out
 
+from shmpool.link import link
 from shmpool.link.connection import Connection
 
 
@@ -72,6 +74,28 @@ def test_steady_lease_and_release_sends_the_broker_nothing(start: Start, sent: l
             for _ in range(300):
                 pool.lease(nbytes).release()
             assert sent == []
+
+
+@pytest.mark.parametrize("nbytes", [1000, MIB])
+def test_steady_stream_leaves_the_helper_asleep(start: Start, nbytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time that it is woken it takes its turn of the interpreter from who works."""
+    woken = []
+    signal = link.signal
+    monkeypatch.setattr(link, "signal", lambda descriptor: (woken.append(1), signal(descriptor))[1])
+
+    def cycle() -> None:
+        with pool.lease(nbytes) as lease:
+            handle = lease.publish()
+        pool.open(handle).release()
+
+    with start(memory_limit="64MiB", magazine_idle="1h").connect() as pool:
+        for _ in range(10):
+            cycle()
+        woken.clear()
+        started = time.monotonic()
+        for _ in range(1000):
+            cycle()
+        assert len(woken) <= 50 + 20 * (time.monotonic() - started)
 
 
 def test_refills_double_up_to_the_bound_in_bytes(start: Start, sent: list[Any]) -> None:
