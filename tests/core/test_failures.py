@@ -169,7 +169,7 @@ def test_looks_that_failed_are_taken_up_again(
     slots = client.get(count=8)
     client.give_back(*slots, tell=False)
     fail_once(monkeypatch, Rows, "move", after=2)
-    world.broker.looks._rows.update(slot.row for slot in slots)
+    world.broker.returns.looks._rows.update(slot.row for slot in slots)
     with pytest.raises(Mistake):
         world.tick()
     world.pass_time(1.0)

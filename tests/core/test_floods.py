@@ -60,10 +60,10 @@ def test_a_flood_of_bells_leaves_no_more_to_do_than_there_are_rows(large_world: 
         world.dispatch(Received(attacker.link.number, Bell((rows * 1024)[:1024])))  # type: ignore[union-attr]
         rows = rows[1024:] + rows[:1024]
     broker = world.broker
-    assert len(broker.looks) <= len(rows)
+    assert len(broker.returns.looks) <= len(rows)
     assert len(broker.chores._urgent) <= 1
     world.pass_time(1.0)
-    assert not broker.looks and not broker.chores._urgent
+    assert not broker.returns.looks and not broker.chores._urgent
     world.check()
 
 
@@ -111,7 +111,7 @@ def test_each_row_of_a_long_bell_is_looked_at_once(make_world: type[World]) -> N
         looked_at.append(row)
         return 1
 
-    world.broker.looks._look = look
+    world.broker.returns.looks._look = look
     client.send(Bell([*rows, *rows, *rows][:1024]))
     world.run()
     world.pass_time(1.0)

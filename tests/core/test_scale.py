@@ -15,7 +15,7 @@ from shmpool.protocol.messages import Bell, Query, Refill, Return, Role, Topic
 from shmpool.protocol.sizing import MIB, TierKind
 from shmpoold.core.actions import Action, Close, Cool, ProbeReaders, Send, Unwatch
 from shmpoold.core.chores import STEPS_PER_TURN
-from shmpoold.core.connections.endings import SEARCHED_PER_STEP, SEARCHING
+from shmpoold.core.connections.endings import SEARCHED_PER_STEP, SEARCHING_FOR_FEW
 from shmpoold.core.events import Event, ProcessDied, ReadersGone, Received, Ticked
 from shmpoold.core.settings import Settings
 
@@ -141,7 +141,7 @@ def test_a_death_costs_what_the_dead_held_and_no_turn_more_than_its_share(large_
     assert [action for actions in turns for action in actions if not isinstance(action, Cool)] == [
         Close(link.number), ProbeReaders(seat), Unwatch(seat),
     ]  # fmt: skip
-    searching = SEARCHING * (1 + world.broker.rows.count // SEARCHED_PER_STEP)
+    searching = SEARCHING_FOR_FEW * (1 + world.broker.rows.count // SEARCHED_PER_STEP)
     assert len(turns) <= 8 + (held + searching) // STEPS_PER_TURN
     world.run()
     world.check()

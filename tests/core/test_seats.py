@@ -8,7 +8,7 @@ from shmpool.protocol.codes import Code
 from shmpool.protocol.header import SEAT_STATE, seat_at
 from shmpool.protocol.messages import HELLO_MAGIC, PROTOCOL_VERSION, Bell, Hello, Query, Refill, Role, Topic
 from shmpool.protocol.states import State
-from shmpoold.core.broker import MOST_OPERATORS
+from shmpoold.core.connections.clients import MOST_OPERATORS
 from shmpoold.core.events import Received
 
 
@@ -196,7 +196,7 @@ def test_a_message_before_hello_ends_the_connection(world: World) -> None:
         client.send(message)
         world.run()
         assert [fault.code for fault in client.faults] == [Code.BAD_MESSAGE]
-    assert world.broker.seats.taken == {} and world.broker.clients == {}
+    assert world.broker.seats.taken == {} and not world.broker.clients
 
 
 def test_a_second_hello_ends_the_connection_and_the_seat_stays(world: World) -> None:

@@ -17,8 +17,8 @@ from shmpool.protocol import header
 from shmpool.protocol import messages as m
 from shmpool.protocol.codes import Code
 from shmpool.protocol.sizing import MIB, PAGE, Sizing, make_tiers, rows_of
-from shmpoold.core.broker import format_header
 from shmpoold.core.connections.seats import IN_USE
+from shmpoold.core.header import format_header
 from shmpoold.core.settings import Settings
 
 SIZING = Sizing(PAGE, 2 * PAGE, 4 * PAGE, pooled_sizes=(PAGE,), chunk_sizes=(PAGE,))

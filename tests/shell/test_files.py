@@ -21,7 +21,7 @@ from shmpool.protocol.framing import encode_frame
 from shmpool.protocol.messages import Fault, Hello, Role, encode
 from shmpool.protocol.names import header_name, ledger_name, lock_path, seats_path, tickets_path
 from shmpool.protocol.sizing import MIB, make_tiers
-from shmpoold.core.broker import format_header
+from shmpoold.core.header import format_header
 from shmpoold.core.settings import Settings
 from shmpoold.shell import cleanup
 from shmpoold.shell.segments import Access, PoolIsServed, SegmentStore

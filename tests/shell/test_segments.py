@@ -14,7 +14,7 @@ from shmpool.protocol.header import BROKER_PID, MAGIC, header_bytes, ledger_byte
 from shmpool.protocol.names import direct_name, header_name, ledger_name, pool_prefix, tier_name
 from shmpool.protocol.sizing import KIB, MIB, Sizing, make_tiers, rows_of
 from shmpool.system import memory
-from shmpoold.core.broker import format_header
+from shmpoold.core.header import format_header
 from shmpoold.core.memory.spares import Spare
 from shmpoold.core.settings import Settings
 from shmpoold.shell.segments import Access, DamagedPool, SegmentStore

@@ -34,7 +34,7 @@ from shmpool.protocol.messages import (
 from shmpool.protocol.names import ledger_name, tickets_path
 from shmpool.protocol.states import CellState, State
 from shmpool.system.locks import ByteLocks
-from shmpoold.core.broker import MOST_OPERATORS
+from shmpoold.core.connections.clients import MOST_OPERATORS
 from shmpoold.shell.server import SPARE_CONNECTIONS
 
 StartBroker = Callable[..., BrokerProcess]

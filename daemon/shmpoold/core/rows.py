@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Collection, Iterator, MutableSequence
+from collections.abc import Collection, Iterable, Iterator, MutableSequence
 from typing import Final
 
 from shmpool.protocol.census import snapshot
@@ -33,7 +33,7 @@ from shmpool.protocol.ledger import (
 from shmpool.protocol.states import ALLOWED, CellState, State
 
 _STATES: Final = frozenset(State)
-_TAKEN: Final = re.compile(re.escape(bytes((CellState.TAKEN,))))
+_SET: Final = re.compile(b"\1")
 #: So many seats are searched for one by one.
 FEW_SEATS: Final = 4
 
@@ -115,19 +115,19 @@ class Rows:
 
     def cells_taken_by(self, seats: Collection[int], first: int = 0, end: int = MAX_ROWS) -> Iterator[tuple[int, int]]:
         """(row, cell) of every cell of the rows from *first* to before *end* that says TAKEN by
-        one of these seats.
+        one of these seats, searched for when the first is asked for.
 
-        Seat and state are byte-aligned: for a few seats their bytes are searched together, 7 ms for
-        10^5 rows; for many it is looked whose each TAKEN cell is. A loop over the cells takes 50.
+        Seat and state are byte-aligned. For a few seats their bytes are searched together, 40 us a
+        seat for 1,024 rows; for many they are compared column by column, 0.2 to 0.5 ms, whatever
+        stands in the cells. A loop over those that say TAKEN takes 2.
         """
         raw = snapshot(self.words, first, min(end, self.count))
         if len(seats) <= FEW_SEATS:
-            found = sorted(at for seat in seats for at in _marks(raw, CellState.TAKEN << STATE_SHIFT | seat))
+            found: Iterable[int] = sorted(
+                at for seat in seats for at in _marks(raw, CellState.TAKEN << STATE_SHIFT | seat)
+            )
         else:
-            marks = memoryview(raw).cast("Q")
-            taken = {CellState.TAKEN << STATE_SHIFT | seat for seat in seats}
-            states = raw[STATE_SHIFT // 8 :: 8]
-            found = [one.start() for one in _TAKEN.finditer(states) if marks[one.start()] & ~GENERATION_FIELD in taken]
+            found = _taken_words(raw, seats)
         for at in found:
             row, word = divmod(at, ROW_WORDS)
             if FIRST_CELL <= word < FIRST_CELL + MAX_TICKETS:
@@ -157,3 +157,26 @@ def _marks(raw: bytes, mark: int) -> Iterator[int]:
     """The words that say this state and seat, counted from the first."""
     pattern = re.compile(re.escape(mark.to_bytes(STATE_SHIFT // 8 + 1, "little")))
     return (found.start() // 8 for found in pattern.finditer(raw) if found.start() % 8 == 0)
+
+
+def _taken_words(raw: bytes, seats: Collection[int]) -> Iterator[int]:
+    """The words that say TAKEN by any of these seats, counted from the first. Each column of bytes
+    becomes a number with a 1 for each that fits; of seats whose high bytes agree at once."""
+    taken = _fitting(raw[STATE_SHIFT // 8 :: 8], (CellState.TAKEN,))
+    if not taken:
+        return iter(())
+    lows: dict[int, list[int]] = {}
+    for seat in seats:
+        lows.setdefault(seat >> 8, []).append(seat & 0xFF)
+    low_column, high_column = raw[0::8], raw[1::8]
+    theirs = 0
+    for high, low in lows.items():
+        theirs |= _fitting(high_column, (high,)) & _fitting(low_column, low)
+    return (found.start() for found in _SET.finditer((theirs & taken).to_bytes(len(low_column), "little")))
+
+
+def _fitting(column: bytes, values: Collection[int]) -> int:
+    table = bytearray(256)
+    for value in values:
+        table[value] = 1
+    return int.from_bytes(column.translate(table), "little")

@@ -35,7 +35,8 @@ from ..core.actions import (
     WatchAdopted,
     WatchConnected,
 )
-from ..core.broker import MOST_OPERATORS, Broker
+from ..core.broker import Broker
+from ..core.connections.clients import MOST_OPERATORS
 from ..core.events import (
     Connected,
     Disconnected,

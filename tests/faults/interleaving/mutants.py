@@ -25,8 +25,9 @@ from shmpool.protocol.states import CellState
 from shmpool.seat import tickets
 from shmpool.seat.magazine import Magazine, Slot
 from shmpool.seat.session import Session
-from shmpoold.core.broker import Broker
+from shmpoold.core.connections.clients import Clients
 from shmpoold.core.connections.endings import Endings
+from shmpoold.core.lending.returns import Returns
 from shmpoold.core.objects.custody import Custody
 from shmpoold.core.rows import Rows
 
@@ -173,7 +174,7 @@ def grants_trusted() -> Iterator[None]:
         yield
 
 
-TRUSTING = "    for row in message.rows:\n        if row in granted: self.free(granted[row], now)"
+TRUSTING = "    for row in rows:\n        if row in granted: self.free(granted[row], now)"
 
 MUTANTS: tuple[Mutant, ...] = (
     # The five of the issue.
@@ -188,15 +189,14 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the seat cleared before its rows", "restart x sweep",
         together(
-            rewrite(Broker, "_end_seat", ("self.away.come_back(seat)\n",
-                                          "self.away.come_back(seat)\n    self.seats.clear(seat)\n")),
-            rewrite(Endings, "_clear", ("self._broker.seats.clear(seat)", "pass")),
+            rewrite(Clients, "end", ("self._away.come_back(seat)\n",
+                                     "self._away.come_back(seat)\n    self._seats.clear(seat)\n")),
+            rewrite(Endings, "_clear", ("self._table.clear(seat)", "pass")),
         ),
     ),
     Mutant(
         "a doorbell trusted", "close x reader's bell",
-        rewrite(Broker, "_on_bell",
-                ("    self.looks.begin([row for row in message.rows if row in granted], now)", TRUSTING)),
+        rewrite(Returns, "on_bell", ("    self.looks.begin([row for row in rows if row in granted], now)", TRUSTING)),
     ),
     Mutant("the old socket's replies not discarded", "restart x return", together(old_replies_kept, grants_trusted)),
     # More.
@@ -226,7 +226,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a dead reader's tickets left open", "restart x sweep",
         rewrite(Endings, "_finish_tickets",
-                ("list(rows.cells_taken_by(seats, first, first + SEARCHED_PER_STEP))", "[]")),
+                ("rows.cells_taken_by(seats, first, first + SEARCHED_PER_STEP)", "[]")),
     ),
     Mutant(
         "custody ended with tickets out", "publisher's death x sweep",

@@ -13,8 +13,9 @@ from shmpool.protocol.header import header_bytes, ledger_bytes
 from shmpool.protocol.messages import HELLO_MAGIC, PROTOCOL_VERSION, Grant, Hello, Refill, Role, Welcome, encode
 from shmpool.protocol.sizing import MIB, PAGE, Sizing, Tier, TierKind, rows_of
 from shmpoold.core.actions import Action, Send, Warm, WatchConnected
-from shmpoold.core.broker import Broker, format_header
+from shmpoold.core.broker import Broker
 from shmpoold.core.events import Connected, Event, Peer, Received, Warmed
+from shmpoold.core.header import format_header
 from shmpoold.core.settings import Settings
 
 from .memory import Layout

@@ -9,28 +9,24 @@ broker that dies in the middle leaves a seat whose process is dead: the next one
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from shmpool.protocol.ledger import (
-    generation_of,
-    seat_of,
-    state_of,
-)
+from shmpool.protocol.ledger import generation_of, seat_of, state_of
 from shmpool.protocol.sizing import TierKind
 from shmpool.protocol.states import State
 
 from ..actions import ProbeReaders, Unwatch
-from ..chores import NEVER, Chore
-from ..memory.inventory import Holding
+from ..chores import NEVER, Chore, Chores
+from ..lending.lending import Lending
+from ..lending.returns import Returns
+from ..memory.inventory import Holding, Inventory
+from ..objects.custody import Custody
+from ..outbox import Outbox
 from ..reports.metrics import fold_counters
-from ..rows import InvalidTransition
-from .seats import Seat
+from ..rows import FEW_SEATS, InvalidTransition, Rows
+from .seats import Seat, Seats
 
-if TYPE_CHECKING:
-    from ..broker import Broker
-
-#: Rows of the ledger that are searched in one step, and what that costs, in units.
-SEARCHED_PER_STEP, SEARCHING = 4096, 32
+#: Rows of the ledger that are searched in one step, and what that costs, in units: for many seats,
+#: and for a few. All that is found may be of one step: it is settled row by row.
+SEARCHED_PER_STEP, SEARCHING, SEARCHING_FOR_FEW = 1024, 64, 24
 #: Seconds until a seat that is still read is looked at again, and between looks at the longest.
 FIRST_LOOK, LONGEST_LOOK, GROWTH = 0.005, 0.25, 1.25
 #: Seats looked at in one turn.
@@ -43,8 +39,25 @@ class Endings:
     """The seats that end. Their processes are gone, have let go of their seats or have said
     that they hold nothing: nobody else writes their words any more."""
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+    def __init__(
+        self,
+        rows: Rows,
+        inventory: Inventory,
+        seats: Seats,
+        custody: Custody,
+        returns: Returns,
+        lending: Lending,
+        chores: Chores,
+        outbox: Outbox,
+    ) -> None:
+        self._rows = rows
+        self._inventory = inventory
+        self._table = seats
+        self._custody = custody
+        self._returns = returns
+        self._lending = lending
+        self._chores = chores
+        self._outbox = outbox
         self._seats: list[Seat] = []
         #: Settled but for what they had open, which may still be read; and what nobody reads.
         self.read: dict[int, Seat] = {}
@@ -82,14 +95,14 @@ class Endings:
             return
         for number in list(self.read)[:LOOKED_AT_PER_TURN]:
             self.read[number] = self.read.pop(number)  # to the end of the line
-            self._broker.outbox.add(ProbeReaders(number))
-        self._pause = FIRST_LOOK if self._broker.lending.line else min(GROWTH * self._pause, LONGEST_LOOK)
+            self._outbox.add(ProbeReaders(number))
+        self._pause = FIRST_LOOK if self._lending.line else min(GROWTH * self._pause, LONGEST_LOOK)
         self._next_look = now + self._pause
 
     def _go_on(self, now: float) -> None:
         if (self._seats or self._unread) and not self._is_under_way:
             self._is_under_way = True
-            self._broker.chores.begin(self._run(), now, is_urgent=True)
+            self._chores.begin(self._run(), now, is_urgent=True)
 
     def _run(self) -> Chore:
         """Those who have ended meanwhile are settled together: one search finds the tickets
@@ -118,18 +131,18 @@ class Endings:
 
     def _await_readers(self, seat: Seat) -> None:
         self.read[seat.number] = seat
-        self._broker.outbox.add(ProbeReaders(seat.number))
+        self._outbox.add(ProbeReaders(seat.number))
         self._pause = FIRST_LOOK
-        self._next_look = self._broker.chores.now + FIRST_LOOK
+        self._next_look = self._chores.now + FIRST_LOOK
 
     def _bury_safely(self, seat: Seat, row: int) -> int:
         """A row that cannot be settled is given up: the seat must not stay for ever."""
         try:
             return self._bury(seat, row)
         except Exception as error:
-            holding = self._broker.inventory.granted.get(row)
+            holding = self._inventory.granted.get(row)
             if holding is not None:
-                self._broker.quarantine(holding)
+                self._returns.quarantine(holding)
                 seat.lose(holding)
             if not isinstance(error, InvalidTransition):  # the word has changed since it was looked at
                 raise
@@ -139,43 +152,41 @@ class Endings:
         """Settle one row, if nobody has since the others were; returns what it cost, in units."""
         if row not in seat.rows:
             return 1
-        broker, holding = self._broker, self._broker.inventory.granted[row]
-        word, now = broker.rows.grant(row), broker.chores.now
+        returns, holding = self._returns, self._inventory.granted[row]
+        word, now = self._rows.grant(row), self._chores.now
         state, holder = state_of(word), seat_of(word)
         holding.orphaned_at = now
         if generation_of(word) < holding.birth:
-            broker.quarantine(holding)
+            returns.quarantine(holding)
         elif state == State.PUBLISHED and holder in (0, seat.number):
             self._take_over(holding, now)
         elif state == State.RETURNED or (state in (State.IDLE, State.LEASED) and holder == seat.number):
-            return broker.free(holding, now)
+            return returns.free(holding, now)
         else:
-            broker.quarantine(holding)
+            returns.quarantine(holding)
         seat.lose(holding)
         return 1
 
     def _take_over(self, holding: Holding, now: float) -> None:
-        broker = self._broker
         holding.seat = 0  # the number may soon be another's
-        broker.rows.hand_over(holding.row)
+        self._rows.hand_over(holding.row)
         if holding.tier.kind is TierKind.DIRECT:
-            broker.rows.disown(holding.row)
-        broker.custody.accept(holding, now)
+            self._rows.disown(holding.row)
+        self._custody.accept(holding, now)
 
     def _finish_tickets(self, seats: list[int]) -> Chore:
         """Store DONE in what these seats had open."""
-        rows = self._broker.rows
+        rows = self._rows
         for first in range(0, rows.count, SEARCHED_PER_STEP):
-            cells = list(rows.cells_taken_by(seats, first, first + SEARCHED_PER_STEP))
-            yield SEARCHING
-            for row, cell in cells:
+            yield SEARCHING if len(seats) > FEW_SEATS else SEARCHING_FOR_FEW
+            for row, cell in rows.cells_taken_by(seats, first, first + SEARCHED_PER_STEP):
                 rows.finish_cell(row, cell)
-                yield self._broker.settle(row, self._broker.chores.now)
+                yield self._returns.settle(row, self._chores.now)
 
     def _clear(self, seat: Seat) -> None:
-        self._broker.inventory.drop_spares()  # whoever had a use for them may be this one
-        fold_counters(self._broker.rows, seat.number)
-        self._broker.outbox.add(Unwatch(seat.number))
-        self._broker.inventory.acquit(seat.number)
-        self._broker.lending.note_freed(self._broker.chores.now)
-        self._broker.seats.clear(seat)
+        self._inventory.drop_spares()  # whoever had a use for them may be this one
+        fold_counters(self._rows, seat.number)
+        self._outbox.add(Unwatch(seat.number))
+        self._inventory.acquit(seat.number)
+        self._lending.note_freed(self._chores.now)
+        self._table.clear(seat)

@@ -185,7 +185,7 @@ def _place(broker: Broker, holding: Holding, word: int, now: float) -> None:
         broker.rows.hand_over(holding.row)
         broker.custody.accept(holding, now)
     else:
-        broker.free(holding, now)
+        broker.returns.free(holding, now)
 
 
 def _extend(spans: list[Span], row: int) -> None:
