@@ -47,6 +47,9 @@ class _Forks:
 
     def __init__(self) -> None:
         self.lock: Any = threading.RLock()
+        #: Whose guards it has begun, and whose helpers it has stopped: both are undone, whether the
+        #: session has ended meanwhile or not.
+        self.guarded: set[Session] = set()
         self.stopped: set[Session] = set()
 
 
@@ -58,7 +61,8 @@ def _before() -> None:
     HERE[UNSHARED], HERE[FORKING] = 0, 1  # the lock's last holder may have said otherwise
     for session in sessions.copy():
         if not session.is_over:
-            session.guards.begin(guards.forks_ended)
+            _forks.guarded.add(session)
+            session.guards.begin()
     # A child must find one thread, and nobody in the middle of a message.
     for session in sessions.copy():
         if session.helper.is_running:
@@ -70,9 +74,9 @@ def _after_in_parent() -> None:
     if not _forks.lock._is_owned():
         return  # all is done, and another thread may fork by now
     if HERE[FORKING]:
-        for session in sessions.copy():
-            if not session.is_over:
-                session.guards.end(guards.forks_ended)
+        for session in sessions | _forks.guarded:
+            session.guards.end()
+        _forks.guarded.clear()
         guards.end_fork()
     while _forks.stopped:
         session = next(iter(_forks.stopped))
@@ -107,10 +111,10 @@ def _after_in_child() -> None:
         pool.forget_parent()
     while sessions:
         session = next(iter(sessions))
-        session.guards.forget_all()
         session.abandon()
         sessions.discard(session)
-    _forks.lock, _forks.stopped = threading.RLock(), set()
+    guards.forget_everything()
+    _forks.lock, _forks.guarded, _forks.stopped = threading.RLock(), set(), set()
     guards.end_fork()
     HERE[UNSHARED] = HERE[OURS] = 1
 

@@ -57,7 +57,7 @@ class Seat(Protocol):
 
 class Helper:
     """Runs a seat's thread. *end_if_unused* ends a seat that nothing is left of, and says so.
-    `start` and `stop` belong to one thread at a time."""
+    Of threads that are started at the same time the last goes on."""
 
     def __init__(self, seat: Seat, end_if_unused: Callable[[], bool]) -> None:
         self._seat = seat
@@ -77,8 +77,8 @@ class Helper:
         """Start the thread, if there is none."""
         thread = self.thread
         if thread is None or not thread.is_alive():
-            self.thread = threading.Thread(target=self._run, name="shmpool-helper", daemon=True)
-            self.thread.start()
+            self.thread = thread = threading.Thread(target=self._run, name="shmpool-helper", daemon=True)
+            thread.start()
 
     def stop(self) -> None:
         """Stop the thread and wait until the kernel has forgotten it: a fork must find
@@ -87,9 +87,10 @@ class Helper:
         if thread is None or thread is threading.current_thread():
             return
         self._seat.link.wake()
-        if thread.ident is None:
-            return  # its start was interrupted
-        thread.join()
+        try:
+            thread.join()
+        except RuntimeError:
+            return  # its start was interrupted, or goes on in another thread: it finds that it is not meant
         if thread.native_id == threading.get_native_id():
             return  # under gevent
         gone = time.monotonic() + 0.1

@@ -44,38 +44,37 @@ class Guard:
 
 #: How many forks of this process are over: the number of the one that is under way.
 forks_ended = 0
-#: All guards of this process that may be held.
+#: All guards of this process that may be held, of sessions that are not over.
 _all: Final[set[Guard]] = set()
 
 
 class Guards:
-    """Those of one session. `begin` and `end` are for the forking thread, one at a time."""
+    """Those of one session. `begin` and `end` are for the forking thread, one at a time; a fork is
+    ended wherever it was begun, also if the session is over by then."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._guards: list[Guard] = []
         #: The guard of the fork that is under way.
         self.begun: Guard | None = None
-        #: The last fork of this process that was begun here.
-        self._fork = -1
         #: Something may have been opened. A fork that was under way when the seat was taken did not
         #: see it, so the first open waits for its end.
         self._is_used = False
-        #: The number of the last fork that was begun.
+        #: The number of the last fork of this process that was begun here. Sessions that have a
+        #: seat one after the other do not share a guard.
         self.last = 0
 
     def __bool__(self) -> bool:
         return bool(self._guards)
 
-    def begin(self, fork: int) -> None:
+    def begin(self) -> None:
         """Before a fork of this process: from here on what is released waits for the child. May be
         called again after an exception."""
-        if self._fork != fork:
+        if self.last <= forks_ended:
             if len(self._guards) >= MANY:
                 self.look()
-            if self.begun is not None:
-                self.begun.page = None  # of a fork that is over, too
-            self.begun = self._add(fork)
+            self.begun = Guard(forks_ended + 1)
+            self.last = self.begun.number  # last: it says that this is done
         guard = self.begun
         if guard is None:
             return
@@ -92,11 +91,6 @@ class Guards:
             except (OSError, ShmpoolError) as error:
                 guard.why_not = str(error)
 
-    def _add(self, fork: int) -> Guard:
-        guard = Guard(self.last + 1)
-        self.last, self._fork = guard.number, fork
-        return guard
-
     def use(self) -> None:
         """Something is to be opened. A fork that is under way may not have seen this seat, so this
         waits for its end; not for long: this thread may be the one that forks, in another hook."""
@@ -106,13 +100,17 @@ class Guards:
                 time.sleep(0.0005)
             self._is_used = True
 
-    def end(self, fork: int) -> None:
+    def end(self) -> None:
         """After it, in the parent: the page is the child's alone. May be called again."""
+        if self._session.is_over:
+            self.forget_all()
+            return
         guard = self.begun
-        if self._fork != fork and self._is_used:  # it was not begun: what the child has cannot be seen
-            guard = self._add(fork)
+        if self.last <= forks_ended and self._is_used:  # it was not begun: what the child has cannot be seen
+            guard = Guard(forks_ended + 1)
             _all.add(guard)
             self._guards.append(guard)
+            self.last = guard.number
         if guard is not None:
             guard.page, self.begun = None, None
             if not guard.is_certain:
@@ -123,7 +121,7 @@ class Guards:
         self._session.forks = self.last
 
     def forget_all(self) -> None:
-        """In a forked child: they are the parent's."""
+        """The session is over: nothing of it waits for anybody any more."""
         _all.difference_update(self._guards)
         self._guards.clear()
         self.begun = None
@@ -136,9 +134,6 @@ class Guards:
         """Forget the guards that nobody holds any more."""
         if not self._guards:
             return
-        begun = self.begun
-        if begun is not None and not HERE[FORKING]:  # that fork is over, and did not find this seat
-            begun.page, self.begun = None, None
         session = self._session
         try:
             fd = open_segment(header_name(session.pool_id), writable=False)
@@ -154,6 +149,11 @@ class Guards:
                 with suppress(ValueError):  # another thread looks too
                     self._guards.remove(guard)
                 _all.discard(guard)
+
+
+def forget_everything() -> None:
+    """In a forked child: they are the parent's."""
+    _all.clear()
 
 
 def share_nothing() -> None:

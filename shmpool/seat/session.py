@@ -243,6 +243,7 @@ class Session(Custody):
     def end(self) -> None:
         """The seat is gone. Views stay readable, nothing is stored for them any more."""
         self.is_over, self.is_watched = True, False
+        self.guards.forget_all()
         self.link.dismiss()
 
     @property
@@ -266,6 +267,7 @@ class Session(Custody):
 
     def close_descriptors(self) -> None:
         """Close what this session has open. Twice is fine."""
+        self.guards.forget_all()
         self._returned.clear()
         self.unmap()
         self.link.close()
@@ -273,6 +275,7 @@ class Session(Custody):
     def abandon(self) -> None:
         """In a forked child: forget the seat. The parent's memory is out of reach already."""
         self.is_over, self.is_watched = True, False
+        self.guards.forget_all()
         self.ticket_gate = threading.Lock()  # a thread that is not here may have had it
         for slot in self._owned.values():
             if isinstance(slot, DirectSlot):

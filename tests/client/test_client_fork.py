@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 
 import client_workers
 import numpy as np
@@ -18,6 +20,7 @@ from client_helpers import (
     MIB,
     PATIENCE,
     Connect,
+    Start,
     child,
     eventually,
     hear,
@@ -177,6 +180,86 @@ def test_forks_while_the_pool_works(connect: Connect, forks: int) -> None:
             thread.join()
     assert errors == []
     eventually(lambda: len(pool.stats().clients) == 2)
+
+
+@pytest.mark.parametrize("forks", [20, pytest.param(1000, marks=pytest.mark.long)])
+def test_pools_that_come_and_go_beside_forks_leave_no_seat(
+    start: Start, monkeypatch: pytest.MonkeyPatch, forks: int
+) -> None:
+    broker = start(memory_limit="64MiB", max_clients=200)
+    stop = threading.Event()
+    errors: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: errors.append((what.exc_value, what.object)))
+
+    def cycle(pool: shmpool.Pool) -> None:
+        for nbytes in (600, 50_000, 300_000, 1_200_000):
+            assert read(pool, publish(pool, pattern(nbytes))) == pattern(nbytes)
+
+    def until_stopped(act: Callable[[], object]) -> None:
+        try:
+            while not stop.is_set():
+                act()
+        except BaseException as error:
+            errors.append(error)
+
+    def come_and_go() -> None:
+        pool = broker.connect()
+        cycle(pool)
+        lease = pool.lease(70_000)
+        if next(numbers) % 2:
+            pool.close()
+        del pool, lease
+
+    numbers = itertools.count()
+    with broker.connect() as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: it forks beside threads
+        warnings.simplefilter("ignore", ResourceWarning)  # of pools that are collected unclosed, and of their leases
+        acts = [lambda: cycle(pool), come_and_go, come_and_go, lambda: in_fork(lambda: cycle(pool))]
+        threads = [threading.Thread(target=until_stopped, args=(act,)) for act in acts]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(forks):
+                in_fork(lambda: cycle(pool))
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        gc.collect()
+        assert errors == []
+        eventually(lambda: len(pool.stats().clients) == 1, "the end of every other seat")
+        assert pool.stats().active_buffers == 0
+
+
+def test_pool_that_is_closed_while_its_process_forks_holds_nothing_of_the_next(start: Start) -> None:
+    """A hook that was registered earlier runs between our guard and the fork."""
+    script = """
+import os, sys, time
+closing = []
+os.register_at_fork(before=lambda: closing and closing.pop().close())
+import shmpool
+
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+other = shmpool.connect(sys.argv[1])
+for _ in range(3):
+    closing.append(shmpool.connect(sys.argv[1]))
+    fork()
+    with shmpool.connect(sys.argv[1]) as pool, pool.lease(5000) as lease:
+        buffer = pool.open(lease.publish())
+        fork()
+        buffer.release()
+until = time.monotonic() + 20
+while (len(other.stats().clients), other.stats().active_buffers) != (1, 0) and time.monotonic() < until:
+    time.sleep(0.01)
+print(len(other.stats().clients), other.stats().active_buffers)
+"""
+    done = run_script(script, start().address)
+    assert (done.returncode, done.stdout) == (0, "1 0\n"), done.stderr
 
 
 @pytest.mark.xfail(

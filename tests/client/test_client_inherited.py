@@ -395,7 +395,10 @@ class Interrupter:
         return self._on_event
 
 
-def test_hook_that_is_interrupted_leaves_no_window_unguarded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.long)])
+def test_hook_that_is_interrupted_leaves_no_window_unguarded(
+    start: Start, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # as it happens to what a hook raises
     broker = start(memory_limit="8MiB")
     with broker.connect() as pool:
@@ -413,7 +416,7 @@ def test_hook_that_is_interrupted_leaves_no_window_unguarded(start: Start, monke
             eventually(lambda: pool.stats().active_buffers == 0, f"interrupted at place {n}")
             if not interrupter.is_done:
                 break
-            n += 5
+            n += step
         assert n > 40
     for fd in os.listdir("/proc/self/fd"):  # one may be left that was opened and not yet noted
         with contextlib.suppress(OSError):
