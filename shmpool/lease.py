@@ -1,8 +1,8 @@
 """Leases: the right to write one buffer, until it is published or given back.
 
 A live lease turns into an ended one by its class, so the live one checks nothing and the
-ended one raises. The order in `publish` is the protocol: the view goes, cells and extent
-word are stored, the grant word last.
+ended one raises. The order in `publish` is the protocol: the view goes, the cells are stored (and
+the extent word, where the lease has not done it right already), the grant word last.
 """
 
 from __future__ import annotations
@@ -203,7 +203,6 @@ class LiveLease(Lease):
             return self._publish_with_views(1)[0]
         words, word, nbytes = session.words, slot.word, self.nbytes
         granted = slot.base | session.published
-        words[word + EXTENT] = slot.extent | nbytes
         words[slot.first_cell] = granted
         if session.barrier:
             session.barrier()
@@ -218,7 +217,11 @@ class LiveLease(Lease):
         if type(nbytes) is not int or not 0 <= nbytes <= self.nbytes:
             raise InvalidSize(f"a lease of {self.nbytes} bytes cannot be shortened to {nbytes!r}")
         self._shorten_view(nbytes)
+        slot = self._slot
+        words, at, extent = slot.session.words, slot.word + EXTENT, slot.extent | nbytes
+        # With no call between them nothing comes between: publish takes the extent word as it is.
         self.nbytes = nbytes
+        words[at] = extent
 
     def _shorten_view(self, nbytes: int) -> None:
         whole = self.view

@@ -139,7 +139,9 @@ class Pool:
             slot = None
         if slot is None:
             slot = session.obtain(magazine, nbytes, timeout)
-        words[slot.word] = slot.base | session.leased
+        word = slot.word
+        words[word] = slot.base | session.leased
+        words[word + EXTENT] = slot.extent | nbytes
         words[counter] += 1
         lease = _new_lease(LiveLease)
         lease._slot = slot
@@ -188,6 +190,7 @@ class Pool:
         started = time.perf_counter_ns()
         slot = direct.obtain(session, nbytes, timeout)
         session.words[slot.word] = slot.base | session.leased
+        session.words[slot.word + EXTENT] = slot.extent | nbytes
         lease = DirectLease.__new__(DirectLease)
         lease._slot, lease.nbytes = slot, nbytes
         slot.lease = proxy(lease)
@@ -199,6 +202,7 @@ class Pool:
 
     def _make_lease(self, session: Session, slot: Slot, nbytes: int, counter: int) -> Lease:
         session.words[slot.word] = slot.base | session.leased
+        session.words[slot.word + EXTENT] = slot.extent | nbytes
         session.words[counter] += 1
         lease = _new_lease(LiveLease)
         lease._slot, lease.nbytes = slot, nbytes

@@ -71,7 +71,7 @@ class Kept(NamedTuple):
     state: State
     #: Who leased or published it; 0 when its publisher has gone.
     seat: int
-    #: Memory, and of it what was asked for (known from the publish on), in bytes.
+    #: Memory, and of it what was asked for (of what is idle nothing is), in bytes.
     nbytes: int
     asked: int
     #: Tickets that nobody has opened.
@@ -129,9 +129,11 @@ def read(
                 asked = min(nbytes_of(extent), nbytes)
                 found.append(Kept(row, tier, State.PUBLISHED, seat, nbytes, asked, unread, readers, is_in_custody))
                 continue
-        found.append(
-            Kept(row, tier, State.LEASED if state == _LEASED else State.IDLE, seat, nbytes, nbytes, 0, (), False)
-        )
+        if state == _LEASED:
+            asked = min(nbytes_of(row_words[at + EXTENT]), nbytes)
+            found.append(Kept(row, tier, State.LEASED, seat, nbytes, asked, 0, (), False))
+        else:
+            found.append(Kept(row, tier, State.IDLE, seat, nbytes, 0, 0, (), False))
     return found
 
 

@@ -812,12 +812,15 @@ class Client:
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def lease(self, slot: Slot) -> Slot:
-        """Out of the magazine, to be written; and it is."""
+    def lease(self, slot: Slot, nbytes: int | None = None) -> Slot:
+        """Out of the magazine, to be written; and it is. All of it is asked for, or *nbytes*."""
         world = self.world
         self.ready.remove(slot)
         self.leased.append(slot)
         world.store(slot.row, grant_word(slot.generation, State.LEASED, self.seat))
+        if slot.tier.kind is not TierKind.DIRECT or nbytes is not None:
+            asked = slot.tier.size * len(slot.rows) if nbytes is None else nbytes
+            world.ledger[slot.row * ROW_WORDS + EXTENT] = extent_word(asked, 1, slot.spans[0][1])
         token = next(world._tokens)
         for row in slot.rows:
             assert world.owners.get(row) == self.seat, f"row {row} is leased by seat {self.seat}, not its owner"
