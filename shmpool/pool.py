@@ -14,10 +14,11 @@ import time
 import warnings
 from collections.abc import Collection
 from fcntl import fcntl
+from functools import cache
 from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
-from weakref import proxy
+from weakref import proxy, ref
 
 from . import direct, private
 from .addresses import resolve
@@ -28,7 +29,7 @@ from .lease import Lease, LiveLease
 from .life import closing, forks
 from .link.connection import listens
 from .link.waiting import check_timeout
-from .protocol.figures import LEASES, SAMPLE_EVERY, SAMPLED_NS, SAMPLES
+from .protocol.figures import LEASES, SAMPLE_EVERY
 from .protocol.handle import HANDLE_BYTES, Handle, unpack_handle
 from .protocol.ledger import EXTENT, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, SHAPE_MASK
 from .protocol.sizing import (
@@ -158,9 +159,7 @@ class Pool:
         started = time.perf_counter_ns()
         slot = magazine.take() or session.obtain(magazine, nbytes, timeout)
         lease = self._make_lease(session, slot, nbytes, counter)
-        category = session.counters + (counter - session.counters - LEASES) % 4
-        session.words[category + SAMPLES] += 1
-        session.words[category + SAMPLED_NS] += time.perf_counter_ns() - started
+        session.note_latency((counter - session.counters - LEASES) % 4, time.perf_counter_ns() - started)
         return lease
 
     def _lease_otherwise(self, nbytes: int, strategy: StrategyLike, timeout: float | None) -> Lease:
@@ -195,9 +194,7 @@ class Pool:
         lease._slot, lease.nbytes = slot, nbytes
         slot.lease = proxy(lease)
         session.words[counter] += 1
-        category = session.counters + (counter - session.counters - LEASES) % 4
-        session.words[category + SAMPLES] += 1
-        session.words[category + SAMPLED_NS] += time.perf_counter_ns() - started
+        session.note_latency((counter - session.counters - LEASES) % 4, time.perf_counter_ns() - started)
         return lease
 
     def _make_lease(self, session: Session, slot: Slot, nbytes: int, counter: int) -> Lease:
@@ -420,7 +417,8 @@ class Pool:
             closing.sessions.add(session)
             session.helper.start()
             self.address = session.address
-            self.__class__ = _pool_class(session)
+            session.pool = ref(self)
+            self.fit_class(session)
             self._session = session
             self._name = f"{session.pool_id:016x}"
             self._raise_if_closed()
@@ -431,6 +429,10 @@ class Pool:
                 self._raise_if_closed()
             raise
         return session
+
+    def fit_class(self, session: Session) -> None:
+        """What a session does besides (sums, times) its pool's class does, so that others pay nothing."""
+        self.__class__ = _pool_class(session.has_checksums, session.has_details)
 
     def _raise_if_closed(self) -> None:
         if self._is_closed:
@@ -553,13 +555,21 @@ def _of_listener(address: str | None, timeout: float, strict: bool) -> Pool:
     return Pool(address, timeout=timeout, strict=strict)
 
 
-def _pool_class(session: Session) -> type[Pool]:
-    """Pools with checksums are of a class of their own, so that the others pay nothing."""
-    if not session.has_checksums:
-        return Pool
-    from .checked import CheckedPool
+@cache
+def _pool_class(has_checksums: bool, has_details: bool) -> type[Pool]:
+    """The class of a pool with these properties."""
+    bases: list[type[Pool]] = []
+    if has_checksums:
+        from .checked import CheckedPool
 
-    return CheckedPool
+        bases.append(CheckedPool)
+    if has_details:
+        from .detailed import DetailedPool
+
+        bases.append(DetailedPool)
+    if len(bases) < 2:
+        return bases[0] if bases else Pool
+    return type("Pool", tuple(bases), {})
 
 
 #: Pools that came as an argument, by address and strictness: nobody else keeps them for the next.

@@ -39,6 +39,8 @@ class Settings(TypedDict, total=False):
     max_concurrent_large_ops: int
     scrub: bool
     checksums: bool
+    detailed_metrics: bool
+    leak_age: Duration
     on_stop: Literal["remove", "keep"]
     allow_uids: Sequence[int | str]
     allow_gids: Sequence[int | str]

@@ -1,4 +1,5 @@
-"""The broker's figures, typed: what `Pool.stats` and ``shmpool stats --json`` share.
+"""The broker's figures, typed: what `Pool.stats` and ``shmpool stats --json`` share, under the
+names that `protocol.metrics` declares.
 
 Asked over a connection of its own, as an operator: it takes no seat and maps nothing.
 """
@@ -68,7 +69,9 @@ class Stats:
     given back; a hit is a lease without a broker round trip (direct counts as neither);
     *active_buffers* are leases and publications not yet given back. Memory is in bytes:
     *held* is never above *limit* and includes the ledger (*overhead*); *memory_efficiency* is
-    bytes asked for / bytes held, of the active buffers. *average_latency_ns* is sampled.
+    bytes asked for / bytes held, of the active buffers. Latencies are of one lease in 64, with the
+    setting ``detailed_metrics`` of each; those of a histogram by buckets that end at
+    `protocol.figures.BUCKET_ENDS_NS`, of which the quantiles are made.
     *deferred_releases* counts the releases that waited for a view to die, *held_by_views* those
     that wait now."""
 
@@ -84,11 +87,16 @@ class Stats:
     lease_timeouts: int
     operations: dict[str, int]
     strategies: dict[str, int]
+    operations_by_strategy: dict[str, dict[str, int]]
     average_latency_ns: dict[str, int]
+    p50_latency_ns: dict[str, int]
+    p99_latency_ns: dict[str, int]
+    latency_histogram: dict[str, dict[str, Any]]
     memory_efficiency: float
     memory: dict[str, Any]
     tiers: list[TierStats]
     clients: list[ClientStats]
+    leaks: dict[str, int]
     alerts: list[str]
 
     @classmethod

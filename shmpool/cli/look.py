@@ -62,6 +62,12 @@ def number(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def microseconds(nanoseconds: float) -> str:
+    """``0.85 us``, ``12.3 us``, ``4,500 us``: one unit, so that a column can be compared."""
+    value = nanoseconds / 1000
+    return f"{value:,.0f} us" if value >= 100 else f"{value:.3g} us"
+
+
 def duration(seconds: float) -> str:
     """``850 ns``, ``12.3 us``, ``4.5 s``, ``3 min``."""
     for unit, size in (("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3), ("s", 1.0)):

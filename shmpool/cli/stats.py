@@ -14,7 +14,7 @@ from rich.text import Text
 from ..addresses import resolve
 from ..protocol.sizing import format_bytes
 from ..stats import Stats, query
-from .look import console, duration, name, number, printable, socket_option, table
+from .look import console, microseconds, name, number, printable, socket_option, table
 
 
 @click.command("stats")
@@ -62,26 +62,33 @@ def render(stats: Stats) -> RenderableType:
 def _head(stats: Stats) -> Text:
     memory = stats.memory
     slot_gets = stats.pool_hits + stats.pool_misses
-    rate = f" of {number(slot_gets)} ({stats.pool_hits / slot_gets:.1%})" if slot_gets else ""
+    rate = f" ({stats.pool_hits / slot_gets:.1%})" if slot_gets else ""
     return Text.assemble(
         ("pool ", "bold"),
         f"{stats.pool_id}, epoch {stats.epoch}\n",
         ("memory ", "bold"),
-        f"{format_bytes(memory['held'])} held of {format_bytes(memory['limit'])}",
-        f" ({stats.memory_efficiency:.0%} of what is in use is payload)\n",
+        f"{format_bytes(memory['held'])} held of {format_bytes(memory['limit'])};",
+        f" of what is in use {stats.memory_efficiency:.0%} was asked for\n",
         ("buffers ", "bold"),
         f"{number(stats.total_gets)} gets, {number(stats.total_puts)} puts, {number(stats.active_buffers)} active",
         f", {number(stats.held_by_views)} of them held by views\n" if stats.held_by_views else "\n",
         ("hits ", "bold"),
-        f"{number(stats.pool_hits)}{rate} leases needed no round trip to the broker\n",
+        f"{number(stats.pool_hits)}{rate}, ",
+        ("misses ", "bold"),
+        f"{number(stats.pool_misses)}: leases that needed no round trip to the broker, and that did\n",
     )
 
 
 def _operations(stats: Stats) -> RenderableType:
-    shown = table("Leases", "category", "leases>", "average>")
+    shown = table("Leases, and how long they took", "category", "leases>", "average>", "p50>", "p99>")
     for category, count in stats.operations.items():
-        latency = stats.average_latency_ns.get(category, 0)
-        shown.add_row(category.replace("_", " "), number(count), duration(latency / 1e9) if latency else "-")
+        timed = sum(stats.latency_histogram[category]["counts"])
+        latencies = (stats.average_latency_ns, stats.p50_latency_ns, stats.p99_latency_ns)
+        shown.add_row(
+            category.replace("_", " "),
+            number(count),
+            *(microseconds(latency[category]) if timed else "-" for latency in latencies),
+        )
     by_strategy = ", ".join(f"{name} {number(count)}" for name, count in stats.strategies.items())
     return Group(shown, Text(f"by strategy: {by_strategy}\n"))
 

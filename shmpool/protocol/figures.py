@@ -1,18 +1,20 @@
-"""The figures of the stats, declared once: the counters that each seat writes.
+"""The counters that each seat writes: what of its block means what.
 
-A seat's block of counters lies behind the ledger's rows. Only the seat's own process
-writes it, one store for each change; the broker sums the blocks, and folds a seat's block
-into its own when the seat ends. `shmpool.stats` gives them their public names.
+A seat's block lies behind the ledger's rows. Only the seat's own process writes it, one store
+for each change; the broker sums the blocks, and folds a seat's block into its own when the seat
+ends. What is told of them, under which names: `metrics`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-#: A seat's whole block: behind the counters there is room for histograms (docs/protocol.md).
+#: A seat's whole block.
 COUNTER_WORDS: Final = 128
-#: What of it counts today; the rest is 0.
-USED_COUNTERS: Final = 24
+
+STRATEGIES: Final = ("pooled", "chunked", "direct")
+CATEGORIES: Final = ("small", "medium", "large", "very_large")
 
 #: Leases by strategy and category: ``LEASES + 4 * strategy + category``.
 LEASES: Final = 0
@@ -24,15 +26,35 @@ DEFERRED: Final = 13
 TIMEOUTS: Final = 14
 #: A gauge, no counter: what is released or published, and waits for a view to die. It ends with its seat.
 HELD_BY_VIEWS: Final = 15
-#: Sampled lease latencies by category: how many, and their sum in nanoseconds.
-SAMPLES: Final = 16
-SAMPLED_NS: Final = 20
+#: What was timed of leases, by category: ``LATENCIES + LATENCY_WORDS * category`` has the sum in
+#: nanoseconds, the words behind it, one for each bucket, how many leases took how long.
+LATENCIES: Final = 16
+#: Bucket n has the latencies from 2^(7 + n) to 2^(8 + n) ns, the first all that are shorter, the
+#: last all that are longer (from 4.3 s on).
+BUCKETS: Final = 26
+LATENCY_WORDS: Final = 1 + BUCKETS
+#: From a category's sum to the word of a latency's bucket, by the latency's bits.
+TO_BUCKET: Final = tuple(1 + min(max(bits - 8, 0), BUCKETS - 1) for bits in range(65))
+#: Where each but the last ends, in nanoseconds.
+BUCKET_ENDS_NS: Final = tuple(1 << 8 + bucket for bucket in range(BUCKETS - 1))
+#: What of a block counts today; the rest is 0.
+USED_COUNTERS: Final = LATENCIES + LATENCY_WORDS * len(CATEGORIES)
 
-STRATEGIES: Final = ("pooled", "chunked", "direct")
-CATEGORIES: Final = ("small", "medium", "large", "very_large")
-
-#: One lease in so many is timed.
+#: One lease in so many is timed; with `detailed_metrics` each is.
 SAMPLE_EVERY: Final = 64
 
 assert LEASES + len(STRATEGIES) * len(CATEGORIES) <= MISSES
-assert SAMPLED_NS + len(CATEGORIES) == USED_COUNTERS < COUNTER_WORDS
+assert USED_COUNTERS < COUNTER_WORDS
+
+
+def quantile(counts: Sequence[int], share: float) -> int:
+    """The latency, in nanoseconds, that a *share* (0 to 1) of those in a histogram do not pass: as
+    if they were spread evenly over their bucket. 0 without any; of the last bucket, its beginning."""
+    before, wanted = 0, share * sum(counts)
+    for bucket, count in enumerate(counts):
+        if count and before + count >= wanted:
+            low = BUCKET_ENDS_NS[bucket - 1] if bucket else 0
+            high = BUCKET_ENDS_NS[bucket] if bucket < len(BUCKET_ENDS_NS) else low
+            return round(low + (high - low) * (wanted - before) / count)
+        before += count
+    return 0

@@ -60,6 +60,8 @@ class Setting(IntEnum):
     IS_CHUNKING = 9
     #: What a stream of unknown size leases first.
     DEFAULT_BUFFER_SIZE = 10
+    #: 1: every lease is timed.
+    DETAILED_METRICS = 11
 
 
 class Topic(IntEnum):

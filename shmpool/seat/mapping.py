@@ -146,6 +146,8 @@ class Mapping:
                 self.magazine_idle = value / 1000
             elif number == Setting.DEFAULT_BUFFER_SIZE:
                 self.default_buffer_size = value
+            elif number == Setting.DETAILED_METRICS:
+                self.has_details = bool(value)
 
     def _sit_down(self, nonce: int) -> None:
         """Take the seat's byte lock, and see that the seat is still ours. Raises SeatTaken: the

@@ -13,6 +13,8 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
+from weakref import ref
 
 from .. import hints
 from ..direct import DirectSlot
@@ -49,6 +51,9 @@ from .magazine import Magazine, Slot
 from .mapping import SeatTaken
 from .openings import Openings
 
+if TYPE_CHECKING:
+    from ..pool import Pool
+
 
 class Session(Custody):
     """One seat. Thread-safe; over after a fork (`is_over`), in the child only."""
@@ -68,6 +73,8 @@ class Session(Custody):
         self.is_at_exit = False
         #: A release saw the wanted flag.
         self.is_wanted = False
+        #: Whose session it is: its class follows some settings.
+        self.pool: ref[Pool] | None = None
         self.warned_of_views = False
         self.openings = Openings(self)
         #: Its table, for `Pool.open`.
@@ -134,6 +141,7 @@ class Session(Custody):
             connection.close()
             self.end()
             return True
+        self.apply(welcome.settings)
         self._adopt_unknown()
         self.link.attach(connection)
         self.is_wanted = 1 in [self.header[WANTED + tier.index] for tier in self.tiers]  # recalls that we missed
@@ -142,6 +150,11 @@ class Session(Custody):
     def broker_pid(self) -> int:
         """The broker's process, as it sees itself."""
         return self.header[BROKER_PID]
+
+    def apply(self, settings: list[list[int]]) -> None:
+        super().apply(settings)
+        if self.pool is not None and (pool := self.pool()) is not None:
+            pool.fit_class(self)
 
     # --- getting slots ----------------------------------------------------------------------------
 
@@ -154,12 +167,13 @@ class Session(Custody):
             slot = magazine.take()
         if slot is not None:
             return slot
-        self.count(figures.MISSES)
         queue = timeout != 0
         if not queue:
             self.prefetch.give_up()  # nobody will be recalled for this request, so neither are we
         message = Refill(self.link.next_number(), magazine.tier.index, magazine.chunks, magazine.grow(), queue)
-        return self._ask(Request(message, magazine), nbytes, timeout)
+        slot = self._ask(Request(message, magazine), nbytes, timeout)
+        self.count(figures.MISSES)  # now: one that is refused is no lease, so neither a hit nor a miss
+        return slot
 
     def obtain_direct(self, nbytes: int, timeout: float | None) -> Slot:
         """A direct segment's row, granted by the broker, maybe ahead."""
@@ -287,6 +301,12 @@ class Session(Custody):
     def count(self, figure: int) -> None:
         """Add one to a counter of this seat."""
         self.words[self.counters + figure] += 1
+
+    def note_latency(self, category: int, nanoseconds: int) -> None:
+        """A lease of a category was timed."""
+        timed = self.counters + figures.LATENCIES + figures.LATENCY_WORDS * category
+        self.words[timed] += nanoseconds
+        self.words[timed + figures.TO_BUCKET[nanoseconds.bit_length()]] += 1
 
     def warn_of_view(self) -> None:
         """Once: a writer kept a view of what it published."""

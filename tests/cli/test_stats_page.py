@@ -1,15 +1,19 @@
-"""docs/stats.md names the fields that the commands print, and no others."""
+"""One declaration of the figures: what the commands print, what `Stats` has and what docs/stats.md
+says are its names, and no others."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from cli_helpers import shmpool_command
 
 import shmpool
+from shmpool.protocol import metrics
+from shmpool.stats import ClientStats, Stats, TierStats
 
 PAGE = (Path(__file__).parents[2] / "docs" / "stats.md").read_text()
 
@@ -31,8 +35,37 @@ def test_the_page_and_the_fields_agree(broker: shmpool.Broker, pool: shmpool.Poo
         stats = printed("stats", "--json", "--socket", broker.address)
         leases = printed("leases", "--json", "--socket", broker.address)
         buffers = printed("leases", "--json", "--each", "--socket", broker.address)
-    fields = [stats, stats["tiers"][0], stats["clients"][0], leases["leases"][0], buffers["leases"][0]]
-    assert documented() == [set(found) for found in fields]
-    for name in (*stats["memory"], *stats["memory"]["by_state"], *stats["operations"], *stats["strategies"]):
-        assert f"`{name}`" in PAGE
+    told = [stats, stats["memory"], stats["tiers"][0], stats["clients"][0], leases["leases"][0], buffers["leases"][0]]
+    assert documented() == [set(found) for found in told]
     assert set(leases) == set(buffers) == {"total", "shown", "leases"}
+
+
+def test_the_tables_are_made_from_the_declaration() -> None:
+    for figures in (metrics.STATS, metrics.MEMORY, metrics.TIERS, metrics.CLIENTS):
+        assert metrics.table(figures) in PAGE
+    for names in metrics.KEYS.values():
+        assert all(f"`{name}`" in PAGE for name in names)
+
+
+def test_what_is_told_is_what_is_declared_in_its_order(broker: shmpool.Broker, pool: shmpool.Pool) -> None:
+    with pool.lease(100):
+        stats = printed("stats", "--json", "--socket", broker.address)
+    for figures, cls, found in (
+        (metrics.STATS, Stats, stats),
+        (metrics.MEMORY, None, stats["memory"]),
+        (metrics.TIERS, TierStats, stats["tiers"][0]),
+        (metrics.CLIENTS, ClientStats, stats["clients"][0]),
+    ):
+        names = [figure.name for figure in figures]
+        assert list(found) == names
+        assert cls is None or [field.name for field in fields(cls)] == names
+        for figure in figures:
+            assert_has_keys(found[figure.name], figure.by)
+
+
+def assert_has_keys(value: Any, by: tuple[str, ...]) -> None:
+    """A figure by something is told for each of what that can be."""
+    if by:
+        assert tuple(value) == metrics.KEYS[by[0]]
+        for inner in value.values():
+            assert_has_keys(inner, by[1:])

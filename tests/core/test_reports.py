@@ -7,7 +7,7 @@ from typing import Any
 
 from harness import CHUNKS, DIRECT, MEDIUM, SMALL, World, small_settings
 
-from shmpool.protocol.figures import DEFERRED, HELD_BY_VIEWS, LEASES, MISSES, SAMPLED_NS, SAMPLES, TIMEOUTS
+from shmpool.protocol.figures import DEFERRED, HELD_BY_VIEWS, LATENCIES, LEASES, MISSES, TIMEOUTS, TO_BUCKET
 from shmpool.protocol.header import counters_at
 from shmpool.protocol.messages import MAX_BLOB, Query, Role, Topic
 from shmpool.protocol.sizing import KIB
@@ -84,7 +84,7 @@ def test_counters_are_summed_over_the_living_and_the_gone(world: World) -> None:
         at = counters_at(world.broker.rows.count, client.seat)
         for word, value in (
             (pooled_small, 10), (chunked_large, 5), (direct_huge, 1), (MISSES, 3), (DEFERRED, 3), (HELD_BY_VIEWS, 2),
-            (TIMEOUTS, 1), (SAMPLES, 4), (SAMPLED_NS, 1000),
+            (TIMEOUTS, 1), (LATENCIES, 2800), (LATENCIES + TO_BUCKET[10], 4),
         ):  # fmt: skip
             world.ledger[at + word] = value
     one.die()
@@ -97,7 +97,9 @@ def test_counters_are_summed_over_the_living_and_the_gone(world: World) -> None:
     assert (stats["deferred_releases"], stats["lease_timeouts"]) == (6, 2)
     # The views of the one that is gone are gone with it.
     assert stats["held_by_views"] == stats["clients"][0]["held_by_views"] == 2
-    assert stats["average_latency_ns"]["small"] == 250
+    assert stats["average_latency_ns"]["small"] == 700
+    assert 512 < stats["p50_latency_ns"]["small"] < stats["p99_latency_ns"]["small"] < 1024
+    assert stats["latency_histogram"]["small"] == {"counts": [0, 0, 8, *[0] * 23], "sum_ns": 5600}
 
 
 def test_each_client_is_told_with_what_it_holds(world: World) -> None:

@@ -191,6 +191,16 @@ class Config(BaseModel):
         default=False,
         description="Clients sum what they publish and verify what they open (12 readers at most).",
     )
+    detailed_metrics: Annotated[bool, Scope.RELOAD] = Field(
+        default=False,
+        description="Clients time every lease, not one in 64. Costs each under 5 % of its way.",
+    )
+    leak_age: Annotated[Seconds, Scope.RELOAD] = Field(
+        default=300.0,
+        gt=0,
+        le=365 * _DAY,
+        description="What is leased, unread, or kept by a view after its end for so long is told as a leak.",
+    )
     on_stop: Annotated[Literal["remove", "keep"], Scope.RELOAD] = Field(
         default="remove",
         description='What an orderly stop does with the pool: "remove", or "keep" for the next broker.',
@@ -298,6 +308,8 @@ def to_settings(config: Config, tickets_file: tuple[int, int], seats_file: tuple
         max_concurrent_large_ops=config.max_concurrent_large_ops,
         scrub=config.scrub,
         checksums=config.checksums,
+        detailed_metrics=config.detailed_metrics,
+        leak_age=config.leak_age,
         tickets_file=tickets_file,
         seats_file=seats_file,
     )

@@ -32,6 +32,10 @@ class Settings:
     scrub: bool = False
     #: Clients sum what they publish and verify what they open.
     checksums: bool = False
+    #: Clients time every lease.
+    detailed_metrics: bool = False
+    #: What is leased, or unread, or looked through after its end, for so long is said to be leaked.
+    leak_age: float = 300.0
     #: Device and inode of the files with the tickets' and the seats' byte locks.
     tickets_file: tuple[int, int] = (0, 0)
     seats_file: tuple[int, int] = (0, 0)
@@ -47,4 +51,6 @@ class Settings:
             magazine_idle=new.magazine_idle,
             buffer_lifetime=new.buffer_lifetime,
             max_concurrent_large_ops=new.max_concurrent_large_ops,
+            detailed_metrics=new.detailed_metrics,
+            leak_age=new.leak_age,
         )

@@ -76,5 +76,6 @@ class Terms:
             Setting.IS_POOLING: int(sizing.is_pooling),
             Setting.IS_CHUNKING: int(sizing.large_object_strategy is Strategy.CHUNKED),
             Setting.DEFAULT_BUFFER_SIZE: settings.default_buffer_size,
+            Setting.DETAILED_METRICS: int(settings.detailed_metrics),
             **self._more(),
         }

@@ -56,6 +56,7 @@ class Reports:
         self._pool = {"pool_id": f"{pool_id:016x}", "epoch": epoch}
         self._ledger = Ledger(rows, inventory, lambda: chores.now)
         self._keeper = Keeper(self._ledger, inventory, seats.taken)
+        self._steady = metrics.Steady()
         self._interval = SOON
         #: None: soon after the first grant.
         self._next_look: float | None = None
@@ -139,7 +140,7 @@ class Reports:
     def _stats(self) -> Report:
         """All figures, under the names of `shmpool.Stats`."""
         census, processes = yield from self._take_census()
-        figures = yield from metrics.count(self._rows, self._seats, census)
+        figures = yield from metrics.count(self._rows, self._seats, census, self._steady)
         yield metrics.FIGURES
         found = yield from alerts.alerts(self._inventory, self._seats, self._line, processes)
         tiers = [metrics.tier(self._inventory, tier, census) for tier in self._inventory.tiers]
@@ -148,5 +149,6 @@ class Reports:
             **figures,
             "memory": metrics.memory(self._inventory, census),
             "tiers": tiers,
+            "leaks": {"leased": 0, "unread": 0, "view": 0, "quarantined": len(self._inventory.quarantined)},
             "alerts": found,
         }

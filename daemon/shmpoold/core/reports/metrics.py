@@ -10,13 +10,14 @@ from shmpool.protocol.figures import (
     CATEGORIES,
     DEFERRED,
     HELD_BY_VIEWS,
+    LATENCIES,
+    LATENCY_WORDS,
     LEASES,
     MISSES,
-    SAMPLED_NS,
-    SAMPLES,
     STRATEGIES,
     TIMEOUTS,
     USED_COUNTERS,
+    quantile,
 )
 from shmpool.protocol.header import counters_at
 from shmpool.protocol.messages import U64
@@ -28,7 +29,7 @@ from ..memory.inventory import Inventory
 from ..rows import Rows
 
 #: What the figures besides the census cost; what a client's counters and its line do; in units.
-FIGURES, CLIENT = 32, 6
+FIGURES, CLIENT = 32, 10
 _NOTHING = Tally()
 
 
@@ -37,12 +38,26 @@ def fold_counters(rows: Rows, seat: int) -> None:
     with it."""
     source, target = counters_at(rows.count, seat), counters_at(rows.count, 0)
     rows.words[source + HELD_BY_VIEWS] = 0
-    for word in range(USED_COUNTERS):
-        rows.words[target + word] = (rows.words[target + word] + rows.words[source + word]) & U64
-        rows.words[source + word] = 0
+    for word, counted in enumerate(_block(rows, seat)):
+        if counted:
+            rows.words[target + word] = (rows.words[target + word] + counted) & U64
+            rows.words[source + word] = 0
 
 
-def count(rows: Rows, seats: Seats, census: Census) -> Generator[int, None, dict[str, Any]]:
+class Steady:
+    """Counters that are told as the difference of two, which are not of the same moment: what was
+    told once is never taken back."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, int] = {}
+
+    def at_least(self, name: str, value: int) -> int:
+        """*value*, or what was told before if that is more."""
+        self._told[name] = told = max(self._told.get(name, 0), value)
+        return told
+
+
+def count(rows: Rows, seats: Seats, census: Census, steady: Steady) -> Generator[int, None, dict[str, Any]]:
     """A chore: what was counted since the pool was made, and the clients with what they hold."""
     totals = _block(rows, 0)
     clients = []
@@ -52,7 +67,7 @@ def count(rows: Rows, seats: Seats, census: Census) -> Generator[int, None, dict
             totals = list(map(int.__add__, totals, block))
             clients.append(_client(seat, block, census))
         yield CLIENT
-    return {"clients": clients, **_counters(totals, census)}
+    return {"clients": clients, **_counters(totals, census, steady)}
 
 
 def _block(rows: Rows, seat: int) -> list[int]:
@@ -60,29 +75,39 @@ def _block(rows: Rows, seat: int) -> list[int]:
     return list(rows.words[at : at + USED_COUNTERS])
 
 
-def _counters(totals: list[int], census: Census) -> dict[str, Any]:
-    by_strategy = {
-        strategy: sum(totals[LEASES + 4 * index : LEASES + 4 * index + 4]) for index, strategy in enumerate(STRATEGIES)
+def _counters(totals: list[int], census: Census, steady: Steady) -> dict[str, Any]:
+    operations = {
+        strategy: dict(zip(CATEGORIES, totals[LEASES + 4 * index :], strict=False))
+        for index, strategy in enumerate(STRATEGIES)
     }
-    gets, misses = sum(by_strategy.values()), totals[MISSES]
+    strategies = {strategy: sum(of.values()) for strategy, of in operations.items()}
+    gets, misses = sum(strategies.values()), totals[MISSES]
     return {
         "total_gets": gets,
-        "total_puts": max(0, gets - census.active),
-        "pool_hits": max(0, by_strategy["pooled"] + by_strategy["chunked"] - misses),
+        "total_puts": steady.at_least("total_puts", gets - census.active),
+        "pool_hits": steady.at_least("pool_hits", strategies["pooled"] + strategies["chunked"] - misses),
         "pool_misses": misses,
         "active_buffers": census.active,
         "deferred_releases": totals[DEFERRED],
         "held_by_views": totals[HELD_BY_VIEWS],
         "lease_timeouts": totals[TIMEOUTS],
-        "operations": {
-            name: sum(totals[LEASES + index + 4 * s] for s in range(3)) for index, name in enumerate(CATEGORIES)
-        },
-        "strategies": by_strategy,
-        "average_latency_ns": {
-            name: totals[SAMPLED_NS + index] // totals[SAMPLES + index] if totals[SAMPLES + index] else 0
-            for index, name in enumerate(CATEGORIES)
-        },
+        "operations": {name: sum(of[name] for of in operations.values()) for name in CATEGORIES},
+        "strategies": strategies,
+        "operations_by_strategy": operations,
+        **_latencies(totals),
         "memory_efficiency": census.payload / census.active_bytes if census.active_bytes else 1.0,
+    }
+
+
+def _latencies(totals: list[int]) -> dict[str, Any]:
+    sums, counts = {}, {}
+    for index, name in enumerate(CATEGORIES):
+        sums[name], *counts[name] = totals[LATENCIES + LATENCY_WORDS * index :][:LATENCY_WORDS]
+    return {
+        "average_latency_ns": {name: sums[name] // max(1, sum(counts[name])) for name in CATEGORIES},
+        "p50_latency_ns": {name: quantile(counts[name], 0.50) for name in CATEGORIES},
+        "p99_latency_ns": {name: quantile(counts[name], 0.99) for name in CATEGORIES},
+        "latency_histogram": {name: {"counts": counts[name], "sum_ns": sums[name]} for name in CATEGORIES},
     }
 
 
