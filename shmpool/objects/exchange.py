@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
+from .. import private
+from ..buffer import LiveBuffer
 from . import layout
 from .decoding import decode
 from .encoding import PicklerClass, encode
@@ -38,9 +40,12 @@ def get(
         view = buffer.view
         # Nothing but its mapping keeps a tensor from being written, and that would be a SIGSEGV.
         is_private = writable or bool(layout.flags_of(view) & layout.HAS_TENSORS)
-        if copy or (copy is None and buffer.nbytes < COPIED_BELOW) or is_private:
+        if copy or (copy is None and buffer.nbytes < COPIED_BELOW):
             view = memoryview(bytearray(view) if is_private else bytes(view))
             buffer.release()
+        elif is_private:
+            assert isinstance(buffer, LiveBuffer)
+            view = buffer.view = private.show(private.reserve(buffer.nbytes), buffer)
         obj = decode(view, allow)
         del view
         buffer.hand_over()

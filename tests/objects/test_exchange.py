@@ -159,3 +159,15 @@ def test_puts_and_gets_in_the_steady_state_send_the_broker_nothing(pool: shmpool
     after = pool.stats()
     assert after.pool_misses == before.pool_misses
     assert after.total_gets - before.total_gets == 200
+
+
+def test_writable_arrays_cost_only_the_pages_that_are_written(pool: shmpool.Pool) -> None:
+    got = pool.get(pool.put(np.zeros(4 * MIB, np.uint8)), writable=True)
+    assert out(pool) == 1, "it was copied out"
+    got[0] = 1
+    assert got.sum() == 1
+    kept = got[100:200]
+    del got
+    assert out(pool) == 1
+    del kept
+    assert all_back(pool)
