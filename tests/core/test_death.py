@@ -224,3 +224,25 @@ def test_what_a_dead_reader_s_children_read_waits_for_them_and_nothing_else_does
     world.pass_time(0.5)
     assert state_of(world.cell(ticket.row)) == CellState.DONE
     assert seat not in world.broker.seats.taken
+
+
+def test_who_had_nothing_open_is_not_waited_for_whoever_holds_the_byte(world: World) -> None:
+    """A child by a bare fork(2) has its parent's pages, whatever the parent had open."""
+    client, reader = world.client(), world.client()
+    done, kept = client.publish(client.get()[0], 2)
+    assert reader.open(done)
+    reader.release(done)
+    other = world.client()
+    assert other.open(kept)
+    idle, reading = reader.seat, other.seat
+    world.read_by_children |= {idle, reading}
+    reader.die()
+    other.die()
+    world.run()
+    world.pass_time(0.5)
+    assert idle not in world.broker.seats.taken
+    assert reading in world.broker.seats.taken
+    assert state_of(world.cell(kept.row, kept.cell)) == CellState.TAKEN
+    world.read_by_children.clear()
+    world.pass_time(0.5)
+    assert reading not in world.broker.seats.taken

@@ -161,11 +161,10 @@ def test_a_hundred_deaths_at_once_are_one_search_and_many_turns(large_world: Wor
         for seat in seats[1:]:
             world.dispatch(ProcessDied(seat))
         in_turns(world, Ticked())
-        assert search.call_count == 0, "what they had open is settled once nobody reads it"
         world.run_news()
         in_turns(world, Ticked())
     searches = search.call_count / -(-world.broker.rows.count // SEARCHED_PER_STEP)
-    assert searches <= 3, "the first one's, the second one's, and all the others'"
+    assert searches <= 6, "for what they had open, and to settle it: the first one's, the second one's, all the others'"
     print(f"{held} holdings")
     assert not set(seats) & world.broker.seats.taken.keys()
     world.run()

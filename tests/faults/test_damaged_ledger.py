@@ -44,7 +44,7 @@ from shmpool.protocol.messages import HELLO_MAGIC, PROTOCOL_VERSION, Direct, Gra
 from shmpool.protocol.names import header_name, ledger_name, tier_name
 from shmpool.protocol.sizing import TierKind
 from shmpool.protocol.states import CellState, State
-from shmpoold.core.actions import CloseTicket, CreateDirect, Send, Warm
+from shmpoold.core.actions import CloseTicket, CreateDirect, ProbeReaders, Send, Warm
 from shmpoold.core.broker import Broker
 from shmpoold.core.events import (
     Connected,
@@ -52,6 +52,7 @@ from shmpoold.core.events import (
     DirectFailed,
     Peer,
     ProcessDied,
+    ReadersGone,
     Received,
     Ticked,
     TicketClosed,
@@ -432,4 +433,6 @@ class Aftermath:
             if self.world.ledger[at] == action.granted:
                 self.world.ledger[at] = grant_word(action.granted >> 24, CellState.DONE, 0)
             return TicketClosed(action.row)
+        elif isinstance(action, ProbeReaders):
+            return ReadersGone(action.seat) if works else None  # a child may still read, at this look
         return None

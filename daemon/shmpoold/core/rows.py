@@ -108,6 +108,10 @@ class Rows:
         cells = ((cell, self.words[at + FIRST_CELL + cell]) for cell in range(tickets))
         return [(cell, word) for cell, word in cells if word != done]
 
+    def cell(self, row: int, cell: int) -> int:
+        """The word of a ticket."""
+        return self.words[row * ROW_WORDS + FIRST_CELL + cell]
+
     def finish_cell(self, row: int, cell: int) -> None:
         """Store DONE in a cell whose holder is dead."""
         at = row * ROW_WORDS + FIRST_CELL + cell

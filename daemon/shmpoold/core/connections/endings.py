@@ -1,7 +1,8 @@
 """The end of a seat: all that it held is settled, then it is cleared.
 
 What it had open for reading comes last: children of its process may have inherited views, and
-hold its readers' byte for as long. All else is settled at once.
+hold its readers' byte for as long. All else is settled at once, and who had nothing open is not
+waited for, whoever holds the byte (a child by a bare fork(2) does in any case).
 
 A seat may hold all rows there are, and a thousand may end at once, so this is a chore. A
 broker that dies in the middle leaves a seat whose process is dead: the next one ends it.
@@ -62,6 +63,10 @@ class Endings:
         #: Settled but for what they had open, which may still be read; and what nobody reads.
         self.read: dict[int, Seat] = {}
         self._unread: list[Seat] = []
+        #: Those of `read` whose byte was held when it was first looked at, to be searched for what they
+        #: had open; and those that have not been looked at a second time.
+        self._held: list[int] = []
+        self._new: list[int] = []
         self._next_look, self._pause = NEVER, FIRST_LOOK
         self._is_under_way = False
 
@@ -84,7 +89,7 @@ class Endings:
     def next_deadline(self) -> float:
         """When `tick` is due: at once, when an ending has failed and was put back; else when seats
         that are read are to be looked at."""
-        if (self._seats or self._unread) and not self._is_under_way:
+        if self._is_due:
             return 0.0
         return self._next_look if self.read else NEVER
 
@@ -93,14 +98,21 @@ class Endings:
         self._go_on(now)
         if not self.read or now < self._next_look:
             return
+        self._held += self._new
+        self._new.clear()
+        self._go_on(now)
         for number in list(self.read)[:LOOKED_AT_PER_TURN]:
             self.read[number] = self.read.pop(number)  # to the end of the line
             self._outbox.add(ProbeReaders(number))
         self._pause = FIRST_LOOK if self._lending.line else min(GROWTH * self._pause, LONGEST_LOOK)
         self._next_look = now + self._pause
 
+    @property
+    def _is_due(self) -> bool:
+        return bool(self._seats or self._held or self._unread) and not self._is_under_way
+
     def _go_on(self, now: float) -> None:
-        if (self._seats or self._unread) and not self._is_under_way:
+        if self._is_due:
             self._is_under_way = True
             self._chores.begin(self._run(), now, is_urgent=True)
 
@@ -108,15 +120,20 @@ class Endings:
         """Those who have ended meanwhile are settled together: one search finds the tickets
         of all. Who is not at his end when something fails is put back."""
         seats: list[Seat] = []
+        held: list[int] = []
         unread: list[Seat] = []
         try:
-            while self._seats or self._unread:
+            while self._seats or self._held or self._unread:
                 seats, self._seats = self._seats, []
                 for seat in seats:
                     for row in list(seat.rows):
                         yield self._bury_safely(seat, row)
                 while seats:
                     self._await_readers(seats.pop())
+                held, self._held = self._held, []
+                if held:
+                    yield from self._find_what_is_open(held)
+                    held = []
                 unread, self._unread = self._unread, []
                 if unread:
                     yield from self._finish_tickets([seat.number for seat in unread])
@@ -126,11 +143,13 @@ class Endings:
                     yield CLEARING
         finally:
             self._seats = seats + self._seats
+            self._held = held + self._held
             self._unread = unread + self._unread
             self._is_under_way = False
 
     def _await_readers(self, seat: Seat) -> None:
         self.read[seat.number] = seat
+        self._new.append(seat.number)
         self._outbox.add(ProbeReaders(seat.number))
         self._pause = FIRST_LOOK
         self._next_look = self._chores.now + FIRST_LOOK
@@ -173,6 +192,17 @@ class Endings:
         if holding.tier.kind is TierKind.DIRECT:
             self._rows.disown(holding.row)
         self._custody.accept(holding, now)
+
+    def _find_what_is_open(self, seats: list[int]) -> Chore:
+        """Wait no longer for those of these seats that have nothing open: no cell becomes theirs any more."""
+        rows = self._rows
+        asked, reading = [number for number in seats if number in self.read], set[int]()
+        for first in range(0, rows.count, SEARCHED_PER_STEP):
+            reading |= {seat_of(rows.cell(*at)) for at in rows.cells_taken_by(asked, first, first + SEARCHED_PER_STEP)}
+            yield SEARCHING if len(asked) > FEW_SEATS else SEARCHING_FOR_FEW
+        for number in asked:
+            if number not in reading and number in self.read:
+                self._unread.append(self.read.pop(number))
 
     def _finish_tickets(self, seats: list[int]) -> Chore:
         """Store DONE in what these seats had open."""
