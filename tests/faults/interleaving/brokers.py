@@ -27,6 +27,7 @@ from shmpoold.core.actions import (
     WatchConnected,
 )
 from shmpoold.core.chores import STEPS_PER_TURN
+from shmpoold.core.connections.endings import FIRST_LOOK
 from shmpoold.core.events import (
     Connected,
     Disconnected,
@@ -184,6 +185,7 @@ class BrokerProcess:
         for seat in core.seats.taken.values():
             seat.recalled_at = float("-inf")
         core.cooling.next_deadline = NEVER
+        core.endings._next_look, core.endings._pause = NEVER, FIRST_LOOK
         earmarks = core.lending.earmarks
         earmarks._freed_at, earmarks._pause, earmarks._rests_until = NEVER, FIRST_PAUSE, 0.0
         earmarks._began = earmarks._best_at = 0.0

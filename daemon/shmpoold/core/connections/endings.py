@@ -66,7 +66,7 @@ class Endings:
         #: Those of `read` whose byte was held when it was first looked at, to be searched for what they
         #: had open; and those that have not been looked at a second time.
         self._held: list[int] = []
-        self._new: list[int] = []
+        self._new: set[int] = set()
         self._next_look, self._pause = NEVER, FIRST_LOOK
         self._is_under_way = False
 
@@ -81,6 +81,7 @@ class Endings:
     def on_readers_gone(self, number: int, now: float) -> None:
         """What a seat had open can be settled, too."""
         seat = self.read.pop(number, None)
+        self._new.discard(number)
         if seat is not None:
             self._unread.append(seat)
             self._go_on(now)
@@ -98,7 +99,7 @@ class Endings:
         self._go_on(now)
         if not self.read or now < self._next_look:
             return
-        self._held += self._new
+        self._held += sorted(self._new)
         self._new.clear()
         self._go_on(now)
         for number in list(self.read)[:LOOKED_AT_PER_TURN]:
@@ -149,7 +150,7 @@ class Endings:
 
     def _await_readers(self, seat: Seat) -> None:
         self.read[seat.number] = seat
-        self._new.append(seat.number)
+        self._new.add(seat.number)
         self._outbox.add(ProbeReaders(seat.number))
         self._pause = FIRST_LOOK
         self._next_look = self._chores.now + FIRST_LOOK
