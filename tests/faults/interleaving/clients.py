@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import shmpool.link.link
 import shmpool.pool
+import shmpool.seat.custody
 import shmpool.seat.mapping
 import shmpool.seat.session
 import shmpool.seat.tickets
@@ -213,6 +214,7 @@ def patched() -> Iterator[None]:
             (shmpool.pool, "fcntl", fcntl),
             (shmpool.seat.tickets, "fcntl", fcntl),
             (shmpool.seat.tickets, "time", Clock),
+            (shmpool.seat.custody, "time", SimpleNamespace(monotonic=float)),  # recalls come one upon the other
             (shmpool.seat.mapping, "fcntl", fcntl),
             (shmpool.seat.mapping, "open_beside", lambda *_: next(opened)),
             (shmpool.seat.mapping, "Windows", Windows),
