@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from . import layouts
 from .errors import InvalidSize, LeakedView, LeaseReleased
 from .layouts import Payload
+from .protocol.figures import DEFERRED
 from .protocol.handle import Handle, pack_handle
 from .protocol.ledger import (
     CHUNKS_SHIFT,
@@ -252,7 +253,10 @@ class LiveLease(Lease):
             self._renew_view()
             raise LeakedView("an array or slice of lease.view is alive at publish; delete it first (strict mode)")
         try:
-            session.warn_of_view()
+            if session.warned_of_views:
+                session.words[session.counters + DEFERRED] += 1
+            else:
+                session.warn_of_view()
         except Warning:  # warnings are errors here: the handles would be lost, so the lease goes on
             self._renew_view()
             raise
@@ -274,6 +278,8 @@ class LiveLease(Lease):
         slot.last_cell = slot.first_cell + tickets - 1
         slot.done = slot.base | _DONE
         self.__class__ = EndedLease  # type: ignore[assignment]
+        if tickets == 1:
+            return [Handle(pack_handle(session.pool_id, granted, slot.tail | self.nbytes))]
         cells = range(slot.row << 4, (slot.row << 4) + tickets)
         return [Handle(pack_handle(session.pool_id, granted, cell << _CELL_SHIFT | self.nbytes)) for cell in cells]
 

@@ -178,7 +178,9 @@ class DeferredReleases:
         """A ticket whose buffer is no more."""
         if ticket._record.is_looked_through:
             self._session.count(DEFERRED)
-        self.add(ticket)  # and looked at right after
+        elif self._settle(ticket):
+            return
+        self.add(ticket)
         self.tell()
 
     def _settle(self, ticket: Ticket) -> bool:
