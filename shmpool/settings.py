@@ -37,6 +37,10 @@ class Settings(TypedDict, total=False):
     magazine_idle: Duration
     buffer_lifetime: Duration
     max_concurrent_large_ops: int
+    client_quota_bytes: Size
+    client_quota_buffers: int
+    uid_quota_bytes: Size
+    uid_quota_buffers: int
     scrub: bool
     checksums: bool
     detailed_metrics: bool

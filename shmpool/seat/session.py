@@ -33,6 +33,7 @@ from ..link.prefetch import Prefetch
 from ..link.refusals import dismissed, refused
 from ..link.requests import Request
 from ..protocol import figures
+from ..protocol.codes import Code
 from ..protocol.header import BROKER_PID, WANTED
 from ..protocol.messages import (
     Direct,
@@ -198,6 +199,12 @@ class Session(Custody):
             self.helper.start()
         started = time.monotonic()
         slot = self.link.ask(request, timeout)
+        if slot is None and not request.message.queue and _is_over_quota(request):
+            # Who does not wait is not recalled either: what lies idle here may be all that is in the way.
+            self.prefetch.give_up()
+            self.return_all()
+            request = Request(request.message._replace(request=self.link.next_number()), request.magazine)
+            slot = self.link.ask(request, timeout)
         if slot is not None:
             return slot
         if self.link.is_dismissed:
@@ -319,3 +326,7 @@ class Session(Custody):
                 ResourceWarning,
                 stacklevel=4,
             )
+
+
+def _is_over_quota(request: Request) -> bool:
+    return request.refusal is not None and request.refusal.code == Code.QUOTA

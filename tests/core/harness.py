@@ -617,6 +617,7 @@ class World:
     def assert_all_is_back(self, *, quarantined: int = 0) -> None:
         broker = self.broker
         self.check()
+        assert not broker.lending.quotas.held
         assert not broker.lending.line and not broker.lending.warming and not broker.lending.creating
         assert not self.owners
         assert all(publication.is_over for publication in self.publications.values())

@@ -183,6 +183,32 @@ class Config(BaseModel):
         description="The most chunked and direct buffers out at a time, until their last reader is done; more wait."
         " 0: any number.",
     )
+    client_quota_bytes: Annotated[Size, Scope.RELOAD] = Field(
+        default=0,
+        ge=0,
+        lt=MAX_NBYTES + 1,
+        description="The most memory one client may have leased, unread and open to read at a time. 0: any amount.",
+    )
+    client_quota_buffers: Annotated[int, Scope.RELOAD] = Field(
+        default=0,
+        strict=True,
+        ge=0,
+        le=MAX_ROWS,
+        description="The most buffers one client may have leased, unread and open to read at a time. 0: any number.",
+    )
+    uid_quota_bytes: Annotated[Size, Scope.RELOAD] = Field(
+        default=0,
+        ge=0,
+        lt=MAX_NBYTES + 1,
+        description="The most memory one user may have leased, unread and open to read at a time. 0: any amount.",
+    )
+    uid_quota_buffers: Annotated[int, Scope.RELOAD] = Field(
+        default=0,
+        strict=True,
+        ge=0,
+        le=MAX_ROWS,
+        description="The most buffers one user may have leased, unread and open to read at a time. 0: any number.",
+    )
     scrub: Annotated[bool, Scope.START] = Field(
         default=False,
         description="A slot that moves between users gets new, zeroed pages first.",
@@ -306,6 +332,10 @@ def to_settings(config: Config, tickets_file: tuple[int, int], seats_file: tuple
         magazine_idle=config.magazine_idle,
         buffer_lifetime=config.buffer_lifetime,
         max_concurrent_large_ops=config.max_concurrent_large_ops,
+        client_quota_bytes=config.client_quota_bytes,
+        client_quota_buffers=config.client_quota_buffers,
+        uid_quota_bytes=config.uid_quota_bytes,
+        uid_quota_buffers=config.uid_quota_buffers,
         scrub=config.scrub,
         checksums=config.checksums,
         detailed_metrics=config.detailed_metrics,

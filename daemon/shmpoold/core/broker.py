@@ -40,6 +40,7 @@ from .events import (
 )
 from .header import format_header
 from .lending.lending import Lending
+from .lending.quotas import Limits
 from .lending.returns import Returns
 from .memory.cooling import Cooling
 from .memory.inventory import Inventory
@@ -128,6 +129,7 @@ class Broker:
         )
         self.reports = Reports(self.rows, self.inventory, self.seats, self.lending.line, self.chores, pool_id, epoch)
         self.lending.who_keeps_most = self.reports.who_keeps_most
+        self.lending.quotas.ledger, self.lending.quotas.limits = self.reports.ledger, Limits.of(settings)
         self.questions = Questions(self)
         #: What has something to do when time goes by, in the order in which it is done.
         self._parts: tuple[Part, ...] = (
@@ -220,6 +222,7 @@ class Broker:
         self.terms.settings = settings
         self.custody.ttl, self.cooling.lifetime = settings.handle_ttl, settings.buffer_lifetime
         self.lending.bound_large(settings.max_concurrent_large_ops)
+        self.lending.quotas.limits = Limits.of(settings)
         self.cooling.note_idle(now)  # what is idle may have been so for longer than it is to be now
         self.clients.tell_changes()
 

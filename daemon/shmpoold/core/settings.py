@@ -28,6 +28,11 @@ class Settings:
     buffer_lifetime: float = 60.0
     #: How many runs and direct segments may be out at a time, 0 for any number.
     max_concurrent_large_ops: int = 0
+    #: How much one client and one user may have at a time, 0 for any amount.
+    client_quota_bytes: int = 0
+    client_quota_buffers: int = 0
+    uid_quota_bytes: int = 0
+    uid_quota_buffers: int = 0
     #: A slot that moves between uids gets new, zeroed pages first.
     scrub: bool = False
     #: Clients sum what they publish and verify what they open.
@@ -53,4 +58,8 @@ class Settings:
             max_concurrent_large_ops=new.max_concurrent_large_ops,
             detailed_metrics=new.detailed_metrics,
             leak_age=new.leak_age,
+            client_quota_bytes=new.client_quota_bytes,
+            client_quota_buffers=new.client_quota_buffers,
+            uid_quota_bytes=new.uid_quota_bytes,
+            uid_quota_buffers=new.uid_quota_buffers,
         )

@@ -31,7 +31,6 @@ from shmpool.protocol.sizing import (
 
 from ..actions import Warm
 from ..chores import (
-    NEVER,
     Chore,
     Chores,
 )
@@ -54,6 +53,7 @@ from ..memory.slots import Span
 from ..outbox import Outbox
 from ..rows import Rows
 from .earmarks import Earmarks
+from .quotas import Quotas
 from .recalls import Recalls
 from .requests import Request, WaitingLine
 
@@ -113,6 +113,9 @@ class Lending:
         #: How many runs and direct segments may be out at a time, 0 for any number.
         self.most_large = 0
         self.recalls = Recalls(seats, outbox, self._is_of_use)
+        self.quotas = Quotas(
+            seats, inventory, self.line, self.recalls, chores, outbox, self._under_way, self._serve_or_wait
+        )
         self.earmarks = Earmarks(inventory)
         self.clearings = Clearings(inventory, self.earmarks, chores, self._serve_or_wait)
         #: The line is to be looked at.
@@ -143,6 +146,7 @@ class Lending:
             and (tier.kind is TierKind.POOLED or not self.most_large)
             and not self.clearings
             and not self.inventory.scrubber.is_on
+            and not self.quotas.is_on
         ):
             holdings = self._take_ready(tier, message.chunks, count)
             if holdings:
@@ -187,9 +191,16 @@ class Lending:
         asked for; False when it has to wait."""
         inventory = self.inventory
         inventory.to_clear = 0
+        room = self.quotas.room(request, now) if self.quotas.is_on else None
+        if self.quotas.is_on and not (room and room.count(request.wanted_bytes)):
+            self.quotas.hold(request, now)
+            return True
         # The request's own tier, warm, then cold; only then the larger ones.
         for tier in self._tiers_for[request.tier.index]:
-            most = self.earmarks.allow(request, tier, request.nbytes or tier.size * request.chunks)
+            nbytes = request.nbytes or tier.size * request.chunks
+            most = self.earmarks.allow(request, tier, nbytes)
+            if room is not None:
+                most = min(most, room.count(nbytes))
             if tier.kind is not TierKind.POOLED:
                 most = min(most, self._large_left)
             if most <= 0:
@@ -205,6 +216,15 @@ class Lending:
                 self.clearings.begin(request, inventory.to_clear, now)
                 return True
         return False
+
+    def _under_way(self) -> Iterator[tuple[int, int, int]]:
+        """Seat, bytes and buffers of what is taken and not granted yet."""
+        taken = [(one.request, holding) for one in {*self.warming.values()} for holding in one.holdings]
+        for request, holding in (*taken, *self.creating.values()):
+            if not request.is_gone:
+                yield request.seat, holding.nbytes, 1
+        for holding in self.building.values():
+            yield holding.seat, holding.nbytes, 1
 
     def _serve_slots(self, request: Request, tier: Tier, most: int, now: float, *, may_warm: bool) -> bool:
         holdings = self._take_ready(tier, request.chunks, most)
@@ -247,6 +267,7 @@ class Lending:
             self._try_others(request, holdings, now)
             return
         if holdings[0].chunks > BUILT_PER_STEP:
+            holdings[0].seat = request.seat
             self.building[holdings[0].row] = holdings[0]
             self._chores.begin(self._build(request, holdings[0]), now, is_urgent=True)
             return
@@ -284,6 +305,8 @@ class Lending:
             for holding in holdings:
                 self.inventory.grant(holding, seat.number, seat.peer.uid, now)
                 seat.gain(holding)
+                if self.quotas.is_on:
+                    self.quotas.note_granted(seat.number, holding.nbytes)
                 rows.append(holding.row)
         finally:
             if rows:  # what stands in the ledger is granted, whatever became of the others
@@ -373,7 +396,9 @@ class Lending:
         request = self.line.cancel(connection, number)
         if request is not None:
             code = Code.SHM_FULL if request.failure else Code.CANCELLED
-            self._outbox.send(connection, Refusal(number, code, self._story(request, now)))
+            text = self.quotas.story(request, now)
+            refusal = Refusal(number, Code.QUOTA, text) if text else Refusal(number, code, self._story(request, now))
+            self._outbox.send(connection, refusal)
 
     # --- the line --------------------------------------------------------------------------------
 
@@ -382,6 +407,7 @@ class Lending:
         self.something_freed = True
         self.next_warming = 0.0
         self.earmarks.note_freed(now)
+        self.quotas.note_freed()
 
     @property
     def is_due(self) -> bool:
@@ -524,12 +550,14 @@ class Lending:
         if self.is_due:
             return 0.0  # the last turn did not get through the line
         if not self.line:
-            return NEVER
-        return min(self.recalls.next_deadline, self._next_retry, self.earmarks.next_deadline)
+            return self.quotas.next_deadline
+        waiting = min(self.recalls.next_deadline, self._next_retry, self.earmarks.next_deadline)
+        return min(waiting, self.quotas.next_deadline)
 
     def tick(self, now: float) -> None:
         """Ask for what is idle, let those who wait take turns, and try a host again that was full,
         while anybody waits."""
+        self.quotas.tick(now)
         if not self.line:
             return
         self.recalls.tick(now)

@@ -54,8 +54,8 @@ class Reports:
         self._line = line
         self._chores = chores
         self._pool = {"pool_id": f"{pool_id:016x}", "epoch": epoch}
-        self._ledger = Ledger(rows, inventory, lambda: chores.now)
-        self._keeper = Keeper(self._ledger, inventory, seats.taken)
+        self.ledger = Ledger(rows, inventory, lambda: chores.now)
+        self._keeper = Keeper(self.ledger, inventory, seats.taken)
         self._steady = metrics.Steady()
         self._interval = SOON
         #: None: soon after the first grant.
@@ -78,7 +78,7 @@ class Reports:
     def tick(self, now: float) -> None:
         """Look at the ages, and at who keeps what while somebody waits, if it is time."""
         if not self._inventory.granted:
-            self._ledger.ages.forget_all()
+            self.ledger.ages.forget_all()
             self._interval, self._next_look = SOON, None
             return
         if self._line and not self._is_counting and self._next_census <= now:
@@ -91,11 +91,11 @@ class Reports:
     def _look(self) -> Iterator[int]:
         cost = 0
         try:
-            for units in self._ledger.look():
+            for units in self.ledger.look():
                 cost += units
                 yield units
         finally:
-            ages = self._ledger.ages
+            ages = self.ledger.ages
             self._interval = SOON if ages.has_changed else min(2 * self._interval, LONGEST)
             ages.has_changed = self._is_looking = False
             self._next_look = self._chores.now + max(self._interval, REST * UNIT * cost)
@@ -121,7 +121,7 @@ class Reports:
         return self._keeper.text(now)
 
     def _take_census(self) -> Generator[int, None, tuple[Census, list[holders.Process]]]:
-        census = yield from self._ledger.take_census()
+        census = yield from self.ledger.take_census()
         processes = yield from holders.by_process(census, self._seats.taken)
         self._keeper.note(processes, self._chores.now)
         return census, processes
@@ -134,8 +134,8 @@ class Reports:
             return self._stats()
         seats, clock = self._seats.taken, lambda: self._chores.now
         if topic is Topic.LEASES:
-            return holders.lines(self._ledger, self._inventory.tiers, seats, clock)
-        return holders.each(self._ledger, self._inventory, seats, clock)
+            return holders.lines(self.ledger, self._inventory.tiers, seats, clock)
+        return holders.each(self.ledger, self._inventory, seats, clock)
 
     def _stats(self) -> Report:
         """All figures, under the names of `shmpool.Stats`."""
