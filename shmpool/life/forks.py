@@ -105,8 +105,9 @@ def _after_in_child() -> None:
         session.openings.forget_all()
         session.deferred.forget_all()
     owners: dict[Windows, Session] = {session.windows: session for session in sessions}
+    evidence: dict[Evidence, Evidence] = {}
     for window in keep_readable():
-        _keep(window, owners.get(window.owner))
+        _keep(window, owners.get(window.owner), evidence)
     for pool in list(pools):
         pool.forget_parent()
     while sessions:
@@ -130,14 +131,17 @@ def _end_leases(session: Session) -> None:
 _view: Final = vars(Lease)["view"]
 
 
-def _keep(window: Window, session: Session | None) -> None:
+def _keep(window: Window, session: Session | None, ours: dict[Evidence, Evidence]) -> None:
     """Hang the evidence on a window. One that our parent inherited itself has some already; one of
-    a pool that is gone needs none."""
+    a pool that is gone needs none. *ours* is what was made here of what we inherited."""
     if session is not None and (guard := session.guards.begun) is not None:
         window.evidence = Evidence(session.pool_id, session.seat, guard.number, session.readers, guard.page)
-    if window.evidence is not None:
-        with suppress(OSError, ShmpoolError):  # nobody learns our pid then
-            window.evidence = window.evidence.under(os.getpid())
+    if (inherited := window.evidence) is not None:
+        if inherited not in ours:
+            ours[inherited] = inherited
+            with suppress(OSError, ShmpoolError):  # nobody learns our pid then
+                ours[inherited] = inherited.under(os.getpid())
+        window.evidence = ours[inherited]
 
 
 _first_act: Final = partial(HERE.__setitem__, slice(UNSHARED, FORKING + 1), memoryview(array("Q", [0, 1])))

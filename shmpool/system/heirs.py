@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from ..protocol.names import header_name
 from . import libc
-from .locks import first_locked, share_byte
+from .locks import any_locked, share_byte
 from .segments import open_segment
 
 READERS: Final = 1 << 61
@@ -54,7 +54,7 @@ def guard_at(seat: int, fork: int, pid: int = 0) -> int:
 
 def is_held(fd: int, offset: int) -> bool:
     """Whether another open file holds a byte. *fd* is one of the header segment."""
-    return first_locked(fd, offset, 1) >= 0
+    return any_locked(fd, offset, 1) >= 0
 
 
 class Evidence(NamedTuple):
@@ -74,8 +74,11 @@ class Evidence(NamedTuple):
 
 def pids_of(fd: int, seat: int) -> list[int]:
     """The processes that inherited something from a seat and keep it, as they see themselves."""
-    pids, at, end = set(), guard_at(seat, 0), guard_at(seat + 1, 0)
-    while at < end and (start := first_locked(fd, at, end - at)) >= 0:
-        pids.add(start & (1 << _PID_BITS) - 1)
-        at = start + 1
+    pids: set[int] = set()
+    ranges = [(guard_at(seat, 0), guard_at(seat + 1, 0))]
+    while ranges:
+        start, end = ranges.pop()
+        if start < end and (held := any_locked(fd, start, end - start)) >= 0:
+            pids.add(held & (1 << _PID_BITS) - 1)
+            ranges += [(start, held), (held + 1, end)]
     return sorted(pids - {0})

@@ -46,9 +46,9 @@ def share_byte(fd: int, offset: int) -> None:
     fcntl.fcntl(fd, F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, 1, 0))
 
 
-def first_locked(fd: int, offset: int, length: int) -> int:
-    """The first locked byte of a range (`TO_THE_END` is a length too), -1 for none. Locks of this
-    open file do not count."""
+def any_locked(fd: int, offset: int, length: int) -> int:
+    """A locked byte of a range (`TO_THE_END` is a length too), the one that the kernel has noted
+    first, -1 for none. Locks of this open file do not count."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, length, 0)
     kind, _, start, _, _ = _FLOCK.unpack(fcntl.fcntl(fd, F_OFD_GETLK, asked))
     return -1 if kind == fcntl.F_UNLCK else max(start, offset)

@@ -23,7 +23,7 @@ from conftest import Connect, Start, StartDaemon
 
 import shmpool
 from shmpool import Handle
-from shmpool.stats import query
+from shmpool.stats import query, query_leases
 
 SIZES = [4000, 300_000, 2 * MIB]
 
@@ -59,8 +59,9 @@ class Child:
                 os.close(self._hear)
                 first()
                 while os.read(there, 1):
-                    os.write(here, bytes(sorted(set(np.asarray(array).tolist()))))
-                del array
+                    arrays = array if isinstance(array, list) else [array]
+                    os.write(here, bytes(sorted({byte for one in arrays for byte in np.unique(one).tolist()})))
+                del array, arrays
             finally:
                 os._exit(0)
         os.close(there)
@@ -81,6 +82,11 @@ class Child:
         os.waitpid(self.pid, 0)
         os.close(self._tell)
         os.close(self._hear)
+
+
+def shmpool_command(*arguments: str) -> str:
+    line = [sys.executable, "-m", "shmpool.cli", *arguments]
+    return subprocess.run(line, env=ENV, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
 
 
 def close_all_descriptors() -> None:
@@ -220,6 +226,55 @@ def test_inherited_array_is_right_over_a_restart_of_the_broker(daemon: StartDaem
         assert pool.stats().active_buffers == 1
         let_go(process)
         eventually(lambda: pool.stats().active_buffers == 0)
+
+
+def open_lines(address: str) -> list[dict[str, Any]]:
+    return [line for line in query_leases(address)["leases"] if line["state"] == "open"]
+
+
+def children_shown(address: str) -> list[int]:
+    return [pid for line in open_lines(address) for pid in line["children"]]
+
+
+def test_children_that_read_on_are_shown_with_their_pids(start: Start) -> None:
+    """Those that live, also where their parent has released, and what they had opened since."""
+    broker = start(memory_limit="16MiB")
+    with broker.connect() as pool:
+        buffers = [pool.open(publish(pool, b"\x07" * nbytes)) for nbytes in (*SIZES, *SIZES)]
+        arrays = [np.frombuffer(buffer.view, np.uint8) for buffer in buffers]
+        assert children_shown(broker.address) == []
+        children = [Child(arrays) for _ in range(5)]
+        grandchild = Child(arrays, fork_again)
+        arrays.clear()
+        for child in (*children, grandchild):
+            child.look()
+        (deep,) = set(children_shown(broker.address)) - {child.pid for child in children}
+        for buffer in buffers:
+            buffer.release()
+        expected = sorted([deep, *(child.pid for child in children)])
+        while children:
+            assert children_shown(broker.address) == expected
+            (line,) = open_lines(broker.address)
+            assert (line["pid"], line["buffers"]) == (os.getpid(), len(buffers))
+            child = children.pop()
+            expected.remove(child.pid)
+            child.kill()
+        assert f"in its fork {deep}" in shmpool_command("leases", "--socket", broker.address)
+        grandchild.end()
+        eventually(lambda: pool.stats().active_buffers == 0)
+        assert children_shown(broker.address) == []
+
+
+def test_child_of_a_killed_parent_is_shown_with_its_pid(start: Start) -> None:
+    broker = start(memory_limit="16MiB")
+    process = orphan_of_a_killed_parent(broker.address, 4000)
+    eventually(lambda: query(broker.address).active_buffers == 1)
+    (line,) = open_lines(broker.address)
+    assert (line["pid"], line["connected"]) == (process.pid, False)
+    (pid,) = line["children"]
+    assert pid != process.pid and os.path.exists(f"/proc/{pid}")
+    let_go(process)
+    eventually(lambda: open_lines(broker.address) == [])
 
 
 def test_memory_that_a_child_lets_go_of_is_had_by_who_waits(start: Start) -> None:

@@ -154,7 +154,7 @@ def test_a_forked_child_that_reads_on_is_shown_with_what_is_open(world: World) -
     writer, reader = world.client(), world.client()
     hand(world, writer, reader, 2)
     reader.lease(reader.get()[0])
-    world.broker.seats.taken[reader.seat].children = (4711,)
+    world.broker.seats.children_of = lambda seat: [4711] if seat == reader.seat else []
     lines = by_state(world, reader)
     assert (lines["open"]["children"], lines["leased"]["children"]) == ([4711], [])
     world.now += 1

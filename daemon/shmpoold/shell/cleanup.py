@@ -17,7 +17,7 @@ from typing import Final
 from shmpool.protocol.header import END_OF_FACTS, SEATS_FILE, header_bytes
 from shmpool.protocol.names import PREFIX, header_name, lock_path, parse_pool_id, seats_path
 from shmpool.protocol.sizing import format_bytes
-from shmpool.system.locks import TO_THE_END, FileId, FileLock, first_locked, pool_id_in
+from shmpool.system.locks import TO_THE_END, FileId, FileLock, any_locked, pool_id_in
 from shmpool.system.memory import SHM_DIR
 
 from .segments import is_served, leftover_pools
@@ -122,7 +122,7 @@ def _has_living_seat(pool_id: int, socket_path: str) -> bool:
     if it is the one beside the socket."""
     fd = os.open(f"{SHM_DIR}/{header_name(pool_id)}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd, "rb") as header:
-        if first_locked(fd, 0, TO_THE_END) >= 0:
+        if any_locked(fd, 0, TO_THE_END) >= 0:
             return True
         raw = header.read(header_bytes(0))
     words = memoryview(raw[: len(raw) // 8 * 8]).cast("Q").tolist()
@@ -131,7 +131,7 @@ def _has_living_seat(pool_id: int, socket_path: str) -> bool:
     expected = FileId(*words[SEATS_FILE : SEATS_FILE + 2])
     fd = os.open(seats_path(socket_path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd, "rb"):
-        return FileId.of(fd) == expected and pool_id_in(fd) == pool_id and first_locked(fd, 0, TO_THE_END) >= 0
+        return FileId.of(fd) == expected and pool_id_in(fd) == pool_id and any_locked(fd, 0, TO_THE_END) >= 0
 
 
 def _is_shared(names: list[str]) -> bool:

@@ -79,6 +79,7 @@ class Server:
         self._watches = Watches(
             seats, lambda seat: self.dispatch(ProcessDied(seat)), lambda seat: self.dispatch(Unseen(seat))
         )
+        core.seats.children_of = lambda seat: heirs.pids_of(store.header_fd, seat)
         self._connections: dict[int, Connection] = {}
         self._last_number = 0
         self._opening: set[asyncio.Task[Any]] = set()

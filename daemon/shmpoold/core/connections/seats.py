@@ -7,7 +7,7 @@ last thing done to a seat.
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence
+from collections.abc import Callable, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
@@ -49,8 +49,6 @@ class Seat:
     large: int = 0
     #: Its client has gone; what it held is being settled.
     is_ending: bool = False
-    #: Pids of forked children that still read what it had open.
-    children: tuple[int, ...] = ()
     #: Its process is watched: its end is seen at once. Else its byte is probed.
     is_seen: bool = True
     #: When it was asked last to give back what is idle.
@@ -85,6 +83,8 @@ class Seats:
     def __init__(self, header: MutableSequence[int], count: int) -> None:
         self._header = header
         self.count = count
+        #: Asks the host for the pids of forked children that still read what a seat had open.
+        self.children_of: Callable[[int], Sequence[int]] = lambda seat: ()
         self.taken: dict[int, Seat] = {}
         self._free = list(range(count, 0, -1))
 

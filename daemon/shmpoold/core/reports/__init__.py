@@ -55,7 +55,7 @@ class Reports:
         self._chores = chores
         self._pool = {"pool_id": f"{pool_id:016x}", "epoch": epoch}
         self.ledger = Ledger(rows, inventory, lambda: chores.now)
-        self._keeper = Keeper(self.ledger, inventory, seats.taken)
+        self._keeper = Keeper(self.ledger, inventory, seats)
         self._steady = metrics.Steady()
         self._interval = SOON
         #: None: soon after the first grant.
@@ -122,7 +122,7 @@ class Reports:
 
     def _take_census(self) -> Generator[int, None, tuple[Census, list[holders.Process]]]:
         census = yield from self.ledger.take_census()
-        processes = yield from holders.by_process(census, self._seats.taken)
+        processes = yield from holders.by_process(census, self._seats)
         self._keeper.note(processes, self._chores.now)
         return census, processes
 
@@ -132,10 +132,10 @@ class Reports:
         """The report on a topic."""
         if topic is Topic.STATS:
             return self._stats()
-        seats, clock = self._seats.taken, lambda: self._chores.now
+        seats, clock = self._seats, lambda: self._chores.now
         if topic is Topic.LEASES:
             return holders.lines(self.ledger, self._inventory.tiers, seats, clock)
-        return holders.each(self.ledger, self._inventory, seats, clock)
+        return holders.each(self.ledger, self._inventory, seats.taken, clock)
 
     def _stats(self) -> Report:
         """All figures, under the names of `shmpool.Stats`."""

@@ -13,7 +13,7 @@ from shmpool.protocol.census import Census, Kept, Tally, Use
 from shmpool.protocol.sizing import STRATEGY_OF_KIND, Tier, format_bytes
 from shmpool.protocol.states import State
 
-from ..connections.seats import Seat
+from ..connections.seats import Seat, Seats
 from ..memory.inventory import Inventory
 from .census import HELD_ROW, Found, Ledger
 
@@ -39,20 +39,16 @@ class Process:
     use: Use
     seats: list[Seat] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
-
-    @property
-    def children(self) -> list[int]:
-        """Pids of forked processes that read on; only what is open is theirs."""
-        seats = self.seats if self.use is Use.OPEN else ()
-        return [pid for seat in seats for pid in seat.children]
+    #: Pids of forked processes that read on; only what is open is theirs.
+    children: list[int] = field(default_factory=list)
 
     def keeps_most(self, scale: int = 1) -> str:
         """A sentence; *scale* times what was counted, where that was a part of the whole."""
         if self.seats:
             peer = self.seats[0].peer
             who = f"pid {peer.pid} ({peer.command})" if peer.command else f"pid {peer.pid}"
-            if children := self.children:
-                who += f", read on by its forked pid {', '.join(map(str, children))},"
+            if self.children:
+                who += f", read on by its forked pid {', '.join(map(str, self.children))},"
         else:
             who = "a publisher that has gone"
         buffers, nbytes = self.tally.buffers * scale, format_bytes(self.tally.nbytes * scale)
@@ -60,23 +56,25 @@ class Process:
         return f"{who} keeps most: {about}{buffers:,} buffer{'s' * (buffers != 1)} {_NAMES[self.use]}, {nbytes}"
 
 
-def by_process(census: Census, seats: Mapping[int, Seat]) -> Generator[int, None, list[Process]]:
+def by_process(census: Census, seats: Seats) -> Generator[int, None, list[Process]]:
     """A chore: what each process keeps, most memory first."""
     found: dict[tuple[Any, Use], Process] = {}
     for (number, use), tally in census.kept.items():
-        seat = seats.get(number)
+        seat = seats.taken.get(number)
         # A pid of another namespace may be 0, or nobody's: then each seat stands for itself.
         key = None if seat is None else (seat.peer.pid, seat.peer.start_time) if seat.peer.pid else number
         process = found.setdefault((key, use), Process(use))
         if seat is not None:
             process.seats.append(seat)
+            if use is Use.OPEN:
+                process.children += seats.children_of(number)
         process.tally.join(tally)
         yield HELD_ROW
     return sorted(found.values(), key=lambda process: (-process.tally.nbytes, _USES.index(process.use)))
 
 
 def lines(
-    ledger: Ledger, tiers: tuple[Tier, ...], seats: Mapping[int, Seat], clock: Callable[[], float]
+    ledger: Ledger, tiers: tuple[Tier, ...], seats: Seats, clock: Callable[[], float]
 ) -> Generator[int, None, dict[str, Any]]:
     """A report: a line for each process and use, most memory first."""
     census = yield from ledger.take_census()

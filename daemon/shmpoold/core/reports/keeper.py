@@ -7,12 +7,11 @@ place; where much is and no census is at hand, a part of it tells who keeps most
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from shmpool.protocol.census import Census
 
-from ..connections.seats import Seat
+from ..connections.seats import Seats
 from ..memory.inventory import Inventory
 from .census import Ledger
 from .holders import Process, by_process
@@ -27,7 +26,7 @@ NEVER = float("-inf")
 class Keeper:
     """The sentence about whoever keeps most."""
 
-    def __init__(self, ledger: Ledger, inventory: Inventory, seats: Mapping[int, Seat]) -> None:
+    def __init__(self, ledger: Ledger, inventory: Inventory, seats: Seats) -> None:
         self._ledger = ledger
         self._inventory = inventory
         self._seats = seats
@@ -54,7 +53,7 @@ class Keeper:
         self._text = processes[0].keeps_most(scale) if processes else ""
 
 
-def _by_process(census: Census, seats: Mapping[int, Seat]) -> list[Process]:
+def _by_process(census: Census, seats: Seats) -> list[Process]:
     """At once: a sample has few parties."""
     steps = by_process(census, seats)
     try:
