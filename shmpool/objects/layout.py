@@ -88,7 +88,8 @@ def read(view: memoryview) -> Contents:
 
 
 def _header(view: memoryview) -> tuple[int, int, int]:
-    if len(view) < _HEADER.size or bytes(view[: len(MAGIC)]) != MAGIC:
-        raise FormatError("this buffer holds no object: it was not made by put; open() gives its bytes")
-    _, count, flags, pickle_nbytes = _HEADER.unpack_from(view)
-    return count, flags, pickle_nbytes
+    if len(view) >= _HEADER.size:
+        magic, count, flags, pickle_nbytes = _HEADER.unpack_from(view)
+        if magic == MAGIC:
+            return count, flags, pickle_nbytes
+    raise FormatError("this buffer holds no object: it was not made by put; open() gives its bytes")
