@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, Iterator, MutableSequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -645,6 +646,21 @@ OBEY: dict[type[Any], Callable[[World, Any], None]] = {
     ProbeReaders: World._probe_readers,
     Unwatch: World._unwatch,
 }
+
+
+@contextmanager
+def turns_of(world: World, done: Callable[[list[Action]], int]) -> Iterator[list[int]]:
+    """How much each turn from now on has done, as *done* counts it after the turn."""
+    dispatch, counts = world.dispatch, list[int]()
+
+    def counted(event: object) -> list[Action]:
+        actions = dispatch(event)  # type: ignore[arg-type]
+        counts.append(done(actions))
+        return actions
+
+    world.dispatch = counted  # type: ignore[method-assign]
+    yield counts
+    world.dispatch = dispatch  # type: ignore[method-assign]
 
 
 # --- a client -----------------------------------------------------------------------------------

@@ -6,11 +6,10 @@ bounds are written out here, so that one which is raised is seen as well as one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
-from harness import CHUNKS, MEDIUM, SMALL, Client, World, small_settings
+from harness import CHUNKS, MEDIUM, SMALL, Client, World, small_settings, turns_of
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.ledger import MAX_TICKETS
@@ -20,11 +19,7 @@ from shmpool.protocol.states import State
 from shmpoold.core.actions import Action, CloseTicket, Cool, ProbeSeat, RemoveDirect, Send, Warm
 from shmpoold.core.chores import STEPS_PER_TURN
 from shmpoold.core.connections.seats import Away
-from shmpoold.core.lending.lending import (
-    GRANTED_PER_REQUEST,
-    MOST_REQUESTS,
-    SERVED_PER_TURN,
-)
+from shmpoold.core.lending.lending import GIVEN_PER_TURN, GRANTED_PER_REQUEST, MOST_REQUESTS, SERVED_PER_TURN
 from shmpoold.core.lending.recalls import RECALL_EVERY, RECALLED_PER_TURN
 from shmpoold.core.looks import LOOKED_AT_PER_TURN
 from shmpoold.core.memory.cooling import COOLED_PER_STEP, COOLED_PER_UNIT
@@ -39,21 +34,6 @@ LARGE = small_settings(memory_limit=24 * MIB, max_clients=250)
 def large_world(make_world: type[World]) -> World:
     """6,144 small slots, 1,536 medium ones, room for 250 clients."""
     return make_world(LARGE, check_every=0)
-
-
-@contextmanager
-def turns_of(world: World, done: Callable[[list[Action]], int]) -> Iterator[list[int]]:
-    """How much each turn from now on has done, as *done* counts it after the turn."""
-    dispatch, counts = world.dispatch, list[int]()
-
-    def counted(event: object) -> list[Action]:
-        actions = dispatch(event)  # type: ignore[arg-type]
-        counts.append(done(actions))
-        return actions
-
-    world.dispatch = counted  # type: ignore[method-assign]
-    yield counts
-    world.dispatch = dispatch  # type: ignore[method-assign]
 
 
 def actions_of(kind: type[Action]) -> Callable[[list[Action]], int]:
@@ -131,6 +111,31 @@ def test_a_turn_serves_no_more_waiters_than_served_per_turn(large_world: World) 
         world.pass_time(0.02)
     assert sum(grants) == len(line) and all(client.ready for client in line)
     assert max(grants) <= SERVED_PER_TURN <= 64
+
+
+def test_a_turn_serves_no_more_rows_than_given_per_turn(large_world: World) -> None:
+    """Thirty waiters for runs are not thirty waiters for slots. What was gathered for one who had
+    waited long is there for all of them when he leaves."""
+    world = large_world
+    holder = world.client()
+    holder.answers_recalls = False
+    for _ in range(3):
+        holder.refill(CHUNKS, 800)
+        world.run()
+        world.pass_time(0.1)
+    hold_all(world)
+    first = wait(world, CHUNKS, chunks=2300)
+    line = [wait(world, CHUNKS, chunks=48) for _ in range(30)]
+    world.pass_time(0.11)
+    holder.give_back(*holder.ready[:2])
+    world.run()
+    world.pass_time(0.05)
+    with turns_of(world, sent(Grant)) as grants:
+        first.cancel(*first.requests)
+        world.run()
+        world.pass_time(0.1)
+    assert sum(grants) == len(line) and all(client.ready for client in line)
+    assert max(grants) == -(-GIVEN_PER_TURN // 48) == 11
 
 
 def test_a_turn_looks_at_no_more_rows_of_a_message_than_looked_at_per_turn(large_world: World) -> None:

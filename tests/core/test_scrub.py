@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from harness import CHUNKS, SMALL, Process, World, small_settings
+from harness import CHUNKS, SMALL, Client, Process, Slot, World, small_settings, turns_of
 
-from shmpoold.core.actions import Cool, Warm
+from shmpool.protocol.sizing import MIB
+from shmpoold.core.actions import Action, Cool, Warm
+from shmpoold.core.chores import STEPS_PER_TURN
 
 
 @pytest.fixture
@@ -83,3 +85,75 @@ def test_without_it_pages_stay_whoever_comes(make_world: type[World]) -> None:
     world.actions.clear()
     assert second.get()[0].row == slot.row
     assert pages_renewed(world) == []
+
+
+def cooled(actions: list[Action]) -> int:
+    return sum(action.count for action in actions if isinstance(action, Cool))
+
+
+@pytest.fixture
+def large_world(make_world: type[World]) -> World:
+    return make_world(small_settings(scrub=True, memory_limit=24 * MIB), check_every=0)
+
+
+def get_run(client: Client, chunks: int) -> Slot:
+    client.refill(CHUNKS, chunks)
+    client.world.run()
+    client.world.pass_time(0.5)
+    client.world.run()
+    (run,) = client.ready
+    return run
+
+
+def test_a_long_run_loses_another_user_s_pages_in_turns(large_world: World) -> None:
+    world = large_world
+    first, second = of_user(world, 1), of_user(world, 2)
+    run = get_run(first, 2000)
+    first.give_back(run)
+    world.run()
+    world.pass_time(0.1)
+    with turns_of(world, cooled) as turns:
+        second.refill(CHUNKS, 2000)
+        world.run()
+        world.pass_time(0.1)
+        world.run()
+    assert sum(turns) == 2000 and max(turns) <= STEPS_PER_TURN + 64
+    assert [slot.rows for slot in second.ready] == [run.rows]
+    world.check()
+
+
+@pytest.mark.parametrize("end", ["cancel", "die"])
+def test_who_leaves_while_pages_are_renewed_leaves_nothing_behind(large_world: World, end: str) -> None:
+    world = large_world
+    first, second = of_user(world, 1), of_user(world, 2)
+    run = get_run(first, 2000)
+    first.give_back(run)
+    world.run()
+    world.pass_time(0.1)
+    number = second.refill(CHUNKS, 2000)
+    world.run()
+    assert world.broker.lending.scrubbing and not second.ready
+    world.check()
+    second.cancel(number) if end == "cancel" else second.die()
+    world.run()
+    world.pass_time(0.1)
+    world.run()
+    assert not world.broker.lending.unfinished_warmings() and not second.ready
+    world.check()
+    assert get_run(first, 2000)
+
+
+def test_a_host_that_fills_up_while_pages_are_renewed_is_an_answer(large_world: World) -> None:
+    world = large_world
+    first, second = of_user(world, 1), of_user(world, 2)
+    run = get_run(first, 2000)
+    first.give_back(run)
+    world.run()
+    world.pass_time(0.1)
+    world.fail_on = lambda action: isinstance(action, Warm)
+    second.refill(CHUNKS, 2000, queue=False)
+    world.run()
+    world.pass_time(0.1)
+    world.run()
+    assert second.refusals and not second.ready
+    world.check()

@@ -59,8 +59,9 @@ from .requests import Request, WaitingLine
 
 #: While somebody waits: how often a full host is tried again (seconds).
 RETRY_EVERY = 0.05
-#: How many waiters are tried in one turn of the loop.
-SERVED_PER_TURN = 64
+#: How many waiters are tried in one turn of the loop, and after how many rows that they were given
+#: it ends as well.
+SERVED_PER_TURN, GIVEN_PER_TURN = 64, 512
 #: How many waiters of each tier may have a turn of their own.
 CONSIDERED = 16
 #: Rows that one request is granted at most, unless a single run has more.
@@ -107,6 +108,8 @@ class Lending:
         self.line = WaitingLine()
         #: By the slice that is being warmed: (tier, first row).
         self.warming: dict[tuple[int, int], Warming] = {}
+        #: Those that lose another user's pages first.
+        self.scrubbing: set[Warming] = set()
         self.creating: dict[int, tuple[Request, Holding]] = {}
         #: Long runs whose followers are being written, by their heads.
         self.building: dict[int, Holding] = {}
@@ -245,15 +248,34 @@ class Lending:
             return False
         with self._answering(request, holdings, now):
             uid = self.seats.taken[request.seat].peer.uid
-            for holding in holdings:
-                if self.inventory.scrubber.is_needed(holding.spans, uid):
-                    self.inventory.scrub(holding)
-            slices = deque(self.inventory.to_warm(holdings))
-            if slices:
-                self._warm_next(Warming(request, holdings, slices))
+            unclean = [one for one in holdings if self.inventory.scrubber.is_needed(one.spans, uid)]
+            warming = Warming(request, holdings)
+            if unclean:
+                self.scrubbing.add(warming)
+                self._chores.begin(self._scrub(warming, unclean), now, is_urgent=True)
             else:
-                self._grant(request, holdings, now)
+                self._warm_or_grant(warming, now)
         return True
+
+    def _scrub(self, warming: Warming, unclean: list[Holding]) -> Chore:
+        with self._answering(warming.request, warming.holdings, self._chores.now):
+            try:
+                for holding in unclean:
+                    for cost in self.inventory.scrub(holding):
+                        yield cost
+                        if warming.request.is_gone:
+                            self._abandon(warming.holdings, self._chores.now)
+                            return
+            finally:
+                self.scrubbing.discard(warming)
+            self._warm_or_grant(warming, self._chores.now)
+
+    def _warm_or_grant(self, warming: Warming, now: float) -> None:
+        warming.slices = deque(self.inventory.to_warm(warming.holdings))
+        if warming.slices:
+            self._warm_next(warming)
+        else:
+            self._grant(warming.request, warming.holdings, now)
 
     def _create_direct(self, request: Request) -> bool:
         holding = self.inventory.take_direct(request.nbytes)
@@ -319,8 +341,8 @@ class Lending:
         """How many more runs and direct segments may be granted. What is on its way counts."""
         if not self.most_large:
             return UNBOUNDED
-        warming = {id(one): len(one.holdings) for one in self.warming.values() if one.holdings[0].is_large}
-        under_way = len(self.creating) + len(self.building) + sum(warming.values())
+        warming = sum(len(one.holdings) for one in self.unfinished_warmings() if one.holdings[0].is_large)
+        under_way = len(self.creating) + len(self.building) + warming
         return self.most_large - self.inventory.large - under_way
 
     def _is_bounded(self, request: Request) -> bool:
@@ -362,7 +384,7 @@ class Lending:
     @property
     def _is_anything_out(self) -> bool:
         inventory = self.inventory
-        is_unfinished = self.warming or self.creating or self.building or self.clearings
+        is_unfinished = self.warming or self.scrubbing or self.creating or self.building or self.clearings
         return bool(inventory.granted or inventory.leaving or is_unfinished)
 
     def _story(self, request: Request, now: float) -> str:
@@ -427,7 +449,10 @@ class Lending:
         """From these places of the queues on; whether somebody is left who was not tried."""
         may_warm = self.next_warming <= now
         at = {index: places.get(index, 0) for index in self.line.tiers()}
+        given = 0
         for _ in range(SERVED_PER_TURN):
+            if given >= GIVEN_PER_TURN:
+                break
             waiting = [(request.order, index) for index in at if (request := self.line.at(index, at[index]))]
             if not waiting:
                 return False
@@ -438,7 +463,9 @@ class Lending:
                 at[index] += 1
                 continue
             self.line.leave(index, at[index])
-            if not self._serve(request, now, may_warm=may_warm):
+            if self._serve(request, now, may_warm=may_warm):
+                given += request.chunks
+            else:
                 self.line.join(request)
                 if request.tier.kind is TierKind.POOLED:
                     del at[index]
@@ -448,6 +475,10 @@ class Lending:
         return bool(at)
 
     # --- warming ------------------------------------------------------------------------------------
+
+    def unfinished_warmings(self) -> set[Warming]:
+        """All whose holdings do not have all of their pages yet."""
+        return self.scrubbing.union(self.warming.values())
 
     def _warm_next(self, warming: Warming) -> None:
         row, count = warming.slices.popleft()

@@ -48,7 +48,7 @@ from .spares import Spare, Spares
 WARM_SLICE = MIB
 #: How many rows are cooled within one event.
 COOLED_AT_ONCE = 256
-#: How many rows of a run are written in one step.
+#: How many rows of a run are written, or scrubbed, in one step.
 BUILT_PER_STEP = 64
 #: The grant word of a warm row that is nobody's, without its generation.
 WARM = State.FREE << STATE_SHIFT
@@ -401,14 +401,16 @@ class Inventory:
         self.held -= spare.nbytes
         self._outbox.add(RemoveDirect(spare.row, spare.generation))
 
-    def scrub(self, holding: Holding) -> None:
+    def scrub(self, holding: Holding) -> Iterator[int]:
         """Let a taken holding go cold, so that it is warmed with new pages; its memory stays
-        counted."""
+        counted. In steps; yields how many rows each step did."""
         slots = self.maps[holding.tier.index]
         for first, length in holding.spans:
-            for at in range(first, first + length):
-                if slots.is_warm(at):
-                    self._cool(slots, at, 1)
+            for start in range(first, first + length, BUILT_PER_STEP):
+                count = min(BUILT_PER_STEP, first + length - start)
+                for row, warm in slots.warm_spans(start, count):
+                    self._cool(slots, row, warm)
+                yield count
 
     def _cool(self, slots: SlotMap, row: int, count: int) -> None:
         for at in range(row, row + count):

@@ -149,10 +149,17 @@ class SlotMap:
 
     def cold_spans(self, row: int, count: int) -> list[Span]:
         """The cold parts of a span."""
+        return self._parts(row, count, is_warm=0)
+
+    def warm_spans(self, row: int, count: int) -> list[Span]:
+        """The warm parts of a span."""
+        return self._parts(row, count, is_warm=1)
+
+    def _parts(self, row: int, count: int, *, is_warm: int) -> list[Span]:
         spans: list[Span] = []
         at, end = row - self.tier.base, row - self.tier.base + count
-        while (start := self._warm.find(0, at, end)) >= 0:
-            at = self._warm.find(1, start, end)
+        while (start := self._warm.find(is_warm, at, end)) >= 0:
+            at = self._warm.find(1 - is_warm, start, end)
             at = end if at < 0 else at
             spans.append((start + self.tier.base, at - start))
         return spans

@@ -90,7 +90,7 @@ def _check_account(broker: Broker) -> None:
     held += sum(holding.direct_bytes for _, holding in broker.lending.creating.values())
     held += inventory.spares.nbytes + broker.lending.clearings.aside
     held += sum(inventory.condemned.values())
-    held += sum(_still_cold(broker, warming.holdings) for warming in set(broker.lending.warming.values()))
+    held += sum(_still_cold(broker, warming.holdings) for warming in broker.lending.unfinished_warmings())
     large = sum(holding.is_large for holding in inventory.granted.values())
     assert large == inventory.large, f"{inventory.large} large operations are counted, {large} are out"
     assert held == inventory.held, f"held is {inventory.held}, the slots say {held}"
@@ -161,7 +161,7 @@ def _check_seat(broker: Broker, number: int) -> Iterator[int]:
 
 def _unfinished(broker: Broker) -> Iterator[Holding]:
     """What was taken and is not granted yet."""
-    for warming in set(broker.lending.warming.values()):
+    for warming in broker.lending.unfinished_warmings():
         yield from warming.holdings
     for _, holding in broker.lending.creating.values():
         yield holding
