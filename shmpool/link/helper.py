@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 2.0
 _CONNECT_TIMEOUT: Final = 2.0
+#: Seconds that a thread which has ended is given to leave the kernel's list.
+_LONGEST_EXIT: Final = 1.0
 #: How often the helper of a seat without a pool looks whether anything is in use.
 UNUSED_POLL: Final = 0.05
 
@@ -93,7 +95,7 @@ class Helper:
             return  # its start was interrupted, or goes on in another thread: it finds that it is not meant
         if thread.native_id == threading.get_native_id():
             return  # under gevent
-        gone = time.monotonic() + 0.1
+        gone = time.monotonic() + _LONGEST_EXIT
         while os.path.exists(f"/proc/self/task/{thread.native_id}") and time.monotonic() < gone:
             os.sched_yield()
 

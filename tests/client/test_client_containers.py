@@ -24,6 +24,8 @@ def can_unshare() -> bool:
 
 pytestmark = pytest.mark.skipif(not can_unshare(), reason="needs root and namespaces")
 
+#: CPython 3.13 counts the helper's thread, which is stopped for a fork, as running.
+FORKS = "ignore:This process:DeprecationWarning" if sys.version_info >= (3, 13) else "error"
 WORK = f"""
 import os, shmpool, sys
 pool = shmpool.connect(sys.argv[1], timeout=5)
@@ -50,7 +52,7 @@ def inside(address: str, shell: str, script: str, *unshare: str) -> subprocess.C
     """Run a script in namespaces of its own, after some preparation in the shell."""
     prepared = ["unshare", "--mount", *unshare, "sh", "-c", f'{shell} && exec "$@"', "sh"]
     return subprocess.run(
-        [*prepared, sys.executable, "-c", script, address],
+        [*prepared, sys.executable, "-W", FORKS, "-c", script, address],
         env=ENV, capture_output=True, text=True, timeout=2 * PATIENCE,
     )  # fmt: skip
 

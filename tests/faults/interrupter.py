@@ -31,6 +31,7 @@ class Interrupter:
         self._last: dict[int, str] = {}
 
     def __enter__(self) -> Interrupter:
+        sys._getframe().f_trace_opcodes = True  # CPython 3.12 looks at settrace whether any frame wants them
         sys.settrace(self._on_call)
         return self
 

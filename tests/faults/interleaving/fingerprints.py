@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from typing import Any
+from weakref import ProxyType
 
 #: Attributes that the scenarios keep from mattering: ages are not shown, nothing is cooled or
 #: rests; and what is the same in all states.
@@ -31,6 +32,8 @@ def _walk(thing: Any, seen: dict[int, int]) -> Any:
     kind = type(thing)
     if kind in _PLAIN:
         return thing
+    if kind is ProxyType:  # its referent may be gone
+        return "proxy"
     if isinstance(thing, Enum):
         return thing.value
     if kind in (bytearray, array):
