@@ -46,6 +46,8 @@ STOP_TIMEOUT: Final = 5.0
 _SHM: Final = "/dev/shm"
 _SOCKET: Final = "broker.sock"
 _MAX_READY_LINE: Final = 64 * 1024
+#: How a line begins that says only that it is still preallocating.
+_PROGRESS: Final = b'{"preparing"'
 
 
 class Broker:
@@ -257,8 +259,12 @@ def _launch(address: str, settings: str, ready: int) -> tuple[subprocess.Popen[b
 
 
 def _await_ready(process: subprocess.Popen[bytes], ready: int) -> None:
-    """Return when the broker is ready; raise what it says is wrong."""
-    line = _read_line(process, ready, time.monotonic() + START_TIMEOUT)
+    """Return when the broker is ready; raise what it says is wrong. As long as it says that it
+    makes progress it is waited for."""
+    received = bytearray()
+    while (line := _read_line(process, ready, received, time.monotonic() + START_TIMEOUT)) is not None:
+        if not line.startswith(_PROGRESS):
+            break
     if line is None:
         status = process.poll()
         if status is None:
@@ -280,16 +286,15 @@ def _await_ready(process: subprocess.Popen[bytes], ready: int) -> None:
     raise BrokerUnavailable(f"the broker did not start: {message} [{name}]")
 
 
-def _read_line(process: subprocess.Popen[bytes], ready: int, deadline: float) -> bytes | None:
-    """The broker's one line, or None at its end or the deadline. Its end is taken from a
+def _read_line(process: subprocess.Popen[bytes], ready: int, received: bytearray, deadline: float) -> bytes | None:
+    """The broker's next line, or None at its end or the deadline. Its end is taken from a
     pidfd as well, since a process forked elsewhere meanwhile may hold the pipe open."""
-    line = b""
     ended = os.pidfd_open(process.pid)
     try:
         poll = select.poll()
         poll.register(ready, select.POLLIN)
         poll.register(ended, select.POLLIN)
-        while b"\n" not in line and len(line) < _MAX_READY_LINE:
+        while b"\n" not in received and len(received) < _MAX_READY_LINE:
             events = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
             if ready not in events:
                 return None
@@ -298,9 +303,11 @@ def _read_line(process: subprocess.Popen[bytes], ready: int, deadline: float) ->
                 # It closed the pipe without a word: most likely it is just about to end.
                 poll.unregister(ready)
                 poll.poll(max(0.0, min(1.0, deadline - time.monotonic())) * 1000)
-                return line or None
-            line += data
-        return line
+                return bytes(received) or None
+            received += data
+        line, _, rest = received.partition(b"\n")
+        received[:] = rest
+        return bytes(line)
     finally:
         os.close(ended)
 

@@ -167,7 +167,9 @@ class Pool:
         session = self._live_session(timeout)
         nbytes = _as_nbytes(nbytes)
         strategy = as_strategy(strategy)
-        chosen = select_strategy(nbytes, session.sizing) if strategy is _ADAPTIVE else strategy
+        chosen = strategy
+        if strategy is _ADAPTIVE:
+            chosen = Strategy.DIRECT if session.prefers_direct else select_strategy(nbytes, session.sizing)
         counter = session.counters + LEASES + 4 * _STRATEGY_INDEX[chosen]
         counter += _CATEGORY_INDEX[categorize(nbytes, session.sizing).value]
         if chosen is Strategy.DIRECT:

@@ -6,7 +6,7 @@ What they mean and what is in bounds the broker says (``shmpoold --check`` print
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
 #: Bytes, or text such as "256MiB".
@@ -41,6 +41,12 @@ class Settings(TypedDict, total=False):
     client_quota_buffers: int
     uid_quota_bytes: Size
     uid_quota_buffers: int
+    max_buffer_age: Duration
+    allocation_strategy: Literal["on_demand", "preallocate", "hybrid"]
+    preallocate: str | float | Mapping[str, str | float]
+    pressure_free: Sequence[str | float]
+    pressure_stall: Sequence[str | float]
+    on_critical_pressure: Literal["wait", "direct", "refuse"]
     scrub: bool
     checksums: bool
     detailed_metrics: bool

@@ -62,6 +62,8 @@ class Setting(IntEnum):
     DEFAULT_BUFFER_SIZE = 10
     #: 1: every lease is timed.
     DETAILED_METRICS = 11
+    #: 1: the host is short of memory; a lease that may be direct is to be.
+    PREFERS_DIRECT = 12
 
 
 class Topic(IntEnum):

@@ -53,6 +53,7 @@ KEYS: Final = {
     "category": CATEGORIES,
     "strategy": STRATEGIES,
     "state": ("free", "idle", "leased", "published"),
+    "level": ("normal", "elevated", "critical"),
     "leak": ("leased", "unread", "view", "quarantined"),
 }
 
@@ -98,7 +99,11 @@ MEMORY: Final = (
     Figure("overhead", _GAUGE, _BYTES, "ledger and header, a part of it"),
     Figure("payload", _GAUGE, _BYTES, "what was asked for, of the active buffers"),
     Figure("by_state", _GAUGE, _BYTES, "memory by what it is used for", ("state",)),
-)
+    Figure("pressure", _FACT, _NONE, "`normal`, `elevated` or `critical`: how short the host is of memory"),
+    Figure("pressure_changes", _COUNTER, _NONE, "levels of pressure that began, each since the broker started",
+           ("level",)),
+    Figure("retired", _COUNTER, _SLOTS, "slots and segments past `max_buffer_age`, since the broker started"),
+)  # fmt: skip
 
 TIERS: Final = (
     Figure("size", _FACT, _BYTES, "of a slot; 0 for direct segments"),

@@ -68,16 +68,33 @@ class Custody(Mapping):
 
     # --- magazines ---------------------------------------------------------------------------------
 
+    def apply(self, settings: list[list[int]]) -> None:
+        """Take over settings, of a welcome or changed since."""
+        super().apply(settings)
+        if hasattr(self, "magazines"):
+            self._choose_fast_path()
+
+    @property
+    def _pooled_limit(self) -> int:
+        """Objects below this size are pooled."""
+        sizing = self.sizing
+        return min(sizing.large_object_threshold, sizing.pooled_sizes[-1] + 1) if sizing.is_pooling else 0
+
+    def _choose_fast_path(self) -> None:
+        """Leases below these sizes look for a magazine before anything else: none while direct
+        segments are preferred."""
+        self.pooled_below = 0 if self.prefers_direct else self._pooled_limit
+        self.chunked_below = 0 if self.prefers_direct else self.sizing.very_large_object_threshold
+
     def _make_tables(self) -> None:
         """Size in pages -> magazine, so that choosing one costs a look-up. A size that is
         exactly a threshold is told apart by the caller."""
         sizing = self.sizing
         self.medium_from = sizing.medium_object_threshold
-        self.pooled_below = min(sizing.large_object_threshold, sizing.pooled_sizes[-1] + 1) if sizing.is_pooling else 0
-        self.chunked_below = sizing.very_large_object_threshold
+        self._choose_fast_path()
         self.magazines: dict[tuple[int, int], Magazine] = {}
         self.pooled: list[Magazine] = []
-        for pages in range((self.pooled_below - 1 >> PAGE_SHIFT) + 2):
+        for pages in range((self._pooled_limit - 1 >> PAGE_SHIFT) + 2):
             tier = pooled_tier(pages << PAGE_SHIFT, self.tiers) or self.tiers[len(sizing.pooled_sizes) - 1]
             self.pooled.append(self.magazine(tier, 1))
         # Filled on demand; the very-large threshold may be far up.

@@ -148,6 +148,8 @@ class Mapping:
                 self.default_buffer_size = value
             elif number == Setting.DETAILED_METRICS:
                 self.has_details = bool(value)
+            elif number == Setting.PREFERS_DIRECT:
+                self.prefers_direct = bool(value)
 
     def _sit_down(self, nonce: int) -> None:
         """Take the seat's byte lock, and see that the seat is still ours. Raises SeatTaken: the

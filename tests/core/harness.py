@@ -60,6 +60,7 @@ from shmpool.protocol.messages import (
     Welcome,
     encode,
 )
+from shmpool.protocol.messages import Settings as SettingsMessage
 from shmpool.protocol.sizing import KIB, Sizing, Tier, TierKind, make_tiers, rows_of
 from shmpool.protocol.states import CellState, State
 from shmpoold.core.actions import (
@@ -68,6 +69,7 @@ from shmpoold.core.actions import (
     CloseTicket,
     Cool,
     CreateDirect,
+    Log,
     ProbeReaders,
     ProbeSeat,
     RemoveDirect,
@@ -645,6 +647,7 @@ OBEY: dict[type[Any], Callable[[World, Any], None]] = {
     ProbeSeat: World._probe,
     ProbeReaders: World._probe_readers,
     Unwatch: World._unwatch,
+    Log: lambda world, action: None,
 }
 
 
@@ -763,9 +766,10 @@ class Client:
                 self.give_back(*self.ready)
         elif isinstance(message, Fault):
             self.faults.append(message)
-        else:
-            assert isinstance(message, Answer)
+        elif isinstance(message, Answer):
             self.answers.append(message)
+        else:
+            assert isinstance(message, SettingsMessage)
 
     def _on_welcome(self, welcome: Welcome) -> None:
         self.welcomes.append(welcome)

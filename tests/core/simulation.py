@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -16,9 +17,11 @@ from shmpool.protocol.messages import Bell, Query, Return, Role, Topic
 from shmpool.protocol.sizing import KIB, TierKind
 from shmpoold.core import chores, looks
 from shmpoold.core.connections import endings
-from shmpoold.core.events import Disconnected, Received, Ticked
+from shmpoold.core.events import Disconnected, MemoryRead, Received, Started, Ticked
 from shmpoold.core.lending import lending, recalls
+from shmpoold.core.memory.pressure import Room
 from shmpoold.core.objects import custody
+from shmpoold.core.settings import Allocation, Floor, UnderPressure
 
 #: How much is done in one turn: what is small here takes several turns, like what is large there.
 BOUNDS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
@@ -30,6 +33,8 @@ BOUNDS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (custody, "CLOSED_PER_TURN", (1, 5, 128)),
     (lending, "SERVED_PER_TURN", (1, 3, 64)),
 )
+#: What is kept warm in some courses.
+FLOORS = (Floor(TierKind.POOLED, 4 * KIB, 6), Floor(TierKind.CHUNK, 8 * KIB, 4))
 MOST_CLIENTS = 9
 MOST_TICKETS = 60
 
@@ -47,8 +52,15 @@ class Simulation:
             client_quota_bytes=self.random.choice((0, 0, 64 * KIB)),
             client_quota_buffers=self.random.choice((0, 0, 10)),
             uid_quota_bytes=self.random.choice((0, 0, 200 * KIB)),
+            max_buffer_age=self.random.choice((None, None, 3.0)),
+            allocation=self.random.choice((Allocation.ON_DEMAND, Allocation.HYBRID)),
+            floors=FLOORS,
+            under_pressure=self.random.choice(list(UnderPressure)),
         )
+        if settings.allocation is Allocation.ON_DEMAND:
+            settings = replace(settings, floors=())
         self.world = World(settings, check_every=check_every, as_lists=as_lists)
+        self.world.dispatch(Started())
         self.mail: list[Ticket] = []
         self.done: Counter[str] = Counter()
         self._moves: list[Callable[[], Any]] = []
@@ -274,8 +286,14 @@ class Simulation:
         fails = self.random.choice((0.0, 0.0, 0.1))
         world.fail_on = lambda action: self.random.random() < fails
 
+    def press(self) -> None:
+        """The host is short of memory, or no longer."""
+        free = self.random.choice((0.5, 0.5, 0.07, 0.01))
+        self.world.dispatch(MemoryRead((Room("the host's memory", 1000, int(1000 * free), bounds_pool=False),), None))
+
     def restart(self) -> None:
         self.world.restart(finish_shell=self.random.random() < 0.5)
+        self.world.dispatch(Started())
 
     def crash(self) -> bool:
         """The broker dies between two stores of whatever comes next."""
@@ -302,5 +320,5 @@ WEIGHTS = {
     "deliver": 40, "read": 30, "answer": 15, "hear_news": 4, "tick": 6, "new_client": 0.6, "new_operator": 0.05,
     "ask": 8, "cancel": 1, "write": 14, "publish": 4, "put_back": 2, "open": 16, "discard": 1, "release": 16, "reap": 4,
     "give_back": 2, "disconnect": 0.3, "reconnect": 3, "goodbye": 0.15, "die": 0.2, "ring_at_random": 0.5,
-    "change_the_host": 0.2, "restart": 0.1, "crash": 0.2,
+    "change_the_host": 0.2, "press": 0.3, "restart": 0.1, "crash": 0.2,
 }  # fmt: skip

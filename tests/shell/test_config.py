@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import shmpoold
 from shmpool.errors import ConfigError
-from shmpool.protocol.sizing import KIB, MIB
+from shmpool.protocol.sizing import KIB, MIB, TierKind
+from shmpoold.cli import main
 from shmpoold.config import Config, Origin, load, parse_assignment, read, texts, to_settings
-from shmpoold.core.settings import Settings
+from shmpoold.core.settings import Floor, Settings
 
 DOCS = Path(shmpoold.__file__).parents[2] / "docs"
 EXAMPLE = Path(shmpoold.__file__).parents[1] / "units" / "shmpoold.toml"
@@ -127,7 +129,7 @@ def test_example_with_its_comments_taken_off_is_valid_and_default() -> None:
     text = re.sub(r"^#(?! )", "", EXAMPLE.read_text(), flags=re.MULTILINE)
     values = tomllib.loads(text)
     assert set(values) == set(Config.model_fields)
-    for without_default in ("socket", "group"):
+    for without_default in ("socket", "group", "max_buffer_age", "preallocate"):
         del values[without_default]
     assert load(None, values) == load(None, {})
 
@@ -200,3 +202,30 @@ def test_automatic_chunk_sizes_fit_their_thresholds(large: str) -> None:
     assert big == 2 * small
     assert small <= max(4 * KIB, config.large_object_threshold // 4)
     assert load(None, {"chunk_sizes": "auto"}).sizing == load(None, {}).sizing
+
+
+BAD_CONFIGS = sorted((Path(__file__).parent / "bad_configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", BAD_CONFIGS, ids=lambda path: path.stem)
+def test_check_of_a_bad_file_gives_the_error_that_the_file_says(path: Path) -> None:
+    expected = path.read_text().splitlines()[0].removeprefix("# expect: ")
+    done = CliRunner().invoke(main, ["--check", "--config", str(path)])
+    assert done.exit_code == 2, done.output
+    assert expected in done.stderr
+    assert "shmpoold: " in done.stderr and "Traceback" not in done.output
+
+
+def test_floors_follow_from_shares_and_are_shown() -> None:
+    config = load(None, {"allocation_strategy": "preallocate", "preallocate": {"64KiB": "10%", "16 KiB": "1%"}})
+    assert config.floors == (
+        Floor(TierKind.POOLED, 64 * KIB, 256 * MIB // 10 // (64 * KIB)),
+        Floor(TierKind.POOLED, 16 * KIB, 256 * MIB // 100 // (16 * KIB)),
+    )
+    config = load(None, {"allocation_strategy": "hybrid"})
+    assert {floor.size for floor in config.floors} == set(config.sizing.pooled_sizes)
+    assert 0.09 < sum(floor.size * floor.slots for floor in config.floors) / config.memory_limit <= 0.1
+    assert load(None, {}).floors == ()
+    shown = texts.in_force(read(None, {}, {"allocation_strategy": "hybrid", "preallocate": {"64KiB": "10%"}}))
+    assert 'preallocate = {"64 KiB" = "10 %"}' in shown
+    assert re.search(r"pooled 64 KiB +\d+ +409$", shown, re.MULTILINE)

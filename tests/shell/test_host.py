@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from shell_helpers import ENV, PATIENCE
+from shell_helpers import ENV, PATIENCE, BrokerProcess
 
 from shmpool.errors import ConfigError
 from shmpool.protocol.sizing import MIB
+from shmpool.stats import query
 from shmpool.system import memory
 from shmpool.system.memory import Place
 from shmpoold.config import load
@@ -174,3 +176,97 @@ def test_without_any_bound_the_limit_stays(monkeypatch: pytest.MonkeyPatch) -> N
     config = load(None, {})
     assert host.fit(config, may_lower=False) is config
     assert memory.most_memory() > 0
+
+
+# --- preallocation and pressure, for real --------------------------------------------------------
+
+PREALLOCATE = """
+import os, shmpool
+settings = {"memory_limit": "60MiB", "max_clients": 8, "allocation_strategy": "preallocate"}
+with shmpool.Broker(**settings, preallocate={"64KiB": "50%"}) as broker:
+    used = sum(512 * os.stat(f"/dev/shm/{name}").st_blocks for name in os.listdir("/dev/shm"))
+    with broker.connect() as pool:
+        stats = pool.stats()
+        assert used >= stats.memory["held"] - (1 << 20), (used, stats.memory)
+        print([tier.warm for tier in stats.tiers if tier.size == 65536])
+"""
+
+
+def test_a_broker_is_ready_once_its_memory_is_reserved() -> None:
+    done = in_small_shm(*PYTHON, "-c", PREALLOCATE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[480, 0]\n", "")
+
+
+def test_readiness_comes_after_preallocation_and_progress_is_logged(tmp_path: Path) -> None:
+    broker = BrokerProcess(
+        str(tmp_path / "broker.sock"), "--set", "memory_limit=100MiB", "--set", "max_clients=8",
+        "--set", "allocation_strategy=preallocate", "--set", 'preallocate={"256KiB" = "50%"}',
+    )  # fmt: skip
+    try:
+        assert query(broker.address).memory["held"] >= 50 * MIB
+        log = broker.signal(signal.SIGTERM)
+    finally:
+        broker.stop()
+    lines = [line.partition("INFO: ")[2] for line in log.splitlines()]
+    assert lines[0] == "preallocating 50 MiB" and "preallocated 50 MiB of 50 MiB" in lines
+    assert any(line.startswith("serving") for line in lines[lines.index("preallocated 50 MiB of 50 MiB") :])
+
+
+UNDER_PRESSURE = """
+import os, shmpool, time
+with shmpool.Broker(memory_limit="60MiB", max_clients=8, buffer_lifetime=3600, magazine_idle=3600) as broker:
+    with broker.connect() as pool:
+        for lease in [pool.lease(200_000) for _ in range(100)]:
+            lease.release()
+        warm = pool.stats().memory["held"]
+        with open("/dev/shm/other", "wb") as other:
+            space = os.statvfs("/dev/shm")
+            os.posix_fallocate(other.fileno(), 0, space.f_bavail * space.f_frsize - (2 << 20))
+        deadline = time.monotonic() + 50
+        while (stats := pool.stats()).memory["pressure"] == "normal" or stats.memory["held"] > warm / 2:
+            assert time.monotonic() < deadline, stats.memory
+            time.sleep(0.1)
+        assert any("memory pressure is elevated" in alert for alert in stats.alerts), stats.alerts
+        assert any("but /dev/shm has only" in alert for alert in stats.alerts), stats.alerts
+        with pool.lease(100_000) as lease:  # serves on
+            lease.write(b"x" * 100_000)
+        print(stats.memory["pressure"])
+"""
+
+
+def test_others_who_fill_shm_are_given_room_and_operators_an_alert() -> None:
+    done = in_small_shm(*PYTHON, "-c", UNDER_PRESSURE)
+    assert (done.returncode, done.stdout) == (0, "elevated\n"), done.stderr
+    assert "memory pressure is elevated: /dev/shm has" in done.stderr
+
+
+IN_A_FULL_CGROUP = """
+import os, shmpool, sys, time
+with shmpool.Broker(memory_limit="40MiB", max_clients=8, on_critical_pressure="direct") as broker:
+    with broker.connect() as pool:
+        pool.lease(1000).release()
+        others = bytearray(1 << 20) * 0
+        while (stats := pool.stats()).memory["pressure"] != "critical":
+            left = sorted(shmpool_room())
+            if left[0] > 2 << 20:
+                others += b"x" * (1 << 20)
+            time.sleep(0.05)
+        held = stats.memory["held"]
+        with pool.lease(1000) as lease:
+            assert lease.strategy is shmpool.Strategy.DIRECT, lease.strategy
+        try:
+            pool.lease(200_000, strategy=shmpool.Strategy.POOLED, timeout=0)
+        except shmpool.SharedMemoryFull as error:
+            assert "short of memory" in str(error), error
+            print("well")
+"""
+
+
+def test_critical_pressure_of_a_cgroup_stops_growth_before_the_kernel_kills(cgroup: Path) -> None:
+    helper = (
+        "from shmpool.system.memory import memory_groups\n"
+        "def shmpool_room(): return [room for group in memory_groups() if (room := group.room()) is not None]\n"
+    )
+    done = in_cgroup(cgroup, sys.executable, "-c", helper + IN_A_FULL_CGROUP)
+    assert (done.returncode, done.stdout) == (0, "well\n"), done.stderr
+    assert "memory pressure is critical: the cgroup" in done.stderr

@@ -23,14 +23,16 @@ from shmpool.protocol.sizing import (
     Sizing,
     Strategy,
     Tier,
+    TierKind,
     chunk_sizes_for,
     format_bytes,
     make_tiers,
     rows_of,
 )
 
-from ..core.settings import Settings
-from .units import Gid, Limit, Seconds, Size, Uid, Unit
+from ..core.memory.pressure import Thresholds
+from ..core.settings import Allocation, Floor, Settings, UnderPressure
+from .units import Gid, Limit, Seconds, Share, Size, Uid, Unit
 
 _DAY: Final = 86400
 _DEFAULT: Final = Sizing()
@@ -41,6 +43,16 @@ ChunkSizes = Annotated[
     Annotated[Literal["auto"], Tag("auto")] | Annotated[tuple[Size, ...], Tag("sizes")],
     Discriminator(lambda value: "auto" if isinstance(value, str) else "sizes"),
 ]
+
+
+#: A share for all pooled sizes, or one for each slot size.
+Preallocate = Annotated[
+    Annotated[Share, Tag("share")] | Annotated[dict[Size, Share], Tag("by slot size")],
+    Discriminator(lambda value: "by slot size" if isinstance(value, dict) else "share"),
+]
+#: Of memory_limit, where nothing else is said.
+_PREALLOCATED: Final = {Allocation.PREALLOCATE: 0.5, Allocation.HYBRID: 0.1}
+_NO_PRESSURE: Final = Thresholds()
 
 
 class Scope(Enum):
@@ -209,6 +221,34 @@ class Config(BaseModel):
         le=MAX_ROWS,
         description="The most buffers one user may have leased, unread and open to read at a time. 0: any number.",
     )
+    max_buffer_age: Annotated[Seconds | None, Unit.SECONDS, Scope.RELOAD] = Field(
+        default=None,
+        gt=0,
+        le=365 * _DAY,
+        description="A slot whose pages are older gets new ones when it comes back.",
+    )
+    allocation_strategy: Annotated[Literal["on_demand", "preallocate", "hybrid"], Scope.START] = Field(
+        default="on_demand",
+        description='When slots are reserved: "on_demand"; "preallocate", a part before the broker is ready; "hybrid",'
+        " a part in the background. That part stays reserved.",
+    )
+    preallocate: Annotated[Preallocate | None, Unit.SHARE, Scope.START] = Field(
+        default=None,
+        description='That part: a share of memory_limit for all pooled sizes, or one by slot size: {"64KiB" = "10%"}.'
+        " Without it 50 % (preallocate) or 10 % (hybrid).",
+    )
+    pressure_free: Annotated[tuple[Share, Share], Unit.SHARE, Scope.RELOAD] = Field(
+        default=_NO_PRESSURE.free,
+        description="Memory pressure is elevated, then critical, when less of the host or cgroup is free.",
+    )
+    pressure_stall: Annotated[tuple[Share, Share], Unit.SHARE, Scope.RELOAD] = Field(
+        default=_NO_PRESSURE.stall,
+        description="The same, when tasks wait for memory (PSI) for more of the time.",
+    )
+    on_critical_pressure: Annotated[Literal["wait", "direct", "refuse"], Scope.RELOAD] = Field(
+        default="wait",
+        description="A lease for which the pool would have to grow then: waits, is direct, or is refused.",
+    )
     scrub: Annotated[bool, Scope.START] = Field(
         default=False,
         description="A slot that moves between users gets new, zeroed pages first.",
@@ -261,7 +301,21 @@ class Config(BaseModel):
             raise ValueError("allow_uids and allow_gids need group: without one nobody else can reach the segments")
         self._check_sizes()
         self._check_room()
+        self._check_allocation()
+        self._check_pressure()
         return self
+
+    def _check_pressure(self) -> None:
+        if self.pressure_free[0] < self.pressure_free[1]:
+            key, (elevated, critical), wrong = "pressure_free", self.pressure_free, "above"
+        elif self.pressure_stall[0] > self.pressure_stall[1]:
+            key, (elevated, critical), wrong = "pressure_stall", self.pressure_stall, "below"
+        else:
+            return
+        raise ValueError(
+            f"{key} is {Unit.SHARE.show(elevated)} for elevated and {Unit.SHARE.show(critical)} for critical: the"
+            f" second must not be {wrong} the first"
+        )
 
     def _check_sizes(self) -> None:
         if self.pooled_sizes and not self._kept_sizes:
@@ -286,6 +340,54 @@ class Config(BaseModel):
                 f" it and the largest slot {format_bytes(largest)}: raise it to at least"
                 f" {-(-(overhead + largest) // MIB)} MiB, or lower max_clients"
             )
+
+    def _check_allocation(self) -> None:
+        if self.allocation_strategy == "on_demand":
+            if self.preallocate is not None:
+                raise ValueError(
+                    'preallocate is set, but allocation_strategy is "on_demand", which reserves nothing in advance: set'
+                    ' that to "preallocate" or "hybrid", or leave preallocate out'
+                )
+            return
+        if not self.enabled:
+            raise ValueError(
+                f'allocation_strategy is "{self.allocation_strategy}", but enabled is false: nothing is pooled then.'
+                ' Set it to "on_demand"'
+            )
+        if isinstance(self.preallocate, dict):
+            sizes = sorted({tier.size for tier in self.tiers if tier.size})
+            for size in self.preallocate:
+                if size not in sizes:
+                    raise ValueError(
+                        f"preallocate names {format_bytes(size)}, which is no slot size: they are"
+                        f" {', '.join(map(format_bytes, sizes))}"
+                    )
+        nbytes, most = sum(floor.size * floor.slots for floor in self.floors), self.memory_limit - self.overhead_bytes
+        if nbytes > most:
+            share = Unit.SHARE.show(100 * most // self.memory_limit / 100)
+            raise ValueError(
+                f"preallocate is {format_bytes(nbytes)}; memory_limit, {format_bytes(self.memory_limit)}, leaves"
+                f" {format_bytes(most)} ({share}) besides the pool's tables: lower it, or raise the limit"
+            )
+
+    @property
+    def floors(self) -> tuple[Floor, ...]:
+        """The slots that are preallocated, and kept. A size that pooled and chunk tiers have is the
+        pooled one's."""
+        allocation = Allocation(self.allocation_strategy)
+        if allocation is Allocation.ON_DEMAND:
+            return ()
+        shares = self.preallocate if self.preallocate is not None else _PREALLOCATED[allocation]
+        tiers = self.tiers
+        if not isinstance(shares, dict):
+            pooled = [tier for tier in tiers if tier.kind is TierKind.POOLED]
+            return tuple(self._floor(tier, shares / len(pooled)) for tier in pooled)
+        by_size = {tier.size: tier for tier in reversed(tiers)}
+        return tuple(self._floor(by_size[size], share) for size, share in shares.items())
+
+    def _floor(self, tier: Tier, share: float) -> Floor:
+        slots = int(self.memory_limit * share) // tier.size
+        return Floor(tier.kind, tier.size, min(tier.capacity, max(slots, int(share > 0))))
 
     @property
     def _kept_sizes(self) -> tuple[int, ...]:
@@ -336,6 +438,11 @@ def to_settings(config: Config, tickets_file: tuple[int, int], seats_file: tuple
         client_quota_buffers=config.client_quota_buffers,
         uid_quota_bytes=config.uid_quota_bytes,
         uid_quota_buffers=config.uid_quota_buffers,
+        max_buffer_age=config.max_buffer_age,
+        allocation=Allocation(config.allocation_strategy),
+        floors=config.floors,
+        thresholds=Thresholds(config.pressure_free, config.pressure_stall),
+        under_pressure=UnderPressure(config.on_critical_pressure),
         scrub=config.scrub,
         checksums=config.checksums,
         detailed_metrics=config.detailed_metrics,

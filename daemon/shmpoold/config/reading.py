@@ -124,10 +124,11 @@ def _explain(fault: Mapping[str, Any], values: Mapping[str, Any]) -> str:
         return f"{key} is no setting" + (f"; did you mean {near[0]}?" if near else "")
     value = values.get(key, fault["input"])  # as it was written
     if fault["type"] in _OUT_OF_BOUNDS:
-        return f"{key} = {value!r} is {_OUT_OF_BOUNDS[fault['type']]}{_bounds_of(field)}"
+        return f"{key} = {value!r} is {_OUT_OF_BOUNDS[fault['type']]}{_bounds_of(field) or _bound_of(fault, field)}"
     return f"{key} = {value!r}: {_words_of(fault)}{_bounds_of(field)}"
 
 
+_BOUNDS: Final = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 _OUT_OF_BOUNDS: Final = {
     "greater_than_equal": "too small",
     "greater_than": "too small",
@@ -144,8 +145,15 @@ def _words_of(fault: Mapping[str, Any]) -> str:
 def _bounds_of(field: FieldInfo) -> str:
     """The bounds that a setting is declared with, in its unit."""
     unit, words = unit_of(field), []
-    for name, word in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
+    for name, word in _BOUNDS.items():
         for rule in field.metadata:
             if (bound := getattr(rule, name, None)) is not None:
                 words.append(f"{word} {bound if unit is None else unit.show(bound)}")
     return f" ({', '.join(words)})" if words else ""
+
+
+def _bound_of(fault: Mapping[str, Any], field: FieldInfo) -> str:
+    """The bound that a part of a setting is beyond: the bounds of parts are not the setting's."""
+    unit = unit_of(field)
+    words = [f"{_BOUNDS[name]} {bound if unit is None else unit.show(bound)}" for name, bound in fault["ctx"].items()]
+    return f" ({', '.join(words)})"

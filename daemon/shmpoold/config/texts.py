@@ -20,7 +20,7 @@ from .reading import Reading
 from .units import in_toml
 
 #: What stands in the example for a default that depends on the host, or is none.
-_SHOWN = {"socket": "/run/shmpool/broker.sock", "group": "shmpool"}
+_SHOWN = {"socket": "/run/shmpool/broker.sock", "group": "shmpool", "preallocate": 0.1, "max_buffer_age": 3600.0}
 
 _HEAD = """\
 # shmpoold: the broker's configuration. Every key is shown with its default; an unknown
@@ -62,8 +62,11 @@ def in_force(reading: Reading) -> str:
     tiers = config.tiers
     overhead = format_bytes(config.overhead_bytes)
     lines += ["", f"# {rows_of(tiers)} ledger rows; header and ledger take {overhead} of the limit", "#"]
-    lines += [f"# {'tier':>4}  {'slots of':15}  {'most slots':>10}"]
-    lines += [f"# {tier.index:4}  {tier.label():15}  {tier.capacity:10}" for tier in tiers]
+    floors = {(floor.kind, floor.size): floor.slots for floor in config.floors}
+    lines += [f"# {'tier':>4}  {'slots of':15}  {'most slots':>10}" + f"  {'kept warm':>10}" * bool(floors)]
+    for tier in tiers:
+        kept = f"  {floors.get((tier.kind, tier.size), 0):10}" if floors else ""
+        lines.append(f"# {tier.index:4}  {tier.label():15}  {tier.capacity:10}{kept}")
     return "\n".join(lines) + "\n"
 
 

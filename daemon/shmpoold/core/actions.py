@@ -120,6 +120,14 @@ class CloseTicket:
     granted: int
 
 
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Write a line to the log."""
+
+    text: str
+    is_warning: bool = False
+
+
 Action = (
     Send
     | Close
@@ -133,4 +141,5 @@ Action = (
     | ProbeReaders
     | Unwatch
     | CloseTicket
+    | Log
 )

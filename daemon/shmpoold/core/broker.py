@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.header import BROKER_PID, EPOCH, MAGIC, PROPERTIES, SEATS, read_tiers
-from shmpool.protocol.messages import Bell, Cancel, Direct, Goodbye, Hello, Query, Refill, Return
+from shmpool.protocol.messages import Bell, Cancel, Direct, Goodbye, Hello, Query, Refill, Return, Setting
 from shmpool.protocol.sizing import make_tiers, rows_of
 
 from .actions import Action
@@ -28,10 +28,12 @@ from .events import (
     DirectFailed,
     Disconnected,
     Event,
+    MemoryRead,
     ProcessDied,
     ReadersGone,
     Received,
     Reconfigured,
+    Started,
     Ticked,
     TicketClosed,
     Unseen,
@@ -44,6 +46,8 @@ from .lending.quotas import Limits
 from .lending.returns import Returns
 from .memory.cooling import Cooling
 from .memory.inventory import Inventory
+from .memory.manager import Manager
+from .memory.pressure import Pressure
 from .memory.scrubber import Scrubber
 from .objects.custody import Custody
 from .outbox import Outbox
@@ -111,6 +115,10 @@ class Broker:
         )
         self.returns = Returns(self.rows, self.inventory, self.seats, self.custody, self.lending, self.chores)
         self.cooling = Cooling(self.inventory, self.chores, settings.buffer_lifetime)
+        self.pressure = Pressure(settings.thresholds)
+        self.manager = Manager(
+            self.inventory, self.lending, self.cooling, self.pressure, self.seats, self.chores, self.outbox, settings
+        )
         self.terms = Terms(
             settings,
             pool_id=pool_id,
@@ -119,6 +127,7 @@ class Broker:
             properties=header[PROPERTIES],
             tiers=self.tiers,
             limit=self.inventory.limit,
+            more=lambda: {Setting.PREFERS_DIRECT: int(self.manager.prefers_direct)},
         )
         self.away = Away(self.outbox)
         self.endings = Endings(
@@ -127,14 +136,16 @@ class Broker:
         self.clients = Clients(
             self.terms, self.seats, self.away, self.endings, self.lending.line, self.returns.looks, self.outbox
         )
-        self.reports = Reports(self.rows, self.inventory, self.seats, self.lending.line, self.chores, pool_id, epoch)
+        self.reports = Reports(
+            self.rows, self.inventory, self.manager, self.seats, self.lending.line, self.chores, pool_id, epoch
+        )
         self.lending.who_keeps_most = self.reports.who_keeps_most
         self.lending.quotas.ledger, self.lending.quotas.limits = self.reports.ledger, Limits.of(settings)
         self.questions = Questions(self)
         #: What has something to do when time goes by, in the order in which it is done.
         self._parts: tuple[Part, ...] = (
             self.away, self.endings, self.returns.looks, self.chores, self.reports, self.custody, self.lending,
-            self.inventory, self.cooling,
+            self.inventory, self.cooling, self.manager,
         )  # fmt: skip
         self._on_event: dict[type[Any], Callable[[Any, float], object]] = {
             Connected: self.clients.on_connected,
@@ -143,8 +154,10 @@ class Broker:
             ProcessDied: self.clients.on_process_died,
             Unseen: self.clients.on_unseen,
             ReadersGone: lambda event, now: self.endings.on_readers_gone(event.seat, now),
-            Warmed: self.lending.on_warmed,
-            WarmFailed: self.lending.on_warm_failed,
+            Started: self.manager.on_started,
+            MemoryRead: self._on_memory_read,
+            Warmed: self._on_warmed,
+            WarmFailed: self._on_warm_failed,
             DirectCreated: self.lending.on_direct_created,
             DirectFailed: self.lending.on_direct_failed,
             Reconfigured: self._on_reconfigured,
@@ -214,6 +227,20 @@ class Broker:
         self.custody.look_at_oldest(now)
         return self.lending.direct(connection, seat, message, now)
 
+    # --- memory --------------------------------------------------------------------------------
+
+    def _on_warmed(self, event: Warmed, now: float) -> None:
+        if not self.manager.on_warmed(event, now):
+            self.lending.on_warmed(event, now)
+
+    def _on_warm_failed(self, event: WarmFailed, now: float) -> None:
+        if not self.manager.on_warm_failed(event, now):
+            self.lending.on_warm_failed(event, now)
+
+    def _on_memory_read(self, event: MemoryRead, now: float) -> None:
+        if self.manager.on_memory_read(event, now):
+            self.clients.tell_changes()
+
     # --- settings and time ---------------------------------------------------------------------
 
     def _on_reconfigured(self, event: Reconfigured, now: float) -> None:
@@ -223,6 +250,7 @@ class Broker:
         self.custody.ttl, self.cooling.lifetime = settings.handle_ttl, settings.buffer_lifetime
         self.lending.bound_large(settings.max_concurrent_large_ops)
         self.lending.quotas.limits = Limits.of(settings)
+        self.manager.configure(settings)
         self.cooling.note_idle(now)  # what is idle may have been so for longer than it is to be now
         self.clients.tell_changes()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shmpool.protocol.messages import Message
 
+from .memory.pressure import Room
 from .settings import Settings
 
 
@@ -124,11 +125,25 @@ class TicketClosed:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """The broker begins: its pool is new, or adopted."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRead:
+    """How much memory the host has left, and which part of the last ten seconds some task waited
+    for memory (None: the kernel does not say)."""
+
+    rooms: tuple[Room, ...]
+    stalled: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """The time that next_deadline() named has come."""
 
 
 Event = (
     Connected | Received | Reconfigured | Disconnected | ProcessDied | Unseen | ReadersGone | Warmed | WarmFailed
-    | DirectCreated | DirectFailed | TicketClosed | Ticked
+    | DirectCreated | DirectFailed | TicketClosed | Started | MemoryRead | Ticked
 )  # fmt: skip

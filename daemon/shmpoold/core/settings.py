@@ -3,8 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import NamedTuple
 
-from shmpool.protocol.sizing import KIB, MIB, Sizing
+from shmpool.protocol.sizing import KIB, MIB, Sizing, TierKind
+
+from .memory.pressure import Thresholds
+
+
+class Allocation(Enum):
+    """When the memory of slots is reserved."""
+
+    ON_DEMAND = "on_demand"
+    """When somebody asks for them."""
+    PREALLOCATE = "preallocate"
+    """The floors before the broker serves anybody, the rest on demand."""
+    HYBRID = "hybrid"
+    """The floors in the background, the rest on demand."""
+
+
+class Floor(NamedTuple):
+    """How many slots of a tier are kept warm, whether somebody needs them or not."""
+
+    kind: TierKind
+    size: int
+    slots: int
+
+
+class UnderPressure(Enum):
+    """What becomes of leases that would make the pool grow while the host's memory is critical."""
+
+    WAIT = "wait"
+    DIRECT = "direct"
+    REFUSE = "refuse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +64,12 @@ class Settings:
     client_quota_buffers: int = 0
     uid_quota_bytes: int = 0
     uid_quota_buffers: int = 0
+    #: Pages older than that are replaced once nobody uses them; None: never.
+    max_buffer_age: float | None = None
+    allocation: Allocation = Allocation.ON_DEMAND
+    floors: tuple[Floor, ...] = ()
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    under_pressure: UnderPressure = UnderPressure.WAIT
     #: A slot that moves between uids gets new, zeroed pages first.
     scrub: bool = False
     #: Clients sum what they publish and verify what they open.
@@ -62,4 +99,7 @@ class Settings:
             client_quota_buffers=new.client_quota_buffers,
             uid_quota_bytes=new.uid_quota_bytes,
             uid_quota_buffers=new.uid_quota_buffers,
+            max_buffer_age=new.max_buffer_age,
+            thresholds=new.thresholds,
+            under_pressure=new.under_pressure,
         )

@@ -1,4 +1,5 @@
-"""The configured limit against what this host can give, when a pool is made.
+"""What this host can give: the configured limit held against it when a pool is made, and read
+again as long as we serve.
 
 Only the new pool's own start is refused: one that is taken up has clients, who would rather have
 a broker that runs short than none.
@@ -6,15 +7,26 @@ a broker that runs short than none.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Callable
+from typing import Final
 
 from pydantic import ValidationError
 
 from shmpool.errors import ConfigError
 from shmpool.protocol.sizing import MIB, format_bytes
-from shmpool.system.memory import fitting_limit, limiting_places, memory_groups, tightest_place
+from shmpool.system import memory
+from shmpool.system.memory import Place, fitting_limit, limiting_places, memory_groups, tightest_place
 
 from ..config import Config
+from ..core.events import MemoryRead
+from ..core.memory.pressure import Level, Pressure, Room
+from .repeats import Repeats
+
+#: Seconds from one reading to the next: while memory is short or the pool changes, and at rest.
+SOON: Final = 1.0
+AT_REST: Final = 8.0
 
 log = logging.getLogger(__name__)
 
@@ -46,3 +58,55 @@ def fit(config: Config, *, may_lower: bool) -> Config:
         format_bytes(limit), format_bytes(fitting), place, fix,
     )  # fmt: skip
     return lowered
+
+
+class HostWatch:
+    """Reads how much memory there is left, now and then, and tells the core by *dispatch*. *held*
+    says how much the pool holds: while that does not change and memory is not short, less often."""
+
+    def __init__(self, pressure: Pressure, held: Callable[[], int], dispatch: Callable[[MemoryRead], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._groups = memory_groups()
+        self._pressure = pressure
+        self._held = held
+        self._dispatch = dispatch
+        self._repeats = Repeats(log)
+        self._last_held = -1
+        self._period = SOON
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Read, now and from now on."""
+        self._read()
+
+    def stop(self) -> None:
+        """Read no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._repeats.close()
+
+    def _read(self) -> None:
+        held = self._held()
+        try:
+            reading = read_memory(self._groups)
+        except OSError as error:
+            self._repeats.warning("cannot read how much memory there is: %s", error)
+        else:
+            self._dispatch(reading)
+        is_quiet = held == self._last_held and self._pressure.level is Level.NORMAL
+        self._period = min(2 * self._period, AT_REST) if is_quiet else SOON
+        self._last_held = held
+        self._timer = self._loop.call_later(self._period, self._read)
+
+
+def read_memory(groups: list[memory.MemoryGroup]) -> MemoryRead:
+    """How it is now. Raises OSError."""
+    rooms = [_room(place, bounds_pool=True) for place in limiting_places(groups)]
+    if (whole := memory.host()) is not None:
+        rooms.append(_room(whole, bounds_pool=False))
+    stall = memory.pressure(groups)
+    return MemoryRead(tuple(rooms), None if stall is None else stall.some / 100)
+
+
+def _room(place: Place, *, bounds_pool: bool) -> Room:
+    return Room(place.name, place.total, place.free, is_shm=place.is_shm, bounds_pool=bounds_pool)

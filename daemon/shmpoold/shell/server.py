@@ -26,6 +26,7 @@ from ..core.actions import (
     CloseTicket,
     Cool,
     CreateDirect,
+    Log,
     ProbeReaders,
     ProbeSeat,
     RemoveDirect,
@@ -46,12 +47,14 @@ from ..core.events import (
     ReadersGone,
     Received,
     Reconfigured,
+    Started,
     Ticked,
     TicketClosed,
     Unseen,
 )
 from ..core.settings import Settings
 from .connection import CLOSE_GRACE, Connection
+from .host import HostWatch
 from .listener import Admission, Listener
 from .pages import Pages
 from .repeats import Repeats
@@ -93,6 +96,9 @@ class Server:
         self._deadline: float | None = None
         self._no_tick_before = 0.0
         self._all_gone = asyncio.Event()
+        self._host = HostWatch(core.pressure, lambda: core.inventory.held, self.dispatch)
+        #: Set when nothing has to be reserved any more, or it cannot be.
+        self.prepared = asyncio.Event()
         self._obey: dict[type[Any], Callable[[Any], None]] = {
             Send: self._send,
             Close: self._close,
@@ -106,6 +112,7 @@ class Server:
             ProbeReaders: self._probe_readers,
             Unwatch: lambda action: self._watches.unwatch(action.seat),
             CloseTicket: self._tickets.close_ticket,
+            Log: lambda action: log.log(logging.WARNING if action.is_warning else logging.INFO, action.text),
         }
 
     # --- the service's side --------------------------------------------------------------------
@@ -125,10 +132,21 @@ class Server:
         while self._core.chores:  # what nobody reads is settled in a second round
             self._carry_out(self._core.finish_chores(self._loop.time()))
 
+    def prepare(self) -> None:
+        """Begin to reserve what has to be reserved before we serve; *prepared* tells of its end, and
+        `preparation_failure` how it went."""
+        self.dispatch(Started())
+
+    @property
+    def preparation_failure(self) -> str:
+        """Why not all could be reserved; empty when it was."""
+        return self._core.manager.failure
+
     def serve(self, sock: socket.socket, admission: Admission) -> None:
         """Accept connections from a listening, non-blocking socket, which is now ours."""
         self._listener = Listener(sock, admission, self._open, self._shortage)
         self._listener.start()
+        self._host.start()
         self._arm()
 
     def reconfigure(self, settings: Settings, admission: Admission) -> None:
@@ -147,6 +165,7 @@ class Server:
         if self._timer is not None:
             self._timer.cancel()
         self._pages.stop()
+        self._host.stop()
         self._repeats.close()
         self._tickets.stop()
         self._watches.close()
@@ -183,6 +202,8 @@ class Server:
                 self._step(self._events.popleft())
         finally:
             self._is_dispatching = False
+        if self._core.manager.is_ready or self._core.manager.failure:
+            self.prepared.set()
         self._arm()
 
     def _step(self, event: Event) -> None:

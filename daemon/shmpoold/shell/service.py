@@ -41,6 +41,8 @@ COLLECTED_AFTER: Final = (10_000, 50, 100)
 _OTHER_DESCRIPTORS: Final = 128 + 2 * SPARE_CONNECTIONS
 #: How often the files' times are renewed; what cleans /tmp goes by days.
 RENEW_EVERY: Final = 3600.0
+#: A parent hears at least so often that we are still preallocating.
+PROGRESS_EVERY: Final = 1.0
 #: How long a private broker waits for another at its socket to end.
 PREDECESSOR_SECONDS: Final = 1.0
 #: What ends a broker in an orderly way.
@@ -59,11 +61,17 @@ class Parent:
 
     def tell(self, report: dict[str, object]) -> None:
         """Write the line and close, once. A parent that does not listen is no error."""
+        self.say(report)
         fd, self.ready_fd = self.ready_fd, None
-        if fd is None:
+        if fd is not None:
+            os.close(fd)
+
+    def say(self, report: dict[str, object]) -> None:
+        """Write a line that is not the last."""
+        if self.ready_fd is None:
             return
         try:
-            with open(fd, "wb", buffering=0) as pipe:
+            with open(self.ready_fd, "wb", buffering=0, closefd=False) as pipe:
                 pipe.write(json.dumps(report).encode() + b"\n")
         except OSError as error:
             log.warning("cannot report to the parent: %s", error)
@@ -100,6 +108,8 @@ async def _run(config: Config, parent: Parent, read_again: Callable[[], Config],
         pool, server = _start(config, files, earlier, may_lower=may_lower)
         stack.callback(lambda: (pool.close if ending.keep else pool.remove)())
         _tame_the_collector()
+        if not await _prepare(pool, server, stop, parent):
+            return
         server.serve(listener, Admission.of(config.allow_uids, config.allow_gids, config.group))
         reloading = Reloading(config, read_again, server, lambda now: ending.follow(now, parent))
         stop.on_hangup(reloading.reload)
@@ -132,6 +142,29 @@ async def _serve_until(requested: asyncio.Event, files: RuntimeFiles) -> None:
             return
         except TimeoutError:
             files.renew()
+
+
+async def _prepare(pool: pools.Pool, server: Server, stop: Stop, parent: Parent) -> bool:
+    """Reserve what is to be reserved before anybody is served. False when we are to stop first.
+    Raises ConfigError when a new pool cannot have it; an earlier one's clients go on with less."""
+    server.prepare()
+    if not server.prepared.is_set():
+        waits = [asyncio.ensure_future(event.wait()) for event in (server.prepared, stop.requested)]
+        try:
+            while not any(wait.done() for wait in waits):
+                await asyncio.wait(waits, timeout=PROGRESS_EVERY, return_when=asyncio.FIRST_COMPLETED)
+                parent.say({"preparing": pool.core.inventory.held})
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if stop.requested.is_set():
+            await server.stop()
+            return False
+    if server.preparation_failure and not pool.is_adopted:
+        raise ConfigError(
+            f"what preallocate says cannot be had: {server.preparation_failure}. Lower preallocate, or make room"
+        )
+    return True
 
 
 async def _acquire(files: RuntimeFiles, parent: Parent) -> Earlier | None:

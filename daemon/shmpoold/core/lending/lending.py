@@ -128,6 +128,9 @@ class Lending:
         self._next_retry = 0.0
         #: The host is full: nothing is warmed for the line before this, unless something is freed.
         self.next_warming = 0.0
+        #: Why the pool does not grow now, for refusals; and whether nobody waits until it does.
+        self.growth_stopped = ""
+        self.is_refusing = False
         #: A sentence for refusals; the ledger tells it, which is the reports' to read.
         self.who_keeps_most: Callable[[float], str] = lambda now: ""
         self._chores = chores
@@ -370,7 +373,7 @@ class Lending:
     def _wait_or_refuse(self, request: Request, now: float) -> None:
         """In line, if the request wants that and anything is out that could come back, or others
         wait already."""
-        if request.queue and (self.line or self._is_anything_out):
+        if request.queue and (self.line or self._is_anything_out or self.growth_stopped) and not self.is_refusing:
             if not self.line:
                 self._next_retry = now + RETRY_EVERY
             self.line.join(request)
@@ -378,7 +381,7 @@ class Lending:
             self.recalls.begin(now)
             return
         self.line.end(request)
-        code = Code.SHM_FULL if request.failure else Code.EXHAUSTED
+        code = Code.SHM_FULL if self._failure(request) else Code.EXHAUSTED
         self._outbox.send(request.connection, Refusal(request.number, code, self._story(request, now)))
 
     @property
@@ -392,7 +395,12 @@ class Lending:
         text = f"no {request.tier.label()} for {format_bytes(request.wanted_bytes)}: {self._missing(request)}"
         if most := self.who_keeps_most(now):
             text += f"; {most}"
-        return f"{text}; {request.failure}" if request.failure else text
+        failure = self._failure(request)
+        return f"{text}; {failure}" if failure else text
+
+    def _failure(self, request: Request) -> str:
+        """What of the host is in the way; empty while nothing is."""
+        return request.failure or self.growth_stopped
 
     def _missing(self, request: Request) -> str:
         inventory, tier = self.inventory, request.tier
@@ -417,7 +425,7 @@ class Lending:
         """Somebody asks no longer."""
         request = self.line.cancel(connection, number)
         if request is not None:
-            code = Code.SHM_FULL if request.failure else Code.CANCELLED
+            code = Code.SHM_FULL if self._failure(request) else Code.CANCELLED
             text = self.quotas.story(request, now)
             refusal = Refusal(number, Code.QUOTA, text) if text else Refusal(number, code, self._story(request, now))
             self._outbox.send(connection, refusal)
@@ -490,7 +498,7 @@ class Lending:
         """A slice has got its pages."""
         warming = self.warming.pop((event.tier, event.row))
         with self._answering(warming.request, warming.holdings, now):
-            is_sound = self.inventory.warmed(self.tiers[event.tier], event.row, event.count)
+            is_sound = self.inventory.warmed(self.tiers[event.tier], event.row, event.count, now)
             if warming.request.is_gone and is_sound:
                 self._abandon(warming.holdings, now)
             elif not is_sound:
@@ -613,7 +621,7 @@ class Lending:
         for request in self.line.heads():
             if self._is_bounded(request):
                 wanted.update(tier.index for tier in self.tiers if tier.kind is not TierKind.POOLED)
-            elif request.failure or request.wanted_bytes > self.inventory.room:
+            elif self._failure(request) or request.wanted_bytes > self.inventory.room:
                 wanted.update(tier.index for tier in self.tiers)
             else:
                 wanted.update(tier.index for tier in self.tiers if tier.index >= request.tier.index)

@@ -15,6 +15,7 @@ from ..chores import (
     Chores,
 )
 from .inventory import Inventory
+from .slots import SlotMap
 
 #: Slots that are looked at in one step; what looking costs, in units, and what dropping a spare does.
 SCANNED_PER_STEP, SCANNING, DROPPING = 128, 8, 8
@@ -34,7 +35,7 @@ class Cooling:
         self._inventory = inventory
         self._chores = chores
         self.lifetime = lifetime
-        self._is_under_way = False
+        self._is_under_way = self._is_pressed = False
         #: When `tick` is due; `NEVER` while nothing is idle.
         self.next_deadline = NEVER
 
@@ -57,16 +58,38 @@ class Cooling:
                 inventory.drop(spare)
                 yield DROPPING
             for slots in inventory.maps[:-1]:
-                end = slots.tier.capacity
-                step = max(1, min(SCANNED_PER_STEP, COOLED_PER_STEP // slots.tier.size))
-                while end > 0 and slots.ready:
-                    spans, end = slots.idle_spans(end, step, since)
-                    cooled = 0
-                    for row, count in spans:
-                        cooled += count
-                        inventory.cool_span(slots, row, count)
-                    yield SCANNING + cost_of(cooled * slots.tier.size, cooled)
+                yield from self._cool_tier(slots, since, inventory.floors[slots.tier.index])
             if not inventory.has_ready:
                 self.next_deadline = NEVER
         finally:
             self._is_under_way = False
+
+    def _cool_tier(self, slots: SlotMap, since: float, floor: int) -> Chore:
+        end = slots.tier.capacity
+        step = max(1, min(SCANNED_PER_STEP, COOLED_PER_STEP // slots.tier.size))
+        while end > 0 and slots.ready and slots.warm > floor:
+            spans, end = slots.idle_spans(end, step, since)
+            cooled = 0
+            for row, count in spans:
+                some = min(count, slots.warm - floor)
+                if some > 0:
+                    cooled += some
+                    self._inventory.cool_span(slots, row + count - some, some)
+            yield SCANNING + cost_of(cooled * slots.tier.size, cooled)
+
+    def cool_all(self, now: float, *, below_floors: bool) -> None:
+        """Cool all that is idle, and drop the spares; *below_floors*: also what is kept for demand."""
+        if not self._is_pressed:
+            self._is_pressed = True
+            self._chores.begin(self._cool_all(below_floors=below_floors), now, is_urgent=True)
+
+    def _cool_all(self, *, below_floors: bool) -> Chore:
+        inventory = self._inventory
+        try:
+            for spare in inventory.spares.idle_since(NEVER):
+                inventory.drop(spare)
+                yield DROPPING
+            for slots in inventory.maps[:-1]:
+                yield from self._cool_tier(slots, NEVER, 0 if below_floors else inventory.floors[slots.tier.index])
+        finally:
+            self._is_pressed = False

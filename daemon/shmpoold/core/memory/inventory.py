@@ -46,6 +46,8 @@ from .spares import Spare, Spares
 #: Pages are reserved in slices of at most so many bytes (0.1 ms each), so that warming
 #: does not hold up the loop.
 WARM_SLICE = MIB
+#: A number of bytes that nobody has.
+UNBOUNDED = 1 << 62
 #: How many rows are cooled within one event.
 COOLED_AT_ONCE = 256
 #: How many rows of a run are written, or scrubbed, in one step.
@@ -71,6 +73,8 @@ class Holding:
     orphaned_at: float | None = None
     #: When it was granted; ages are the broker's.
     granted_at: float = 0.0
+    #: When a direct segment's pages were reserved first, by whichever object.
+    made_at: float = 0.0
     #: The head's generation when it was granted: a run's birth, a direct segment's name.
     birth: int = 0
     #: The first row of a run's second extent, 0 for none.
@@ -115,6 +119,16 @@ class Inventory:
         self.limit = limit
         self.overhead = header_bytes(seats) + ledger_bytes(rows_of(tiers), seats)
         self.held = self.overhead
+        #: More than that is not held while the host is short of memory; no bound at other times.
+        self.ceiling = UNBOUNDED
+        #: Whether direct segments are exempt from it.
+        self.direct_may_grow = False
+        #: Slots of each tier that idleness does not cool, and whether a tier has fewer.
+        self.floors = [0] * len(tiers)
+        self.is_below_floor = False
+        #: Seconds after which pages are replaced, and how many slots and segments that was so for.
+        self.max_age = NEVER
+        self.retired = 0
         #: What was held already when the pool was taken over: more than a limit lowered
         #: meanwhile, or than a damaged ledger can account for. Nothing is reserved over the limit.
         self.adopted = 0
@@ -145,12 +159,15 @@ class Inventory:
     @property
     def room(self) -> int:
         """Bytes that may still be reserved."""
-        return self.limit - self.held
+        return min(self.limit, self.ceiling) - self.held
 
     @property
     def has_ready(self) -> bool:
-        """Whether any slot or chunk is warm and nobody's: something that may be cooled."""
-        return any(slots.ready for slots in self.maps[:-1])
+        """Whether any slot or chunk is warm, nobody's and above its tier's floor: something that may
+        be cooled."""
+        return any(
+            slots.ready and slots.warm > floor for slots, floor in zip(self.maps[:-1], self.floors, strict=False)
+        )
 
     @property
     def idle(self) -> int:
@@ -164,7 +181,7 @@ class Inventory:
         """Make the rows of direct segments grantable: they have no pages of their own."""
         tier = self.tiers[-1]
         self.maps[tier.index].take(tier.base, tier.capacity)
-        self.warmed(tier, tier.base, tier.capacity)
+        self.warmed(tier, tier.base, tier.capacity, 0.0)
         self.maps[tier.index].give(tier.base, tier.capacity, 0.0)
 
     # --- taking ------------------------------------------------------------------------------
@@ -240,7 +257,8 @@ class Inventory:
             self.held -= spare.nbytes
         # A spare has all of its pages until it is cut to size.
         holding.direct_bytes = size if spare is None else max(size, spare.nbytes)
-        if not self.reserve(holding.direct_bytes):
+        holding.made_at = spare.made_at if spare is not None else 0.0
+        if not self.reserve(holding.direct_bytes, is_direct=True):
             self.maps[tier.index].put_back(holding.row, 1)
             if spare is not None:
                 self.held += spare.nbytes
@@ -256,19 +274,19 @@ class Inventory:
         self.held -= holding.direct_bytes - size
         holding.direct_bytes = size
 
-    def reserve(self, nbytes: int) -> bool:
+    def reserve(self, nbytes: int, *, is_direct: bool = False) -> bool:
         """Count *nbytes* as held, cooling idle slots to make room; False if it cannot be, and then
         nothing was cooled, or if it takes longer than one event may: then *to_clear* is *nbytes*."""
         self.to_clear = 0
-        short = nbytes - self.room
+        room = self.limit - self.held if is_direct and self.direct_may_grow else self.room
+        short = nbytes - room
         if short > 0:
             if short > self.idle:
                 return False
             if self._rows_to_cool(short) > COOLED_AT_ONCE:
                 self.to_clear = nbytes
                 return False
-            self.cool(short, COOLED_AT_ONCE)
-            if nbytes > self.room:  # somebody scribbled on what was idle
+            if self.cool(short, COOLED_AT_ONCE) < short:  # somebody scribbled on what was idle
                 return False
         self.held += nbytes
         return True
@@ -306,12 +324,12 @@ class Inventory:
                 slices += [(at, min(longest, row + count - at)) for at in range(row, row + count, longest)]
         return slices
 
-    def warmed(self, tier: Tier, row: int, count: int) -> bool:
+    def warmed(self, tier: Tier, row: int, count: int, now: float) -> bool:
         """Pages are there: the ledger may say FREE. False when somebody has scribbled on any of
         these rows meanwhile; the others say it."""
         slots = self.maps[tier.index]
         is_sound = self.rows.are(row, bytes(count))
-        slots.set_warm(row, count)
+        slots.set_warm(row, count, now)
         for at in range(row, row + count):
             if is_sound or self.rows.are(at, bytes(1)):
                 self.rows.move(at, State.FREE)
@@ -416,6 +434,8 @@ class Inventory:
         for at in range(row, row + count):
             self.rows.move(at, State.COLD)  # before the pages go: a crash between only wastes them
         slots.set_cold(row, count)
+        if slots.warm < self.floors[slots.tier.index]:
+            self.is_below_floor = True
         self.scrubber.forget(row, count)
         self._outbox.add(Cool(slots.tier.index, row, count))
 
@@ -450,6 +470,7 @@ class Inventory:
         self.rows.describe(head, extent, link_word(holding.following, holding.birth))
         self.rows.move(head, State.IDLE, seat)
         holding.seat, holding.granted_at = seat, now
+        holding.made_at = holding.made_at or now
         self.scrubber.note(holding.spans, uid)
         self.hold(holding)
 
@@ -469,13 +490,20 @@ class Inventory:
         head = holding.row
         generation = self.rows.move(head, State.FREE)
         self._let_go(holding)
-        if holding.tier.kind is TierKind.DIRECT and not (
-            holding.orphaned_at is None and self.spares.keep(head, holding.birth, holding.direct_bytes, now)
-        ):
+        if holding.tier.kind is TierKind.DIRECT and not self._keep(holding, now):
             self.held -= holding.direct_bytes
             self._outbox.add(RemoveDirect(head, holding.birth))
         self.give(holding.tier, head, generation, now)
         return None if holding.spans == ((head, 1),) else self.take_apart(holding, now)
+
+    def _keep(self, holding: Holding, now: float) -> bool:
+        """Whether a direct segment that is done becomes a spare."""
+        if now - holding.made_at > self.max_age:
+            self.retired += 1
+            return False
+        return holding.orphaned_at is None and self.spares.keep(
+            holding.row, holding.birth, holding.direct_bytes, now, holding.made_at
+        )
 
     def give_head(self, holding: Holding, now: float) -> None:
         """Make the head of a run nobody's that was built and not granted."""
@@ -530,9 +558,13 @@ class Inventory:
         self.held -= self.condemned.pop(seat, 0)
 
     def give(self, tier: Tier, row: int, generation: int, now: float) -> None:
-        """Make a row that says FREE nobody's, unless its generation has run out."""
+        """Make a row that says FREE nobody's, unless its generation has run out; it goes cold when its
+        pages are too old."""
         if generation >= MAX_GENERATION:
             self.rows.retire(row)
             self.quarantined.add(row)
-        else:
-            self.maps[tier.index].give(row, 1, now)
+            return
+        slots = self.maps[tier.index]
+        slots.give(row, 1, now)
+        if now - slots.warmed_at(row) > self.max_age and tier.kind is not TierKind.DIRECT:
+            self.retired += self.cool_span(slots, row, 1)

@@ -30,7 +30,7 @@ class SlotMap:
     quarantined); *ready* means unused and warm. How many are *unused* (warm or cold), *warm* and
     *ready* is counted along: it is asked for with every request that has to wait."""
 
-    __slots__ = ("_freed_at", "_ready", "_unused", "_warm", "ready", "tier", "unused", "warm")
+    __slots__ = ("_freed_at", "_ready", "_unused", "_warm", "_warmed_at", "ready", "tier", "unused", "warm")
 
     def __init__(self, tier: Tier) -> None:
         self.tier = tier
@@ -38,6 +38,7 @@ class SlotMap:
         self._warm = bytearray(tier.capacity)
         self._ready = bytearray(tier.capacity)
         self._freed_at = array("d", bytes(8 * tier.capacity))
+        self._warmed_at = array("d", bytes(8 * tier.capacity))
         self.unused = tier.capacity
         self.warm = self.ready = 0
 
@@ -130,11 +131,26 @@ class SlotMap:
         self.ready += self._warm.count(1, span.start, span.stop)
         return span
 
-    def set_warm(self, row: int, count: int) -> None:
+    def set_warm(self, row: int, count: int, now: float) -> None:
         """Note that used slots have got their pages."""
         span = self._span(row, count)
         self.warm += count - self._warm.count(1, span.start, span.stop)
         self._warm[span] = b"\1" * count
+        self._warmed_at[span] = array("d", [now]) * count
+
+    def warmed_at(self, row: int) -> float:
+        """When a warm slot has got its pages."""
+        return self._warmed_at[row - self.tier.base]
+
+    def find_cold(self, most: int) -> Span | None:
+        """The lowest unused cold slots, at most *most* of them, side by side."""
+        at = -1
+        while (at := self._warm.find(0, at + 1)) >= 0:
+            if self._unused[at]:
+                end = min(at + most, self.tier.capacity)
+                stops = (self._warm.find(1, at, end), self._unused.find(0, at, end), end)
+                return at + self.tier.base, min(stop for stop in stops if stop >= 0) - at
+        return None
 
     def set_cold(self, row: int, count: int) -> None:
         """Note that unused slots lose their pages."""

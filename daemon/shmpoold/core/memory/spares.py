@@ -34,6 +34,8 @@ class Spare(NamedTuple):
     generation: int
     nbytes: int
     freed_at: float
+    #: When its first segment was made.
+    made_at: float = 0.0
 
 
 class Spares:
@@ -58,13 +60,13 @@ class Spares:
         """Somebody asks for a direct segment."""
         self._asked_before, self._asked_at = self._asked_at, now
 
-    def keep(self, row: int, generation: int, nbytes: int, now: float) -> bool:
+    def keep(self, row: int, generation: int, nbytes: int, now: float, made_at: float = 0.0) -> bool:
         """Keep a segment that nobody uses any more; False when it is to be removed: the last two
         were not asked for just now, or there is no more room here."""
         is_steady = now - self._asked_before < LIFETIME
         if not is_steady or self.nbytes + nbytes > self._most_nbytes or len(self._spares) >= MOST:
             return False
-        self._spares.append(Spare(row, generation, nbytes, now))
+        self._spares.append(Spare(row, generation, nbytes, now, made_at))
         self.nbytes += nbytes
         if self.next_look is None:
             self.next_look = now + LIFETIME

@@ -104,13 +104,13 @@ def _adopt_tier(
         elif word & ~GENERATION_FIELD == 0 and generation_of(word) < MAX_GENERATION:  # COLD
             is_cold[row - tier.base] = 1
         else:
-            slots.set_warm(row, 1)
+            slots.set_warm(row, 1, now)
             if state_of(word) not in HEADS and row not in claimed:
                 _adopt_unheld(broker, tier, row, word, now)
     cold = _spans_of(is_cold, tier.base)
     for row, count in cold:
         if tier.kind is TierKind.DIRECT:
-            inventory.warmed(tier, row, count)  # a pool whose broker died while it was making it
+            inventory.warmed(tier, row, count, now)  # a pool whose broker died while it was making it
         slots.give(row, count, now)
         if tier.kind is not TierKind.DIRECT:
             broker.outbox.add(Cool(tier.index, row, count, had_pages=False))  # pages that a crash left in cold rows
@@ -142,7 +142,7 @@ def _spans_of(marks: bytearray, base: int) -> list[Span]:
 def _set_aside(broker: Broker, tier: Tier, row: int) -> None:
     """Never give a damaged row out again. It may have pages and readers, so it counts as
     warm and is not cooled."""
-    broker.inventory.maps[tier.index].set_warm(row, 1)
+    broker.inventory.maps[tier.index].set_warm(row, 1, 0.0)
     broker.inventory.quarantined.add(row)
     if tier.kind is TierKind.DIRECT:
         broker.outbox.add(RemoveDirect(row, birth_of(broker.rows.link(row)), may_be_mapped=True))

@@ -91,9 +91,11 @@ def _check_account(broker: Broker) -> None:
     held += inventory.spares.nbytes + broker.lending.clearings.aside
     held += sum(inventory.condemned.values())
     held += sum(_still_cold(broker, warming.holdings) for warming in broker.lending.unfinished_warmings())
+    if broker.manager.filling is not None:
+        held += _still_cold(broker, [broker.manager.filling])
+    assert held == inventory.held, f"held is {inventory.held}, the slots say {held}"
     large = sum(holding.is_large for holding in inventory.granted.values())
     assert large == inventory.large, f"{inventory.large} large operations are counted, {large} are out"
-    assert held == inventory.held, f"held is {inventory.held}, the slots say {held}"
     assert held <= max(inventory.limit, inventory.overhead, inventory.adopted), f"held {held} of {inventory.limit}"
 
 
@@ -166,6 +168,8 @@ def _unfinished(broker: Broker) -> Iterator[Holding]:
     for _, holding in broker.lending.creating.values():
         yield holding
     yield from broker.lending.building.values()
+    if broker.manager.filling is not None:
+        yield broker.manager.filling
 
 
 def _check_unfinished(broker: Broker, owners: dict[int, Holding]) -> None:

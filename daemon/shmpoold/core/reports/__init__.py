@@ -17,6 +17,7 @@ from ..chores import NEVER, Chores
 from ..connections.seats import Seats
 from ..lending.requests import WaitingLine
 from ..memory.inventory import Inventory
+from ..memory.manager import Manager
 from ..rows import Rows
 from . import alerts, holders, metrics
 from .census import Ledger
@@ -42,6 +43,7 @@ class Reports:
         self,
         rows: Rows,
         inventory: Inventory,
+        manager: Manager,
         seats: Seats,
         line: WaitingLine,
         chores: Chores,
@@ -50,6 +52,7 @@ class Reports:
     ) -> None:
         self._rows = rows
         self._inventory = inventory
+        self._manager = manager
         self._seats = seats
         self._line = line
         self._chores = chores
@@ -147,8 +150,8 @@ class Reports:
         return {
             **self._pool,
             **figures,
-            "memory": metrics.memory(self._inventory, census),
+            "memory": {**metrics.memory(self._inventory, census), **self._manager.figures()},
             "tiers": tiers,
             "leaks": {"leased": 0, "unread": 0, "view": 0, "quarantined": len(self._inventory.quarantined)},
-            "alerts": found,
+            "alerts": [*found, *self._manager.alerts()],
         }
