@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from . import layouts
 from .errors import SharedMemoryFull
-from .lease import EndedLease, Lease, LiveLease
+from .lease import EndedLease, Lease, LiveLease, is_parents
 from .protocol.handle import Handle
 from .protocol.ledger import ONE_GENERATION, STATE_SHIFT, generation_of
 from .protocol.names import direct_name
@@ -33,6 +33,7 @@ from .seat.windows import (
 )
 from .system import memory
 from .system.descriptors import Descriptor
+from .system.here import HERE, OURS
 from .system.segments import open_segment
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class DirectLease(LiveLease):
         if raw is None:
             super()._write_part(offset, source)
             return
+        if not HERE[OURS]:
+            is_parents()
         written, fd = 0, self._slot.open()
         while written < len(raw):
             written += os.pwrite(fd, raw[written:], offset + written)

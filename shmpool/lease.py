@@ -111,12 +111,16 @@ class Lease:
             self._write_part(offset, source)
 
     def _write(self, source: memoryview) -> None:
+        if not HERE[OURS]:
+            is_parents()
         if source.format == "B" and source.ndim == 1:
             self.view[:] = source
         else:
             layouts.copy(self.view, source)
 
     def _write_part(self, offset: int, source: memoryview) -> None:
+        if not HERE[OURS]:
+            is_parents()
         layouts.copy(self.view[offset : offset + source.nbytes], source)
 
     def ndarray(self, dtype: DTypeLike = "uint8", shape: int | Sequence[int] = -1) -> NDArray[Any]:
@@ -181,6 +185,11 @@ class Lease:
 
     def __repr__(self) -> str:
         return f"<Lease of {self.nbytes} bytes, {self.strategy.value}, row {self._slot.row}>"
+
+
+def is_parents() -> NoReturn:
+    """In a finalizer of a child that is not itself yet."""
+    raise LeaseReleased("the lease belongs to the parent of this fork")
 
 
 class LiveLease(Lease):

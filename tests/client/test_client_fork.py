@@ -433,7 +433,7 @@ def start_full(start: object) -> shmpool.Broker:
 # --- spawn ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
 def test_pool_is_an_argument_of_a_process(pool: shmpool.Pool, method: str) -> None:
     for nbytes in SIZES[:2]:
         with child(method, client_workers.publish_with_pool, pool, nbytes) as (process, pipe):

@@ -398,9 +398,11 @@ def test_user_s_finalizer_in_a_child_gives_back_nothing_of_the_parent(
     pool = connect()
     leases = [pool.lease(nbytes) for nbytes in (*SIZES, *SIZES)]
     for lease in leases:
-        lease.view[:3] = b"abc"
+        lease.write(b"abc" + bytes(lease.nbytes - 3))
     buffer, handle, other = pool.open(publish(pool, b"\x07" * 5000)), publish(pool, b"h"), publish(pool, b"o")
-    calls = [lease.release for lease in leases[:3]] + [lease.publish for lease in leases[3:]]
+    calls: list[Callable[[], Any]] = [lambda lease=lease: lease.write(b"\x63" * lease.nbytes) for lease in leases]  # type: ignore[misc]
+    calls += [lambda lease=lease: lease.write_parts([(0, b"cc")]) for lease in leases]  # type: ignore[misc]
+    calls += [lease.release for lease in leases[:3]] + [lease.publish for lease in leases[3:]]
     more = [buffer.release, lambda: pool.open(handle), lambda: pool.discard(other), lambda: pool.lease(100), pool.close]
     held(lambda: Finalizer(*calls, *more))
     in_fork(lambda: None)
@@ -483,7 +485,8 @@ def test_hook_that_is_interrupted_leaves_no_window_unguarded(
 # --- many children, little room ----------------------------------------------------------------------
 
 
-def test_child_costs_no_descriptor(start: Start) -> None:
+@pytest.mark.parametrize("children", [60, pytest.param(500, marks=pytest.mark.long)])
+def test_child_costs_no_descriptor(start: Start, children: int) -> None:
     script = """
 import os, resource, sys, numpy as np, shmpool
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
@@ -496,7 +499,7 @@ array = np.frombuffer(buffer.view, np.uint8)
 before = len(os.listdir("/proc/self/fd"))
 ready, go, results = os.pipe(), os.pipe(), os.pipe()
 pids = []
-for _ in range(60):
+for _ in range(int(sys.argv[2])):
     pids.append(os.fork())
     if pids[-1] == 0:
         os.close(go[1])
@@ -513,10 +516,10 @@ for _ in range(50):
 os.close(go[1])
 for pid in pids:
     os.waitpid(pid, 0)
-print(after - before, os.read(results[0], 100) == b"\\x01" * 60)
+print(after - before, os.read(results[0], 1000) == b"\\x01" * len(pids))
 """
     broker = start()
-    done = run_script(script, broker.address)
+    done = run_script(script, broker.address, str(children))
     assert (done.returncode, done.stdout) == (0, "6 True\n"), done.stderr
 
 

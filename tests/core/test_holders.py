@@ -304,7 +304,7 @@ def test_naming_costs_no_more_than_a_look_at_some_rows(make_world: type[World]) 
     writer, reader, other = world.client(), world.client(), world.client()
     fill_up(world, writer, reader)
     world.now += 1
-    with patch.object(world.broker.reports._ledger, "sample", wraps=world.broker.reports._ledger.sample) as sample:
+    with patch.object(world.broker.reports.ledger, "sample", wraps=world.broker.reports.ledger.sample) as sample:
         for _ in range(20):
             refusal(world, other)
     (rows,) = sample.call_args.args

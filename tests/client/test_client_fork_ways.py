@@ -1,0 +1,137 @@
+"""Ways to start a process while something is open for reading: forks keep it right, and what executes
+another program keeps nothing."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from client_helpers import Connect, Start, eventually, in_fork
+
+import shmpool
+from shmpool import Handle
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # 3.12: forks beside threads
+
+SLEEPS = [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"]
+
+
+def publish(pool: shmpool.Pool, data: bytes) -> Handle:
+    with pool.lease(len(data)) as lease:
+        lease.write(data)
+        return lease.publish()
+
+
+def popen(stdin: int) -> int:
+    return subprocess.Popen(SLEEPS, stdin=stdin).pid
+
+
+def popen_with_hook(stdin: int) -> int:
+    return subprocess.Popen(SLEEPS, stdin=stdin, preexec_fn=lambda: None).pid
+
+
+def popen_that_inherits(stdin: int) -> int:
+    return subprocess.Popen(SLEEPS, stdin=stdin, close_fds=False).pid
+
+
+def posix_spawn(stdin: int) -> int:
+    return os.posix_spawn(sys.executable, SLEEPS, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, stdin, 0)])
+
+
+def fork_and_exec(stdin: int) -> int:
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(stdin, 0)
+        os.execv(sys.executable, SLEEPS)
+    return pid
+
+
+@pytest.mark.parametrize("begin", [popen, popen_with_hook, popen_that_inherits, posix_spawn, fork_and_exec])
+def test_program_that_is_executed_keeps_nothing_that_was_open(start: Start, begin: Callable[[int], int]) -> None:
+    broker = start()
+    reading, writing = os.pipe()
+    with broker.connect() as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Popen: it is waited for by its pid
+        buffer = pool.open(publish(pool, b"x" * 5000))
+        pid = begin(reading)
+        os.close(reading)
+        try:
+            buffer.release()
+            eventually(lambda: pool.stats().active_buffers == 0)
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+        finally:
+            os.close(writing)
+            os.waitpid(pid, 0)
+        gc.collect()
+
+
+def test_threads_that_fork_at_once_share_what_was_open(connect: Connect) -> None:
+    pool = connect()
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for _ in range(5):
+                data = bytes([number]) * 5000
+                buffer = pool.open(publish(pool, data))
+                assert in_fork(buffer.view.tobytes) == data
+                assert buffer.view == data
+                buffer.release()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    eventually(lambda: pool.stats().active_buffers == 0)
+
+
+def test_what_was_frozen_before_the_fork_stays_right(connect: Connect) -> None:
+    pool = connect()
+    buffer = pool.open(publish(pool, b"x" * 5000))
+    array = np.frombuffer(buffer.view, np.uint8)
+    gc.freeze()
+    try:
+        assert in_fork(array.tobytes) == b"x" * 5000
+    finally:
+        gc.unfreeze()
+    del array
+    buffer.release()
+    eventually(lambda: pool.stats().active_buffers == 0)
+
+
+class DataSet:
+    """Holds a view, as what a DataLoader's workers inherit does."""
+
+    array: np.ndarray | None = None  # type: ignore[type-arg]
+
+
+def item(at: int) -> int:
+    assert DataSet.array is not None
+    return int(DataSet.array[at])
+
+
+def test_workers_that_inherit_a_data_set_read_it_after_its_buffer_was_released(start: Start) -> None:
+    broker = start(memory_limit="4MiB")
+    with broker.connect() as pool:
+        buffer = pool.open(publish(pool, bytes(range(250)) * 20))
+        DataSet.array = np.frombuffer(buffer.view, np.uint8)
+        with multiprocessing.get_context("fork").Pool(2) as workers:
+            DataSet.array = None
+            buffer.release()
+            for _ in range(50):  # more than there is room for, if it were all new
+                pool.discard(publish(pool, b"\x63" * 200_000))
+            assert workers.map(item, range(5000)) == list(range(250)) * 20
+            assert pool.stats().active_buffers == 1
+        eventually(lambda: pool.stats().active_buffers == 0)
