@@ -206,9 +206,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the grant word before the cells", "publisher x reader",
         rewrite(LiveLease, "publish",
-                ("    words[word + FIRST_CELL] = granted\n", "    words[word] = granted\n"),
+                ("    words[slot.first_cell] = granted\n", "    words[word] = granted\n"),
                 ("    words[word] = granted\n    self.__class__",
-                 "    words[word + FIRST_CELL] = granted\n    self.__class__")),
+                 "    words[slot.first_cell] = granted\n    self.__class__")),
     ),
     Mutant(
         "the generation not bumped", "reader x reader, one handle",
