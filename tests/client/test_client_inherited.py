@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from client_helpers import ENV, MIB, PATIENCE, eventually, in_fork, run_script
-from conftest import Connect, Start, StartDaemon
+from client_helpers import ENV, MIB, PATIENCE, Connect, Start, StartDaemon, eventually, in_fork, run_script
 
 import shmpool
 from shmpool import Handle

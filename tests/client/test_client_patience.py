@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from client_helpers import MIB, eventually, pattern, run_script
-from conftest import Connect, StartDaemon
+from client_helpers import MIB, Connect, StartDaemon, eventually, pattern, run_script
 
 import shmpool
 
