@@ -34,6 +34,7 @@ def test_an_untouched_pool_holds_its_ledger_and_header_and_nothing_else(world: W
     assert stats["memory"] == {
         "limit": 320 * KIB, "held": world.overhead, "overhead": world.overhead, "payload": 0,
         "by_state": {"free": 0, "idle": 0, "leased": 0, "published": 0},
+        "pressure": "normal", "pressure_changes": {"normal": 0, "elevated": 0, "critical": 0}, "retired": 0,
     }  # fmt: skip
     assert stats["memory_efficiency"] == 1.0
     assert [tier["capacity"] for tier in stats["tiers"]] == [tier.capacity for tier in world.tiers]
