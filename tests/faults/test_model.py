@@ -303,12 +303,20 @@ class Machine(RuleBasedStateMachine):
 
 
 def assert_all_is_back(address: str) -> None:
+    """Also the memory: a segment that was asked for ahead may have been on its way when its client
+    left, and is removed when it is made."""
     deadline = time.monotonic() + 60.0
-    while (stats := query(address)).active_buffers or stats.clients:
-        assert time.monotonic() < deadline, f"{stats.active_buffers} buffers did not come back; seats: {stats.clients}"
+    while (stats := query(address)).active_buffers or stats.clients or unaccounted(stats):
+        assert time.monotonic() < deadline, (
+            f"{stats.active_buffers} buffers and {unaccounted(stats)} bytes did not come back; seats: {stats.clients}"
+        )
         time.sleep(0.001)
     assert query_invariants(address) is None
-    assert stats.memory["held"] == stats.memory["overhead"] + sum(tier.warm * tier.size for tier in stats.tiers)
+
+
+def unaccounted(stats: shmpool.Stats) -> int:
+    """Bytes that are held beside the tables and the warm slots."""
+    return stats.memory["held"] - stats.memory["overhead"] - sum(tier.warm * tier.size for tier in stats.tiers)
 
 
 @pytest.fixture
