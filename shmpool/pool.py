@@ -87,6 +87,7 @@ class Pool:
         self.address = resolve(address)
         self._timeout = timeout
         self._strict = strict
+        self._is_traced = os.environ.get("SHMPOOL_TRACE", "") not in ("", "0")
         self._is_closed = False
         #: One thread connects.
         self._connecting = threading.Lock()
@@ -433,8 +434,8 @@ class Pool:
         return session
 
     def fit_class(self, session: Session) -> None:
-        """What a session does besides (sums, times) its pool's class does, so that others pay nothing."""
-        self.__class__ = _pool_class(session.has_checksums, session.has_details)
+        """What a session does besides (sums, times, notes) its pool's class does, so that others pay nothing."""
+        self.__class__ = _pool_class(session.has_checksums, session.has_details, self._is_traced)
 
     def _raise_if_closed(self) -> None:
         if self._is_closed:
@@ -558,9 +559,13 @@ def _of_listener(address: str | None, timeout: float, strict: bool) -> Pool:
 
 
 @cache
-def _pool_class(has_checksums: bool, has_details: bool) -> type[Pool]:
+def _pool_class(has_checksums: bool, has_details: bool, is_traced: bool) -> type[Pool]:
     """The class of a pool with these properties."""
     bases: list[type[Pool]] = []
+    if is_traced:
+        from .traced import TracedPool
+
+        bases.append(TracedPool)
     if has_checksums:
         from .checked import CheckedPool
 

@@ -153,6 +153,11 @@ def query_buffers(address: str, *, timeout: float = 5.0) -> dict[str, Any]:
     return {"total": found["total"], "shown": found["shown"], "leases": leases}
 
 
+def query_leaks(address: str, *, timeout: float = 5.0) -> dict[str, Any]:
+    """Ask what seems to be leaked: as `query_leases`, with a dict for each buffer, the oldest first."""
+    return dict(_ask(address, Topic.LEAKS, timeout))
+
+
 def query_invariants(address: str, *, timeout: float = 5.0) -> str | None:
     """Have the broker check its own invariants: every slot in exactly one place, the account
     of memory exact. What does not hold, or None. Holds the broker for tens of milliseconds."""

@@ -6,27 +6,34 @@ import json
 from typing import Any
 
 import click
+from rich.console import Group
 
 from ..addresses import resolve
 from ..protocol.census import Use
 from ..protocol.sizing import format_bytes
-from ..stats import query_buffers, query_leases
-from .look import age, console, name, number, socket_option, table
+from ..stats import query_buffers, query_leaks, query_leases
+from .look import age, console, name, number, printable, socket_option, table
 
 
 @click.command("leases")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
 @click.option("--each", is_flag=True, help="A line for each buffer.")
 @click.option("--idle", is_flag=True, help="Also what clients hold ready and do not use.")
+@click.option("--leaks", is_flag=True, help="What is kept for too long, and by which line of code.")
 @socket_option
-def command(as_json: bool, each: bool, idle: bool, socket: str | None) -> None:
+def command(as_json: bool, each: bool, idle: bool, leaks: bool, socket: str | None) -> None:
     """Show who holds what, by process: most memory first.
 
     leased: may be written. unread: published, and a ticket of it not opened yet. open: open for
     reading, or a view of it is still alive. Ages are the oldest buffer's, at least so much: the
     broker looks every few seconds.
     """
+    if leaks and (each or idle):
+        raise click.UsageError("--leaks has lines of its own: leave out --each and --idle")
     address = resolve(socket)
+    if leaks:
+        _show_leaks(query_leaks(address), as_json)
+        return
     found = query_buffers(address) if each else query_leases(address)
     if not idle:
         _leave_out_idle(found)
@@ -38,6 +45,32 @@ def command(as_json: bool, each: bool, idle: bool, socket: str | None) -> None:
         console().print((_buffers if each else _processes)(found["leases"]))
         if found["shown"] < found["total"]:
             click.echo(f"{number(found['shown'])} of {number(found['total'])} are shown")
+
+
+def _show_leaks(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    elif not found["total"]:
+        click.echo("nothing seems to be leaked")
+    else:
+        console().print(_leaks(found["leases"]))
+        if not any(leak["site"] for leak in found["leases"]):
+            click.echo("Start clients with SHMPOOL_TRACE=1 to be told the lines of code.")
+
+
+def _leaks(leaks: list[dict[str, Any]]) -> Any:
+    shown = table("What seems to be leaked", "pid>", "what", "row>", "memory>", "age>", "command, line of code|")
+    for leak in leaks:
+        who = "" if leak["kind"] == "quarantined" else _command(leak)
+        shown.add_row(
+            str(leak["pid"] or "-"),
+            leak["kind"],
+            str(leak["row"]),
+            format_bytes(leak["bytes"]),
+            _age(leak),
+            Group(who, printable(leak["site"])) if leak["site"] else who,
+        )
+    return shown
 
 
 def _leave_out_idle(found: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ import time
 from typing import Final, Protocol
 
 from ..errors import ProtocolError
-from ..protocol.messages import Bell, Cancel, Fault, Grant, Message, Refusal, Return, Settings
+from ..protocol.messages import Bell, Cancel, Fault, Grant, Inquire, Message, Refusal, Return, Settings
 from ..seat.magazine import Magazine, Slot
 from ..system.descriptors import CLOSED, Closed, Descriptor, drain, make_eventfd, signal
 from .bells import Bells
@@ -54,6 +54,9 @@ class Seat(Protocol):
 
     def apply(self, settings: list[list[int]]) -> None:
         """Take over settings that were changed."""
+
+    def account_for(self, rows: list[int], *, is_reader: bool) -> None:
+        """Tell the broker what is known of buffers that it takes for leaked."""
 
     def broker_pid(self) -> int:
         """The broker's process, as it sees itself."""
@@ -297,6 +300,8 @@ class Link:
             raise ConnectionEnded(message.text)
         elif isinstance(message, Settings):
             self._seat.apply(message.settings)
+        elif isinstance(message, Inquire):
+            self._seat.account_for(message.rows, is_reader=message.is_reader)
         else:  # Recall: nothing else comes without being asked for
             self._seat.answer_recall()
 

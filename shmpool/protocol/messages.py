@@ -24,6 +24,9 @@ PROTOCOL_VERSION: Final = 2
 MAX_ROWS_PER_MESSAGE: Final = 1024
 MAX_TEXT: Final = 4096
 MAX_SETTINGS: Final = 64
+#: Rows in one Inquire or Account, and characters of what is known of one.
+MAX_INQUIRED: Final = 64
+MAX_SITE: Final = 240
 MAX_BLOB: Final = 48 * 1024
 U32: Final = (1 << 32) - 1
 U64: Final = (1 << 64) - 1
@@ -73,6 +76,7 @@ class Topic(IntEnum):
     LEASES = 1
     INVARIANTS = 2
     BUFFERS = 3
+    LEAKS = 4
 
 
 # --- checks -----------------------------------------------------------------------------
@@ -106,6 +110,23 @@ def row_list(value: Any) -> bool:
         and set(map(type, value)) == {int}
         and min(value) > 0
         and max(value) < MAX_ROWS
+    )
+
+
+def few_rows(value: Any) -> bool:
+    """One or more ledger rows, `MAX_INQUIRED` at most."""
+    return row_list(value) and len(value) <= MAX_INQUIRED
+
+
+def account_list(value: Any) -> bool:
+    """What is known of some rows, as [row, is_view, site]."""
+    row, site = integer(1, MAX_ROWS - 1), text(MAX_SITE)
+    return (
+        type(value) is list
+        and 0 < len(value) <= MAX_INQUIRED
+        and all(
+            type(one) is list and len(one) == 3 and row(one[0]) and boolean(one[1]) and site(one[2]) for one in value
+        )
     )
 
 
@@ -210,6 +231,14 @@ class Query(NamedTuple):
     topic: int
 
 
+class Account(NamedTuple):
+    """The answer to Inquire, which nobody waits for: as [row, is_view, site] whether only views keep
+    it, and which line of code leased or opened it, empty when that was not noted."""
+
+    buffers: list[list[Any]]
+    is_reader: bool
+
+
 class Goodbye(NamedTuple):
     """The client holds nothing any more and its seat may end."""
 
@@ -272,6 +301,14 @@ class Settings(NamedTuple):
     settings: list[list[int]]
 
 
+class Inquire(NamedTuple):
+    """These buffers seem to be leaked: what does their client know? As who leased them, or
+    *is_reader*, who has opened them."""
+
+    rows: list[int]
+    is_reader: bool
+
+
 class Fault(NamedTuple):
     """The connection ends, and this is why."""
 
@@ -280,8 +317,8 @@ class Fault(NamedTuple):
 
 
 Message = (
-    Hello | Refill | Direct | Cancel | Return | Bell | Query | Goodbye
-    | Welcome | Grant | Refusal | Recall | Answer | Fault | Settings
+    Hello | Refill | Direct | Cancel | Return | Bell | Query | Goodbye | Account
+    | Welcome | Grant | Refusal | Recall | Answer | Fault | Settings | Inquire
 )  # fmt: skip
 
 _CODE: Final = integer(1, max(Code))
@@ -298,6 +335,7 @@ SCHEMA: Final[dict[int, tuple[Callable[..., Message], tuple[Check, ...]]]] = {
     6: (Bell, (row_list,)),
     7: (Query, (REQUEST, integer(0, max(Topic)))),
     8: (Goodbye, ()),
+    10: (Account, (account_list, boolean)),
     16: (Welcome, (integer(0, U32), integer(1, U64), integer(1, U64), integer(0, MAX_SEATS), boolean,
                    tier_list, integer(1, MAX_SEATS), integer(0, U64), file_id, file_id, all_settings)),
     17: (Grant, (REQUEST, row_list)),
@@ -306,6 +344,7 @@ SCHEMA: Final[dict[int, tuple[Callable[..., Message], tuple[Check, ...]]]] = {
     20: (Answer, (REQUEST, boolean, blob)),
     21: (Fault, (_CODE, text(MAX_TEXT))),
     22: (Settings, (setting_list,)),
+    24: (Inquire, (few_rows, boolean)),
 }  # fmt: skip
 
 KINDS: Final = {cls: kind for kind, (cls, _) in SCHEMA.items()}

@@ -73,6 +73,13 @@ class DeferredReleases:
         """Whether anything waits."""
         return bool(self._recent or self._old or self._partings or self._openings.left)
 
+    def rows(self, *, are_read: bool) -> set[int]:
+        """The rows of which only views are left: of what was opened here, or of what was leased."""
+        if are_read:
+            tickets = [*self._recent.copy().values(), *self._old.copy().values()]
+            return {ticket._record.row for ticket in tickets}
+        return {slot.row for slot, _ in self._partings.copy().values()}
+
     # --- adding -------------------------------------------------------------------------------
 
     def add(self, ticket: Ticket) -> None:

@@ -36,6 +36,7 @@ from ..protocol import figures
 from ..protocol.codes import Code
 from ..protocol.header import BROKER_PID, WANTED
 from ..protocol.messages import (
+    Account,
     Direct,
     Goodbye,
     Message,
@@ -51,6 +52,7 @@ from .guards import Guards
 from .magazine import Magazine, Slot
 from .mapping import SeatTaken
 from .openings import Openings
+from .sites import Sites
 
 if TYPE_CHECKING:
     from ..pool import Pool
@@ -77,6 +79,8 @@ class Session(Custody):
         #: Whose session it is: its class follows some settings.
         self.pool: ref[Pool] | None = None
         self.warned_of_views = False
+        #: Who leased and opened what, where that is noted.
+        self.sites = Sites()
         self.openings = Openings(self)
         #: Its table, for `Pool.open`.
         self.records = self.openings.records
@@ -239,6 +243,12 @@ class Session(Custody):
     def wake_helper(self) -> None:
         """Make the helper thread look at what is left for it."""
         self.link.wake()
+
+    def account_for(self, rows: list[int], *, is_reader: bool) -> None:
+        """Tell the broker what is known here of buffers that it takes for leaked."""
+        views, sites = self.deferred.rows(are_read=is_reader), self.sites
+        told = [[row, row in views, sites.text(row, self.words, is_reader=is_reader)] for row in rows]
+        self.link.send(Account(told, is_reader))
 
     # --- what the helper does ---------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cli_helpers import shmpool_command
 
 import shmpool
@@ -30,14 +31,18 @@ def printed(*words: str) -> Any:
     return json.loads(shmpool_command(*words).stdout)
 
 
+@pytest.mark.broker(leak_age="0.1s")
 def test_the_page_and_the_fields_agree(broker: shmpool.Broker, pool: shmpool.Pool) -> None:
     with pool.lease(100):
         stats = printed("stats", "--json", "--socket", broker.address)
         leases = printed("leases", "--json", "--socket", broker.address)
         buffers = printed("leases", "--json", "--each", "--socket", broker.address)
+        while not (leaks := printed("leases", "--json", "--leaks", "--socket", broker.address))["leases"]:
+            pass
     told = [stats, stats["memory"], stats["tiers"][0], stats["clients"][0], leases["leases"][0], buffers["leases"][0]]
+    told.append(leaks["leases"][0])
     assert documented() == [set(found) for found in told]
-    assert set(leases) == set(buffers) == {"total", "shown", "leases"}
+    assert set(leases) == set(buffers) == set(leaks) == {"total", "shown", "leases"}
 
 
 def test_the_tables_are_made_from_the_declaration() -> None:

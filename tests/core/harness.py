@@ -43,6 +43,7 @@ from shmpool.protocol.messages import (
     HELLO_MAGIC,
     MAX_ROWS_PER_MESSAGE,
     PROTOCOL_VERSION,
+    Account,
     Answer,
     Bell,
     Cancel,
@@ -51,6 +52,7 @@ from shmpool.protocol.messages import (
     Goodbye,
     Grant,
     Hello,
+    Inquire,
     Message,
     Recall,
     Refill,
@@ -685,6 +687,10 @@ class Client:
         self.answers: list[Answer] = []
         self.recalls = 0
         self.answers_recalls = True
+        #: What was asked of leaks, and the rows that only views keep.
+        self.answers_inquiries = True
+        self.inquired: list[Inquire] = []
+        self.views: set[int] = set()
         self.requests: dict[int, Message] = {}
         self.owned: dict[int, Slot] = {}
         self.ready: list[Slot] = []
@@ -764,6 +770,11 @@ class Client:
             if self.answers_recalls:
                 self.reap()
                 self.give_back(*self.ready)
+        elif isinstance(message, Inquire):
+            self.inquired.append(message)
+            if self.answers_inquiries:
+                told = [[row, row in self.views, f"work.py:{row} in work"] for row in message.rows]
+                self.send(Account(told, message.is_reader))
         elif isinstance(message, Fault):
             self.faults.append(message)
         elif isinstance(message, Answer):

@@ -52,6 +52,12 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     m.Bell: st.builds(m.Bell, row_lists),
     m.Query: st.builds(m.Query, requests, st.integers(0, 2)),
     m.Goodbye: st.just(m.Goodbye()),
+    m.Account: st.builds(
+        m.Account,
+        st.lists(st.tuples(st.integers(1, MAX_ROWS - 1), st.booleans(), texts).map(list), min_size=1, max_size=40),
+        st.booleans(),
+    ),
+    m.Inquire: st.builds(m.Inquire, row_lists, st.booleans()),
     m.Welcome: st.builds(
         m.Welcome,
         u32,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.header import BROKER_PID, EPOCH, MAGIC, PROPERTIES, SEATS, read_tiers
-from shmpool.protocol.messages import Bell, Cancel, Direct, Goodbye, Hello, Query, Refill, Return, Setting
+from shmpool.protocol.messages import Account, Bell, Cancel, Direct, Goodbye, Hello, Query, Refill, Return, Setting
 from shmpool.protocol.sizing import make_tiers, rows_of
 
 from .actions import Action
@@ -137,7 +137,16 @@ class Broker:
             self.terms, self.seats, self.away, self.endings, self.lending.line, self.returns.looks, self.outbox
         )
         self.reports = Reports(
-            self.rows, self.inventory, self.manager, self.seats, self.lending.line, self.chores, pool_id, epoch
+            self.rows,
+            self.inventory,
+            self.manager,
+            self.seats,
+            self.lending.line,
+            self.chores,
+            self.outbox,
+            settings.leak_age,
+            pool_id,
+            epoch,
         )
         self.lending.who_keeps_most = self.reports.who_keeps_most
         self.lending.quotas.ledger, self.lending.quotas.limits = self.reports.ledger, Limits.of(settings)
@@ -171,6 +180,7 @@ class Broker:
             Cancel: lambda connection, seat, message, now: self.lending.cancel(connection, message.request, now),
             Return: lambda connection, seat, message, now: self.returns.on_return(seat, message.rows, now),
             Bell: lambda connection, seat, message, now: self.returns.on_bell(message.rows, now),
+            Account: lambda connection, seat, message, now: self.reports.leaks.on_account(seat, message, now),
             Goodbye: lambda connection, seat, message, now: self.clients.end(seat, now),
         }
         if is_new:
@@ -248,6 +258,7 @@ class Broker:
         self.settings = settings = self.settings.reloaded(event.settings)
         self.terms.settings = settings
         self.custody.ttl, self.cooling.lifetime = settings.handle_ttl, settings.buffer_lifetime
+        self.reports.leaks.age = settings.leak_age
         self.lending.bound_large(settings.max_concurrent_large_ops)
         self.lending.quotas.limits = Limits.of(settings)
         self.manager.configure(settings)

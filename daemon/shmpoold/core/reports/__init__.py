@@ -18,10 +18,12 @@ from ..connections.seats import Seats
 from ..lending.requests import WaitingLine
 from ..memory.inventory import Inventory
 from ..memory.manager import Manager
+from ..outbox import Outbox
 from ..rows import Rows
 from . import alerts, holders, metrics
 from .census import Ledger
 from .keeper import Keeper
+from .leaks import Leaks
 
 Report = Generator[int, None, Any]
 
@@ -47,6 +49,8 @@ class Reports:
         seats: Seats,
         line: WaitingLine,
         chores: Chores,
+        outbox: Outbox,
+        leak_age: float,
         pool_id: int,
         epoch: int,
     ) -> None:
@@ -59,12 +63,14 @@ class Reports:
         self._pool = {"pool_id": f"{pool_id:016x}", "epoch": epoch}
         self.ledger = Ledger(rows, inventory, lambda: chores.now)
         self._keeper = Keeper(self.ledger, inventory, seats)
+        self.leaks = Leaks(rows, self.ledger, inventory, seats.taken, outbox, leak_age)
         self._steady = metrics.Steady()
         self._interval = SOON
         #: None: soon after the first grant.
         self._next_look: float | None = None
         self._next_census = 0.0
-        self._is_looking = self._is_counting = False
+        self._next_leaks = 0.0
+        self._is_looking = self._is_counting = self._is_seeking = False
 
     # --- time --------------------------------------------------------------------------------------
 
@@ -72,22 +78,29 @@ class Reports:
     def next_deadline(self) -> float:
         """When `tick` is due; not while nobody has anything. While somebody waits it is called
         often enough."""
-        if self._is_looking or not self._inventory.granted:
+        if not self._inventory.granted:
             return NEVER
         if self._next_look is None:
-            self._next_look = next(iter(self._inventory.granted.values())).granted_at + SOON
-        return self._next_look
+            first = next(iter(self._inventory.granted.values())).granted_at
+            self._next_look, self._next_leaks = first + SOON, first + self.leaks.age
+        return min(NEVER if self._is_looking else self._next_look, NEVER if self._is_seeking else self._next_leaks)
 
     def tick(self, now: float) -> None:
         """Look at the ages, and at who keeps what while somebody waits, if it is time."""
         if not self._inventory.granted:
             self.ledger.ages.forget_all()
+            self.leaks.forget_all()
             self._interval, self._next_look = SOON, None
             return
         if self._line and not self._is_counting and self._next_census <= now:
             self._is_counting = True
             self._chores.begin(self._count(), now, is_urgent=False)
-        if self.next_deadline <= now:
+        if self.next_deadline > now:
+            return
+        if not self._is_seeking and self._next_leaks <= now:
+            self._is_seeking = True
+            self._chores.begin(self._seek(), now, is_urgent=False)
+        if not self._is_looking and self._next_look is not None and self._next_look <= now:
             self._is_looking = True
             self._chores.begin(self._look(), now, is_urgent=False)
 
@@ -102,6 +115,16 @@ class Reports:
             self._interval = SOON if ages.has_changed else min(2 * self._interval, LONGEST)
             ages.has_changed = self._is_looking = False
             self._next_look = self._chores.now + max(self._interval, REST * UNIT * cost)
+
+    def _seek(self) -> Iterator[int]:
+        cost = 0
+        try:
+            for units in self.leaks.look(lambda: self._chores.now):
+                cost += units
+                yield units
+        finally:
+            self._is_seeking = False
+            self._next_leaks = self._chores.now + max(self.leaks.interval, REST * UNIT * cost)
 
     def _count(self) -> Iterator[int]:
         cost = 0
@@ -135,10 +158,23 @@ class Reports:
         """The report on a topic."""
         if topic is Topic.STATS:
             return self._stats()
+        if topic is Topic.LEAKS:
+            return self._leaks()
         seats, clock = self._seats, lambda: self._chores.now
         if topic is Topic.LEASES:
             return holders.lines(self.ledger, self._inventory.tiers, seats, clock)
         return holders.each(self.ledger, self._inventory, seats.taken, clock)
+
+    def _leaks(self) -> Report:
+        """What a look finds now; what a client was only asked about now has no site yet."""
+        yield from self.leaks.look(lambda: self._chores.now)
+        shown = []
+        for line in self.leaks.lines(lambda: self._chores.now):
+            if isinstance(line, int):
+                yield line
+            else:
+                shown.append(line)
+        return {"total": len(shown), "shown": len(shown), "leases": shown}
 
     def _stats(self) -> Report:
         """All figures, under the names of `shmpool.Stats`."""
@@ -152,6 +188,6 @@ class Reports:
             **figures,
             "memory": {**metrics.memory(self._inventory, census), **self._manager.figures()},
             "tiers": tiers,
-            "leaks": {"leased": 0, "unread": 0, "view": 0, "quarantined": len(self._inventory.quarantined)},
+            "leaks": self.leaks.counts(),
             "alerts": [*found, *self._manager.alerts()],
         }

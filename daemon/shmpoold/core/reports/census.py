@@ -54,12 +54,15 @@ class Ledger:
                 census.add(*found)
         return census
 
-    def find(self) -> Iterator[int | Found]:
-        """Everything that is somebody's; the numbers between are costs."""
+    def find(self, limit: float | None = None) -> Iterator[int | Found]:
+        """Everything that is somebody's, or what says the same since *limit*; the numbers between are
+        costs."""
         # What a row says that is not granted is a scribble.
         granted = self._inventory.granted
         for tier, first, raw, held, ages in self._walk():
             yield _cost(raw, held)
+            if limit is not None and ages is not None:
+                held = [at for at in held if ages.since[at] <= limit]
             for at in range(0, len(held), ROWS_PER_STEP):
                 kept = read(self._rows.words, raw, tier, first, held[at : at + ROWS_PER_STEP], granted)
                 if ages is not None:
