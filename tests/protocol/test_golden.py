@@ -42,7 +42,7 @@ def described() -> dict[str, Any]:
         m.Return([1, 2, 70000]),
         m.Bell([1]),
         m.Query(4, m.Topic.LEASES),
-        m.Goodbye(),
+        m.Goodbye(), m.Account([[7, True, "work.py:3 in work"]], False), m.Inquire([7, 8], True),
         m.Welcome(
             m.PROTOCOL_VERSION, POOL_ID, 3, 5, True, [tier.to_wire() for tier in TIERS], SEATS, header.CHECKSUMS,
             list(SETTINGS.tickets_file), list(SETTINGS.seats_file), some,
