@@ -103,6 +103,7 @@ def test_numbers_are_pinned_because_they_are_on_the_wire() -> None:
         "Bell": 6,
         "Query": 7,
         "Goodbye": 8,
+        "Account": 10,
         "Welcome": 16,
         "Grant": 17,
         "Refusal": 18,
@@ -110,6 +111,7 @@ def test_numbers_are_pinned_because_they_are_on_the_wire() -> None:
         "Answer": 20,
         "Fault": 21,
         "Settings": 22,
+        "Inquire": 24,
     }
     assert not m.FROM_CLIENT & m.FROM_BROKER
 
@@ -263,7 +265,12 @@ def test_wrong_arity_is_refused(fields: list[int]) -> None:
         [5, {}],
         [5, "12"],
         [5, b"12"],
-        [7, 1, 4],
+        [7, 1, 5],
+        [10, [[0, True, ""]], False],
+        [10, [[1, 1, ""]], False],
+        [10, [[1, True, "x" * 241]], False],
+        [10, [], False],
+        [24, [1] * 65, False],
         [1, b"shmpool", 1, 0, 0, 0, 0],
         [1, "x" * 17, 1, 0, 0, 0, 0],
         [1, "shmpool", 1, 2, 0, 0, 0],
