@@ -10,6 +10,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
+from functools import cache
 from typing import Any
 from weakref import ProxyType
 
@@ -51,18 +52,20 @@ def _walk(thing: Any, seen: dict[int, int]) -> Any:
         return kind.__name__
     if kind.__name__ in OPAQUE:
         return kind.__name__
-    return (kind.__name__, *((name, _walk(getattr(thing, name), seen)) for name in _attributes(kind, thing)))
+    names = _slots(kind)
+    if hasattr(thing, "__dict__"):
+        names = sorted({*names, *(name for name in vars(thing) if name not in UNSEEN)})
+    walked: list[Any] = [kind.__name__]
+    for name in names:
+        try:
+            value = getattr(thing, name)
+        except Exception:  # an ended lease has no view
+            continue
+        walked.append((name, _walk(value, seen)))
+    return tuple(walked)
 
 
-def _attributes(kind: type, thing: Any) -> list[str]:
-    slots = [name for base in kind.__mro__ for name in getattr(base, "__slots__", ())]
-    names = {*slots, *vars(thing)} if hasattr(thing, "__dict__") else set(slots)
-    return sorted(name for name in names if name not in UNSEEN and name != "__weakref__" and _has(thing, name))
-
-
-def _has(thing: Any, name: str) -> bool:
-    try:
-        getattr(thing, name)
-    except Exception:  # an ended lease has no view
-        return False
-    return True
+@cache
+def _slots(kind: type) -> list[str]:
+    slots = {name for base in kind.__mro__ for name in getattr(base, "__slots__", ())}
+    return sorted(slots - UNSEEN - {"__weakref__"})

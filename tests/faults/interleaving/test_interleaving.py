@@ -19,7 +19,7 @@ from .scenarios import SCENARIO, SCENARIOS, WHOLE, Scenario
 
 MODES = ("SC", "TSO")
 #: Hundreds of thousands of states each.
-LARGE = {"restart x publisher", "restart x return"}
+LARGE = {"reader x expiry", "restart x publisher", "restart x return"}
 
 
 def show(result: Result) -> None:
