@@ -76,7 +76,7 @@ def _head(stats: Stats) -> Text:
         ("hits ", "bold"),
         f"{number(stats.pool_hits)}{rate}, ",
         ("misses ", "bold"),
-        f"{number(stats.pool_misses)}: leases that needed no round trip to the broker, and that did\n",
+        f"{number(stats.pool_misses)} (leases that waited for the broker)\n",
     )
 
 
