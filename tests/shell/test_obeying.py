@@ -42,6 +42,7 @@ from shmpoold.core.events import (
     DirectFailed,
     Disconnected,
     Event,
+    MemoryRead,
     Peer,
     ProcessDied,
     Received,
@@ -51,6 +52,7 @@ from shmpoold.core.events import (
     Warmed,
     WarmFailed,
 )
+from shmpoold.core.memory.pressure import Pressure, Thresholds
 from shmpoold.core.memory.spares import Spare
 from shmpoold.core.outbox import Outbox
 from shmpoold.shell.listener import Admission
@@ -74,6 +76,8 @@ class ScriptedCore:
         self.deadline: float | None = None
         self.inventory = SimpleNamespace(tiers=TIERS, held=0, limit=MIB * 1024)
         self.outbox = Outbox()
+        self.pressure = Pressure(Thresholds())
+        self.manager = SimpleNamespace(is_ready=True, failure="")
         self._adopt = adopt
 
     def adopt(self, now: float) -> list[Action]:
@@ -83,7 +87,8 @@ class ScriptedCore:
         return []
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        self.heard.append(event)
+        if not isinstance(event, MemoryRead):  # of this host, at any time
+            self.heard.append(event)
         if isinstance(event, Ticked):
             self.deadline = None
         answer = self.script.pop(type(event), [])
