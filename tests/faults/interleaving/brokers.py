@@ -157,7 +157,7 @@ class BrokerProcess:
                 self._loop.ticket = action
                 self._closer.close_ticket(action)
             elif isinstance(action, WatchConnected):
-                ask("watch", action.seat, self.core.clients[action.connection].peer.pid)
+                ask("watch", action.seat, self.core.clients.get(action.connection).peer.pid)
             elif isinstance(action, WatchAdopted):
                 if self._watches.probe(action.seat):
                     pass  # it is nobody's, and its end is the next event

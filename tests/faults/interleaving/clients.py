@@ -215,6 +215,7 @@ def patched() -> Iterator[None]:
             (shmpool.seat.tickets, "fcntl", fcntl),
             (shmpool.seat.tickets, "time", Clock),
             (shmpool.seat.custody, "time", SimpleNamespace(monotonic=float)),  # recalls come one upon the other
+            (shmpool.seat.custody, "KEPT_FOR", 0.0),  # and long enough: what is idle goes back
             (shmpool.seat.mapping, "fcntl", fcntl),
             (shmpool.seat.mapping, "open_beside", lambda *_: next(opened)),
             (shmpool.seat.mapping, "Windows", Windows),
