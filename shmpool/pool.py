@@ -237,7 +237,8 @@ class Pool:
             session.deferred.look()
         record = session.records.get(tail >> NBYTES_BITS)
         words = session.words
-        if record is None or record.window is None or (record.links and not record.is_mapped_right):
+        # In this order: see `tickets.map_record`.
+        if record is None or (record.links and not record.is_mapped_right) or record.window is None:
             record = session.openings.find(granted, tail)
         buffer = _new_buffer(LiveBuffer)  # before the ticket: from then on its end is seen
         buffer._record = record
@@ -283,7 +284,7 @@ class Pool:
         cannot be had."""
         record, granted = buffer._record, buffer._granted
         try:
-            if not record.is_mapped_right:
+            if not record.is_mapped_right or record.window is None:
                 record = buffer._record = session.openings.find(granted, tail)
             tickets.take(record, granted, tail & MAX_NBYTES)
         except ShmpoolError:  # it is refused; after any other exception the ticket may be ours

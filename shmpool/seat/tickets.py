@@ -150,6 +150,9 @@ def map_record(record: Record, granted: int, nbytes: int) -> None:
     """Map what a handle names, before its ticket is taken: a failure here costs nothing. Raises
     StaleHandle, OSError when it cannot be mapped."""
     session, words, tier = record.session, record.session.words, record.session.tier_of(record.row)
+    # First the old map goes, last the new one comes: `Pool.open`, which reads a record without the
+    # lock, sees either that it is not mapped right, or no map, or the right one.
+    record.window = None
     record.shape = words[record.word + EXTENT] & SHAPE_MASK & ~MAX_NBYTES
     record.links = ()
     record.is_direct = tier.kind is TierKind.DIRECT

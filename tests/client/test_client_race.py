@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import client_workers
 import pytest
@@ -10,6 +11,8 @@ from client_helpers import Connect, child, hear, pattern
 
 import shmpool
 from shmpool import Handle
+from shmpool.protocol.handle import unpack_handle
+from shmpool.seat import tickets
 
 BATCHES, BATCH = 20, 200
 
@@ -127,3 +130,49 @@ def test_open_against_discard_has_one_winner(connect: Connect) -> None:
         thread.join()
     assert len(outcomes) == 5 * BATCH
     assert {"opened", "discarded"} == set(outcomes), "one of them won all: there was no race"
+
+
+def test_who_opens_while_another_thread_maps_anew_never_looks_through_the_old_map(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A direct segment's row and cell come back with another segment behind them. A thread that lost
+    the race for the last one has left its map there."""
+    publisher, reader, other = connect(), connect(), connect()
+    nbytes = 2 * 1024 * 1024
+
+    def publish(byte: bytes) -> Handle:
+        with publisher.lease(nbytes) as lease:
+            lease.write(byte * nbytes)
+            return lease.publish()
+
+    old = publish(b"A")
+    _, granted, tail = unpack_handle(old)
+    reader._session.openings.find(granted, tail)  # type: ignore[union-attr]  # as a loser does, before it loses
+    other.open(old).release()
+    while (handle := publish(b"B")).row != old.row:
+        other.open(handle).release()
+    is_mapping, may_go_on, seen = threading.Event(), threading.Event(), []
+    map_direct = tickets._map_direct
+
+    def slowly(*what: Any) -> Any:
+        is_mapping.set()
+        may_go_on.wait()
+        return map_direct(*what)
+
+    def read() -> None:
+        try:
+            with reader.open(handle) as buffer:
+                seen.append(bytes(buffer.view[:1]))
+        except shmpool.HandleUsed:
+            pass
+
+    monkeypatch.setattr(tickets, "_map_direct", slowly)
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    threads[0].start()
+    is_mapping.wait()
+    threads[1].start()
+    threads[1].join(0.2)  # it has to wait for the first one
+    may_go_on.set()
+    for thread in threads:
+        thread.join()
+    assert seen == [b"B"]
