@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import ref
 
@@ -193,10 +193,16 @@ class Session(Custody):
         self.prefetch.ask(nbytes)
         return slot
 
-    @cached_property
+    #: Not a `functools.cached_property`: before Python 3.12 that has one lock for all sessions, which
+    #: a forked child would find taken for ever.
+    _memory_groups: list[MemoryGroup] | None = None
+
+    @property
     def memory_groups(self) -> list[MemoryGroup]:
         """What limits the memory of this process, which is charged for direct segments."""
-        return memory_groups()
+        if self._memory_groups is None:
+            self._memory_groups = memory_groups()
+        return self._memory_groups
 
     def _ask(self, request: Request, nbytes: int, timeout: float | None) -> Slot:
         if not self.helper.is_running:  # an exception came when it was to be started again
