@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ..protocol.sizing import KIB, MIB, format_bytes
+from .descriptors import open_owned
 
 #: Where named segments are files: shm_open's place on Linux.
 SHM_DIR: Final = "/dev/shm"
@@ -241,12 +242,7 @@ def _mount_of(kind: str) -> tuple[str, str] | None:
 def _read(path: str, name: str) -> str:
     """A small kernel file; read before pages are reserved, so without Python's file objects."""
     try:
-        fd = os.open(f"{path}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_owned(os.open, f"{path}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        return os.read(int(fd), 16 * KIB).decode("ascii", "replace").strip()
     except OSError:
         return ""
-    try:
-        return os.read(fd, 16 * KIB).decode("ascii", "replace").strip()
-    except OSError:
-        return ""
-    finally:
-        os.close(fd)
