@@ -11,7 +11,8 @@ from harness import CHUNKS, SMALL, Client, World, small_settings
 from shmpool.protocol.codes import Code
 from shmpool.protocol.sizing import KIB, MIB
 from shmpoold.core.events import Reconfigured
-from shmpoold.core.lending.quotas import FRESH, LOOK_EVERY, LOOKED_AT, PATIENCE
+from shmpoold.core.lending.quotas import LOOK_EVERY, PATIENCE
+from shmpoold.core.lending.usage import FRESH, LOOKED_AT
 
 MakeWorld = Callable[..., World]
 
@@ -248,7 +249,7 @@ def test_a_steady_stream_of_requests_takes_a_census_a_second(large_world: World)
         censuses += 1
         return take()
 
-    large_world.broker.lending.quotas.ledger.take_census = counted  # type: ignore[method-assign]
+    large_world.broker.lending.quotas.usage.ledger.take_census = counted  # type: ignore[method-assign]
     while len(client.ready) <= LOOKED_AT:
         client.get(SMALL, count=40)
     for _ in range(150):

@@ -13,7 +13,7 @@ import shmpoold
 from shmpool.errors import ConfigError
 from shmpool.protocol.sizing import KIB, MIB, TierKind
 from shmpoold.cli import main
-from shmpoold.config import Config, Origin, load, parse_assignment, read, texts, to_settings
+from shmpoold.config import Config, Origin, floors, load, parse_assignment, read, texts, to_settings
 from shmpoold.core.settings import Floor, Settings
 
 DOCS = Path(shmpoold.__file__).parents[2] / "docs"
@@ -218,14 +218,14 @@ def test_check_of_a_bad_file_gives_the_error_that_the_file_says(path: Path) -> N
 
 def test_floors_follow_from_shares_and_are_shown() -> None:
     config = load(None, {"allocation_strategy": "preallocate", "preallocate": {"64KiB": "10%", "16 KiB": "1%"}})
-    assert config.floors == (
+    assert floors(config) == (
         Floor(TierKind.POOLED, 64 * KIB, 256 * MIB // 10 // (64 * KIB)),
         Floor(TierKind.POOLED, 16 * KIB, 256 * MIB // 100 // (16 * KIB)),
     )
     config = load(None, {"allocation_strategy": "hybrid"})
-    assert {floor.size for floor in config.floors} == set(config.sizing.pooled_sizes)
-    assert 0.09 < sum(floor.size * floor.slots for floor in config.floors) / config.memory_limit <= 0.1
-    assert load(None, {}).floors == ()
+    assert {floor.size for floor in floors(config)} == set(config.sizing.pooled_sizes)
+    assert 0.09 < sum(floor.size * floor.slots for floor in floors(config)) / config.memory_limit <= 0.1
+    assert floors(load(None, {})) == ()
     shown = texts.in_force(read(None, {}, {"allocation_strategy": "hybrid", "preallocate": {"64KiB": "10%"}}))
     assert 'preallocate = {"64 KiB" = "10 %"}' in shown
     assert re.search(r"pooled 64 KiB +\d+ +409$", shown, re.MULTILINE)

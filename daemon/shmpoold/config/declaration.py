@@ -1,7 +1,6 @@
 """What may be set: one typed declaration with default, bounds, unit, scope and help.
 
-Values are in base units, bytes and seconds. A rule over several keys names them and says which
-to change.
+Values are in base units, bytes and seconds. The rules over several keys are in `rules`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.fields import FieldInfo
 
-from shmpool.addresses import MAX_PATH, SYSTEM_SOCKET, own_socket
+from shmpool.addresses import SYSTEM_SOCKET, own_socket
 from shmpool.protocol.header import header_bytes, ledger_bytes
 from shmpool.protocol.ledger import MAX_NBYTES, MAX_ROWS, MAX_SEATS
 from shmpool.protocol.sizing import (
@@ -23,15 +22,13 @@ from shmpool.protocol.sizing import (
     Sizing,
     Strategy,
     Tier,
-    TierKind,
     chunk_sizes_for,
-    format_bytes,
     make_tiers,
     rows_of,
 )
 
 from ..core.memory.pressure import Thresholds
-from ..core.settings import Allocation, Floor, Settings, UnderPressure
+from . import rules
 from .units import Gid, Limit, Seconds, Share, Size, Uid, Unit
 
 _DAY: Final = 86400
@@ -50,8 +47,6 @@ Preallocate = Annotated[
     Annotated[Share, Tag("share")] | Annotated[dict[Size, Share], Tag("by slot size")],
     Discriminator(lambda value: "by slot size" if isinstance(value, dict) else "share"),
 ]
-#: Of memory_limit, where nothing else is said.
-_PREALLOCATED: Final = {Allocation.PREALLOCATE: 0.5, Allocation.HYBRID: 0.1}
 _NO_PRESSURE: Final = Thresholds()
 
 
@@ -290,107 +285,12 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        path = os.fsencode(self.socket)
-        if not path or b"\0" in path or self.socket.startswith("@"):
-            raise ValueError(f"socket must be the path of a file, not {self.socket!r}")
-        if len(path) > MAX_PATH:
-            raise ValueError(
-                f"socket is {len(path)} bytes long, a socket's path has at most {MAX_PATH}: {self.socket!r}"
-            )
-        if (self.allow_uids or self.allow_gids) and self.group is None:
-            raise ValueError("allow_uids and allow_gids need group: without one nobody else can reach the segments")
-        self._check_sizes()
-        self._check_room()
-        self._check_allocation()
-        self._check_pressure()
+        rules.check(self)
         return self
 
-    def _check_pressure(self) -> None:
-        if self.pressure_free[0] < self.pressure_free[1]:
-            key, (elevated, critical), wrong = "pressure_free", self.pressure_free, "above"
-        elif self.pressure_stall[0] > self.pressure_stall[1]:
-            key, (elevated, critical), wrong = "pressure_stall", self.pressure_stall, "below"
-        else:
-            return
-        raise ValueError(
-            f"{key} is {Unit.SHARE.show(elevated)} for elevated and {Unit.SHARE.show(critical)} for critical: the"
-            f" second must not be {wrong} the first"
-        )
-
-    def _check_sizes(self) -> None:
-        if self.pooled_sizes and not self._kept_sizes:
-            raise ValueError(
-                f"of pooled_sizes none lies from min_buffer_size, {format_bytes(self.min_buffer_size)}, to"
-                f" max_buffer_size, {format_bytes(self.max_buffer_size)}: widen them, or name a size between them"
-            )
-        largest = max(self._kept_sizes, default=0)
-        fitting = next((size for size in self._kept_sizes if size >= self.very_large_object_threshold), largest)
-        if fitting < largest:
-            raise ValueError(
-                f"pooled_sizes has {format_bytes(largest)}, but objects from very_large_object_threshold,"
-                f" {format_bytes(self.very_large_object_threshold)}, on are never pooled: lower max_buffer_size to"
-                f" {format_bytes(fitting)}, or raise the threshold"
-            )
-
-    def _check_room(self) -> None:
-        overhead, largest = self.overhead_bytes, max(*self.sizing.pooled_sizes, *self.sizing.chunk_sizes)
-        if overhead + largest > self.memory_limit:
-            raise ValueError(
-                f"memory_limit is {format_bytes(self.memory_limit)}; the pool's tables take {format_bytes(overhead)} of"
-                f" it and the largest slot {format_bytes(largest)}: raise it to at least"
-                f" {-(-(overhead + largest) // MIB)} MiB, or lower max_clients"
-            )
-
-    def _check_allocation(self) -> None:
-        if self.allocation_strategy == "on_demand":
-            if self.preallocate is not None:
-                raise ValueError(
-                    'preallocate is set, but allocation_strategy is "on_demand", which reserves nothing in advance: set'
-                    ' that to "preallocate" or "hybrid", or leave preallocate out'
-                )
-            return
-        if not self.enabled:
-            raise ValueError(
-                f'allocation_strategy is "{self.allocation_strategy}", but enabled is false: nothing is pooled then.'
-                ' Set it to "on_demand"'
-            )
-        if isinstance(self.preallocate, dict):
-            sizes = sorted({tier.size for tier in self.tiers if tier.size})
-            for size in self.preallocate:
-                if size not in sizes:
-                    raise ValueError(
-                        f"preallocate names {format_bytes(size)}, which is no slot size: they are"
-                        f" {', '.join(map(format_bytes, sizes))}"
-                    )
-        nbytes, most = sum(floor.size * floor.slots for floor in self.floors), self.memory_limit - self.overhead_bytes
-        if nbytes > most:
-            share = Unit.SHARE.show(100 * most // self.memory_limit / 100)
-            raise ValueError(
-                f"preallocate is {format_bytes(nbytes)}; memory_limit, {format_bytes(self.memory_limit)}, leaves"
-                f" {format_bytes(most)} ({share}) besides the pool's tables: lower it, or raise the limit"
-            )
-
     @property
-    def floors(self) -> tuple[Floor, ...]:
-        """The slots that are preallocated, and kept. A size that pooled and chunk tiers have is the
-        pooled one's."""
-        allocation = Allocation(self.allocation_strategy)
-        if allocation is Allocation.ON_DEMAND:
-            return ()
-        shares = self.preallocate if self.preallocate is not None else _PREALLOCATED[allocation]
-        tiers = self.tiers
-        if not isinstance(shares, dict):
-            pooled = [tier for tier in tiers if tier.kind is TierKind.POOLED]
-            return tuple(self._floor(tier, shares / len(pooled)) for tier in pooled)
-        by_size = {tier.size: tier for tier in reversed(tiers)}
-        return tuple(self._floor(by_size[size], share) for size, share in shares.items())
-
-    def _floor(self, tier: Tier, share: float) -> Floor:
-        slots = int(self.memory_limit * share) // tier.size
-        return Floor(tier.kind, tier.size, min(tier.capacity, max(slots, int(share > 0))))
-
-    @property
-    def _kept_sizes(self) -> tuple[int, ...]:
+    def kept_sizes(self) -> tuple[int, ...]:
+        """The pooled sizes from min_buffer_size to max_buffer_size."""
         return tuple(size for size in self.pooled_sizes if self.min_buffer_size <= size <= self.max_buffer_size)
 
     @property
@@ -400,7 +300,7 @@ class Config(BaseModel):
             medium_object_threshold=self.medium_object_threshold,
             large_object_threshold=self.large_object_threshold,
             very_large_object_threshold=self.very_large_object_threshold,
-            pooled_sizes=self._kept_sizes,
+            pooled_sizes=self.kept_sizes,
             chunk_sizes=(
                 chunk_sizes_for(self.large_object_threshold, self.very_large_object_threshold)
                 if self.chunk_sizes == "auto"
@@ -419,34 +319,3 @@ class Config(BaseModel):
     def overhead_bytes(self) -> int:
         """What header and ledger take of the limit, in bytes."""
         return header_bytes(self.max_clients) + ledger_bytes(rows_of(self.tiers), self.max_clients)
-
-
-def to_settings(config: Config, tickets_file: tuple[int, int], seats_file: tuple[int, int]) -> Settings:
-    """What the core needs of it, with device and inode of the files of the byte locks."""
-    return Settings(
-        memory_limit=config.memory_limit,
-        sizing=config.sizing,
-        default_buffer_size=config.default_buffer_size,
-        max_clients=config.max_clients,
-        lease_timeout=config.lease_timeout,
-        handle_ttl=config.handle_ttl,
-        magazine_bytes=config.magazine_bytes,
-        magazine_idle=config.magazine_idle,
-        buffer_lifetime=config.buffer_lifetime,
-        max_concurrent_large_ops=config.max_concurrent_large_ops,
-        client_quota_bytes=config.client_quota_bytes,
-        client_quota_buffers=config.client_quota_buffers,
-        uid_quota_bytes=config.uid_quota_bytes,
-        uid_quota_buffers=config.uid_quota_buffers,
-        max_buffer_age=config.max_buffer_age,
-        allocation=Allocation(config.allocation_strategy),
-        floors=config.floors,
-        thresholds=Thresholds(config.pressure_free, config.pressure_stall),
-        under_pressure=UnderPressure(config.on_critical_pressure),
-        scrub=config.scrub,
-        checksums=config.checksums,
-        detailed_metrics=config.detailed_metrics,
-        leak_age=config.leak_age,
-        tickets_file=tickets_file,
-        seats_file=seats_file,
-    )

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from shmpool.protocol.sizing import format_bytes, rows_of
 
 from .declaration import Config, scope_of, unit_of
+from .handover import floors
 from .reading import Reading
 from .units import in_toml
 
@@ -62,10 +63,10 @@ def in_force(reading: Reading) -> str:
     tiers = config.tiers
     overhead = format_bytes(config.overhead_bytes)
     lines += ["", f"# {rows_of(tiers)} ledger rows; header and ledger take {overhead} of the limit", "#"]
-    floors = {(floor.kind, floor.size): floor.slots for floor in config.floors}
-    lines += [f"# {'tier':>4}  {'slots of':15}  {'most slots':>10}" + f"  {'kept warm':>10}" * bool(floors)]
+    kept_warm = {(floor.kind, floor.size): floor.slots for floor in floors(config)}
+    lines += [f"# {'tier':>4}  {'slots of':15}  {'most slots':>10}" + f"  {'kept warm':>10}" * bool(kept_warm)]
     for tier in tiers:
-        kept = f"  {floors.get((tier.kind, tier.size), 0):10}" if floors else ""
+        kept = f"  {kept_warm.get((tier.kind, tier.size), 0):10}" if kept_warm else ""
         lines.append(f"# {tier.index:4}  {tier.label():15}  {tier.capacity:10}{kept}")
     return "\n".join(lines) + "\n"
 

@@ -149,7 +149,7 @@ class Broker:
             epoch,
         )
         self.lending.who_keeps_most = self.reports.who_keeps_most
-        self.lending.quotas.ledger, self.lending.quotas.limits = self.reports.ledger, Limits.of(settings)
+        self.lending.quotas.usage.ledger, self.lending.quotas.limits = self.reports.ledger, Limits.of(settings)
         self.questions = Questions(self)
         #: What has something to do when time goes by, in the order in which it is done.
         self._parts: tuple[Part, ...] = (

@@ -220,5 +220,5 @@ class Endings:
         self._outbox.add(Unwatch(seat.number))
         self._inventory.acquit(seat.number)
         self._lending.note_freed(self._chores.now)
-        self._lending.quotas.forget(seat.number)
+        self._lending.quotas.usage.forget(seat.number)
         self._table.clear(seat)

@@ -331,7 +331,7 @@ class Lending:
                 self.inventory.grant(holding, seat.number, seat.peer.uid, now)
                 seat.gain(holding)
                 if self.quotas.is_on:
-                    self.quotas.note_granted(seat.number, holding.nbytes)
+                    self.quotas.usage.note_granted(seat.number, holding.nbytes)
                 rows.append(holding.row)
         finally:
             if rows:  # what stands in the ledger is granted, whatever became of the others
