@@ -23,8 +23,8 @@ from shmpoold.core.lending.lending import GIVEN_PER_TURN, GRANTED_PER_REQUEST, M
 from shmpoold.core.lending.recalls import RECALL_EVERY, RECALLED_PER_TURN
 from shmpoold.core.looks import LOOKED_AT_PER_TURN
 from shmpoold.core.memory.cooling import COOLED_PER_STEP, COOLED_PER_UNIT
-from shmpoold.core.memory.inventory import WARM_SLICE
 from shmpoold.core.memory.spares import MOST
+from shmpoold.core.memory.stock import WARM_SLICE
 from shmpoold.core.objects.custody import CLOSED_PER_TURN, SWEPT_PER_TURN
 
 LARGE = small_settings(memory_limit=24 * MIB, max_clients=250)

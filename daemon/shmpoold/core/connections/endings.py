@@ -18,7 +18,8 @@ from ..actions import ProbeReaders, Unwatch
 from ..chores import NEVER, Chore, Chores
 from ..lending.lending import Lending
 from ..lending.returns import Returns
-from ..memory.inventory import Holding, Inventory
+from ..memory.holding import Holding
+from ..memory.inventory import Inventory
 from ..objects.custody import Custody
 from ..outbox import Outbox
 from ..reports.metrics import fold_counters

@@ -29,7 +29,7 @@ from ..events import Peer
 from ..outbox import Outbox
 
 if TYPE_CHECKING:
-    from ..memory.inventory import Holding
+    from ..memory.holding import Holding
 
 IN_USE = 1
 

@@ -42,14 +42,10 @@ from ..events import (
     WarmFailed,
 )
 from ..memory.clearings import Clearings
-from ..memory.inventory import (
-    BUILT_PER_STEP,
-    COOLED_AT_ONCE,
-    WARM_SLICE,
-    Holding,
-    Inventory,
-)
+from ..memory.holding import Holding
+from ..memory.inventory import Inventory
 from ..memory.slots import Span
+from ..memory.stock import BUILT_PER_STEP, COOLED_AT_ONCE, WARM_SLICE
 from ..outbox import Outbox
 from ..rows import Rows
 from .earmarks import Earmarks

@@ -15,7 +15,8 @@ from shmpool.protocol.states import State
 from ..chores import Chores
 from ..connections.seats import Seat, Seats
 from ..looks import Looks
-from ..memory.inventory import Holding, Inventory
+from ..memory.holding import Holding
+from ..memory.inventory import Inventory
 from ..objects.custody import Custody
 from ..rows import InvalidTransition, Rows
 from .lending import Lending

@@ -22,8 +22,10 @@ from ..lending.lending import Lending
 from ..outbox import Outbox
 from ..settings import Allocation, Floor, Settings, UnderPressure
 from .cooling import Cooling
-from .inventory import UNBOUNDED, Holding, Inventory
+from .holding import Holding
+from .inventory import Inventory
 from .pressure import Level, Pressure
+from .stock import UNBOUNDED
 
 #: Bytes of the slices in which floors are filled (a slot at least, 1 to 2 ms each), and rows of one.
 FILL_SLICE: Final = 4 * MIB

@@ -15,7 +15,8 @@ from shmpool.protocol.states import State
 
 from ..actions import CloseTicket
 from ..chores import NEVER
-from ..memory.inventory import Holding, Inventory
+from ..memory.holding import Holding
+from ..memory.inventory import Inventory
 from ..outbox import Outbox
 from ..rows import Rows, is_published
 

@@ -34,7 +34,7 @@ from ..actions import (
     RemoveDirect,
     WatchAdopted,
 )
-from ..memory.inventory import Holding
+from ..memory.holding import Holding
 from ..memory.scrubber import UNKNOWN
 from ..memory.slots import Span
 from .damage import damaged_rows

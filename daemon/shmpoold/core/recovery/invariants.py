@@ -19,7 +19,7 @@ from shmpool.protocol.ledger import (
 from shmpool.protocol.sizing import TierKind
 from shmpool.protocol.states import State
 
-from ..memory.inventory import Holding
+from ..memory.holding import Holding
 from ..memory.slots import SlotMap
 
 if TYPE_CHECKING:

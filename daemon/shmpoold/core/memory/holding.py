@@ -1,0 +1,54 @@
+"""What was taken out of the pool's memory for somebody: a slot, a run or several, a direct segment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shmpool.protocol.sizing import Tier, TierKind
+
+from .slots import Span
+
+
+@dataclass(slots=True, eq=False)
+class Holding:
+    """Something granted: a slot, a run or several, a direct segment. It goes by its
+    head's row; *spans* are its extents in order."""
+
+    row: int
+    tier: Tier
+    spans: tuple[Span, ...]
+    seat: int = 0
+    #: Bytes of a direct segment, whole pages.
+    direct_bytes: int = 0
+    #: The broker is the custodian of its publication.
+    in_custody: bool = False
+    #: When its publisher was seen to be gone.
+    orphaned_at: float | None = None
+    #: When it was granted; ages are the broker's.
+    granted_at: float = 0.0
+    #: When a direct segment's pages were reserved first, by whichever object.
+    made_at: float = 0.0
+    #: The head's generation when it was granted: a run's birth, a direct segment's name.
+    birth: int = 0
+    #: The first row of a run's second extent, 0 for none.
+    following: int = 0
+    #: It was given up before it was granted.
+    is_over: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds, in bytes."""
+        return self.direct_bytes or self.tier.size * self.chunks
+
+    @property
+    def is_large(self) -> bool:
+        """It is a run or a direct segment: one of the large operations that may be bounded."""
+        return self.tier.kind is not TierKind.POOLED
+
+    @property
+    def chunks(self) -> int:
+        """How many rows it has."""
+        chunks = 0
+        for _, count in self.spans:
+            chunks += count
+        return chunks
