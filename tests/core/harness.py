@@ -623,7 +623,7 @@ class World:
         broker = self.broker
         self.check()
         assert not broker.lending.quotas.held
-        assert not broker.lending.line and not broker.lending.warming and not broker.lending.creating
+        assert not broker.lending.line and not broker.lending.grants
         assert not self.owners
         assert all(publication.is_over for publication in self.publications.values())
         assert broker.inventory.granted == {}

@@ -33,7 +33,7 @@ def world(make_world: type[World]) -> World:
 def assert_all_is_well(world: World) -> None:
     """Nothing is under way, and everybody is served."""
     lending = world.broker.lending
-    assert not (lending.line or lending.warming or lending.creating or lending.building or lending.clearings)
+    assert not (lending.line or lending.grants or lending.clearings)
     other = world.client()
     assert other.get(SMALL, count=8) and other.get(CHUNKS, 5) and other.get_direct(4096)
     world.check()
@@ -74,7 +74,7 @@ def test_a_row_that_is_scribbled_on_after_it_was_warmed_is_not_granted(make_worl
     client.refill(CHUNKS, 300)
     world.deliver()
     world.answer()
-    first = next(iter(world.broker.lending.warming.values())).holdings[0].row
+    first = next(iter(world.broker.lending.grants.warming.values())).holdings[0].row
     world.store(first + 5, SCRIBBLES[1])
     world.run()
     world.pass_time(0.1)

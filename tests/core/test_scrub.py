@@ -132,13 +132,13 @@ def test_who_leaves_while_pages_are_renewed_leaves_nothing_behind(large_world: W
     world.pass_time(0.1)
     number = second.refill(CHUNKS, 2000)
     world.run()
-    assert world.broker.lending.scrubbing and not second.ready
+    assert world.broker.lending.grants.scrubbing and not second.ready
     world.check()
     second.cancel(number) if end == "cancel" else second.die()
     world.run()
     world.pass_time(0.1)
     world.run()
-    assert not world.broker.lending.unfinished_warmings() and not second.ready
+    assert not world.broker.lending.grants.unfinished_warmings() and not second.ready
     world.check()
     assert get_run(first, 2000)
 

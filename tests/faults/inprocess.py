@@ -123,9 +123,7 @@ class Daemon:
         """Nobody sits and nothing is held, or cooling is all that is left to do."""
         core = self.pool.core
         lending = core.lending
-        await self.until(
-            lambda: not (core.seats.taken or core.inventory.granted or lending.warming or lending.creating)
-        )
+        await self.until(lambda: not (core.seats.taken or core.inventory.granted or lending.grants))
         invariants.check(core)
 
 

@@ -104,7 +104,7 @@ class Broker:
         )
         self.chores = Chores()
         self.lending = Lending(self.rows, header, self.seats, self.inventory, self.chores, self.outbox)
-        self.lending.most_large = settings.max_concurrent_large_ops
+        self.lending.large.most = settings.max_concurrent_large_ops
         self.custody = Custody(
             self.rows,
             self.inventory,
@@ -148,7 +148,7 @@ class Broker:
             pool_id,
             epoch,
         )
-        self.lending.who_keeps_most = self.reports.who_keeps_most
+        self.lending.refusals.who_keeps_most = self.reports.who_keeps_most
         self.lending.quotas.usage.ledger, self.lending.quotas.limits = self.reports.ledger, Limits.of(settings)
         self.questions = Questions(self)
         #: What has something to do when time goes by, in the order in which it is done.
@@ -167,8 +167,8 @@ class Broker:
             MemoryRead: self._on_memory_read,
             Warmed: self._on_warmed,
             WarmFailed: self._on_warm_failed,
-            DirectCreated: self.lending.on_direct_created,
-            DirectFailed: self.lending.on_direct_failed,
+            DirectCreated: self.lending.grants.on_direct_created,
+            DirectFailed: self.lending.grants.on_direct_failed,
             Reconfigured: self._on_reconfigured,
             TicketClosed: lambda event, now: self.custody.look(event.row, now),
             Ticked: self._on_ticked,
@@ -241,11 +241,11 @@ class Broker:
 
     def _on_warmed(self, event: Warmed, now: float) -> None:
         if not self.manager.on_warmed(event, now):
-            self.lending.on_warmed(event, now)
+            self.lending.grants.on_warmed(event, now)
 
     def _on_warm_failed(self, event: WarmFailed, now: float) -> None:
         if not self.manager.on_warm_failed(event, now):
-            self.lending.on_warm_failed(event, now)
+            self.lending.grants.on_warm_failed(event, now)
 
     def _on_memory_read(self, event: MemoryRead, now: float) -> None:
         if self.manager.on_memory_read(event, now):

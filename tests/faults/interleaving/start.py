@@ -83,7 +83,7 @@ class Start:
     def make_core(self, ledger: MutableSequence[int], header: MutableSequence[int], epoch: int = 1) -> Broker:
         core = Broker(ledger, header, self.settings, POOL_ID, epoch, broker_pid=7)
         core.reports = NoReports()  # type: ignore[assignment]
-        core.lending.who_keeps_most = lambda now: ""
+        core.lending.refusals.who_keeps_most = lambda now: ""
         return core
 
     def converse(self, core: Broker) -> None:

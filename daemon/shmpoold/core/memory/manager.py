@@ -197,7 +197,7 @@ class Manager:
             self._stop_growth()
         elif inventory.ceiling != UNBOUNDED:
             inventory.ceiling, inventory.direct_may_grow = UNBOUNDED, False
-            self._lending.growth_stopped, self._lending.is_refusing = "", False
+            self._lending.refusals.growth_stopped, self._lending.is_refusing = "", False
             self._lending.note_freed(now)
         return has_changed
 
@@ -205,7 +205,8 @@ class Manager:
         """From now on no more is held than is held now."""
         self._inventory.ceiling = min(self._inventory.ceiling, self._inventory.held)
         self._inventory.direct_may_grow = self._under_pressure is UnderPressure.DIRECT
-        self._lending.growth_stopped = f"the pool does not grow while the host is short of memory: {self._pressure.why}"
+        why = f"the pool does not grow while the host is short of memory: {self._pressure.why}"
+        self._lending.refusals.growth_stopped = why
         self._lending.is_refusing = self._under_pressure is UnderPressure.REFUSE
 
     @property

@@ -87,10 +87,10 @@ def _check_account(broker: Broker) -> None:
     direct = broker.tiers[-1]
     granted = (inventory.granted.get(row) for row in range(direct.base, direct.end))
     held += sum(holding.direct_bytes for holding in granted if holding is not None)
-    held += sum(holding.direct_bytes for _, holding in broker.lending.creating.values())
+    held += sum(holding.direct_bytes for _, holding in broker.lending.grants.creating.values())
     held += inventory.spares.nbytes + broker.lending.clearings.aside
     held += sum(inventory.condemned.values())
-    held += sum(_still_cold(broker, warming.holdings) for warming in broker.lending.unfinished_warmings())
+    held += sum(_still_cold(broker, warming.holdings) for warming in broker.lending.grants.unfinished_warmings())
     if broker.manager.filling is not None:
         held += _still_cold(broker, [broker.manager.filling])
     assert held == inventory.held, f"held is {inventory.held}, the slots say {held}"
@@ -163,11 +163,11 @@ def _check_seat(broker: Broker, number: int) -> Iterator[int]:
 
 def _unfinished(broker: Broker) -> Iterator[Holding]:
     """What was taken and is not granted yet."""
-    for warming in broker.lending.unfinished_warmings():
+    for warming in broker.lending.grants.unfinished_warmings():
         yield from warming.holdings
-    for _, holding in broker.lending.creating.values():
+    for _, holding in broker.lending.grants.creating.values():
         yield holding
-    yield from broker.lending.building.values()
+    yield from broker.lending.grants.building.values()
     if broker.manager.filling is not None:
         yield broker.manager.filling
 
