@@ -614,7 +614,7 @@ class World:
                 self.run()
         self.pass_time(self.settings.handle_ttl + 10)
         for _ in range(100):  # a sweep of one publication a turn takes its time
-            if len(self.broker.custody):
+            if self.broker.custody.rows:
                 self.pass_time(10)
         self.run()
         self.assert_all_is_back()

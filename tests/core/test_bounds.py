@@ -184,7 +184,7 @@ def publish_and_leave(world: World, count: int, tickets: int = 1) -> list[list[o
     client.goodbye()
     world.run()
     world.pass_time(0.1)
-    assert len(world.broker.custody) == count
+    assert len(world.broker.custody.rows) == count
     return published  # type: ignore[return-value]
 
 

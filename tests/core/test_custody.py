@@ -9,8 +9,10 @@ from harness import CHUNKS, SMALL, Client, Ticket, World, small_settings
 
 from shmpool.protocol.ledger import BROKER, seat_of
 from shmpool.protocol.messages import Bell
+from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import CellState, State
 from shmpoold.core.objects.custody import HURRY, LONGEST
+from shmpoold.core.owners import Owner
 
 
 def hand_over(world: World, tickets: int = 1, chunks: int = 0) -> list[Ticket]:
@@ -221,3 +223,26 @@ def test_many_publications_are_swept_a_part_at_a_time(make_world: type[World]) -
     assert 0 < freed < before
     world.pass_time(2)
     assert world.broker.inventory.granted == {}
+
+
+@pytest.mark.parametrize("is_direct", [False, True])
+def test_each_holding_has_one_owner_at_a_time_and_is_in_one_account(world: World, is_direct: bool) -> None:
+    core, publisher, reader = world.broker, world.client(), world.client()
+    slot = publisher.get_direct(50 * KIB) if is_direct else publisher.get()[0]
+    seat = core.seats.taken[publisher.seat]
+    assert accounts(world) == {seat: {slot.row}}
+    (ticket,) = publisher.publish(slot)
+    world.run()
+    assert accounts(world) == {core.custody if is_direct else seat: {slot.row}}
+    publisher.goodbye()
+    world.run()
+    assert accounts(world) == {core.custody: {slot.row}}
+    assert reader.open(ticket)
+    reader.release(ticket)
+    world.run()
+    assert accounts(world) == {} and not core.inventory.granted
+    assert (core.custody.nbytes, core.custody.large) == (0, 0)
+
+
+def accounts(world: World) -> dict[Owner, set[int]]:
+    return {owner: owner.rows for owner in world.broker.owners() if owner.rows}

@@ -152,7 +152,7 @@ def test_what_an_earlier_owner_of_a_seats_number_published_is_not_its_next_owner
     world.run()
     next_one = world.client()
     (row,) = world.broker.inventory.granted
-    assert world.broker.inventory.granted[row].seat != next_one.seat
+    assert world.broker.inventory.granted[row].publisher != next_one.seat
     next_one.die()
     world.run()
     assert world.broker.custody.next_sweep(hurry=False) is not None
@@ -224,7 +224,7 @@ def test_a_goodbye_that_comes_with_everything_settled_leaves_nothing(world: Worl
     client.goodbye()
     world.run()
     assert world.broker.seats.taken == {}
-    assert [holding.in_custody for holding in world.broker.inventory.granted.values()] == [True]
+    assert [holding.owner for holding in world.broker.inventory.granted.values()] == [world.broker.custody]
 
 
 def test_an_unknown_death_does_nothing(world: World) -> None:

@@ -8,7 +8,7 @@ what is told about all of it `reports`'. Times are seconds of one monotonic cloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, Iterator, MutableSequence
 from typing import Any, Protocol
 
 from shmpool.protocol.codes import Code
@@ -51,6 +51,7 @@ from .memory.pressure import Pressure
 from .memory.scrubber import Scrubber
 from .objects.custody import Custody
 from .outbox import Outbox
+from .owners import Owner
 from .recovery import adoption
 from .reports import Reports
 from .reports.questions import Questions
@@ -113,7 +114,7 @@ class Broker:
             free=lambda holding, now: self.returns.free(holding, now),
             is_hurried=lambda: bool(self.lending.line),
         )
-        self.returns = Returns(self.rows, self.inventory, self.seats, self.custody, self.lending, self.chores)
+        self.returns = Returns(self.rows, self.inventory, self.custody, self.lending, self.chores)
         self.cooling = Cooling(self.inventory, self.chores, settings.buffer_lifetime)
         self.pressure = Pressure(settings.thresholds)
         self.manager = Manager(
@@ -185,6 +186,11 @@ class Broker:
         }
         if is_new:
             self.inventory.open_direct_rows()
+
+    def owners(self) -> Iterator[Owner]:
+        """All that what is granted can belong to."""
+        yield from self.seats.taken.values()
+        yield self.custody
 
     # --- what the shell calls ------------------------------------------------------------------
 

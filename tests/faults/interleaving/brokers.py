@@ -121,7 +121,7 @@ class BrokerProcess:
         while True:
             self._normalise()
             is_due = self.core.next_deadline() not in (None, NEVER)
-            self._turn(context.ask("await", is_due, len(self.core.custody) > 0, bool(self._loop.timers)))
+            self._turn(context.ask("await", is_due, self.core.custody.next_deadline != NEVER, bool(self._loop.timers)))
 
     def _turn(self, what: tuple[Any, ...]) -> None:
         kind, now = what[0], SOON if what[0] != "expiry" else LATE

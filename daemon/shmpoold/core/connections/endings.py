@@ -11,14 +11,12 @@ broker that dies in the middle leaves a seat whose process is dead: the next one
 from __future__ import annotations
 
 from shmpool.protocol.ledger import generation_of, seat_of, state_of
-from shmpool.protocol.sizing import TierKind
 from shmpool.protocol.states import State
 
 from ..actions import ProbeReaders, Unwatch
 from ..chores import NEVER, Chore, Chores
 from ..lending.lending import Lending
 from ..lending.returns import Returns
-from ..memory.holding import Holding
 from ..memory.inventory import Inventory
 from ..objects.custody import Custody
 from ..outbox import Outbox
@@ -128,7 +126,7 @@ class Endings:
             while self._seats or self._held or self._unread:
                 seats, self._seats = self._seats, []
                 for seat in seats:
-                    for row in list(seat.rows):
+                    for row in [*seat.rows, *self._custody.published_by(seat.number)]:
                         yield self._bury_safely(seat, row)
                 while seats:
                     self._await_readers(seats.pop())
@@ -163,37 +161,28 @@ class Endings:
         except Exception as error:
             holding = self._inventory.granted.get(row)
             if holding is not None:
-                self._returns.quarantine(holding)
-                seat.lose(holding)
+                self._inventory.quarantine(holding)
             if not isinstance(error, InvalidTransition):  # the word has changed since it was looked at
                 raise
         return 1
 
     def _bury(self, seat: Seat, row: int) -> int:
         """Settle one row, if nobody has since the others were; returns what it cost, in units."""
-        if row not in seat.rows:
+        holding = self._inventory.granted.get(row)
+        if holding is None or holding.publisher != seat.number:
             return 1
-        returns, holding = self._returns, self._inventory.granted[row]
         word, now = self._rows.grant(row), self._chores.now
         state, holder = state_of(word), seat_of(word)
         holding.orphaned_at = now
         if generation_of(word) < holding.birth:
-            returns.quarantine(holding)
+            self._inventory.quarantine(holding)
         elif state == State.PUBLISHED and holder in (0, seat.number):
-            self._take_over(holding, now)
+            self._custody.take_over(holding, now)
         elif state == State.RETURNED or (state in (State.IDLE, State.LEASED) and holder == seat.number):
-            return returns.free(holding, now)
+            return self._returns.free(holding, now)
         else:
-            returns.quarantine(holding)
-        seat.lose(holding)
+            self._inventory.quarantine(holding)
         return 1
-
-    def _take_over(self, holding: Holding, now: float) -> None:
-        holding.seat = 0  # the number may soon be another's
-        self._rows.hand_over(holding.row)
-        if holding.tier.kind is TierKind.DIRECT:
-            self._rows.disown(holding.row)
-        self._custody.accept(holding, now)
 
     def _find_what_is_open(self, seats: list[int]) -> Chore:
         """Wait no longer for those of these seats that have nothing open: no cell becomes theirs any more."""

@@ -8,9 +8,8 @@ last thing done to a seat.
 from __future__ import annotations
 
 from collections.abc import Callable, MutableSequence, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
 
 from shmpool.protocol.header import (
     SEAT_NONCE,
@@ -27,45 +26,26 @@ from ..actions import ProbeSeat
 from ..chores import NEVER
 from ..events import Peer
 from ..outbox import Outbox
-
-if TYPE_CHECKING:
-    from ..memory.holding import Holding
+from ..owners import Owner
 
 IN_USE = 1
 
 
 @dataclass(slots=True, eq=False)
-class Seat:
-    """One client. *connection* is None while it is away (its process may yet come back);
-    *rows* are the heads of what it was granted and has not given back."""
+class Seat(Owner):
+    """One client, the owner of what it was granted and has not given back. *connection* is
+    None while it is away (its process may yet come back)."""
 
     number: int
     peer: Peer
     nonce: int
     connection: int | None = None
-    rows: set[int] = field(default_factory=set)
-    #: The memory that they hold, in bytes; how many of them are runs or direct segments.
-    nbytes: int = 0
-    large: int = 0
     #: Its client has gone; what it held is being settled.
     is_ending: bool = False
     #: Its process is watched: its end is seen at once. Else its byte is probed.
     is_seen: bool = True
     #: When it was asked last to give back what is idle.
     recalled_at: float = float("-inf")
-
-    def gain(self, holding: Holding) -> None:
-        """Something was granted."""
-        self.rows.add(holding.row)
-        self.nbytes += holding.nbytes
-        self.large += holding.is_large
-
-    def lose(self, holding: Holding) -> None:
-        """It is no longer this seat's; nothing happens when it was not."""
-        if holding.row in self.rows:
-            self.rows.remove(holding.row)
-            self.nbytes -= holding.nbytes
-            self.large -= holding.is_large
 
     def is_for(self, peer: Peer, nonce: int) -> bool:
         """Whether a peer with this nonce is the one that had the seat before. Pid and start

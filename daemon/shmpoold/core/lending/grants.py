@@ -100,7 +100,7 @@ class Grants:
             if not request.is_gone:
                 yield request.seat, holding.nbytes, 1
         for holding in self.building.values():
-            yield holding.seat, holding.nbytes, 1
+            yield holding.publisher, holding.nbytes, 1
 
     # --- granting ---------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class Grants:
             self._try_others(request, holdings, now)
             return
         if holdings[0].chunks > BUILT_PER_STEP:
-            holdings[0].seat = request.seat
+            holdings[0].publisher = request.seat
             self.building[holdings[0].row] = holdings[0]
             self._chores.begin(self._build(request, holdings[0]), now, is_urgent=True)
             return
@@ -190,8 +190,7 @@ class Grants:
         rows: list[int] = []
         try:
             for holding in holdings:
-                self._inventory.grant(holding, seat.number, seat.peer.uid, now)
-                seat.gain(holding)
+                self._inventory.grant(holding, seat, now)
                 self._lender.note_granted(seat.number, holding.nbytes)
                 rows.append(holding.row)
         finally:

@@ -13,7 +13,7 @@ from shmpool.protocol.sizing import TierKind
 from shmpool.protocol.states import State
 
 from ..chores import Chores
-from ..connections.seats import Seat, Seats
+from ..connections.seats import Seat
 from ..looks import Looks
 from ..memory.holding import Holding
 from ..memory.inventory import Inventory
@@ -25,12 +25,9 @@ from .lending import Lending
 class Returns:
     """Settles rows that were granted; *looks* are those that somebody has named."""
 
-    def __init__(
-        self, rows: Rows, inventory: Inventory, seats: Seats, custody: Custody, lending: Lending, chores: Chores
-    ) -> None:
+    def __init__(self, rows: Rows, inventory: Inventory, custody: Custody, lending: Lending, chores: Chores) -> None:
         self._rows = rows
         self._inventory = inventory
-        self._seats = seats
         self._custody = custody
         self._lending = lending
         self._chores = chores
@@ -39,7 +36,7 @@ class Returns:
     def on_return(self, seat: Seat, rows: Iterable[int], now: float) -> None:
         """A client says that it gives these back."""
         granted, number = self._inventory.granted, seat.number
-        self.looks.begin([row for row in rows if row in granted and granted[row].seat == number], now)
+        self.looks.begin([row for row in rows if row in granted and granted[row].publisher == number], now)
 
     def on_bell(self, rows: Iterable[int], now: float) -> None:
         """Somebody says that there is something to see."""
@@ -55,8 +52,8 @@ class Returns:
         try:
             return self._settle(holding, now)
         except Exception as error:
-            if self._inventory.granted.get(row) is holding:
-                self.quarantine(holding)
+            if holding.owner is not None:
+                self._inventory.quarantine(holding)
             if not isinstance(error, InvalidTransition):  # the word has changed since it was looked at
                 raise
         return 1
@@ -68,7 +65,7 @@ class Returns:
         if state == State.RETURNED:
             # A direct segment's name must not come again: its generation must have grown.
             if generation_of(word) < holding.birth + (holding.tier.kind is TierKind.DIRECT):
-                self.quarantine(holding)
+                self._inventory.quarantine(holding)
             else:
                 return self.free(holding, now)
         elif state == State.PUBLISHED and seat == 0:
@@ -80,9 +77,7 @@ class Returns:
     def free(self, holding: Holding, now: float) -> int:
         """Nobody may use it any more. A long run's rows become nobody's one after the other.
         Returns what it cost, in units."""
-        self._custody.forget(holding)
         rest = self._inventory.free(holding, now)
-        self._take_from_seat(holding)
         self._lending.note_freed(now)
         if rest is None:
             return 1
@@ -90,14 +85,3 @@ class Returns:
         if holding in self._inventory.leaving:
             self._chores.begin(self._lending.watched(rest), now, is_urgent=True)
         return 1 + cost
-
-    def quarantine(self, holding: Holding) -> None:
-        """What a client wrote makes no sense: never give it out again."""
-        self._custody.forget(holding)
-        self._inventory.quarantine(holding)
-        self._take_from_seat(holding)
-
-    def _take_from_seat(self, holding: Holding) -> None:
-        seat = self._seats.taken.get(holding.seat)
-        if seat is not None:
-            seat.lose(holding)

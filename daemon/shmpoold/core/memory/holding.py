@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shmpool.protocol.sizing import Tier, TierKind
 
+from ..owners import Owner
 from .slots import Span
 
 
@@ -17,11 +18,13 @@ class Holding:
     row: int
     tier: Tier
     spans: tuple[Span, ...]
-    seat: int = 0
+    #: None before it is granted, and once it is free or quarantined.
+    owner: Owner | None = None
+    #: The seat that it was granted to, whoever owns it by now: its process has it mapped. 0 once that
+    #: has ended.
+    publisher: int = 0
     #: Bytes of a direct segment, whole pages.
     direct_bytes: int = 0
-    #: The broker is the custodian of its publication.
-    in_custody: bool = False
     #: When its publisher was seen to be gone.
     orphaned_at: float | None = None
     #: When it was granted; ages are the broker's.

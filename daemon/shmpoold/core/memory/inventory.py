@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from shmpool.protocol.ledger import (
     GENERATION_FIELD,
@@ -23,11 +24,15 @@ from shmpool.protocol.states import State
 
 from ..actions import RemoveDirect
 from ..outbox import Outbox
+from ..owners import Owner
 from ..rows import Rows
 from .holding import Holding
 from .scrubber import Scrubber
 from .slots import Span
 from .stock import BUILT_PER_STEP, Stock
+
+if TYPE_CHECKING:
+    from ..connections.seats import Seat
 
 
 class Inventory(Stock):
@@ -70,7 +75,7 @@ class Inventory(Stock):
             if first != head:
                 holding.following = following = first
 
-    def grant(self, holding: Holding, seat: int, uid: int, now: float) -> None:
+    def grant(self, holding: Holding, seat: Seat, now: float) -> None:
         """Write it into the ledger as (IDLE, seat): its followers were built first, the head's
         grant word comes last, so that one store commits the whole."""
         head = holding.row
@@ -79,16 +84,16 @@ class Inventory(Stock):
         # A direct segment's length must outlive the broker, for the cap of the next one.
         extent = extent_word(holding.direct_bytes, 0, holding.spans[0][1])
         self.rows.describe(head, extent, link_word(holding.following, holding.birth))
-        self.rows.move(head, State.IDLE, seat)
-        holding.seat, holding.granted_at = seat, now
+        self.rows.move(head, State.IDLE, seat.number)
+        holding.publisher, holding.granted_at = seat.number, now
         holding.made_at = holding.made_at or now
-        self.scrubber.note(holding.spans, uid)
-        self.hold(holding)
+        self.scrubber.note(holding.spans, seat.peer.uid)
+        self.hold(holding, seat)
 
     def abandon(self, holding: Holding, now: float) -> None:
         """Give up a holding that was taken and not granted: what does not say what we left in it is
         quarantined, the rest is nobody's. Does nothing the second time, or for one that was granted."""
-        if holding.is_over or self.granted.get(holding.row) is holding:
+        if holding.is_over or holding.owner is not None:
             return
         holding.is_over = True
         slots = self.maps[holding.tier.index]
@@ -114,14 +119,22 @@ class Inventory(Stock):
         else:
             self.quarantined.add(row)
 
-    def hold(self, holding: Holding) -> None:
-        """It is somebody's."""
-        self.granted[holding.row] = holding
-        self.large += holding.is_large
+    def hold(self, holding: Holding, owner: Owner) -> None:
+        """It is *owner*'s from now on, and nobody else's."""
+        if holding.owner is not None:
+            holding.owner.lose(holding)
+        else:
+            self.granted[holding.row] = holding
+            self.large += holding.is_large
+        holding.owner = owner
+        owner.gain(holding)
 
     def _let_go(self, holding: Holding) -> None:
-        if self.granted.pop(holding.row, None) is not None:
+        if holding.owner is not None:
+            del self.granted[holding.row]
             self.large -= holding.is_large
+            holding.owner.lose(holding)
+            holding.owner = None
 
     def free(self, holding: Holding, now: float) -> Iterator[int] | None:
         """End a holding that nobody may use any more: the head first, which commits it. A
@@ -186,8 +199,8 @@ class Inventory(Stock):
         long as its seat, whose process has it mapped."""
         self._let_go(holding)
         if holding.tier.kind is TierKind.DIRECT:
-            if holding.seat:
-                self.condemned[holding.seat] += holding.direct_bytes
+            if holding.publisher:
+                self.condemned[holding.publisher] += holding.direct_bytes
             else:
                 self.held -= holding.direct_bytes
             self._outbox.add(RemoveDirect(holding.row, holding.birth, may_be_mapped=True))

@@ -1,4 +1,4 @@
-"""Publications in the broker's custody: of publishers that left, and direct segments.
+"""The custody: the owner of publications of publishers that left, and of published direct segments.
 
 They are freed when their last ticket is done. Readers ring when they store DONE; the
 sweep finds what a lost bell would have told, and closes tickets that nobody opened
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from shmpool.protocol.ledger import generation_of, state_of
+from shmpool.protocol.sizing import TierKind
 from shmpool.protocol.states import State
 
 from ..actions import CloseTicket
@@ -18,6 +19,7 @@ from ..chores import NEVER
 from ..memory.holding import Holding
 from ..memory.inventory import Inventory
 from ..outbox import Outbox
+from ..owners import Owner
 from ..rows import Rows, is_published
 
 #: How many publications one sweep looks at, and how many tickets it closes (each takes its
@@ -30,8 +32,8 @@ LOOKED_AT_PER_REQUEST = 4
 HURRY, FIRST, LONGEST = 0.005, 0.05, 1.0
 
 
-class Custody:
-    """The rows whose custodian is the broker, in the order in which they are swept."""
+class Custody(Owner):
+    """Owns the rows whose custodian is the broker, in the order in which they are swept."""
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class Custody:
         free: Callable[[Holding, float], int],
         is_hurried: Callable[[], bool],
     ) -> None:
+        super().__init__()
         self._rows = rows
         self._inventory = inventory
         self.ttl = ttl
@@ -50,26 +53,57 @@ class Custody:
         #: Whether somebody waits for what may be here.
         self._is_hurried = is_hurried
         self._queue: deque[Holding] = deque()
+        #: By publisher that has not ended, the direct segments of its that are here.
+        self._published: dict[int, set[int]] = {}
         self._interval = FIRST
         self._swept_at = 0.0
 
-    def __len__(self) -> int:
-        return len(self._queue)
-
     def accept(self, holding: Holding, now: float) -> None:
         """Custody has passed to the broker; frees it at once when all is done."""
-        if not holding.in_custody:
-            holding.in_custody = True
-            self._queue.append(holding)
+        if holding.owner is not self:
+            self._inventory.hold(holding, self)
             if self._interval != FIRST or len(self._queue) == 1:
                 self._interval, self._swept_at = FIRST, now
         self.look(holding.row, now)
+
+    def gain(self, holding: Holding) -> None:
+        """It waits for its readers alone."""
+        super().gain(holding)
+        self._queue.append(holding)
+        if holding.publisher:
+            self._published.setdefault(holding.publisher, set()).add(holding.row)
+
+    def lose(self, holding: Holding) -> None:
+        """They are done with it. Its place in the queue goes at the next sweep."""
+        super().lose(holding)
+        self._forget_publisher(holding)
+
+    def _forget_publisher(self, holding: Holding) -> None:
+        rows = self._published.get(holding.publisher)
+        if rows is not None:
+            rows.discard(holding.row)
+            if not rows:
+                del self._published[holding.publisher]
+
+    def published_by(self, seat: int) -> list[int]:
+        """The rows here whose publisher has this seat."""
+        return list(self._published.get(seat, ()))
+
+    def take_over(self, holding: Holding, now: float) -> None:
+        """Its publisher's seat ends: its number may soon be another's."""
+        if holding.owner is self:
+            self._forget_publisher(holding)
+        holding.publisher = 0
+        self._rows.hand_over(holding.row)
+        if holding.tier.kind is TierKind.DIRECT:
+            self._rows.disown(holding.row)
+        self.accept(holding, now)
 
     def look(self, row: int, now: float) -> int:
         """Free a publication in custody whose tickets are all done. One that somebody has
         scribbled on stays: nothing tells any more who reads it. Returns what it cost, in units."""
         holding = self._inventory.granted.get(row)
-        if holding is None or not holding.in_custody or not is_published(self._rows.grant(row), 0):
+        if holding is None or holding.owner is not self or not is_published(self._rows.grant(row), 0):
             return 1
         return 1 if self._rows.open_cells(row) else self._free(holding, now)
 
@@ -77,13 +111,9 @@ class Custody:
         """Before more memory is asked for: readers ring only soon after they are done."""
         for _ in range(min(len(self._queue), LOOKED_AT_PER_REQUEST)):
             holding = self._queue.popleft()
-            if self._is_kept(holding):
+            if holding.owner is self:
                 self._queue.append(holding)
                 self.look(holding.row, now)
-
-    def forget(self, holding: Holding) -> None:
-        """It is being freed. Its place in the queue goes at the next sweep."""
-        holding.in_custody = False
 
     @property
     def next_deadline(self) -> float:
@@ -115,13 +145,10 @@ class Custody:
                 self._interval = HURRY  # there are more
                 return
             holding = self._queue.popleft()
-            if self._is_kept(holding):
+            if holding.owner is self:
                 self._queue.append(holding)
                 closed += self._close_expired(holding, now)
                 cost += self.look(holding.row, now)
-
-    def _is_kept(self, holding: Holding) -> bool:
-        return holding.in_custody and self._inventory.granted.get(holding.row) is holding
 
     def _close_expired(self, holding: Holding, now: float) -> int:
         """Close what nobody opened in time; returns how many tickets that is."""

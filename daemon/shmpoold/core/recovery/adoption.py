@@ -159,31 +159,27 @@ def _holding(broker: Broker, tier: Tier, head: int, members: list[int]) -> Holdi
 
 
 def _place(broker: Broker, holding: Holding, word: int, now: float) -> None:
-    """Put a holding where its grant word says that it belongs."""
+    """Give a holding to the owner that its grant word names."""
     inventory = broker.inventory
-    inventory.hold(holding)
     holding.granted_at = now
     seat = broker.seats.taken.get(seat_of(word))
     inventory.scrubber.note(holding.spans, seat.peer.uid if seat else UNKNOWN)
+    holding.publisher = seat.number if seat else 0
     if generation_of(word) < holding.birth:
-        holding.seat = seat.number if seat else 0
         inventory.quarantine(holding)
         return
     if seat is not None and state_of(word) != State.RETURNED:
-        holding.seat = seat.number
-        seat.gain(holding)
+        inventory.hold(holding, seat)
         return
     if state_of(word) == State.PUBLISHED and holding.tier.kind is TierKind.DIRECT:
         publisher = broker.seats.taken.get(chunks_of(broker.rows.extent(holding.row)))
         if publisher is not None:
-            holding.seat = publisher.number
-            publisher.gain(holding)
+            holding.publisher = publisher.number
             broker.custody.accept(holding, now)
             return
     holding.orphaned_at = now
     if state_of(word) == State.PUBLISHED:
-        broker.rows.hand_over(holding.row)
-        broker.custody.accept(holding, now)
+        broker.custody.take_over(holding, now)
     else:
         broker.returns.free(holding, now)
 

@@ -6,6 +6,7 @@ together at one moment, and forgives what has changed since an earlier step.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from shmpool.protocol.states import State
 
 from ..memory.holding import Holding
 from ..memory.slots import SlotMap
+from ..owners import Owner
 
 if TYPE_CHECKING:
     from ..broker import Broker
@@ -57,22 +59,18 @@ def check(broker: Broker) -> None:
 def _steps(broker: Broker) -> Iterator[int]:
     _check_account(broker)
     yield ACCOUNT
-    owners: dict[int, Holding] = {}
+    claims = array("L", bytes(array("L").itemsize * broker.rows.count))
     for holding in list(broker.inventory.granted.values()):
-        yield from _check_holding(broker, holding, owners)
-    for number in list(broker.seats.taken):
-        yield from _check_seat(broker, number)
-    _check_unfinished(broker, owners)
+        yield from _check_holding(broker, holding, claims)
+    for owner in list(broker.owners()):
+        yield from _check_owner(broker, owner)
+    _check_unfinished(broker, claims)
     yield 1
     for slots in broker.inventory.maps:
         for row in range(slots.tier.base, slots.tier.end):
-            _check_row(broker, slots, row, owners)
+            _check_row(broker, slots, row)
             if row % ROWS_PER_STEP == 0:
                 yield 1
-
-
-def _is_granted(broker: Broker, holding: Holding | None) -> bool:
-    return holding is not None and broker.inventory.granted.get(holding.row) is holding
 
 
 def _check_account(broker: Broker) -> None:
@@ -94,7 +92,9 @@ def _check_account(broker: Broker) -> None:
     if broker.manager.filling is not None:
         held += _still_cold(broker, [broker.manager.filling])
     assert held == inventory.held, f"held is {inventory.held}, the slots say {held}"
-    large = sum(holding.is_large for holding in inventory.granted.values())
+    owned = sum(len(owner.rows) for owner in broker.owners())
+    assert owned == len(inventory.granted), f"{len(inventory.granted)} are granted, {owned} have an owner"
+    large = sum(owner.large for owner in broker.owners())
     assert large == inventory.large, f"{inventory.large} large operations are counted, {large} are out"
     assert held <= max(inventory.limit, inventory.overhead, inventory.adopted), f"held {held} of {inventory.limit}"
 
@@ -109,23 +109,22 @@ def _rows_of(holding: Holding) -> Iterator[int]:
         yield from range(first, first + count)
 
 
-def _check_holding(broker: Broker, holding: Holding, owners: dict[int, Holding]) -> Iterator[int]:
+def _check_holding(broker: Broker, holding: Holding, claims: array[int]) -> Iterator[int]:
     """It has an owner, its rows are its own, and a run's rows name their head."""
     head, rows = holding.row, broker.rows
-    if not _is_granted(broker, holding):
+    if holding.owner is None:  # freed meanwhile
         return
-    seat = broker.seats.taken.get(holding.seat)
-    assert seat is None or head in seat.rows, f"row {head} is not among the rows of seat {holding.seat}"
-    assert seat is not None or holding.in_custody, f"row {head} has neither seat nor custodian"
+    assert broker.inventory.granted.get(head) is holding, f"row {head} is granted otherwise than to its owner"
+    assert head in holding.owner.rows, f"row {head} is not in its owner's account"
     left = CHUNKS_PER_STEP
     for row in _rows_of(holding):
         if left == 0:
             yield CHUNKS_PER_STEP
             left = CHUNKS_PER_STEP
-            if not _is_granted(broker, holding):
+            if holding.owner is None:
                 return
         left -= 1
-        _claim(broker, holding, row, owners)
+        _claim(broker, holding, row, claims)
         if holding.tier.kind is TierKind.CHUNK and row != head:
             named = rows.extent(row)
             assert state_of(rows.grant(row)) == State.FOLLOWER, f"{_story(broker, row)}: a chunk of row {head}"
@@ -133,31 +132,36 @@ def _check_holding(broker: Broker, holding: Holding, owners: dict[int, Holding])
     yield 1 + CHUNKS_PER_STEP - left
 
 
-def _claim(broker: Broker, holding: Holding, row: int, owners: dict[int, Holding]) -> None:
+def _claim(broker: Broker, holding: Holding, row: int, claims: array[int]) -> None:
     slots = broker.inventory.maps[holding.tier.index]
-    other = owners.get(row)
-    assert other is None or not _is_granted(broker, other), f"row {row} is of rows {holding.row} and {other.row}"
+    other = _claimant(broker, row, claims)
+    assert other is None or other is holding, f"row {row} is of rows {holding.row} and {other.row}"
     assert not slots.is_unused(row), f"{_story(broker, row)}: it is unused and also granted"
     assert row not in broker.inventory.quarantined, f"row {row} is quarantined and granted"
-    owners[row] = holding
+    claims[row] = holding.row + 1
 
 
-def _check_seat(broker: Broker, number: int) -> Iterator[int]:
+def _claimant(broker: Broker, row: int, claims: array[int]) -> Holding | None:
+    """What a row was seen to be a part of, unless that has ended meanwhile."""
+    holding = broker.inventory.granted.get(claims[row] - 1)
+    return holding if holding is not None and row in _rows_of(holding) else None
+
+
+def _check_owner(broker: Broker, owner: Owner) -> Iterator[int]:
     """Its account, unless it changes meanwhile."""
-    seat, granted = broker.seats.taken.get(number), broker.inventory.granted
-    if seat is None:
-        return
-    rows, counted = list(seat.rows), seat.nbytes
-    nbytes = 0
+    granted = broker.inventory.granted
+    rows, counted = list(owner.rows), (owner.nbytes, owner.large)
+    nbytes = large = 0
     for at, row in enumerate(rows, 1):
-        if row in seat.rows:
+        if row in owner.rows:
             holding = granted.get(row)
-            assert holding is not None and holding.seat == number, f"row {row} is not seat {number}'s"
+            assert holding is not None and holding.owner is owner, f"row {row} is not this owner's"
             nbytes += holding.nbytes
+            large += holding.is_large
         if at % CHUNKS_PER_STEP == 0:
             yield CHUNKS_PER_STEP // ROWS_PER_STEP
-    if seat.nbytes == counted and len(seat.rows) == len(rows) and seat.rows.issuperset(rows):
-        assert nbytes == counted, f"seat {number} counts {counted} bytes, its rows hold {nbytes}"
+    if (owner.nbytes, owner.large) == counted and len(owner.rows) == len(rows) and owner.rows.issuperset(rows):
+        assert (nbytes, large) == counted, f"an owner counts {counted} (bytes, large ones), it has {nbytes, large}"
     yield 1
 
 
@@ -172,19 +176,19 @@ def _unfinished(broker: Broker) -> Iterator[Holding]:
         yield broker.manager.filling
 
 
-def _check_unfinished(broker: Broker, owners: dict[int, Holding]) -> None:
+def _check_unfinished(broker: Broker, claims: array[int]) -> None:
     seen: set[int] = set()
     for holding in _unfinished(broker):
         for row in _rows_of(holding):
             assert row not in seen, f"row {row} is being made ready twice"
-            assert not _is_granted(broker, owners.get(row)), f"row {row} is granted and being made ready"
+            assert _claimant(broker, row, claims) is None, f"row {row} is granted and being made ready"
             assert row not in broker.inventory.granted, f"row {row} is granted and being made ready"
             assert row not in broker.inventory.quarantined, f"row {row} is quarantined and being made ready"
             assert not broker.inventory.maps[holding.tier.index].is_unused(row), f"row {row} is unused and taken"
             seen.add(row)
 
 
-def _check_row(broker: Broker, slots: SlotMap, row: int, owners: dict[int, Holding]) -> None:
+def _check_row(broker: Broker, slots: SlotMap, row: int) -> None:
     """Unused and says so, or in somebody's hands."""
     if slots.is_unused(row):
         word = broker.rows.grant(row)
@@ -194,13 +198,11 @@ def _check_row(broker: Broker, slots: SlotMap, row: int, owners: dict[int, Holdi
         assert row not in broker.inventory.quarantined, f"row {row} is unused and quarantined"
         assert row not in broker.inventory.granted, f"{_story(broker, row)}: it is unused and also granted"
     elif not (row in broker.inventory.granted or row in broker.inventory.quarantined):
-        assert _has_owner(broker, row, owners), f"{_story(broker, row)}: it is used by nobody"
+        assert _is_used(broker, row), f"{_story(broker, row)}: it is used by nobody"
 
 
-def _has_owner(broker: Broker, row: int, owners: dict[int, Holding]) -> bool:
+def _is_used(broker: Broker, row: int) -> bool:
     """Whether a row is part of a run, or is being made ready."""
-    if _is_granted(broker, owners.get(row)):
-        return True
     run = broker.inventory.granted.get(head_of(broker.rows.extent(row)))
     spans = [span for holding in (*((run,) if run else ()), *_unfinished(broker)) for span in holding.spans]
     spans += [span for left in broker.inventory.leaving.values() for span in left]

@@ -1,0 +1,37 @@
+"""Owners: whom what was granted belongs to. Each holding has one at any moment, and one record of it.
+
+A seat owns what was granted to it; the custody owns what waits for its readers alone. Whatever else
+is to keep memory for longer than a message (a shared publication, a stream, a queue) is an owner
+too, and counts with `Broker.owners`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .memory.holding import Holding
+
+
+@dataclass(slots=True, eq=False)
+class Owner:
+    """The account of one owner. Only `Inventory` calls `gain` and `lose`: see its `hold`."""
+
+    #: The heads of what it owns.
+    rows: set[int] = field(default_factory=set, init=False)
+    #: The memory that they hold, in bytes; how many of them are runs or direct segments.
+    nbytes: int = field(default=0, init=False)
+    large: int = field(default=0, init=False)
+
+    def gain(self, holding: Holding) -> None:
+        """This is its own from now on."""
+        self.rows.add(holding.row)
+        self.nbytes += holding.nbytes
+        self.large += holding.is_large
+
+    def lose(self, holding: Holding) -> None:
+        """It is another's now, or nobody's."""
+        self.rows.remove(holding.row)
+        self.nbytes -= holding.nbytes
+        self.large -= holding.is_large
