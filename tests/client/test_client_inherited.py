@@ -137,6 +137,25 @@ def test_inherited_array_is_right_after_the_parent_has_released_it(start: Start,
 
 
 @pytest.mark.parametrize("nbytes", SIZES)
+def test_inherited_array_is_right_after_the_parent_has_forgotten_its_buffer(start: Start, nbytes: int) -> None:
+    """Nobody released it: the next call finds it, and has to wait for the child."""
+    broker = start(memory_limit="16MiB")
+    with broker.connect() as pool:
+        buffer = pool.open(publish(pool, b"\x07" * nbytes))
+        array = np.frombuffer(buffer.view, np.uint8)
+        child = Child(array)
+        del array
+        with pytest.warns(ResourceWarning, match="not released"):
+            del buffer
+        with pool.open(publish(pool, b"\x08" * nbytes)) as other:
+            assert other.view[0] == 8
+        write_over(pool, nbytes)
+        assert child.look() == {7}
+        child.end()
+        eventually(lambda: pool.stats().active_buffers == 0)
+
+
+@pytest.mark.parametrize("nbytes", SIZES)
 def test_inherited_array_is_right_after_the_parent_has_closed_its_pool(start: Start, nbytes: int) -> None:
     broker = start(memory_limit="16MiB")
     with broker.connect() as other:
