@@ -37,6 +37,7 @@ if sys.platform != "linux":
     raise ImportError(f"shmpool runs on Linux, this is {sys.platform}")
 
 from .buffer import Buffer
+from .connecting import connect
 from .errors import (
     BrokerUnavailable,
     ChecksumError,
@@ -60,7 +61,8 @@ from .errors import (
     TeeError,
 )
 from .lease import Lease
-from .pool import Pool, connect
+from .life import forks as _forks  # noqa: F401  (its hooks are registered by the import)
+from .pools import Pool
 from .protocol.handle import Handle
 from .protocol.sizing import SizeCategory, Sizing, Strategy, categorize, optimal_chunk_size, select_strategy
 

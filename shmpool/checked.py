@@ -11,10 +11,10 @@ from typing import Final
 from zlib import crc32
 
 from .buffer import Buffer
-from .direct import DirectLease
+from .direct_lease import DirectLease
 from .errors import ChecksumError
 from .lease import Lease, LiveLease
-from .pool import Pool
+from .pool import BasePool
 from .protocol.handle import Handle
 from .protocol.ledger import FIRST_CELL, MAX_TICKETS
 from .protocol.sizing import Strategy, StrategyLike
@@ -57,7 +57,7 @@ class CheckedDirectLease(DirectLease):
         return super()._store_publication(tickets)
 
 
-class CheckedPool(Pool):
+class CheckedPool(BasePool):
     """A pool whose buffers are verified when they are opened."""
 
     def lease(self, nbytes: int, *, strategy: StrategyLike = Strategy.ADAPTIVE, timeout: float | None = None) -> Lease:

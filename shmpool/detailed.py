@@ -12,7 +12,7 @@ from weakref import proxy
 
 from .lease import Lease, LiveLease
 from .link.waiting import check_timeout
-from .pool import Pool
+from .pool import BasePool
 from .protocol.figures import LATENCIES, LATENCY_WORDS, LEASES, TO_BUCKET
 from .protocol.ledger import EXTENT
 from .protocol.sizing import PAGE, PAGE_SHIFT, Strategy, StrategyLike
@@ -30,7 +30,7 @@ _LARGE: Final = LATENCIES + 2 * LATENCY_WORDS
 _new_lease = LiveLease.__new__
 
 
-class DetailedPool(Pool):
+class DetailedPool(BasePool):
     """A pool that times each lease."""
 
     def lease(self, nbytes: int, *, strategy: StrategyLike = _ADAPTIVE, timeout: float | None = None) -> Lease:

@@ -35,7 +35,7 @@ from .system.limits import explain
 from .system.locks import FileLock
 
 if TYPE_CHECKING:
-    from .pool import Pool
+    from .pools import Pool
     from .settings import Settings
 
 #: Seconds until a new broker must have said that it is ready.
@@ -90,9 +90,9 @@ class Broker:
     def connect(self, *, timeout: float = 5.0, strict: bool = False) -> Pool:
         """A `Pool` of this broker; the options are those of `shmpool.connect`. The pool keeps
         the broker until it is closed: ``shmpool.Broker().connect()`` serves as long."""
-        from .pool import connect
+        from .pools import open_pool
 
-        pool = connect(self.address, timeout=timeout, strict=strict)
+        pool = open_pool(self.address, timeout, strict)
         pool._broker = self
         self._is_kept = True
         return pool

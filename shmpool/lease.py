@@ -418,3 +418,13 @@ class EndedLease(Lease):
 
     def __repr__(self) -> str:
         return f"<Lease of {self.nbytes} bytes, over>"
+
+
+def live_leases(slots: Iterable[Slot]) -> list[LiveLease]:
+    """Those that have one of these slots and are not over."""
+    found = []
+    for slot in slots:
+        with suppress(ReferenceError):  # it was collected
+            if slot.lease is not None and isinstance(lease := slot.lease._itself(), LiveLease):
+                found.append(lease)
+    return found

@@ -1,33 +1,23 @@
-"""The pool as a user sees it: `connect`, then `lease`, `open`, `discard`, `stats`.
+"""The verbs of a pool that everything else stands on: `lease`, `open`, `discard`, `stats`.
 
 `lease` and `open` hold the hot paths: what they store in the ledger, and in which order,
-is the protocol of docs/protocol.md. Everything that is not hot is elsewhere.
+is the protocol of docs/protocol.md. Everything that is not hot is elsewhere: `pools.Pool`, which
+users have, is this with the verbs of `objects` and `streams` and with its life (`life.lifetime`).
 """
 
 from __future__ import annotations
 
-import os
 import struct
-import sys
-import threading
 import time
-import warnings
-from collections.abc import Collection
 from fcntl import fcntl
-from functools import cache
 from operator import index
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
-from weakref import proxy, ref
+from typing import TYPE_CHECKING, Any, Final
+from weakref import proxy
 
-from . import direct, private
-from .addresses import resolve
 from .buffer import Buffer, EndedBuffer, LiveBuffer
-from .direct import DirectLease
-from .errors import BrokerUnavailable, InvalidHandle, PoolClosed, ShmpoolError, StaleHandle
+from .direct_lease import DirectLease
+from .errors import InvalidHandle, PoolClosed, ShmpoolError, StaleHandle
 from .lease import Lease, LiveLease
-from .life import closing, forks
-from .link.connection import listens
 from .link.waiting import check_timeout
 from .protocol.figures import LEASES, SAMPLE_EVERY
 from .protocol.handle import HANDLE_BYTES, Handle, unpack_handle
@@ -46,7 +36,7 @@ from .protocol.sizing import (
     pooled_tier,
     select_strategy,
 )
-from .seat import tickets
+from .seat import private, tickets
 from .seat.magazine import Magazine, Slot
 from .seat.session import Session
 from .seat.tickets import Record
@@ -54,10 +44,7 @@ from .system.here import HERE, OURS
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL
 
 if TYPE_CHECKING:
-    from .embedded import Broker
-    from .objects.encoding import PicklerClass
     from .stats import Stats
-    from .streams.files import BufferFile, LeaseFile
 
 _ADAPTIVE: Final = Strategy.ADAPTIVE
 _PAGE_LESS_ONE: Final = PAGE - 1
@@ -72,33 +59,19 @@ _new_lease = LiveLease.__new__
 _new_buffer = LiveBuffer.__new__
 
 
-class Pool:
-    """A connection to a broker. Made by `shmpool.connect`.
+class BasePool:
+    """A pool over its session. Thread-safe."""
 
-    May be used by many threads. After a fork the child's pool connects by itself, with a
-    seat of its own, on first use. Picklable by address, for `spawn`ed workers. Not to be
-    used from a signal handler.
+    #: Its broker's socket.
+    address: str
+    _session: Session | None
+    _is_closed: bool
+    _timeout: float
 
-    *address* is its broker's socket. A pool as an argument of every task costs nothing: unpickling
-    gives the pool that the process has open at that address already.
-    """
-
-    def __init__(self, address: str | None, *, timeout: float = 5.0, strict: bool = False) -> None:
-        self.address = resolve(address)
-        self._timeout = timeout
-        self._strict = strict
-        self._is_traced = os.environ.get("SHMPOOL_TRACE", "") not in ("", "0")
-        self._is_closed = False
-        #: One thread connects.
-        self._connecting = threading.Lock()
-        self._session: Session | None = None
-        #: The session that `close` is to end, until it has.
-        self._closing: Session | None = None
-        #: The private broker that made this pool is not to end before it.
-        self._broker: Broker | None = None
-        self._name = ""
-        self._connect(address, timeout)
-        forks.pools.add(self)
+    def _live_session(self, timeout: float | None = None) -> Session:
+        """The session; connects anew after a fork, or where the broker came back with another pool,
+        within the pool's timeout or *timeout* seconds if that is less."""
+        raise NotImplementedError
 
     # --- leasing -----------------------------------------------------------------------------------
 
@@ -190,7 +163,7 @@ class Pool:
 
     def _lease_direct(self, session: Session, nbytes: int, counter: int, timeout: float | None) -> Lease:
         started = time.perf_counter_ns()
-        slot = direct.obtain(session, nbytes, timeout)
+        slot = session.obtain_direct(nbytes, timeout)
         session.words[slot.word] = slot.base | session.leased
         session.words[slot.word + EXTENT] = slot.extent | nbytes
         lease = DirectLease.__new__(DirectLease)
@@ -272,7 +245,7 @@ class Pool:
         buffer = self.open(handle)
         assert isinstance(buffer, LiveBuffer)
         try:
-            buffer.view = private.show(window, buffer)
+            buffer.view = private.show(window, buffer, buffer.view)
         except BaseException:
             del window
             buffer.release()
@@ -310,74 +283,6 @@ class Pool:
             raise InvalidHandle(f"a handle is {HANDLE_BYTES} bytes long, this is {len(handle)}")
         return self._live_session()
 
-    # --- objects ----------------------------------------------------------------------------------
-
-    @overload
-    def put(
-        self,
-        obj: Any,
-        *,
-        readers: Literal[1] = 1,
-        timeout: float | None = None,
-        pickler: PicklerClass | None = None,
-    ) -> Handle: ...
-    @overload
-    def put(
-        self, obj: Any, *, readers: int, timeout: float | None = None, pickler: PicklerClass | None = None
-    ) -> list[Handle]: ...
-    def put(
-        self, obj: Any, *, readers: int = 1, timeout: float | None = None, pickler: PicklerClass | None = None
-    ) -> Handle | list[Handle]:
-        """Publish a Python object, in one lease, its arrays, tables and large bytes without a copy
-        on the way there; `get` makes it again. For more than one of *readers* a list of handles, one
-        each. *pickler* is a class like `cloudpickle.Pickler` for what plain pickle refuses.
-
-        The object must not change meanwhile. Raises what pickling raises, and like `lease`; nothing
-        is leased then.
-        """
-        from .objects.exchange import put
-
-        handles = put(self, obj, readers, timeout, pickler)
-        return handles[0] if readers == 1 else handles
-
-    def get(
-        self,
-        handle: Handle | bytes | bytearray | memoryview,
-        *,
-        writable: bool = False,
-        copy: bool | None = None,
-        allow: Collection[str] | None = None,
-    ) -> Any:
-        """The object that `put` published. Its arrays lie in the pool's memory, which each of them
-        keeps until it dies; they are read-only, with *writable* private to this process. *copy* says
-        whether they are copied out at once; None: what is small is. Tensors are always private.
-
-        Unpickling runs code that the writer chose: trust who may write to the pool. *allow*, a set of
-        ``"module.qualname"``, refuses all other classes and functions but plain data (of the standard
-        library and numpy) with `FormatError`; it is no sandbox. Raises like `open`, `FormatError` for
-        what `put` did not make, and what unpickling raises; the handle is used up then.
-        """
-        from .objects.exchange import get
-
-        return get(self, handle, writable, copy, allow)
-
-    # --- files ------------------------------------------------------------------------------------
-
-    def open_writer(self, nbytes: int | None = None, *, timeout: float | None = None) -> LeaseFile:
-        """A lease of *nbytes* bytes as a binary file (`io.BufferedIOBase`); None: it grows. Leaving
-        the ``with`` block publishes what was written, and its ``handle`` names it; an exception
-        gives it back. Raises like `lease`."""
-        from .streams.files import LeaseFile
-
-        return LeaseFile(self, nbytes, timeout)
-
-    def open_reader(self, handle: Handle | bytes | bytearray | memoryview) -> BufferFile:
-        """A published buffer as a binary file (`io.BufferedIOBase`), given back when it is closed.
-        Raises like `open`."""
-        from .streams.files import BufferFile
-
-        return BufferFile(self.open(handle))
-
     @property
     def sizing(self) -> Sizing:
         """The pool's thresholds and slot sizes, for `select_strategy` and the like."""
@@ -402,213 +307,6 @@ class Pool:
             session.deferred.look_at_all()  # the figures of this moment
         return query(self.address, timeout=self._timeout)
 
-    # --- life ---------------------------------------------------------------------------------------
-
-    def _connect(self, address: str | None, timeout: float) -> Session:
-        """A session, if there is none; None is the default address, looked for anew at each try."""
-        with self._connecting:
-            session = self._session
-            if session is None or session.is_over:
-                self._raise_if_closed()
-                self._forget_session()
-                session = self._begin_session(address, timeout)
-        return session
-
-    def _begin_session(self, address: str | None, timeout: float) -> Session:
-        session = Session(strict=self._strict)
-        try:
-            session.join(lambda: resolve(address), time.monotonic() + timeout, lambda: self._is_closed)
-            closing.sessions.add(session)
-            session.helper.start()
-            self.address = session.address
-            session.pool = ref(self)
-            self.fit_class(session)
-            self._session = session
-            self._name = f"{session.pool_id:016x}"
-            self._raise_if_closed()
-        except BaseException as error:  # also where there is no thread to be had
-            self._session = None
-            closing.abort(session)
-            if isinstance(error, BrokerUnavailable):
-                self._raise_if_closed()
-            raise
-        return session
-
-    def fit_class(self, session: Session) -> None:
-        """What a session does besides (sums, times, notes) its pool's class does, so that others pay nothing."""
-        self.__class__ = _pool_class(session.has_checksums, session.has_details, self._is_traced)
-
-    def _raise_if_closed(self) -> None:
-        if self._is_closed:
-            raise PoolClosed("the pool is closed; connect() makes a new one")
-
-    def _forget_session(self) -> None:
-        """Close one that is over, once: there may be no other for a while."""
-        session, self._session = self._session, None
-        if session is not None:
-            closing.leave(session)
-
-    def _live_session(self, timeout: float | None = None) -> Session:
-        """The session; connects anew after a fork, or where the broker came back with another pool,
-        within the pool's timeout or *timeout* seconds if that is less."""
-        if not HERE[OURS]:
-            raise _being_forked()
-        session = self._session
-        if session is None or session.is_over or self._is_closed:
-            self._raise_if_closed()
-            return self._connect(self.address, self._timeout if timeout is None else min(timeout, self._timeout))
-        return session
-
-    def close(self) -> None:
-        """Give everything back. Never blocks on the broker: new calls raise, idle slots and
-        publications go to the broker, unpublished leases are released (ResourceWarning);
-        the seat stays until the last view that this process still has is gone. Once more finishes
-        what an exception (Ctrl-C) has ended."""
-        if not HERE[OURS]:
-            return  # in a finalizer of a child that is not itself yet
-        self._is_closed = True
-        if self._session is not None:
-            self._closing, self._session = self._session, None
-        if self._closing is not None:
-            closing.close(self._closing)
-            self._closing = None
-        forks.pools.discard(self)
-        self._broker = None
-
-    def forget_parent(self) -> None:
-        """In a forked child: the seat is the parent's."""
-        self._connecting = threading.Lock()
-        self._session = self._closing = None
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._is_closed
-
-    @property
-    def name(self) -> str:
-        """The pool's id, 16 hexadecimal digits, as in `Stats.pool_id` and its segments' names; of
-        the pool connected to last. Another one is at the same address when a broker starts anew."""
-        return self._name
-
-    def __del__(self) -> None:
-        """A pool that nobody closed: its helper does it, once no lease or buffer is left.
-        A finalizer takes no lock and starts no thread."""
-        session = getattr(self, "_session", None) or getattr(self, "_closing", None)
-        if session is None or session.is_at_exit or not HERE[OURS]:
-            return
-        session.is_orphaned = True
-        session.wake_helper()
-        if session.is_over:
-            closing.sessions.discard(session)
-        else:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reconnect, (self.address, self._timeout, self._strict)
-
-    def __repr__(self) -> str:
-        session = self._session
-        what = "closed" if session is None else f"seat {session.seat} of pool {session.pool_id:016x}"
-        return f"<Pool at {self.address}: {what}>"
-
-
-def connect(
-    address: str | os.PathLike[str] | None = None,
-    *,
-    timeout: float = 5.0,
-    autostart: bool = False,
-    strict: bool = False,
-) -> Pool:
-    """Connect to a broker.
-
-    *address* is its socket's path; None means ``$SHMPOOL_SOCKET``, else the user's
-    ``$XDG_RUNTIME_DIR/shmpool/broker.sock``, else ``/run/shmpool/broker.sock``. *timeout*, in
-    seconds, is for connecting: a broker that is still to come, or that listens and does not
-    answer yet, is waited for as long, and the default address looked for anew at each try. With
-    *autostart* a private broker for this process tree is started, at once where nobody listens.
-    *strict* (or ``SHMPOOL_STRICT=1``) makes leaked views an error. Raises `BrokerUnavailable`.
-    """
-    timeout = check_timeout(timeout)
-    strict = strict or os.environ.get("SHMPOOL_STRICT", "") not in ("", "0")
-    path = None if address is None else os.fspath(address)
-    try:
-        if autostart:
-            return _of_listener(path, timeout, strict)
-        return Pool(path, timeout=timeout, strict=strict)
-    except BrokerUnavailable:
-        if not autostart:
-            raise
-    from . import embedded
-
-    return Pool(embedded.autostart().address, timeout=timeout, strict=strict)
-
-
-def _of_listener(address: str | None, timeout: float, strict: bool) -> Pool:
-    """A pool of a broker that listens now, however long it takes to answer."""
-    if not listens(resolve(address)):
-        raise BrokerUnavailable(f"nobody listens at {resolve(address)}")
-    return Pool(address, timeout=timeout, strict=strict)
-
-
-@cache
-def _pool_class(has_checksums: bool, has_details: bool, is_traced: bool) -> type[Pool]:
-    """The class of a pool with these properties."""
-    bases: list[type[Pool]] = []
-    if is_traced:
-        from .traced import TracedPool
-
-        bases.append(TracedPool)
-    if has_checksums:
-        from .checked import CheckedPool
-
-        bases.append(CheckedPool)
-    if has_details:
-        from .detailed import DetailedPool
-
-        bases.append(DetailedPool)
-    if len(bases) < 2:
-        return bases[0] if bases else Pool
-    return type("Pool", tuple(bases), {})
-
-
-#: Pools that came as an argument, by address and strictness: nobody else keeps them for the next.
-_received: dict[tuple[str, bool], Pool] = {}
-
-
-def _reconnect(address: str, timeout: float, strict: bool) -> Pool:
-    """Unpickle: the pool that this process has open at that address, else a new one, which it
-    then keeps. Where the process is only just being started for its task, and there is no
-    broker, it ends with a line that says so: a traceback would show multiprocessing's inside."""
-    received = _received.get((address, strict))
-    if received is not None and not received.closed:
-        return received
-    for pool in list(forks.pools):
-        if (pool.address, pool._strict) == (address, strict) and not pool.closed:
-            return pool
-    try:
-        pool = Pool(address, timeout=timeout, strict=strict)
-    except BrokerUnavailable as error:
-        if _is_being_spawned():
-            raise SystemExit(f"shmpool: {error}") from None
-        raise
-    _received[address, strict] = pool
-    return pool
-
-
-def _is_being_spawned() -> bool:
-    """Whether multiprocessing is just unpickling what this process is to do."""
-    process = sys.modules.get("multiprocessing.process")
-    return process is not None and getattr(process.current_process(), "_inheriting", False)
-
 
 def _as_nbytes(nbytes: Any) -> int:
     """Whole numbers of other types (numpy's) are fine, bools and floats are not."""
@@ -619,10 +317,6 @@ def _as_nbytes(nbytes: Any) -> int:
             pass  # refused below, in our words
     check_nbytes(nbytes)
     return int(nbytes)
-
-
-def _being_forked() -> BrokerUnavailable:
-    return BrokerUnavailable("this process is just being forked: its pools are not its own yet")
 
 
 def _foreign(handle: bytes | bytearray | memoryview, session: Session) -> StaleHandle:

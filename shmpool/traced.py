@@ -7,7 +7,7 @@ from typing import Final
 
 from .buffer import Buffer
 from .lease import Lease
-from .pool import Pool
+from .pool import BasePool
 from .protocol.handle import Handle
 from .protocol.ledger import GENERATION_FIELD
 from .protocol.sizing import Strategy, StrategyLike
@@ -16,7 +16,7 @@ from .seat.sites import note
 _ADAPTIVE: Final = Strategy.ADAPTIVE
 
 
-class TracedPool(Pool):
+class TracedPool(BasePool):
     """A pool that notes its callers."""
 
     def lease(self, nbytes: int, *, strategy: StrategyLike = _ADAPTIVE, timeout: float | None = None) -> Lease:

@@ -20,9 +20,10 @@ from multiprocessing.synchronize import Semaphore
 from time import perf_counter_ns
 from typing import Any, Final, NamedTuple
 
+from ..connecting import connect
 from ..errors import InvalidSize, ShmpoolError
 from ..lease import Lease
-from ..pool import Pool, connect
+from ..pools import Pool
 from ..protocol.handle import HANDLE_BYTES, Handle
 from ..protocol.sizing import SizeCategory, Strategy
 from .crew import CrewFailed, Link

@@ -15,6 +15,7 @@ import warnings
 from typing import TYPE_CHECKING, Final
 
 from ..errors import LeakedView
+from ..lease import live_leases
 
 if TYPE_CHECKING:
     from ..seat.session import Session
@@ -41,7 +42,7 @@ def close(session: Session) -> None:
 
 
 def _release_leases(session: Session) -> list[str]:
-    open_leases = session.live_leases()
+    open_leases = live_leases(session.owned)
     stories = [f"{lease!r} was open when its pool was closed; it is released" for lease in open_leases]
     while open_leases:
         # The seat waits for a view in any case, and for a lease that another thread is just

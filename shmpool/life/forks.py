@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from array import array
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import ShmpoolError
-from ..lease import EndedLease, Lease
+from ..lease import EndedLease, Lease, live_leases
 from ..seat import guards
 from ..seat.windows import (
     Window,
@@ -32,21 +31,16 @@ from ..seat.windows import (
 from ..system.heirs import Evidence
 from ..system.here import FORKING, HERE, OURS, UNSHARED
 from .closing import sessions
+from .lifetime import pools
 
 if TYPE_CHECKING:
-    from ..pool import Pool
     from ..seat.session import Session
-
-#: Every open pool of this process.
-pools: Final[weakref.WeakSet[Pool]] = weakref.WeakSet()
 
 
 class _Forks:
-    """The fork that is under way: one at a time, since a child must not inherit half of what
-    another thread makes for its own."""
+    """The fork that is under way, by who has `guards.fork_lock`."""
 
     def __init__(self) -> None:
-        self.lock: Any = threading.RLock()
         #: Whose guards it has begun, and whose helpers it has stopped: both are undone, whether the
         #: session has ended meanwhile or not.
         self.guarded: set[Session] = set()
@@ -57,7 +51,7 @@ _forks = _Forks()
 
 
 def _before() -> None:
-    _forks.lock.acquire()
+    guards.fork_lock.acquire()
     HERE[UNSHARED], HERE[FORKING] = 0, 1  # the lock's last holder may have said otherwise
     for session in sessions.copy():
         if not session.is_over:
@@ -71,7 +65,7 @@ def _before() -> None:
 
 
 def _after_in_parent() -> None:
-    if not _forks.lock._is_owned():
+    if not guards.fork_lock._is_owned():
         return  # all is done, and another thread may fork by now
     if HERE[FORKING]:
         for session in sessions | _forks.guarded:
@@ -83,18 +77,8 @@ def _after_in_parent() -> None:
         session.helper.start()
         _forks.stopped.discard(session)
     guards.share_nothing()
-    while _forks.lock._is_owned():
-        _forks.lock.release()
-
-
-def look() -> None:
-    """For the helper: let releases be quick again, when no child keeps anything."""
-    if not HERE[UNSHARED] and _forks.lock.acquire(blocking=False):
-        try:
-            if not HERE[FORKING]:
-                guards.share_nothing()
-        finally:
-            _forks.lock.release()
+    while guards.fork_lock._is_owned():
+        guards.fork_lock.release()
 
 
 def _after_in_child() -> None:
@@ -115,14 +99,14 @@ def _after_in_child() -> None:
         session.abandon()
         sessions.discard(session)
     guards.forget_everything()
-    _forks.lock, _forks.guarded, _forks.stopped = threading.RLock(), set(), set()
+    guards.fork_lock, _forks.guarded, _forks.stopped = threading.RLock(), set(), set()
     guards.end_fork()
     HERE[UNSHARED] = HERE[OURS] = 1
 
 
 def _end_leases(session: Session) -> None:
     """The parent's leases raise here; whoever has a view of one keeps it."""
-    for lease in session.live_leases():
+    for lease in live_leases(session.owned):
         lease.__class__ = EndedLease  # type: ignore[assignment]
         with suppress(AttributeError):
             _view.__delete__(lease)

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
-from .. import private
 from ..buffer import LiveBuffer
+from ..seat import private
 from . import layout
 from .decoding import decode
 from .encoding import PicklerClass, encode
 
 if TYPE_CHECKING:
-    from ..pool import Pool
+    from ..pool import BasePool
     from ..protocol.handle import Handle
 
 #: Objects below so many bytes are copied out: that takes less time than keeping their buffer open.
 COPIED_BELOW: Final = 64 * 1024
 
 
-def put(pool: Pool, obj: Any, readers: int, timeout: float | None, pickler: PicklerClass | None) -> list[Handle]:
+def put(pool: BasePool, obj: Any, readers: int, timeout: float | None, pickler: PicklerClass | None) -> list[Handle]:
     """Pickle first: what cannot be pickled leases nothing."""
     encoded = encode(obj, pickler)
     with pool.lease(encoded.nbytes, timeout=timeout) as lease:
@@ -28,7 +28,7 @@ def put(pool: Pool, obj: Any, readers: int, timeout: float | None, pickler: Pick
 
 
 def get(
-    pool: Pool,
+    pool: BasePool,
     handle: Handle | bytes | bytearray | memoryview,
     writable: bool,
     copy: bool | None,
@@ -45,7 +45,7 @@ def get(
             buffer.release()
         elif is_private:
             assert isinstance(buffer, LiveBuffer)
-            view = buffer.view = private.show(private.reserve(buffer.nbytes), buffer)
+            view = buffer.view = private.show(private.reserve(buffer.nbytes), buffer, view)
         obj = decode(view, allow)
         del view
         buffer.hand_over()

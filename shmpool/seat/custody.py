@@ -10,28 +10,19 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final
 
-from ..direct import DirectSlot
 from ..errors import InvalidSize
-from ..lease import LiveLease
 from ..protocol.ledger import EXTENT, GENERATION_FIELD, ONE_GENERATION, ROW_WORDS, SEAT_MASK, STATE_SHIFT, nbytes_of
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Return
 from ..protocol.sizing import PAGE_SHIFT, Tier, TierKind, chunk_run, pooled_tier
 from ..protocol.states import State
 from . import recovery
-from .magazine import (
-    LAST_BASE,
-    Magazine,
-    Slot,
-)
-from .mapping import Mapping
+from .deferred import DeferredReleases
+from .direct import DirectSlot
+from .magazine import LAST_BASE, Keeper, Magazine, Slot
+from .tickets import Reader
 from .windows import WRITE, Window
-
-if TYPE_CHECKING:
-    from ..link.link import Link
-    from .session import Session
 
 #: Slots that were returned whose records and windows are kept: they may be granted again.
 #: Each window is a map of the kernel's.
@@ -41,12 +32,10 @@ KEPT_FOR: Final = 1.0
 RECALLS_PAUSE: Final = 0.25
 
 
-class Custody(Mapping):
+class Custody(Keeper, Reader):
     """The magazines of one seat and all that it owns; the base of `Session`. Thread-safe."""
 
-    link: Link
-    is_over: bool
-    is_wanted: bool
+    deferred: DeferredReleases
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,11 +49,6 @@ class Custody(Mapping):
         #: For rows that say IDLE: to know one and to give one back exclude each other. No
         #: finalizer takes it: what they pass on is LEASED or PUBLISHED.
         self._owned_lock = threading.Lock()
-
-    @property
-    def _me(self) -> Session:
-        """This, as the session that it is the base of."""
-        return cast("Session", self)
 
     # --- magazines ---------------------------------------------------------------------------------
 
@@ -103,7 +87,7 @@ class Custody(Mapping):
     def magazine(self, tier: Tier, chunks: int) -> Magazine:
         """The magazine of a tier's slots or of its runs of a length."""
         key = tier.index, chunks
-        return self.magazines.get(key) or self.magazines.setdefault(key, Magazine(self._me, tier, chunks))
+        return self.magazines.get(key) or self.magazines.setdefault(key, Magazine(self, tier, chunks))
 
     def run_magazine(self, nbytes: int) -> Magazine:
         """The magazine of the runs that hold *nbytes* bytes with least waste."""
@@ -145,9 +129,9 @@ class Custody(Mapping):
             return known
         tier, spans = self.tier_of(row), self.spans_of(row)
         if tier.kind is TierKind.DIRECT:
-            return DirectSlot(self._me, tier, spans, nbytes_of(self.words[row * ROW_WORDS + EXTENT]), base)
+            return DirectSlot(self, tier, spans, nbytes_of(self.words[row * ROW_WORDS + EXTENT]), base)
         chunks = sum(count for _, count in spans)
-        slot = Slot(self._me, tier, spans, chunks * tier.size, base)
+        slot = Slot(self, tier, spans, chunks * tier.size, base)
         slot.magazine = self.magazine(tier, chunks)
         return slot
 
@@ -187,7 +171,7 @@ class Custody(Mapping):
                 self._keep_window(slot)
         rows = [slot.row for slot in slots]
         for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE):
-            self.link.send(Return(rows[at : at + MAX_ROWS_PER_MESSAGE]))
+            self.send(Return(rows[at : at + MAX_ROWS_PER_MESSAGE]))
 
     def _keep_window(self, slot: Slot) -> None:
         """Keep what a slot is seen through, unless a user has a view of it. A direct segment's
@@ -206,7 +190,7 @@ class Custody(Mapping):
         if self.barrier:
             self.barrier()
         self.words[slot.word] = slot.base | state << STATE_SHIFT
-        self.link.bells.soon(slot.row)
+        self.ring_soon(slot.row)
 
     def keep_or_return(self, slot: Slot) -> None:
         """A slot that was not published comes back: to its magazine, or to the broker if
@@ -220,7 +204,7 @@ class Custody(Mapping):
         slot.magazine.ready.append(slot)
         if self.header[slot.wanted]:
             self.is_wanted = True
-            self.link.wake()
+            self.wake_helper()
 
     def return_idle(self) -> None:
         """Somebody waits: reap, and return what is idle. What a steady stream goes on using stays
@@ -242,7 +226,7 @@ class Custody(Mapping):
         self._return_all(everything=True)
 
     def _return_all(self, *, everything: bool) -> None:
-        self._me.deferred.recover()
+        self.deferred.recover()
         for magazine in list(self.magazines.values()):
             magazine.newest = None  # it would keep a lost slot known
             slot = magazine.reap(len(magazine.published))
@@ -253,7 +237,7 @@ class Custody(Mapping):
             if slots:
                 self.give_back(slots)
         with self._owned_lock:  # two threads must not both find one
-            slots = recovery.lost_slots(self._me, self._owned)
+            slots = recovery.lost_slots(self, self._owned)
         if slots:
             self.give_back(slots)
 
@@ -278,8 +262,7 @@ class Custody(Mapping):
                 self._owned.pop(slot.row, None)
                 self.words[slot.word] = slot.base | handed
                 rows.append(slot.row)
-        self.link.bells.now(*rows)
-        self.link.send_bells()
+        self.ring_all(rows)
 
     @property
     def owns_any(self) -> bool:
@@ -287,11 +270,7 @@ class Custody(Mapping):
         is leased or just being leased)."""
         return bool(self._owned)
 
-    def live_leases(self) -> list[LiveLease]:
-        """The leases that are not over."""
-        found = []
-        for slot in self._owned.copy().values():
-            with suppress(ReferenceError):  # it was collected
-                if slot.lease is not None and isinstance(lease := slot.lease._itself(), LiveLease):
-                    found.append(lease)
-        return found
+    @property
+    def owned(self) -> list[Slot]:
+        """The slots whose custodian this seat is."""
+        return list(self._owned.copy().values())

@@ -14,23 +14,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from sys import getrefcount
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ..protocol.figures import DEFERRED, HELD_BY_VIEWS
 from ..protocol.ledger import GENERATION_FIELD, STATE_SHIFT
 from ..protocol.states import CellState
 from ..system.here import FORKING, HERE, UNSHARED
+from .magazine import Slot
 from .openings import Openings
-from .tickets import (
-    Ticket,
-    finish,
-    ring,
-)
+from .tickets import Reader, Ticket, finish, ring
 from .windows import AT_REST
-
-if TYPE_CHECKING:
-    from .magazine import Slot
-    from .session import Session
 
 _DONE: Final = CellState.DONE << STATE_SHIFT
 #: So many releases are looked at by the next call; older ones by the helper.
@@ -50,7 +43,7 @@ LONGEST_GUARD_PAUSE: Final = 1.0
 class DeferredReleases:
     """Those of one session. Thread-safe, but `look` is not for finalizers; `add` is."""
 
-    def __init__(self, session: Session, openings: Openings) -> None:
+    def __init__(self, session: Reader, openings: Openings) -> None:
         self._session = session
         self._openings = openings
         self._numbers = count()

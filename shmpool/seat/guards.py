@@ -8,18 +8,17 @@ at the guards, then stores DONE: it waits for the forks between its open and its
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from ..errors import ShmpoolError
 from ..protocol.names import header_name
 from ..system import heirs
 from ..system.here import FORKING, HERE, UNSHARED
 from ..system.segments import open_segment
-
-if TYPE_CHECKING:
-    from .session import Session
+from .seat import Seat
 
 #: Guards of forks that left nothing behind are looked for when there are so many.
 MANY: Final = 16
@@ -42,6 +41,8 @@ class Guard:
         self.why_not = "its hook failed"
 
 
+#: One fork at a time: a child must not inherit half of what another thread makes for its own.
+fork_lock: Any = threading.RLock()
 #: How many forks of this process are over: the number of the one that is under way.
 forks_ended = 0
 #: All guards of this process that may be held, of sessions that are not over.
@@ -52,7 +53,7 @@ class Guards:
     """Those of one session. `begin` and `end` are for the forking thread, one at a time; a fork is
     ended wherever it was begun, also if the session is over by then."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Seat) -> None:
         self._session = session
         self._guards: list[Guard] = []
         #: The guard of the fork that is under way.
@@ -160,6 +161,16 @@ def share_nothing() -> None:
     """Let releases be quick again when nobody holds a guard. Under the lock of forks."""
     if not _all:
         HERE[UNSHARED] = 1
+
+
+def look() -> None:
+    """For the helper: let releases be quick again, when no child keeps anything."""
+    if not HERE[UNSHARED] and fork_lock.acquire(blocking=False):
+        try:
+            if not HERE[FORKING]:
+                share_nothing()
+        finally:
+            fork_lock.release()
 
 
 def end_fork() -> None:

@@ -11,8 +11,9 @@ that is in none of them belongs to the one thread that took it out.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from sys import getrefcount
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol
 
 from ..protocol.header import WANTED
 from ..protocol.ledger import (
@@ -25,11 +26,9 @@ from ..protocol.ledger import (
     TICKETS_SHIFT,
 )
 from ..protocol.sizing import Tier
+from ..protocol.states import State
+from .seat import Seat
 from .windows import AT_REST, Window
-
-if TYPE_CHECKING:
-    from ..lease import Lease
-    from .session import Session
 
 #: Publications looked at in one reap, when none of them is done.
 REAP_SCAN: Final = 64
@@ -39,6 +38,47 @@ MAX_BATCH: Final = 64
 KEPT: Final = 2
 #: The last generation that a client uses, in its place in the grant word.
 LAST_BASE: Final = (MAX_GENERATION - 1) * ONE_GENERATION
+
+
+class Deferral(Protocol):
+    """Where slots wait until their writers' views are gone (`seat.deferred`)."""
+
+    def add_slot(self, slot: Slot, go_on: Callable[[], None], /) -> None:
+        """A slot that its writer keeps a view of, and what is to be done when that is gone."""
+
+    def look_at_partings(self) -> None:
+        """Go on with those whose views are gone."""
+
+    def recover(self) -> None:
+        """Settle all that nothing looks at any more."""
+
+
+class Keeper(Seat):
+    """A seat as its slots and their leases see it."""
+
+    warned_of_views: bool
+    deferred: Deferral
+
+    def window_for(self, slot: Slot) -> Window:
+        """The window through which a slot is written, made on its first use."""
+        raise NotImplementedError
+
+    def keep_or_return(self, slot: Slot) -> None:
+        """A slot that was not published comes back. Takes no lock that a finalizer could meet."""
+        raise NotImplementedError
+
+    def give_back(self, slots: list[Slot]) -> None:
+        """Return slots to the broker."""
+        raise NotImplementedError
+
+    def pass_on(self, slot: Slot, state: State) -> None:
+        """Make the broker the custodian of one row by one store. Takes no lock that a finalizer
+        could meet."""
+        raise NotImplementedError
+
+    def warn_of_view(self) -> None:
+        """A writer kept a view of what it published: say so, once."""
+        raise NotImplementedError
 
 
 class Slot:
@@ -56,12 +96,12 @@ class Slot:
         "tail", "tier", "wanted", "window", "word",
     )  # fmt: skip
 
-    #: The lease that has it, or had it last: a weak proxy, which costs half as much as a `ref`.
-    lease: Lease | None
+    #: A weak proxy of the lease that has it, or had it last; it costs half as much as a `ref`.
+    lease: Any
     window: Window | None
     magazine: Magazine | None
 
-    def __init__(self, session: Session, tier: Tier, spans: tuple[tuple[int, int], ...], size: int, base: int) -> None:
+    def __init__(self, session: Keeper, tier: Tier, spans: tuple[tuple[int, int], ...], size: int, base: int) -> None:
         self.session = session
         self.tier = tier
         self.spans = spans
@@ -106,7 +146,7 @@ class Magazine:
         "batch", "chunks", "newest", "published", "ready", "resting", "session", "size", "tier", "words",
     )  # fmt: skip
 
-    def __init__(self, session: Session, tier: Tier, chunks: int) -> None:
+    def __init__(self, session: Keeper, tier: Tier, chunks: int) -> None:
         self.session = session
         self.tier = tier
         self.chunks = chunks

@@ -15,16 +15,13 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from sys import getrefcount
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from ..protocol.ledger import EXTENT, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, nbytes_of
 from ..system.here import HERE, OURS
 from . import tickets
-from .tickets import Record, Ticket
-
-if TYPE_CHECKING:
-    from .session import Session
+from .references import KNOWN_TO_NOBODY, references
+from .tickets import Reader, Record, Ticket
 
 #: Idle records that are kept: each has a window, a map of the kernel's, of which a process has 65,530.
 MAX_RECORDS: Final = 8192
@@ -35,7 +32,7 @@ FORGOTTEN_AT_ONCE: Final = 256
 class Openings:
     """The records of one session. Thread-safe; `Pool.open` reads the table without the lock."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Reader) -> None:
         self._session = session
         #: By row * 16 + cell.
         self.records: dict[int, Record] = {}
@@ -87,7 +84,7 @@ class Openings:
             return
         idle = 0
         for index in list(records):
-            if _references(records, index) == _KNOWN_TO_NOBODY and not records[index].is_in_use:
+            if references(records, index) == KNOWN_TO_NOBODY and not records[index].is_in_use:
                 del records[index]
                 idle += 1
                 if idle == FORGOTTEN_AT_ONCE:
@@ -122,7 +119,7 @@ class Openings:
         """
         session, records = self._session, self.records
         with session.ticket_gate:
-            if _references(records, index) != _KNOWN_TO_NOBODY or not records[index].is_taken:
+            if references(records, index) != KNOWN_TO_NOBODY or not records[index].is_taken:
                 return None
             record = records[index]
             words = session.words
@@ -140,20 +137,6 @@ class Openings:
         for record in self.records.values():
             record.window = None
         self.records.clear()
-
-
-def _references(table: dict[int, Any], key: int) -> int:
-    """To what the table has there; 0 for nothing."""
-    thing = table.get(key)
-    return 0 if thing is None else getrefcount(thing)
-
-
-class _Thing:
-    pass
-
-
-#: The references to a thing that only its table knows.
-_KNOWN_TO_NOBODY: Final = _references({0: _Thing()}, 0)
 
 
 def _shows_warnings() -> bool:

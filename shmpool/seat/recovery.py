@@ -9,8 +9,6 @@ can come by a slot that only the session knows. Lost tickets: `seat.openings`.
 from __future__ import annotations
 
 from contextlib import suppress
-from sys import getrefcount
-from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ShmpoolError
 from ..protocol.ledger import (
@@ -25,31 +23,16 @@ from ..protocol.ledger import (
 from ..protocol.states import State
 from . import tickets
 from .magazine import Slot
-
-if TYPE_CHECKING:
-    from .session import Session
-
-
-def _references(table: dict[int, Any], key: int) -> int:
-    """To what the table has there; 0 for nothing."""
-    thing = table.get(key)
-    return 0 if thing is None else getrefcount(thing)
+from .references import KNOWN_TO_NOBODY, references
+from .tickets import Reader
 
 
-class _Thing:
-    pass
-
-
-#: The references to a thing that only its table knows.
-_KNOWN_TO_NOBODY: Final = _references({0: _Thing()}, 0)
-
-
-def lost_slots(session: Session, owned: dict[int, Slot]) -> list[Slot]:
+def lost_slots(session: Reader, owned: dict[int, Slot]) -> list[Slot]:
     """The slots to be given back. Those of which the broker is the custodian already are
     settled here: their handles were never delivered."""
     found = []
     for row in list(owned):
-        if _references(owned, row) == _KNOWN_TO_NOBODY:
+        if references(owned, row) == KNOWN_TO_NOBODY:
             slot = owned[row]  # nobody but us can come by it
             word = session.words[slot.word]
             if state_of(word) == State.PUBLISHED and seat_of(word) == 0:
@@ -60,7 +43,7 @@ def lost_slots(session: Session, owned: dict[int, Slot]) -> list[Slot]:
     return found
 
 
-def _discard(session: Session, row: int, granted: int) -> None:
+def _discard(session: Reader, row: int, granted: int) -> None:
     """Close the tickets of a publication whose handles nobody got."""
     extent = session.words[row * ROW_WORDS + EXTENT]
     for cell in range(tickets_of(extent)):

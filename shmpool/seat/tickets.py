@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from fcntl import fcntl
 from sys import getrefcount
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Protocol, Self
 
 from ..errors import (
     HandleUsed,
@@ -47,20 +47,34 @@ from ..system.locks import (
     lock_bytes,
 )
 from ..system.segments import open_segment
-from .windows import (
-    AT_REST,
-    READ,
-    Piece,
-    Window,
-)
-
-if TYPE_CHECKING:
-    from .session import Session
+from .guards import Guards
+from .seat import Seat
+from .windows import AT_REST, READ, Piece, Window
 
 #: A ticket that somebody else is opening just now is waited for so long.
 BUSY_SECONDS: Final = 0.01
 _RETRY_SECONDS: Final = 0.0002
 _DONE: Final = CellState.DONE << STATE_SHIFT
+
+
+class Deferral(Protocol):
+    """Where tickets wait until their readers' views are gone (`seat.deferred`)."""
+
+    def look(self) -> None:
+        """Settle those of the youngest whose views are gone."""
+
+    def add(self, ticket: Ticket, /) -> None:
+        """A ticket whose buffer was released while a view of it lives, or may live."""
+
+    def tell(self) -> None:
+        """Say what waits; the last step of who adds."""
+
+
+class Reader(Seat):
+    """A seat as its tickets and their buffers see it."""
+
+    deferred: Deferral
+    guards: Guards
 
 
 class Record:
@@ -73,7 +87,7 @@ class Record:
         "cell", "is_direct", "left", "links", "lock", "row", "session", "shape", "sizes", "wanted", "window", "word",
     )  # fmt: skip
 
-    session: Session
+    session: Reader
     window: Window | None
     row: int
     word: int
@@ -131,7 +145,7 @@ class Ticket:
         return ticket
 
 
-def make_ticket(session: Session, tail: int) -> Record:
+def make_ticket(session: Reader, tail: int) -> Record:
     """A record without a window: enough to close a ticket. Raises StaleHandle for a row or
     a cell that the pool does not have."""
     index = tail >> NBYTES_BITS
@@ -172,7 +186,7 @@ def map_record(record: Record, granted: int, nbytes: int) -> None:
     record.window = session.windows.make([session.piece(row, count, writable=False) for row, count in spans], READ)
 
 
-def _map_direct(session: Session, row: int, generation: int, nbytes: int) -> Window:
+def _map_direct(session: Reader, row: int, generation: int, nbytes: int) -> Window:
     try:
         fd = open_segment(direct_name(session.pool_id, row, generation), writable=False)
     except FileNotFoundError as error:
@@ -223,7 +237,7 @@ def ring(record: Record, granted: int) -> None:
     if session.header[record.wanted]:
         session.ring(record.row)
     elif session.words[record.word] == granted & ~SEAT_MASK:
-        session.bells.soon(record.row)
+        session.ring_soon(record.row)
 
 
 def _locked(record: Record, granted: int, nbytes: int, mark: int) -> None:
@@ -250,7 +264,7 @@ def _wait_for_lock(record: Record) -> None:
         time.sleep(_RETRY_SECONDS)
 
 
-def why_not(session: Session, record: Record, granted: int, nbytes: int) -> ShmpoolError | None:
+def why_not(session: Reader, record: Record, granted: int, nbytes: int) -> ShmpoolError | None:
     """Why this ticket cannot be taken, None if it can. Certain only under the lock."""
     words = session.words
     row, cell, extent = words[record.word], words[record.cell], words[record.word + EXTENT]

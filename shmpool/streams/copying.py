@@ -22,7 +22,7 @@ from ..errors import InvalidSize
 from ..protocol.sizing import KIB, MIB, SizeCategory, Strategy, categorize, optimal_chunk_size
 
 if TYPE_CHECKING:
-    from ..pool import Pool
+    from ..pool import BasePool
 
 #: What the kernel is asked to move at a time: a signal is answered between two.
 _KERNEL_PIECE: Final = 64 * MIB
@@ -37,7 +37,7 @@ _CANNOT: Final = frozenset(
 _PLAIN: Final = (io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
 
 
-def copy(src: Any, dst: Any, pool: Pool, size: int | None = None) -> int:
+def copy(src: Any, dst: Any, pool: BasePool, size: int | None = None) -> int:
     """Copy from *src*, from where it is, to *dst*; returns how many bytes that were.
 
     *src* is a binary file object with ``readinto`` or ``read``, *dst* one with ``write``. *size* is
@@ -165,7 +165,7 @@ def _move_all(move: Move, size: int | None, source: int, target: int) -> int | N
 # --- through memory -----------------------------------------------------------------------------------
 
 
-def _through_memory(src: Any, dst: Any, pool: Pool, size: int | None) -> int:
+def _through_memory(src: Any, dst: Any, pool: BasePool, size: int | None) -> int:
     readinto = getattr(src, "readinto", None)
     sizing = pool.sizing
     is_very_large = size is not None and categorize(size, sizing) is SizeCategory.VERY_LARGE

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..buffer import Buffer
     from ..lease import Lease
-    from ..pool import Pool
+    from ..pool import BasePool
     from ..protocol.handle import Handle
 
 #: A line is looked for in so many bytes at a time.
@@ -156,7 +156,7 @@ class LeaseFile(_MemoryFile):
     #: The published object, for one reader; None until the file was closed.
     handle: Handle | None = None
 
-    def __init__(self, pool: Pool, nbytes: int | None, timeout: float | None) -> None:
+    def __init__(self, pool: BasePool, nbytes: int | None, timeout: float | None) -> None:
         super().__init__()
         self._pool = pool
         self._timeout = timeout

@@ -12,7 +12,7 @@ from .copying import rest_written
 
 if TYPE_CHECKING:
     from ..lease import Lease
-    from ..pool import Pool
+    from ..pool import BasePool
 
 
 class ChunkedTeeReader(io.RawIOBase):
@@ -27,7 +27,7 @@ class ChunkedTeeReader(io.RawIOBase):
     many bytes were read and how many of them written. For one thread at a time.
     """
 
-    def __init__(self, reader: Any, writer: Any, pool: Pool, size: int | None = None) -> None:
+    def __init__(self, reader: Any, writer: Any, pool: BasePool, size: int | None = None) -> None:
         super().__init__()
         if size is not None and (type(size) is not int or size < 0):
             raise InvalidSize(f"size is a number of bytes or None, not {size!r}")

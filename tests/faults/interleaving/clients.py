@@ -21,11 +21,10 @@ import shmpool.seat.custody
 import shmpool.seat.mapping
 import shmpool.seat.session
 import shmpool.seat.tickets
-from shmpool import BrokerUnavailable, HandleUsed, LeaseTimeout, StaleHandle
+from shmpool import BrokerUnavailable, HandleUsed, LeaseTimeout, Pool, StaleHandle
 from shmpool.link.connection import ConnectionEnded, greet
 from shmpool.link.link import Link, Waiter
 from shmpool.link.requests import Request
-from shmpool.pool import Pool
 from shmpool.protocol.figures import COUNTER_WORDS
 from shmpool.protocol.handle import unpack_handle
 from shmpool.protocol.ledger import FIRST_CELL, NBYTES_BITS, SEAT_LOCKS, state_of
@@ -271,7 +270,7 @@ class Client:
             raise Gone from None
 
     def _join(self) -> Session:
-        session = Session(strict=False)
+        session = Session(strict=False, end_if_unused=lambda session: False)
         session.join(lambda: "here", 1.0, lambda: False)
         return session
 

@@ -18,7 +18,7 @@ from unittest.mock import patch
 from shmpool.buffer import EndedBuffer, LiveBuffer
 from shmpool.lease import LiveLease
 from shmpool.link.link import Link
-from shmpool.pool import Pool
+from shmpool.pool import BasePool
 from shmpool.protocol.ledger import GENERATION_FIELD, ROW_WORDS, SEAT_LOCKS, STATE_SHIFT
 from shmpool.protocol.messages import Message
 from shmpool.protocol.states import CellState
@@ -181,7 +181,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("the lock left out", "reader x reader, one handle", lock_left_out),
     Mutant(
         "a cell of another generation accepted", "reader x reader, one handle",
-        rewrite(Pool, "open", (
+        rewrite(BasePool, "open", (
             "words[record.cell] == granted == words[record.word]",
             "words[record.cell] & 0xFFFFFF == granted & 0xFFFFFF == words[record.word] & 0xFFFFFF",
         )),

@@ -7,18 +7,15 @@ taken, and the memory as it is, until the last view of the private one is gone.
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING
 
-from .protocol.ledger import generation_of
-from .protocol.names import direct_name
-from .protocol.sizing import TierKind, page_round
-from .seat.windows import WRITE
-from .system import libc
-from .system.limits import refused
-from .system.segments import open_segment
-
-if TYPE_CHECKING:
-    from .buffer import Buffer
+from ..protocol.ledger import generation_of
+from ..protocol.names import direct_name
+from ..protocol.sizing import TierKind, page_round
+from ..system import libc
+from ..system.limits import refused
+from ..system.segments import open_segment
+from .tickets import Ticket
+from .windows import WRITE
 
 
 class PrivateWindow(mmap.mmap):
@@ -38,14 +35,14 @@ def reserve(nbytes: int) -> PrivateWindow:
         raise refused(error, f"cannot map {length} bytes of memory to write to") from error
 
 
-def show(window: PrivateWindow, buffer: Buffer) -> memoryview:
-    """The writable view of a buffer that was just opened, in the place of its own."""
-    record, at, left = buffer._record, libc.address_of(window), len(window)
+def show(window: PrivateWindow, ticket: Ticket, shared: memoryview) -> memoryview:
+    """The writable view of what a ticket was just taken for, in the place of *shared*, the reader's."""
+    record, at, left = ticket._record, libc.address_of(window), len(window)
     session, row = record.session, record.row
-    window.shared = buffer.view
+    window.shared = shared
     tier = session.tier_of(row)
     if tier.kind is TierKind.DIRECT:
-        fd = open_segment(direct_name(session.pool_id, row, generation_of(buffer._granted)), writable=False)
+        fd = open_segment(direct_name(session.pool_id, row, generation_of(ticket._granted)), writable=False)
         libc.map_over(at, left, WRITE, fd, 0, private=True)
     else:
         for first, count in ((row, 1),) if tier.kind is TierKind.POOLED else session.spans_of(row):
@@ -54,4 +51,4 @@ def show(window: PrivateWindow, buffer: Buffer) -> memoryview:
             if length:
                 libc.map_over(at, length, WRITE, piece.fd, piece.offset, private=True)
             at, left = at + length, left - length
-    return memoryview(window)[: buffer.nbytes]
+    return memoryview(window)[: shared.nbytes]

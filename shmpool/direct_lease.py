@@ -1,0 +1,116 @@
+"""A lease of a direct segment (`seat.direct`). A payload that is ready is written by ``pwrite``, which
+needs no map, so the view is made when it is first asked for. At publish the broker becomes the
+custodian, and unlinks the segment when the last reader is done.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, cast
+
+from . import layouts
+from .lease import EndedLease, Lease, LiveLease, is_parents
+from .protocol.handle import Handle
+from .protocol.ledger import ONE_GENERATION, STATE_SHIFT
+from .protocol.states import State
+from .seat.direct import DirectSlot
+from .system.here import HERE, OURS
+
+if TYPE_CHECKING:
+    from types import MemberDescriptorType
+
+_view: Final = cast("MemberDescriptorType", vars(Lease)["view"])
+
+
+class DirectLease(LiveLease):
+    """A lease of a direct segment. Its view is made when it is first asked for."""
+
+    __slots__ = ()
+
+    _slot: DirectSlot
+
+    @property
+    def view(self) -> memoryview:  # type: ignore[override]
+        """Writable, exactly `nbytes` long. Raises SharedMemoryFull where the kernel refuses to
+        map what is reserved already: this process's address space is used up."""
+        try:
+            return cast(memoryview, _view.__get__(self))
+        except AttributeError:
+            pass
+        view = memoryview(self._slot.map())[: self.nbytes]
+        _view.__set__(self, view)
+        return view
+
+    def _shorten_view(self, nbytes: int) -> None:
+        if self._slot.window is not None:  # else it is made when it is asked for
+            whole = self.view
+            _view.__set__(self, whole[:nbytes])
+            with suppress(BufferError):
+                whole.release()
+
+    def _write(self, source: memoryview) -> None:
+        self._write_part(0, source)
+        self._slot.close()  # a process may have more direct leases than descriptors
+
+    def _write_placed(self, parts: Iterable[tuple[int, memoryview]]) -> None:
+        super()._write_placed(parts)
+        self._slot.close()
+
+    def _write_part(self, offset: int, source: memoryview) -> None:
+        raw = layouts.flat(source) if self._slot.window is None else None
+        if raw is None:
+            super()._write_part(offset, source)
+            return
+        if not HERE[OURS]:
+            is_parents()
+        written, fd = 0, self._slot.open()
+        while written < len(raw):
+            written += os.pwrite(fd, raw[written:], offset + written)
+
+    def publish(self) -> Handle:
+        return self.publish_many(1)[0]
+
+    def release(self) -> None:
+        if not self.release_unless_busy():  # its publish was interrupted: the slot is found (`recovery`)
+            self.__class__ = EndedLease  # type: ignore[assignment]
+
+    def _drop_view(self, *, is_collected: bool = False) -> bool:
+        try:
+            self._slot.claim.pop()
+        except IndexError:
+            return False
+        try:
+            view = _view.__get__(self)
+        except AttributeError:
+            return True
+        if not is_collected:
+            with suppress(BufferError):  # numpy holds it; the reference count tells
+                view.release()
+        _view.__delete__(self)
+        return True
+
+    def _renew_view(self) -> None:
+        self._slot.claim.append(None)  # the view is made again when it is asked for
+
+    def _granted(self) -> int:
+        """Custody passes with the publishing store, unless the writer keeps views."""
+        slot = self._slot
+        if slot.has_views:
+            return super()._granted()
+        slot.window = None
+        return slot.base | State.PUBLISHED << STATE_SHIFT
+
+    def _await_readers(self) -> None:
+        slot = self._slot
+        slot.close()
+        slot.window = None  # before another is the custodian: the memory would stay with the map
+        slot.session.pass_on(slot, State.PUBLISHED)
+
+    def _give_back(self) -> None:
+        slot = self._slot
+        slot.close()
+        slot.window = None
+        slot.base += ONE_GENERATION
+        slot.session.pass_on(slot, State.RETURNED)

@@ -1,0 +1,161 @@
+"""The life of a pool: it connects, begins anew where its session is over, and is closed."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from functools import partial
+from types import TracebackType
+from typing import Final, Self
+from weakref import WeakSet, ref
+
+from ..addresses import resolve
+from ..errors import BrokerUnavailable, PoolClosed
+from ..pool import BasePool
+from ..seat.session import Session
+from ..system.here import HERE, OURS
+from . import closing
+
+
+class PoolLife(BasePool):
+    """A pool from its first session to its last."""
+
+    def __init__(self, address: str | None, *, timeout: float = 5.0, strict: bool = False) -> None:
+        self.address = resolve(address)
+        self._timeout = timeout
+        self._strict = strict
+        self._is_traced = os.environ.get("SHMPOOL_TRACE", "") not in ("", "0")
+        self._is_closed = False
+        #: One thread connects.
+        self._connecting = threading.Lock()
+        self._session: Session | None = None
+        #: The session that `close` is to end, until it has.
+        self._closing: Session | None = None
+        #: The private broker that made this pool is not to end before it.
+        self._broker: object = None
+        self._name = ""
+        self._connect(address, timeout)
+        pools.add(self)
+
+    def _connect(self, address: str | None, timeout: float) -> Session:
+        """A session, if there is none; None is the default address, looked for anew at each try."""
+        with self._connecting:
+            session = self._session
+            if session is None or session.is_over:
+                self._raise_if_closed()
+                self._forget_session()
+                session = self._begin_session(address, timeout)
+        return session
+
+    def _begin_session(self, address: str | None, timeout: float) -> Session:
+        session = Session(strict=self._strict, end_if_unused=closing.end_if_unused)
+        try:
+            session.join(lambda: resolve(address), time.monotonic() + timeout, lambda: self._is_closed)
+            closing.sessions.add(session)
+            session.helper.start()
+            self.address = session.address
+            session.on_settings = partial(_fit, ref(self))
+            self._fit_class(session)
+            self._session = session
+            self._name = f"{session.pool_id:016x}"
+            self._raise_if_closed()
+        except BaseException as error:  # also where there is no thread to be had
+            self._session = None
+            closing.abort(session)
+            if isinstance(error, BrokerUnavailable):
+                self._raise_if_closed()
+            raise
+        return session
+
+    def _fit_class(self, session: Session) -> None:
+        """What a session does besides (sums, times, notes) its pool's class does, so that others pay nothing."""
+        raise NotImplementedError
+
+    def _raise_if_closed(self) -> None:
+        if self._is_closed:
+            raise PoolClosed("the pool is closed; connect() makes a new one")
+
+    def _forget_session(self) -> None:
+        """Close one that is over, once: there may be no other for a while."""
+        session, self._session = self._session, None
+        if session is not None:
+            closing.leave(session)
+
+    def _live_session(self, timeout: float | None = None) -> Session:
+        if not HERE[OURS]:
+            raise BrokerUnavailable("this process is just being forked: its pools are not its own yet")
+        session = self._session
+        if session is None or session.is_over or self._is_closed:
+            self._raise_if_closed()
+            return self._connect(self.address, self._timeout if timeout is None else min(timeout, self._timeout))
+        return session
+
+    def close(self) -> None:
+        """Give everything back. Never blocks on the broker: new calls raise, idle slots and
+        publications go to the broker, unpublished leases are released (ResourceWarning);
+        the seat stays until the last view that this process still has is gone. Once more finishes
+        what an exception (Ctrl-C) has ended."""
+        if not HERE[OURS]:
+            return  # in a finalizer of a child that is not itself yet
+        self._is_closed = True
+        if self._session is not None:
+            self._closing, self._session = self._session, None
+        if self._closing is not None:
+            closing.close(self._closing)
+            self._closing = None
+        pools.discard(self)
+        self._broker = None
+
+    def forget_parent(self) -> None:
+        """In a forked child: the seat is the parent's."""
+        self._connecting = threading.Lock()
+        self._session = self._closing = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closed
+
+    @property
+    def name(self) -> str:
+        """The pool's id, 16 hexadecimal digits, as in `Stats.pool_id` and its segments' names; of
+        the pool connected to last. Another one is at the same address when a broker starts anew."""
+        return self._name
+
+    def __del__(self) -> None:
+        """A pool that nobody closed: its helper does it, once no lease or buffer is left.
+        A finalizer takes no lock and starts no thread."""
+        session = getattr(self, "_session", None) or getattr(self, "_closing", None)
+        if session is None or session.is_at_exit or not HERE[OURS]:
+            return
+        session.is_orphaned = True
+        session.wake_helper()
+        if session.is_over:
+            closing.sessions.discard(session)
+        else:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        session = self._session
+        what = "closed" if session is None else f"seat {session.seat} of pool {session.pool_id:016x}"
+        return f"<Pool at {self.address}: {what}>"
+
+
+def _fit(pool: ref[PoolLife], session: Session) -> None:
+    """Settings of a session were changed."""
+    if (alive := pool()) is not None:
+        alive._fit_class(session)
+
+
+#: Every open pool of this process.
+pools: Final[WeakSet[PoolLife]] = WeakSet()

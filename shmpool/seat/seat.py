@@ -1,0 +1,75 @@
+"""A seat, as its parts see it: its maps, what has become of it, and what they call upwards.
+
+`Session` is the whole; nothing that a session is made of knows it. What slots and leases ask of
+their seat besides stands in `seat.magazine.Keeper`, what tickets and buffers ask in
+`seat.tickets.Reader`.
+"""
+
+from __future__ import annotations
+
+from ..protocol.figures import LATENCIES, LATENCY_WORDS, TO_BUCKET
+from ..protocol.messages import Message
+from .mapping import Mapping
+from .sites import Sites
+
+
+class Seat(Mapping):
+    """One seat in one pool."""
+
+    #: Views at publish and release are errors.
+    strict: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Nothing is stored for it any more: it was given up, or is the parent's of this fork.
+        self.is_over = False
+        #: Its pool is being closed, or was.
+        self.is_closing = False
+        #: It has no pool any more, which was closed or collected: its helper closes it once nothing
+        #: is in use.
+        self.is_orphaned = False
+        #: The interpreter ends.
+        self.is_at_exit = False
+        #: A release saw the wanted flag.
+        self.is_wanted = False
+        #: The seat lives, and the helper looks now and then whether something was left open.
+        self.is_watched = False
+        #: The last fork that is over: what is opened from now on waits for no child of it.
+        self.forks = 0
+        #: Who leased and opened what, where that is noted.
+        self.sites = Sites()
+
+    # --- what calls upwards ------------------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        """Send a message to the broker, and the bells that are left with it."""
+        raise NotImplementedError
+
+    def ring(self, row: int) -> None:
+        """Have the broker look at a row at once. Not for finalizers."""
+        raise NotImplementedError
+
+    def ring_soon(self, row: int) -> None:
+        """Have the broker look at a row with the next message. Takes no lock that a finalizer could
+        meet."""
+        raise NotImplementedError
+
+    def ring_all(self, rows: list[int]) -> None:
+        """Have the broker look at rows at once, or as soon as it is there again."""
+        raise NotImplementedError
+
+    def wake_helper(self) -> None:
+        """Make the helper thread look at what is left for it."""
+        raise NotImplementedError
+
+    # --- figures -----------------------------------------------------------------------------------
+
+    def count(self, figure: int) -> None:
+        """Add one to a counter of this seat."""
+        self.words[self.counters + figure] += 1
+
+    def note_latency(self, category: int, nanoseconds: int) -> None:
+        """A lease of a category was timed."""
+        timed = self.counters + LATENCIES + LATENCY_WORDS * category
+        self.words[timed] += nanoseconds
+        self.words[timed + TO_BUCKET[nanoseconds.bit_length()]] += 1

@@ -1,0 +1,161 @@
+"""Supply: how a seat comes by slots when its magazines have none, over its link to the broker."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from ..errors import SharedMemoryFull
+from ..link.helper import Helper
+from ..link.link import Link
+from ..link.prefetch import Prefetch
+from ..link.refusals import dismissed, refused
+from ..link.requests import Request
+from ..protocol.codes import Code
+from ..protocol.figures import MISSES, TIMEOUTS
+from ..protocol.messages import Direct, Message, Refill
+from ..system.memory import MemoryGroup, memory_groups
+from .custody import Custody
+from .direct import DirectSlot
+from .magazine import Magazine, Slot
+
+#: Seconds between two tries to reserve a direct segment's pages on a full host.
+_RETRY_SECONDS: Final = 0.02
+
+
+class Supply(Custody):
+    """What one seat asks the broker for, and tells it; the base of `Session`. Thread-safe."""
+
+    link: Link
+    prefetch: Prefetch
+    helper: Helper
+
+    # --- slots ---------------------------------------------------------------------------------------
+
+    def obtain(self, magazine: Magazine, nbytes: int, timeout: float | None) -> Slot:
+        """A slot when the magazine has none ready: reap, else ask the broker and wait for
+        the grant or for an own slot that comes back. Raises LeaseTimeout."""
+        slot = magazine.take()
+        if slot is None and self.deferred.any:
+            self.deferred.look_at_all()
+            slot = magazine.take()
+        if slot is not None:
+            return slot
+        queue = timeout != 0
+        if not queue:
+            self.prefetch.give_up()  # nobody will be recalled for this request, so neither are we
+        message = Refill(self.link.next_number(), magazine.tier.index, magazine.chunks, magazine.grow(), queue)
+        slot = self._ask(Request(message, magazine), nbytes, timeout)
+        self.count(MISSES)  # now: one that is refused is no lease, so neither a hit nor a miss
+        return slot
+
+    def obtain_direct(self, nbytes: int, timeout: float | None) -> DirectSlot:
+        """A direct segment with its pages reserved, open. Raises LeaseTimeout, or SharedMemoryFull
+        when the host or this process's cgroup had no room within *timeout* seconds (None: the
+        configured ones, 0: one try); nothing is leased then."""
+        seconds = self.lease_timeout if timeout is None else timeout
+        deadline = time.monotonic() + seconds
+        while True:
+            slot = self._obtain_granted(nbytes, timeout)
+            try:
+                slot.open()
+                slot.reserve(self._memory_groups())
+            except BaseException as error:
+                slot.close()
+                self.give_back([slot])
+                left = deadline - time.monotonic()
+                if not isinstance(error, SharedMemoryFull) or left <= 0 or self._is_never(nbytes):
+                    raise
+            else:
+                slot.claim = [None]
+                return slot
+            # The broker looks at /dev/shm before it grants; whoever was faster, or our own cgroup, may
+            # have room again.
+            time.sleep(min(_RETRY_SECONDS, left))
+            timeout = max(0.001, deadline - time.monotonic())
+
+    def _obtain_granted(self, nbytes: int, timeout: float | None) -> DirectSlot:
+        """A direct segment's row, granted by the broker, maybe before it was needed."""
+        started = time.monotonic()
+        slot = self.prefetch.take(nbytes, timeout)
+        if slot is None:
+            if timeout != 0:  # for the prefetched one some of it may have been waited already
+                seconds = self.lease_timeout if timeout is None else timeout
+                timeout = max(0.001, started + seconds - time.monotonic())
+            message = Direct(self.link.next_number(), nbytes, timeout != 0)
+            slot = self._ask(Request(message), nbytes, timeout)
+        self.prefetch.ask(nbytes)
+        assert isinstance(slot, DirectSlot)
+        return slot
+
+    #: Not a `functools.cached_property`: before Python 3.12 that has one lock for all sessions, which
+    #: a forked child would find taken for ever.
+    _groups: list[MemoryGroup] | None = None
+
+    def _memory_groups(self) -> list[MemoryGroup]:
+        """What limits the memory of this process, which is charged for direct segments."""
+        if self._groups is None:
+            self._groups = memory_groups()
+        return self._groups
+
+    def _is_never(self, nbytes: int) -> bool:
+        """Whether a cgroup will not hold so much even when all else in it has gone."""
+        limits = [group.limit() for group in self._memory_groups()]
+        return any(limit is not None and limit < nbytes for limit in limits)
+
+    def _ask(self, request: Request, nbytes: int, timeout: float | None) -> Slot:
+        if not self.helper.is_running:  # an exception came when it was to be started again
+            self.helper.start()
+        started = time.monotonic()
+        slot = self.link.ask(request, timeout)
+        if slot is None and not request.message.queue and _is_over_quota(request):
+            # Who does not wait is not recalled either: what lies idle here may be all that is in the way.
+            self.prefetch.give_up()
+            self.return_all()
+            request = Request(request.message._replace(request=self.link.next_number()), request.magazine)
+            slot = self.link.ask(request, timeout)
+        if slot is not None:
+            return slot
+        if self.link.is_dismissed:
+            raise dismissed(self.is_closing)
+        waited = time.monotonic() - started
+        error = refused(request.refusal, nbytes, waited, "" if self.link.connection else self.address)
+        if isinstance(error, TimeoutError):
+            self.count(TIMEOUTS)
+        raise error
+
+    # --- to the broker -------------------------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        self.link.send(message)
+
+    def ring(self, row: int) -> None:
+        self.link.ring(row)
+
+    def ring_soon(self, row: int) -> None:
+        self.link.bells.soon(row)
+
+    def ring_all(self, rows: list[int]) -> None:
+        self.link.bells.now(*rows)
+        self.link.send_bells()
+
+    def wake_helper(self) -> None:
+        self.link.wake()
+
+    # --- what the helper does ------------------------------------------------------------------------
+
+    def answer_recall(self) -> None:
+        """Somebody waits: give back what is idle here."""
+        self.is_wanted = False
+        self.link.serve()
+        self.prefetch.give_up()
+        self.return_idle()
+
+    def look_after_rested(self) -> bool:
+        """Return what was not used; False when nothing idle is left."""
+        is_prefetched = self.prefetch.give_up_rested()
+        return self.return_rested() or is_prefetched
+
+
+def _is_over_quota(request: Request) -> bool:
+    return request.refusal is not None and request.refusal.code == Code.QUOTA
