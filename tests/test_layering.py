@@ -1,5 +1,6 @@
 """The arrows of the architecture, read from the source: protocol <- core <- shell and
-protocol <- client. Also what `import shmpool` costs a worker, and what it exports.
+protocol <- client; within the client, its rooms. Also what `import shmpool` costs a worker, and
+what it exports.
 
 Every import statement counts, also those inside functions and under TYPE_CHECKING:
 an arrow is an arrow. Imports by name (importlib) are not seen.
@@ -8,6 +9,7 @@ an arrow is an arrow. Imports by name (importlib) are not seen.
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,17 +37,22 @@ def modules(package: str) -> dict[str, Path]:
 def imports(name: str, path: Path) -> Iterator[str]:
     """The absolute dotted names of what a module imports. ``from .a import b`` gives both
     ``a`` and ``a.b``, since only an import could tell whether b is a module."""
+    for statement in statements(name, path):
+        yield from statement
+
+
+def statements(name: str, path: Path) -> Iterator[tuple[str, ...]]:
+    """The same for each statement: what it imports from, and each of what it imports of that."""
     is_package = path.name == "__init__.py"
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name,) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             parents = name.split(".")
             above = node.level - is_package
             base = parents[: len(parents) - above] if node.level else []
             stem = ".".join([*base, *([node.module] if node.module else [])])
-            yield stem
-            yield from (f"{stem}.{alias.name}" for alias in node.names)
+            yield stem, *(f"{stem}.{alias.name}" for alias in node.names)
 
 
 def below(name: str, *packages: str) -> bool:
@@ -129,6 +136,96 @@ def test_only_the_commands_use_click_and_rich() -> None:
 
 def test_configuration_stays_in_the_broker() -> None:
     assert offences("shmpool", lambda name: not below(name, "pydantic")) == []
+
+
+# --- the client's rooms ---------------------------------------------------------------------
+
+#: Each stands on those above it in this list. What calls upwards is given a callback, or asks what it
+#: was made of (`Seat`, `Keeper`, `Reader` are a session as its parts see it).
+STOREYS = (
+    "errors log addresses layouts settings hints protocol system",
+    "seat.windows seat.mapping seat.sites seat.references",
+    "seat.seat",
+    "seat.guards seat.magazine seat.tickets",
+    "seat.openings seat.deferred seat.direct seat.private seat.recovery",
+    "seat.custody",
+    "link",
+    "seat.supply seat.session stats",
+    "lease direct_lease buffer",
+    "pool traced checked detailed",
+    "life objects streams",
+    "pools",
+    "embedded",
+    "connecting",
+    "itself",
+    "cli demo",
+)
+ROOMS = {
+    "shmpool" if room == "itself" else f"shmpool.{room}": number
+    for number, storey in enumerate(STOREYS)
+    for room in storey.split()
+}
+
+
+def arrows() -> dict[str, set[str]]:
+    """The client's modules -> those of them that each imports, anywhere and for types too."""
+    known = modules("shmpool")
+    found: dict[str, set[str]] = {}
+    for name, path in known.items():
+        found[name] = set()
+        for statement in statements(name, path):
+            whole, *parts = statement
+            targets = [part if part in known else whole for part in parts] or [whole]
+            found[name].update(target for target in targets if target in known and target != name)
+    return found
+
+
+def room_of(module: str) -> str:
+    """The longest of the rooms that a module is in; itself, if it is in none."""
+    parts = module.split(".")
+    paths = (".".join(parts[:end]) for end in range(len(parts), 1, -1))
+    return next((path for path in paths if path in ROOMS), module)
+
+
+def test_every_module_of_the_client_stands_on_one_storey() -> None:
+    """`shmpool.seat` itself has none: it is where its rooms are."""
+    assert [name for name in arrows() if room_of(name) not in ROOMS] == ["shmpool.seat"]
+
+
+def test_the_client_s_arrows_point_down() -> None:
+    upwards = [
+        f"{module} imports {imported}"
+        for module, others in arrows().items()
+        for imported in others
+        if ROOMS.get(room_of(module), 0) < ROOMS.get(room_of(imported), 0)
+    ]
+    assert upwards == []
+
+
+def test_objects_streams_and_life_do_not_know_each_other() -> None:
+    rooms = ("objects", "streams", "life")
+    beside = [
+        f"{module} imports {imported}"
+        for module, others in arrows().items()
+        for imported in others
+        for room in rooms
+        if below(module, f"shmpool.{room}") and below(imported, *(f"shmpool.{one}" for one in rooms if one != room))
+    ]
+    assert beside == []
+
+
+def test_no_circle_of_imports_in_the_client() -> None:
+    try:
+        graphlib.TopologicalSorter(arrows()).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_a_circle_would_be_seen() -> None:
+    """The walk is as good as what it sees: an arrow for types, and one within a function."""
+    found = arrows()
+    assert "shmpool.seat.session" in found["shmpool.life.forks"]
+    assert "shmpool.embedded" in found["shmpool.connecting"]
 
 
 # --- what a worker pays ---------------------------------------------------------------------

@@ -1,10 +1,22 @@
 """Streams through leased memory: copying (`copying`), copying what passes by (`tee`), a lease and a
-buffer as files (`files`)."""
+buffer as files (`files`); the verbs of a pool (`verbs`). Each is imported when it is first used."""
 
 from __future__ import annotations
 
-from .copying import copy
-from .files import BufferFile, LeaseFile
-from .tee import ChunkedTeeReader
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .copying import copy
+    from .files import BufferFile, LeaseFile
+    from .tee import ChunkedTeeReader
 
 __all__ = ["BufferFile", "ChunkedTeeReader", "LeaseFile", "copy"]
+
+_LAZY = {"BufferFile": "files", "ChunkedTeeReader": "tee", "LeaseFile": "files", "copy": "copying"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
