@@ -13,11 +13,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from shmpool.link.connection import (
-    Connection,
-    dial,
-    greet,
-)
+from shmpool.link.connection import Connection
+from shmpool.link.hello import dial, greet
 from shmpool.protocol.ledger import SEAT_LOCKS
 from shmpool.protocol.messages import Role
 from shmpool.protocol.names import seats_path

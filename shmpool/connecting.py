@@ -6,7 +6,7 @@ import os
 
 from .addresses import resolve
 from .errors import BrokerUnavailable
-from .link.connection import listens
+from .link.hello import listens
 from .link.waiting import check_timeout
 from .pools import Pool, open_pool
 

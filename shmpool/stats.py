@@ -13,12 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from .errors import BrokerUnavailable, RemoteProtocolError
-from .link.connection import (
-    ConnectionEnded,
-    dial,
-    fault_error,
-    greet,
-)
+from .link.connection import ConnectionEnded
+from .link.hello import dial, fault_error, greet
 from .protocol.messages import Answer, Fault, Query, Role, Topic
 
 _T = TypeVar("_T")

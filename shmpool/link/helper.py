@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ..log import log
 from ..system.descriptors import drain
-from .connection import Interruption, jitter
+from .connection import Interruption
+from .hello import jitter
 from .link import Link
 
 if TYPE_CHECKING:

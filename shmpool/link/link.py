@@ -22,12 +22,12 @@ from ..errors import ProtocolError
 from ..protocol.messages import Bell, Cancel, Fault, Grant, Inquire, Message, Refusal, Return, Settings
 from ..seat.magazine import Magazine, Slot
 from ..system.descriptors import CLOSED, Closed, Descriptor, drain, make_eventfd, signal
+from ..system.processes import process_state
 from .bells import Bells
 from .connection import Connection, ConnectionEnded
 from .requests import Request, Requests, RequestState
+from .waiting import LONGEST_WAIT, Waiter
 
-#: The longest that one wait of the kernel's is, in seconds: a deadline may be far away, or never.
-_LONGEST_WAIT: Final = 3600.0
 #: Who waits no longer still waits so long for the broker's word: an answer takes a hundredth of it.
 _WORD: Final = 0.04
 #: And so long, a little at a time, while the broker is seen to be at work, and just does not get
@@ -60,30 +60,6 @@ class Seat(Protocol):
 
     def broker_pid(self) -> int:
         """The broker's process, as it sees itself."""
-
-
-class Waiter:
-    """A thread that waits for its request."""
-
-    __slots__ = ("_gate", "thread")
-
-    def __init__(self) -> None:
-        self.thread = threading.get_ident()
-        self._gate = threading.Lock()
-        self._gate.acquire()
-
-    def wait(self, deadline: float) -> bool:
-        """Wait for `wake` until *deadline* (monotonic seconds); False when it has passed."""
-        left = deadline - time.monotonic()
-        return self._gate.acquire(timeout=min(max(0.0, left), _LONGEST_WAIT)) or left > _LONGEST_WAIT
-
-    def wake(self) -> None:
-        """Let the thread look again."""
-        try:
-            if self._gate.locked():
-                self._gate.release()
-        except RuntimeError:
-            pass  # another thread was faster
 
 
 class Link:
@@ -217,7 +193,7 @@ class Link:
         self._wait(request, started + _WORD)
         asleep = 0
         while request.is_waiting and not self.is_dismissed and self.connection is not None:
-            state = _process_state(self._seat.broker_pid())
+            state = process_state(self._seat.broker_pid())
             asleep = asleep + 1 if state == "S" else 0  # it may have answered just now
             if state not in ("R", "D", "S") or asleep > 1 or time.monotonic() > started + _LAST_WORD:
                 return
@@ -251,13 +227,13 @@ class Link:
                 self.drop(connection)
                 break
             left = deadline - time.monotonic()
-            ready = dict(poll.poll(min(max(0.0, left), _LONGEST_WAIT) * 1000))
+            ready = dict(poll.poll(min(max(0.0, left), LONGEST_WAIT) * 1000))
             if nudge in ready:
                 drain(nudge)
                 return True
             if ready:
                 self.receive(connection)
-            elif left <= _LONGEST_WAIT:
+            elif left <= LONGEST_WAIT:
                 return False
             connection = self.connection
         return True
@@ -353,7 +329,7 @@ class Link:
         elif not connection.poll_with(poll):
             self.drop(connection)
             return
-        ready = dict(poll.poll(None if timeout is None else min(timeout, _LONGEST_WAIT) * 1000 + 1))
+        ready = dict(poll.poll(None if timeout is None else min(timeout, LONGEST_WAIT) * 1000 + 1))
         self._stands_aside = False
         if wakeup in ready:
             drain(wakeup)
@@ -403,13 +379,3 @@ class Link:
         if connection is not None:
             connection.abandon()
         self.wakeup = self._nudge = CLOSED
-
-
-def _process_state(pid: int) -> str:
-    """R, S, D, T and so on, as in /proc; nothing where that cannot be seen."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            stat = file.read()
-        return chr(stat[stat.rindex(b")") + 2])
-    except (OSError, ValueError, IndexError):
-        return ""

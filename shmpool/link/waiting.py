@@ -1,11 +1,15 @@
-"""How long a caller may say that it waits."""
+"""Waiting: how long a caller may say that it waits, and a thread that does."""
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any, Final
 
 #: In seconds; whoever wants to wait longer says infinity.
 LONGEST_TIMEOUT: Final = 86_400.0
+#: The longest that one wait of the kernel's is, in seconds: a deadline may be far away, or never.
+LONGEST_WAIT: Final = 3600.0
 
 
 def check_timeout(timeout: Any) -> float:
@@ -19,3 +23,27 @@ def check_timeout(timeout: Any) -> float:
     if not (0 <= seconds <= LONGEST_TIMEOUT or seconds == float("inf")):
         raise ValueError(f"a timeout is 0 to {LONGEST_TIMEOUT:.0f} seconds, or infinity; this is {timeout!r}")
     return seconds
+
+
+class Waiter:
+    """A thread that waits for its request."""
+
+    __slots__ = ("_gate", "thread")
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def wait(self, deadline: float) -> bool:
+        """Wait for `wake` until *deadline* (monotonic seconds); False when it has passed."""
+        left = deadline - time.monotonic()
+        return self._gate.acquire(timeout=min(max(0.0, left), LONGEST_WAIT)) or left > LONGEST_WAIT
+
+    def wake(self) -> None:
+        """Let the thread look again."""
+        try:
+            if self._gate.locked():
+                self._gate.release()
+        except RuntimeError:
+            pass  # another thread was faster

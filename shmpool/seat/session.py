@@ -16,7 +16,8 @@ from functools import partial
 
 from .. import hints
 from ..errors import BrokerUnavailable, ShmpoolError
-from ..link.connection import Connection, Interruption, await_welcome, dial, greet
+from ..link.connection import Connection, Interruption
+from ..link.hello import await_welcome, dial, greet
 from ..link.helper import Helper
 from ..link.link import Link
 from ..link.prefetch import Prefetch
