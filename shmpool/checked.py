@@ -13,7 +13,8 @@ from zlib import crc32
 from .buffer import Buffer
 from .direct_lease import DirectLease
 from .errors import ChecksumError
-from .lease import Lease, LiveLease
+from .lease import Lease
+from .live_lease import LiveLease
 from .pool import BasePool
 from .protocol.handle import Handle
 from .protocol.ledger import FIRST_CELL, MAX_TICKETS

@@ -10,8 +10,9 @@ from time import perf_counter_ns
 from typing import Final
 from weakref import proxy
 
-from .lease import Lease, LiveLease
+from .lease import Lease
 from .link.waiting import check_timeout
+from .live_lease import LiveLease
 from .pool import BasePool
 from .protocol.figures import LATENCIES, LATENCY_WORDS, LEASES, TO_BUCKET
 from .protocol.ledger import EXTENT

@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, cast
 
 from . import layouts
-from .lease import EndedLease, Lease, LiveLease, is_parents
+from .lease import EndedLease, Lease, is_parents
+from .live_lease import LiveLease
 from .protocol.handle import Handle
 from .protocol.ledger import ONE_GENERATION, STATE_SHIFT
 from .protocol.states import State

@@ -17,8 +17,9 @@ from weakref import proxy
 from .buffer import Buffer, EndedBuffer, LiveBuffer
 from .direct_lease import DirectLease
 from .errors import InvalidHandle, PoolClosed, ShmpoolError, StaleHandle
-from .lease import Lease, LiveLease
+from .lease import Lease
 from .link.waiting import check_timeout
+from .live_lease import LiveLease
 from .protocol.figures import LEASES, SAMPLE_EVERY
 from .protocol.handle import HANDLE_BYTES, Handle, unpack_handle
 from .protocol.ledger import EXTENT, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, SHAPE_MASK

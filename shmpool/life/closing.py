@@ -15,7 +15,7 @@ import warnings
 from typing import TYPE_CHECKING, Final
 
 from ..errors import LeakedView
-from ..lease import live_leases
+from ..live_lease import live_leases
 
 if TYPE_CHECKING:
     from ..seat.session import Session

@@ -21,7 +21,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ..errors import ShmpoolError
-from ..lease import EndedLease, Lease, live_leases
+from ..lease import EndedLease, Lease
+from ..live_lease import live_leases
 from ..seat import guards
 from ..seat.windows import (
     Window,

@@ -14,7 +14,7 @@ from client_helpers import MIB, Connect, Start, eventually, out, pattern
 
 import shmpool
 from shmpool import Handle, LeaseReleased, PoolClosed, Strategy
-from shmpool.lease import LiveLease
+from shmpool.live_lease import LiveLease
 from shmpool.seat.windows import AT_REST
 
 SIZES = [1000, 300_000, 2 * MIB]

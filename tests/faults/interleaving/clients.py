@@ -16,15 +16,18 @@ from typing import Any
 from unittest.mock import patch
 
 import shmpool.link.link
+import shmpool.link.waiting
 import shmpool.pool
 import shmpool.seat.custody
 import shmpool.seat.mapping
 import shmpool.seat.session
 import shmpool.seat.tickets
 from shmpool import BrokerUnavailable, HandleUsed, LeaseTimeout, Pool, StaleHandle
-from shmpool.link.connection import ConnectionEnded, greet
-from shmpool.link.link import Link, Waiter
+from shmpool.link.connection import ConnectionEnded
+from shmpool.link.hello import greet
+from shmpool.link.link import Link
 from shmpool.link.requests import Request
+from shmpool.link.waiting import Waiter
 from shmpool.protocol.figures import COUNTER_WORDS
 from shmpool.protocol.handle import unpack_handle
 from shmpool.protocol.ledger import FIRST_CELL, NBYTES_BITS, SEAT_LOCKS, state_of
@@ -223,7 +226,7 @@ def patched() -> Iterator[None]:
             (shmpool.link.link, "make_eventfd", lambda: -1),
             (shmpool.link.link, "signal", lambda *_: None),
             (shmpool.link.link.Link, "_read_for", _read_for),
-            (shmpool.link.link.Waiter, "wait", _wait),
+            (shmpool.link.waiting.Waiter, "wait", _wait),
             (shmpool.seat.session.Helper, "start", lambda *_: None),  # its part is `Client.turn`
             (shmpool.seat.session, "await_welcome", _await_welcome),
             (shmpool.seat.session, "dial", _dial),

@@ -16,8 +16,8 @@ from typing import Any
 from unittest.mock import patch
 
 from shmpool.buffer import EndedBuffer, LiveBuffer
-from shmpool.lease import LiveLease
 from shmpool.link.link import Link
+from shmpool.live_lease import LiveLease
 from shmpool.pool import BasePool
 from shmpool.protocol.ledger import GENERATION_FIELD, ROW_WORDS, SEAT_LOCKS, STATE_SHIFT
 from shmpool.protocol.messages import Message

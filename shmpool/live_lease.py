@@ -1,0 +1,231 @@
+"""A lease that is not over: it is published, or released, once.
+
+It turns into an ended one by its class, so this one checks nothing and the ended one raises. The
+order in `publish` is the protocol: the view goes, the cells are stored (and the extent word, where
+the lease has not done it right already), the grant word last.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from sys import getrefcount
+from typing import TYPE_CHECKING
+
+from .errors import InvalidSize, LeakedView, LeaseReleased
+from .lease import EndedLease, Lease
+from .protocol.figures import DEFERRED
+from .protocol.handle import Handle, pack_handle
+from .protocol.ledger import CHUNKS_SHIFT, EXTENT, MAX_TICKETS, NBYTES_BITS, STATE_SHIFT, TICKETS_SHIFT
+from .protocol.states import CellState
+from .seat.magazine import Slot
+from .seat.windows import AT_REST
+from .system.here import HERE, OURS
+
+_DONE = CellState.DONE << STATE_SHIFT
+_CELL_SHIFT = NBYTES_BITS
+
+
+class LiveLease(Lease):
+    """A lease that is not over."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        nbytes: int
+        view: memoryview
+
+    def publish(self) -> Handle:
+        slot = self._slot
+        session = slot.session
+        try:
+            self.view.release()
+        except BufferError:
+            pass  # numpy holds it; the reference count tells below
+        del self.view
+        if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[OURS]:
+            return self._publish_with_views(1)[0]
+        words, word, nbytes = session.words, slot.word, self.nbytes
+        granted = slot.base | session.published
+        words[slot.first_cell] = granted
+        if session.barrier:
+            session.barrier()
+        words[word] = granted
+        self.__class__ = EndedLease  # type: ignore[assignment]
+        slot.last_cell = slot.first_cell
+        slot.done = slot.base | _DONE
+        slot.magazine.published.append(slot)  # type: ignore[union-attr]
+        return Handle(pack_handle(session.pool_id, granted, slot.tail | nbytes))
+
+    def shorten(self, nbytes: int) -> None:
+        if type(nbytes) is not int or not 0 <= nbytes <= self.nbytes:
+            raise InvalidSize(f"a lease of {self.nbytes} bytes cannot be shortened to {nbytes!r}")
+        self._shorten_view(nbytes)
+        slot = self._slot
+        words, at, extent = slot.session.words, slot.word + EXTENT, slot.extent | nbytes
+        # With no call between them nothing comes between: publish takes the extent word as it is.
+        self.nbytes = nbytes
+        words[at] = extent
+
+    def _shorten_view(self, nbytes: int) -> None:
+        whole = self.view
+        self.view = whole[:nbytes]
+        with suppress(BufferError):  # numpy holds it: it is found at publish like any other
+            whole.release()
+
+    def publish_many(self, n: int) -> list[Handle]:
+        if type(n) is not int or not 1 <= n <= MAX_TICKETS:
+            raise ValueError(f"a publication has 1 to {MAX_TICKETS} readers, not {n!r}")
+        if not self._drop_view():
+            raise LeaseReleased("the lease is being published or released by another thread")
+        if self._slot.has_views or self._slot.session.is_over or not HERE[OURS]:
+            return self._publish_with_views(n)
+        await_readers = self._await_readers
+        handles = self._store_publication(n)
+        await_readers()
+        return handles
+
+    def _publish_with_views(self, tickets: int) -> list[Handle]:
+        """The writer keeps a view: the handle may go, the slot is not used again before
+        the view is gone. In strict mode an error, and the lease goes on."""
+        slot, session = self._slot, self._slot.session
+        if session.is_over or not HERE[OURS]:
+            self.__class__ = EndedLease  # type: ignore[assignment]
+            raise LeaseReleased("the lease's seat is gone: the pool was closed, or the broker came back with a new one")
+        if session.strict:
+            self._renew_view()
+            raise LeakedView("an array or slice of lease.view is alive at publish; delete it first (strict mode)")
+        try:
+            if session.warned_of_views:
+                session.words[session.counters + DEFERRED] += 1
+            else:
+                session.warn_of_view()
+        except Warning:  # warnings are errors here: the handles would be lost, so the lease goes on
+            self._renew_view()
+            raise
+        session.deferred.look_at_partings()  # what the writer let go of meanwhile is the next to be leased
+        await_readers = self._await_readers
+        handles = self._store_publication(tickets)
+        session.deferred.add_slot(slot, await_readers)
+        return handles
+
+    def _store_publication(self, tickets: int) -> list[Handle]:
+        slot, session, words = self._slot, self._slot.session, self._slot.session.words
+        granted = self._granted()
+        words[slot.word + EXTENT] = self.nbytes | tickets << TICKETS_SHIFT | slot.first_chunks << CHUNKS_SHIFT
+        for cell in range(tickets):
+            words[slot.first_cell + cell] = granted
+        if session.barrier:
+            session.barrier()
+        words[slot.word] = granted
+        slot.last_cell = slot.first_cell + tickets - 1
+        slot.done = slot.base | _DONE
+        self.__class__ = EndedLease  # type: ignore[assignment]
+        if tickets == 1:
+            return [Handle(pack_handle(session.pool_id, granted, slot.tail | self.nbytes))]
+        cells = range(slot.row << 4, (slot.row << 4) + tickets)
+        return [Handle(pack_handle(session.pool_id, granted, cell << _CELL_SHIFT | self.nbytes)) for cell in cells]
+
+    def _granted(self) -> int:
+        return self._slot.base | self._slot.session.published
+
+    def _await_readers(self) -> None:
+        slot = self._slot
+        assert slot.magazine is not None
+        slot.magazine.published.append(slot)
+
+    def release(self) -> None:
+        slot = self._slot
+        session = slot.session
+        try:
+            view = self.view
+            del self.view
+        except AttributeError:  # its publish was interrupted: the slot is found (`recovery`)
+            self.__class__ = EndedLease  # type: ignore[assignment]
+            return
+        try:
+            view.release()
+        except BufferError:
+            pass  # numpy holds it; the reference count tells below
+        if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[OURS]:
+            self._release_otherwise()
+            return
+        self.__class__ = EndedLease  # type: ignore[assignment]
+        session.keep_or_return(slot)
+
+    def release_unless_busy(self, *, is_collected: bool = False) -> bool:
+        """Release it, unless a thread is just publishing it and goes on with it: who takes the
+        view away has it."""
+        if not self._drop_view(is_collected=is_collected):
+            return False
+        self._release_otherwise()
+        return True
+
+    def _release_otherwise(self) -> None:
+        slot = self._slot
+        if slot.session.is_over or not HERE[OURS]:
+            self.__class__ = EndedLease  # type: ignore[assignment]
+        elif not slot.has_views:
+            give_back = self._give_back
+            self.__class__ = EndedLease  # type: ignore[assignment]
+            give_back()
+        else:
+            self._release_with_views()
+
+    def _release_with_views(self) -> None:
+        session, give_back = self._slot.session, self._give_back
+        self.__class__ = EndedLease  # type: ignore[assignment]
+        session.deferred.add_slot(self._slot, give_back)
+        if session.is_at_exit:
+            return
+        if session.strict:
+            raise LeakedView(
+                "an array or slice of lease.view is alive at release (strict mode);"
+                " the buffer is given back when it is gone"
+            )
+        session.warn_of_view()
+
+    def _give_back(self) -> None:
+        self._slot.session.keep_or_return(self._slot)
+
+    def _drop_view(self, *, is_collected: bool = False) -> bool:
+        """Take the view away from everybody else; False when somebody has. A lease that is
+        collected leaves it to whoever has it."""
+        try:
+            view = self.view
+            del self.view
+        except AttributeError:
+            return False
+        if not is_collected:
+            try:
+                view.release()
+            except BufferError:
+                pass  # numpy holds it; the reference count tells
+        return True
+
+    def _renew_view(self) -> None:
+        window = self._slot.session.window_for(self._slot)
+        self.view = memoryview(window)[: self.nbytes]
+
+    def __del__(self) -> None:
+        slot = getattr(self, "_slot", None)  # none, when an exception came while it was made
+        if slot is None or slot.session.is_over or not HERE[OURS]:
+            return
+        if self.release_unless_busy(is_collected=True) and not slot.session.is_at_exit:
+            warnings.warn(
+                f"a lease of {self.nbytes} bytes was neither published nor released; it is now",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+
+def live_leases(slots: Iterable[Slot]) -> list[LiveLease]:
+    """Those that have one of these slots and are not over."""
+    found = []
+    for slot in slots:
+        with suppress(ReferenceError):  # it was collected
+            if slot.lease is not None and isinstance(lease := slot.lease._itself(), LiveLease):
+                found.append(lease)
+    return found
