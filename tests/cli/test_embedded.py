@@ -20,7 +20,7 @@ import pytest
 from cli_helpers import ENV, PATIENCE, eventually, is_alive, script, segments, segments_of
 
 import shmpool
-from shmpool import embedded
+from shmpool import launch
 from shmpool.stats import query
 from shmpoold.shell.files import RuntimeFiles
 from shmpoold.shell.segments import Access
@@ -171,8 +171,8 @@ def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 def test_a_broker_that_does_not_start_is_unavailable(
     body: str, words: str, interpreter: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "START_TIMEOUT", 0.5)
-    monkeypatch.setattr(embedded, "STOP_TIMEOUT", 0.5)
+    monkeypatch.setattr(launch, "START_TIMEOUT", 0.5)
+    monkeypatch.setattr(launch, "STOP_TIMEOUT", 0.5)
     interpreter(body)
     with pytest.raises(shmpool.BrokerUnavailable, match=words):
         shmpool.Broker()
@@ -210,7 +210,7 @@ def test_a_killed_brokers_leftovers_are_removed() -> None:
 
 
 def test_a_broker_that_does_not_stop_is_killed_and_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "STOP_TIMEOUT", 0.3)
+    monkeypatch.setattr(launch, "STOP_TIMEOUT", 0.3)
     broker = shmpool.Broker(**SMALL)
     names = segments_of(broker.pid)
     os.kill(broker.pid, signal.SIGSTOP)
