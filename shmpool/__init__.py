@@ -9,21 +9,19 @@
 
 `connect` gives a `Pool` of a running broker, `Broker` starts a private one.
 
-What ends is said with these words inside:
+What ends is said with these words, each of which means one thing:
 
-=================== =================================================================================
-word                what ends
-=================== =================================================================================
-release             a lease or a buffer, by its user; it takes effect when its last view is gone
-discard             a ticket that nobody will open
-give back           custody of idle slots: RETURNED, and the broker is told
-pass on             custody of one row, by one store, from a finalizer too: PUBLISHED or RETURNED
-put aside           waiting for a slot that was granted nevertheless: it joins its magazine, or goes back
-abandon, give up    a request, by who waited for it; one that was sent ahead
-dismiss             all waiting of a seat
-drop                a connection; the helper makes another
-close, leave        a pool; its seat, when nothing of it is in use any more
-=================== =================================================================================
+========= ===========================================================================================
+word      what ends
+========= ===========================================================================================
+release   a lease, or a buffer with its ticket, by who has it; it takes effect when its last view is gone
+return    custody of a slot: it comes back to its magazine, or goes back to the broker
+discard   what nobody will use: a ticket unopened, a request that nobody waits for, a seat given up
+close     what was opened: a pool, its seat when nothing of it is in use any more, a socket, a descriptor
+abandon   in a forked child, what is its parent's: it is out of reach from then on, and untouched
+========= ===========================================================================================
+
+How the parts work together: docs/internals.md.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Buffer(Ticket):
         """Give the buffer back. On a buffer that is over it does nothing."""
         raise NotImplementedError
 
-    def hand_over(self) -> None:
+    def release_to_views(self) -> None:
         """Leave the buffer to the views of it that live: it is given back with the last one, and in
         strict mode too that is no error. On a buffer that is over it does nothing."""
         raise NotImplementedError
@@ -166,7 +166,7 @@ class LiveBuffer(Buffer):
         if words[record.word] != granted or session.header[record.wanted]:
             ring(record, granted)
 
-    def hand_over(self) -> None:
+    def release_to_views(self) -> None:
         try:
             self.view.release()
         except BufferError:
@@ -191,7 +191,7 @@ class EndedBuffer(Buffer):
     def release(self) -> None:
         pass
 
-    def hand_over(self) -> None:
+    def release_to_views(self) -> None:
         pass
 
     def __repr__(self) -> str:

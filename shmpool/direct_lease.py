@@ -77,7 +77,7 @@ class DirectLease(LiveLease):
         if not self.release_unless_busy():  # its publish was interrupted: the slot is found (`recovery`)
             self.__class__ = EndedLease  # type: ignore[assignment]
 
-    def _drop_view(self, *, is_collected: bool = False) -> bool:
+    def _take_view(self, *, is_collected: bool = False) -> bool:
         try:
             self._slot.claim.pop()
         except IndexError:
@@ -107,11 +107,11 @@ class DirectLease(LiveLease):
         slot = self._slot
         slot.close()
         slot.window = None  # before another is the custodian: the memory would stay with the map
-        slot.session.pass_on(slot, State.PUBLISHED)
+        slot.session.return_soon(slot, State.PUBLISHED)
 
-    def _give_back(self) -> None:
+    def _return(self) -> None:
         slot = self._slot
         slot.close()
         slot.window = None
         slot.base += ONE_GENERATION
-        slot.session.pass_on(slot, State.RETURNED)
+        slot.session.return_soon(slot, State.RETURNED)

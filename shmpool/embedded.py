@@ -73,7 +73,7 @@ class Broker:
         """Whether the process lives. Always False in a forked child, which cannot tell."""
         return self._finalizer.alive and self._running.process.poll() is None
 
-    def _disown(self) -> None:
+    def _abandon(self) -> None:
         """In a forked child: the process is not our child, and not ours to end."""
         self._finalizer.detach()
         self._running.process.returncode = 0  # else Popen would wait for it
@@ -129,7 +129,7 @@ def _after_fork_in_child() -> None:
     _autostart_lock = threading.Lock()
     _autostarted = None
     for broker in _brokers:
-        broker._disown()
+        broker._abandon()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -77,7 +77,7 @@ class LiveLease(Lease):
     def publish_many(self, n: int) -> list[Handle]:
         if type(n) is not int or not 1 <= n <= MAX_TICKETS:
             raise ValueError(f"a publication has 1 to {MAX_TICKETS} readers, not {n!r}")
-        if not self._drop_view():
+        if not self._take_view():
             raise LeaseReleased("the lease is being published or released by another thread")
         if self._slot.has_views or self._slot.session.is_over or not HERE[OURS]:
             return self._publish_with_views(n)
@@ -152,12 +152,12 @@ class LiveLease(Lease):
             self._release_otherwise()
             return
         self.__class__ = EndedLease  # type: ignore[assignment]
-        session.keep_or_return(slot)
+        session.return_unpublished(slot)
 
     def release_unless_busy(self, *, is_collected: bool = False) -> bool:
         """Release it, unless a thread is just publishing it and goes on with it: who takes the
         view away has it."""
-        if not self._drop_view(is_collected=is_collected):
+        if not self._take_view(is_collected=is_collected):
             return False
         self._release_otherwise()
         return True
@@ -167,16 +167,16 @@ class LiveLease(Lease):
         if slot.session.is_over or not HERE[OURS]:
             self.__class__ = EndedLease  # type: ignore[assignment]
         elif not slot.has_views:
-            give_back = self._give_back
+            returned = self._return
             self.__class__ = EndedLease  # type: ignore[assignment]
-            give_back()
+            returned()
         else:
             self._release_with_views()
 
     def _release_with_views(self) -> None:
-        session, give_back = self._slot.session, self._give_back
+        session, go_on = self._slot.session, self._return
         self.__class__ = EndedLease  # type: ignore[assignment]
-        session.deferred.add_slot(self._slot, give_back)
+        session.deferred.add_slot(self._slot, go_on)
         if session.is_at_exit:
             return
         if session.strict:
@@ -186,10 +186,10 @@ class LiveLease(Lease):
             )
         session.warn_of_view()
 
-    def _give_back(self) -> None:
-        self._slot.session.keep_or_return(self._slot)
+    def _return(self) -> None:
+        self._slot.session.return_unpublished(self._slot)
 
-    def _drop_view(self, *, is_collected: bool = False) -> bool:
+    def _take_view(self, *, is_collected: bool = False) -> bool:
         """Take the view away from everybody else; False when somebody has. A lease that is
         collected leaves it to whoever has it."""
         try:

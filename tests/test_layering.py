@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -226,6 +227,42 @@ def test_a_circle_would_be_seen() -> None:
     found = arrows()
     assert "shmpool.seat.session" in found["shmpool.life.forks"]
     assert "shmpool.embedded" in found["shmpool.connecting"]
+
+
+# --- one word for one thing -----------------------------------------------------------------
+
+#: What was said besides the verbs of the table in `shmpool`'s docstring.
+OTHER_VERBS = re.compile(
+    "_*(leave|finish|end|abort|drop|dismiss|give_up|put_aside|pass_on|give_back|keep_or|hand_over|forget_parent|disown)(_.*)?"
+)
+#: Those that users know by a name of their own.
+PUBLIC_VERBS = {"give_back"}
+
+
+def verbs_of_the_table() -> set[str]:
+    assert shmpool.__doc__
+    return set(re.findall(r"^(\w+) {2,}\w", shmpool.__doc__.split("=\nword")[1].split("==\n\n")[0], re.MULTILINE))
+
+
+def methods() -> list[tuple[str, str]]:
+    """The functions and methods of the client's library, each with its module. The vocabulary that
+    both sides share does nothing, so it ends nothing."""
+    return [
+        (node.name, name)
+        for name, path in modules("shmpool").items()
+        if not below(name, "shmpool.cli", "shmpool.demo", "shmpool.protocol")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    ]
+
+
+def test_what_ends_is_said_with_the_words_of_the_table() -> None:
+    table, said = verbs_of_the_table(), methods()
+    assert table == {"release", "return", "discard", "close", "abandon"}
+    unsaid = [verb for verb in table if not any(re.fullmatch(f"_*{verb}(_.*)?", name) for name, _ in said)]
+    assert unsaid == []
+    others = [f"{module}: {name}" for name, module in said if OTHER_VERBS.fullmatch(name)]
+    assert [line for line in others if line.split()[-1] not in PUBLIC_VERBS] == []
 
 
 # --- what a worker pays ---------------------------------------------------------------------

@@ -27,14 +27,14 @@ sessions: Final[set[Session]] = set()
 def close(session: Session) -> None:
     """Close a session: see `Pool.close`."""
     session.is_closing = True
-    session.link.dismiss()
+    session.link.discard_all()
     stories: list[str] = []
     if not session.is_over:
-        session.prefetch.give_up()
+        session.prefetch.discard()
         stories = _release_leases(session)
         session.close_magazines()
     session.is_orphaned = True  # if we do not come so far, its helper ends it
-    if is_in_use(session) or not leave(session):
+    if is_in_use(session) or not close_unused(session):
         session.helper.start()
         session.wake_helper()
     for story in stories:  # last: where warnings are errors, the pool is closed all the same
@@ -60,22 +60,22 @@ def is_in_use(session: Session) -> bool:
     return session.is_in_use
 
 
-def end_if_unused(session: Session) -> bool:
-    """For the helper of a session without a pool: end it, if nothing is in use."""
+def close_if_unused(session: Session) -> bool:
+    """For the helper of a session without a pool: close it, if nothing is in use."""
     if not session.is_over:
-        session.prefetch.give_up()
+        session.prefetch.discard()
         session.close_magazines()
-    return not is_in_use(session) and leave(session)
+    return not is_in_use(session) and close_unused(session)
 
 
-def leave(session: Session) -> bool:
+def close_unused(session: Session) -> bool:
     """Say goodbye: the seat ends. Nothing of the session may be in use; False when another thread
     has just begun to use something."""
     if not session.is_over:
         session.close_magazines()
         if not session.say_goodbye():
             return False
-    session.link.dismiss()
+    session.link.discard_all()
     if threading.current_thread() is not session.helper.thread:
         session.helper.stop()
     session.close_descriptors()
@@ -83,7 +83,7 @@ def leave(session: Session) -> bool:
     return True
 
 
-def abort(session: Session) -> None:
+def close_unbegun(session: Session) -> None:
     """A session that could not begin: nothing was leased or opened over it."""
     session.is_closing = True
     session.helper.stop()
@@ -97,7 +97,7 @@ def settle_at_exit(session: Session) -> None:
     as it is for whatever runs later still, and nothing is warned of any more."""
     session.is_at_exit = True
     if not session.is_over:
-        session.prefetch.give_up()
+        session.prefetch.discard()
         session.close_magazines()
 
 

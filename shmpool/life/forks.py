@@ -57,7 +57,7 @@ def _before() -> None:
     for session in sessions.copy():
         if not session.is_over:
             _forks.guarded.add(session)
-            session.guards.begin()
+            session.guards.before_fork()
     # A child must find one thread, and nobody in the middle of a message.
     for session in sessions.copy():
         if session.helper.is_running:
@@ -70,9 +70,9 @@ def _after_in_parent() -> None:
         return  # all is done, and another thread may fork by now
     if HERE[FORKING]:
         for session in sessions | _forks.guarded:
-            session.guards.end()
+            session.guards.after_fork()
         _forks.guarded.clear()
-        guards.end_fork()
+        guards.count_fork()
     while _forks.stopped:
         session = next(iter(_forks.stopped))
         session.helper.start()
@@ -86,26 +86,26 @@ def _after_in_child() -> None:
     if HERE[OURS]:
         return
     for session in sessions:
-        _end_leases(session)
-        session.openings.forget_all()
-        session.deferred.forget_all()
+        _abandon_leases(session)
+        session.openings.abandon()
+        session.deferred.abandon()
     owners: dict[Windows, Session] = {session.windows: session for session in sessions}
     evidence: dict[Evidence, Evidence] = {}
     for window in keep_readable():
         _keep(window, owners.get(window.owner), evidence)
     for pool in list(pools):
-        pool.forget_parent()
+        pool.abandon()
     while sessions:
         session = next(iter(sessions))
         session.abandon()
         sessions.discard(session)
-    guards.forget_everything()
+    guards.abandon_all()
     guards.fork_lock, _forks.guarded, _forks.stopped = threading.RLock(), set(), set()
-    guards.end_fork()
+    guards.count_fork()
     HERE[UNSHARED] = HERE[OURS] = 1
 
 
-def _end_leases(session: Session) -> None:
+def _abandon_leases(session: Session) -> None:
     """The parent's leases raise here; whoever has a view of one keeps it."""
     for lease in live_leases(session.owned):
         lease.__class__ = EndedLease  # type: ignore[assignment]

@@ -31,7 +31,7 @@ class PoolLife(BasePool):
         #: One thread connects.
         self._connecting = threading.Lock()
         self._session: Session | None = None
-        #: The session that `close` is to end, until it has.
+        #: The session that `close` is to close, until it has.
         self._closing: Session | None = None
         #: The private broker that made this pool is not to end before it.
         self._broker: object = None
@@ -50,7 +50,7 @@ class PoolLife(BasePool):
         return session
 
     def _begin_session(self, address: str | None, timeout: float) -> Session:
-        session = Session(strict=self._strict, end_if_unused=closing.end_if_unused)
+        session = Session(strict=self._strict, close_if_unused=closing.close_if_unused)
         try:
             session.join(lambda: resolve(address), time.monotonic() + timeout, lambda: self._is_closed)
             closing.sessions.add(session)
@@ -63,7 +63,7 @@ class PoolLife(BasePool):
             self._raise_if_closed()
         except BaseException as error:  # also where there is no thread to be had
             self._session = None
-            closing.abort(session)
+            closing.close_unbegun(session)
             if isinstance(error, BrokerUnavailable):
                 self._raise_if_closed()
             raise
@@ -81,7 +81,7 @@ class PoolLife(BasePool):
         """Close one that is over, once: there may be no other for a while."""
         session, self._session = self._session, None
         if session is not None:
-            closing.leave(session)
+            closing.close_unused(session)
 
     def _live_session(self, timeout: float | None = None) -> Session:
         if not HERE[OURS]:
@@ -108,7 +108,7 @@ class PoolLife(BasePool):
         pools.discard(self)
         self._broker = None
 
-    def forget_parent(self) -> None:
+    def abandon(self) -> None:
         """In a forked child: the seat is the parent's."""
         self._connecting = threading.Lock()
         self._session = self._closing = None

@@ -138,7 +138,7 @@ def greet(
 
 
 def await_welcome(
-    find: Callable[[], str], nonce: int, deadline: float, is_given_up: Callable[[], bool]
+    find: Callable[[], str], nonce: int, deadline: float, is_closed: Callable[[], bool]
 ) -> tuple[str, Connection, Welcome]:
     """Connect as a worker that has no seat yet to the broker at the address that *find* says, which
     may be still to come: nobody listens, or who listens does not answer yet. Tries at least once,
@@ -148,7 +148,7 @@ def await_welcome(
         address = find()
         present = _identity(address)
         # Another broker may take the socket's place while this one is silent.
-        moved = Interruption(partial(_is_in_vain, find, present, is_given_up))
+        moved = Interruption(partial(_is_in_vain, find, present, is_closed))
         try:
             connection = dial(address, deadline, moved)
             # One that is there has a moment to answer, whatever the deadline is.
@@ -156,14 +156,14 @@ def await_welcome(
             return address, connection, greet(connection, Role.WORKER, nonce, 0, 0, answers, moved)
         except BrokerUnavailable as error:
             left = deadline - time.monotonic()
-            if not error.may_come or left <= 0 or is_given_up():
+            if not error.may_come or left <= 0 or is_closed():
                 raise
         time.sleep(min(left, pause * jitter()))
         pause = min(_LONGEST_PAUSE, 2 * pause)
 
 
-def _is_in_vain(find: Callable[[], str], present: Any, is_given_up: Callable[[], bool]) -> bool:
-    return is_given_up() or _identity(find()) != present
+def _is_in_vain(find: Callable[[], str], present: Any, is_closed: Callable[[], bool]) -> bool:
+    return is_closed() or _identity(find()) != present
 
 
 def _identity(address: str) -> tuple[str, int, int] | None:

@@ -59,12 +59,12 @@ class Seat(Protocol):
 
 
 class Helper:
-    """Runs a seat's thread. *end_if_unused* ends a seat that nothing is left of, and says so.
+    """Runs a seat's thread. *close_if_unused* closes a seat that nothing is left of, and says so.
     Of threads that are started at the same time the last goes on."""
 
-    def __init__(self, seat: Seat, end_if_unused: Callable[[], bool]) -> None:
+    def __init__(self, seat: Seat, close_if_unused: Callable[[], bool]) -> None:
         self._seat = seat
-        self._end_if_unused = end_if_unused
+        self._close_if_unused = close_if_unused
         #: The thread that is to run; one that finds another here, or none, ends.
         self.thread: threading.Thread | None = None
         self._pause = 0.0
@@ -112,18 +112,18 @@ class Helper:
                 if not self._is_meant():
                     return
                 log.exception("the helper of a shmpool seat drops its connection after an unexpected error")
-                seat.link.drop()
+                seat.link.close_connection()
                 failures += 1
                 time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2**failures))
         if self.thread is threading.current_thread() and seat.is_orphaned:
-            self._end_if_unused()  # the broker came back with another pool
+            self._close_if_unused()  # the broker came back with another pool
 
     def _look_after(self) -> None:
         seat, link = self._seat, self._seat.link
         rested_at = time.monotonic() + seat.magazine_idle
         has_idle = True
         while self._is_meant():
-            if seat.is_orphaned and self._end_if_unused():
+            if seat.is_orphaned and self._close_if_unused():
                 return
             if link.connection is None:
                 self._tell_lost()
@@ -180,7 +180,7 @@ class Helper:
         while self._is_meant() and (left := until - time.monotonic()) > 0:
             if seat.is_orphaned:
                 left = min(left, UNUSED_POLL)
-                if self._end_if_unused():
+                if self._close_if_unused():
                     return False
             if poll.poll(left * 1000 + 1):
                 drain(wakeup)

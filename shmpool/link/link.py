@@ -46,7 +46,7 @@ class Seat(Protocol):
     def adopt_row(self, row: int) -> Slot | None:
         """The slot of a row that was granted; None when it was not, or is known already."""
 
-    def put_aside(self, *slots: Slot | None) -> None:
+    def return_unwanted(self, *slots: Slot | None) -> None:
         """Take slots that nobody waits for."""
 
     def answer_recall(self) -> None:
@@ -82,7 +82,7 @@ class Link:
         #: The helper leaves the socket alone, for a waiting thread reads.
         self._stands_aside = False
         #: All waiting ends: the seat is over, or its pool closes.
-        self.is_dismissed = False
+        self.is_discarding = False
 
     # --- sending ------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class Link:
             self.begin(request)
             slot = self._settle(request, timeout)
         except BaseException:
-            self.abandon(request)
+            self.discard(request)
             raise
         return slot
 
@@ -149,16 +149,16 @@ class Link:
         try:
             slot = self._settle(request, timeout)
         except BaseException:
-            self.abandon(request)
+            self.discard(request)
             raise
         return slot
 
-    def abandon(self, request: Request) -> None:
+    def discard(self, request: Request) -> None:
         """Nobody waits for this request any more; what it got or will get is put aside."""
         with self._lock:
             cancel = self.requests.remove(request)
             slot, request.slot = request.slot, None
-        self._seat.put_aside(slot)
+        self._seat.return_unwanted(slot)
         if cancel is not None:
             self.send(cancel)
 
@@ -167,8 +167,8 @@ class Link:
             self._await_answer(request, self._seat.lease_timeout if timeout is None else timeout)
         with self._lock:
             cancel = self.requests.remove(request)
-        if self.is_dismissed:
-            self.abandon(request)
+        if self.is_discarding:
+            self.discard(request)
             return None
         if cancel is not None and request.state is RequestState.SERVED:
             self.send(cancel)
@@ -180,7 +180,7 @@ class Link:
         deadline = time.monotonic() + seconds
         if seconds > 0:
             self._wait(request, deadline)
-            if not request.is_waiting or self.is_dismissed:
+            if not request.is_waiting or self.is_discarding:
                 return
             self.send(Cancel(request.number))  # its answer, a refusal that says why or a grant, still comes
         if self.connection is not None:
@@ -192,7 +192,7 @@ class Link:
         started = time.monotonic()
         self._wait(request, started + _WORD)
         asleep = 0
-        while request.is_waiting and not self.is_dismissed and self.connection is not None:
+        while request.is_waiting and not self.is_discarding and self.connection is not None:
             state = process_state(self._seat.broker_pid())
             asleep = asleep + 1 if state == "S" else 0  # it may have answered just now
             if state not in ("R", "D", "S") or asleep > 1 or time.monotonic() > started + _LAST_WORD:
@@ -202,7 +202,7 @@ class Link:
     def _wait(self, request: Request, deadline: float) -> None:
         """Wait until *deadline*; reads the socket meanwhile if nobody else does."""
         reader = self._reader
-        while request.is_waiting and not self.is_dismissed:
+        while request.is_waiting and not self.is_discarding:
             try:
                 # Without a connection the helper makes one, and reads it: it must find it unread.
                 reads = self.connection is not None and reader.setdefault(0, request) is request
@@ -211,7 +211,7 @@ class Link:
                 if 0 in reader and reader[0] is request:
                     del reader[0]
             if reads:
-                self._hand_over()
+                self._let_others_read()
             if not in_time:
                 return
             self._offer(request.magazine, request)
@@ -224,7 +224,7 @@ class Link:
         poll.register(nudge, select.POLLIN)
         while connection is not None and request.is_waiting:
             if not connection.poll_with(poll):
-                self.drop(connection)
+                self.close_connection(connection)
                 break
             left = deadline - time.monotonic()
             ready = dict(poll.poll(min(max(0.0, left), LONGEST_WAIT) * 1000))
@@ -238,7 +238,7 @@ class Link:
             connection = self.connection
         return True
 
-    def _hand_over(self) -> None:
+    def _let_others_read(self) -> None:
         """Let the next one read. The helper looks again by itself when it stood aside; for
         another waiter it must do so at once."""
         if self.connection is None or sum(request.waiter is not None for request in self.requests.all()) > 1:
@@ -249,7 +249,7 @@ class Link:
     def receive(self, connection: Connection) -> None:
         """Handle what has arrived. For who has the right to read."""
         if connection.is_in_pieces:
-            self.drop(connection)
+            self.close_connection(connection)
             return
         connection.is_in_pieces = True  # until all of it is done: what an exception leaves half is not read on
         try:
@@ -258,9 +258,9 @@ class Link:
                 self.handle(message)
             connection.is_in_pieces = False
         except (ConnectionEnded, ProtocolError):
-            self.drop(connection)
+            self.close_connection(connection)
         except BaseException:
-            self.drop(connection)
+            self.close_connection(connection)
             raise
 
     def handle(self, message: Message) -> None:
@@ -284,7 +284,7 @@ class Link:
     def _grant(self, number: int, slots: list[Slot]) -> None:
         with self._lock:
             request, left = self.requests.grant(number, slots)
-        self._seat.put_aside(*left)  # first: who wakes may want the next one at once
+        self._seat.return_unwanted(*left)  # first: who wakes may want the next one at once
         self._wake_waiter(request)
 
     def serve(self) -> None:
@@ -300,9 +300,9 @@ class Link:
             if request is not me:
                 self._wake_waiter(request)
 
-    def dismiss(self) -> None:
+    def discard_all(self) -> None:
         """End all waiting. Waits for nobody."""
-        self.is_dismissed = True
+        self.is_discarding = True
         for request in self.requests.all():
             self._wake_waiter(request)
 
@@ -327,7 +327,7 @@ class Link:
         elif connection is None:
             return
         elif not connection.poll_with(poll):
-            self.drop(connection)
+            self.close_connection(connection)
             return
         ready = dict(poll.poll(None if timeout is None else min(timeout, LONGEST_WAIT) * 1000 + 1))
         self._stands_aside = False
@@ -355,7 +355,7 @@ class Link:
             self.send(message)
         self.send_bells()
 
-    def drop(self, connection: Connection | None = None) -> None:
+    def close_connection(self, connection: Connection | None = None) -> None:
         """End a connection, by default the present one; the helper makes another. What had not
         been read is discarded with it."""
         connection = connection or self.connection
@@ -369,11 +369,11 @@ class Link:
 
     def close(self) -> None:
         """Close what it has open. Who is just using a descriptor has it until then."""
-        self.drop()
+        self.close_connection()
         self.wake()  # nobody can, from here on
         self.wakeup = self._nudge = CLOSED
 
-    def abandon_in_child(self) -> None:
+    def abandon(self) -> None:
         """After a fork: close the descriptors, without touching the parent's socket."""
         connection, self.connection = self.connection, None
         if connection is not None:

@@ -56,9 +56,9 @@ class Prefetch:
                 if request.is_sent and _nbytes_of(request) == nbytes:
                     slot = link.settle(request, timeout)
                 else:
-                    link.abandon(request)
+                    link.discard(request)
         except BaseException:
-            self._abandon(request, me)
+            self._discard(request, me)
             raise
         return slot
 
@@ -79,32 +79,32 @@ class Prefetch:
             seat.link.begin(request)
         except BaseException:  # remembered, maybe not sent: nobody may wait for it
             request.claims.setdefault(0, me)
-            self._abandon(request, me)
+            self._discard(request, me)
             raise
 
-    def give_up(self) -> None:
+    def discard(self) -> None:
         """Return what lies here or is on its way."""
         me, request, self._resting = object(), self._request, None
         if request is not None:
             try:
                 request.claims.setdefault(0, me)
             finally:
-                self._abandon(request, me)
+                self._discard(request, me)
 
-    def give_up_rested(self) -> bool:
+    def discard_rested(self) -> bool:
         """Return what lay here at the last call; whether anything still lies here."""
         request = self._request
         if request is not None and request is self._resting:
-            self.give_up()
+            self.discard()
         self._resting = self._request
         return self._request is not None
 
-    def _abandon(self, request: Request, me: object) -> None:
+    def _discard(self, request: Request, me: object) -> None:
         """Give a request up, if it is ours: who claims it first has it."""
         if request.claims.get(0) is me:
             if self._request is request:
                 self._request = None
-            self._seat.link.abandon(request)
+            self._seat.link.discard(request)
 
 
 def _nbytes_of(request: Request) -> int:

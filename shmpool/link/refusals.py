@@ -33,7 +33,7 @@ def refused(refusal: Refusal | None, nbytes: int, waited: float, away: str) -> S
     return error(refusal.text) if error else LeaseTimeout(f"{said}: {refusal.text}")
 
 
-def dismissed(is_closing: bool) -> ShmpoolError:
+def discarded(is_closing: bool) -> ShmpoolError:
     """The error for a request whose seat ended."""
     if is_closing:
         return PoolClosed("the pool was closed while a lease waited")

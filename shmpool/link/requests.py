@@ -38,7 +38,7 @@ class RequestState(Enum):
 class Request:
     """One lease that waits, or will. *magazine* is where an own slot for it may come back to, None
     for a direct segment; *waiter* is whoever is to be woken and *claims* has, under 0, whose it is if
-    it was sent ahead: both for the table's user."""
+    it was prefetched: both for the table's user."""
 
     __slots__ = ("claims", "is_sent", "magazine", "message", "refusal", "slot", "state", "waiter")
 

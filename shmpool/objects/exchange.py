@@ -48,5 +48,5 @@ def get(
             view = buffer.view = private.show(private.reserve(buffer.nbytes), buffer, view)
         obj = decode(view, allow)
         del view
-        buffer.hand_over()
+        buffer.release_to_views()
         return obj

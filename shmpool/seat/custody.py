@@ -106,7 +106,7 @@ class Custody(Keeper, Reader):
                 pieces = [self.piece(row, count, writable=True) for row, count in slot.spans]
                 slot.window = self.windows.make(pieces, WRITE)
             except BaseException:
-                self.keep_or_return(slot)  # the lease fails, the slot is not lost
+                self.return_unpublished(slot)  # the lease fails, the slot is not lost
                 raise
         return slot.window
 
@@ -141,9 +141,9 @@ class Custody(Keeper, Reader):
         mine = self.idle
         grants = self.words[: self.rows * ROW_WORDS : ROW_WORDS].tolist()
         idle = [row for row, word in enumerate(grants) if word & ~GENERATION_FIELD == mine]
-        self.put_aside(*[self.adopt_row(row) for row in idle])
+        self.return_unwanted(*[self.adopt_row(row) for row in idle])
 
-    def put_aside(self, *slots: Slot | None) -> None:
+    def return_unwanted(self, *slots: Slot | None) -> None:
         """Slots that nobody waits for any more: into their magazines, or back. After the seat's end
         they are not ours."""
         for slot in slots:
@@ -152,11 +152,11 @@ class Custody(Keeper, Reader):
             if slot.magazine is not None:
                 slot.magazine.ready.appendleft(slot)
             else:  # a direct segment serves one object
-                self.give_back([slot])
+                self.return_to_broker([slot])
 
     # --- slots that go -------------------------------------------------------------------------------
 
-    def give_back(self, slots: list[Slot]) -> None:
+    def return_to_broker(self, slots: list[Slot]) -> None:
         """Return slots to the broker, each with a generation that no handle has named."""
         returned = State.RETURNED << STATE_SHIFT
         if self.barrier:
@@ -183,7 +183,7 @@ class Custody(Keeper, Reader):
             del self._returned[next(iter(self._returned))]
         self._returned[slot.row] = slot
 
-    def pass_on(self, slot: Slot, state: State) -> None:
+    def return_soon(self, slot: Slot, state: State) -> None:
         """Make the broker the custodian of one row by one store, and have it look soon. Takes no
         lock that a finalizer could meet."""
         self._owned.pop(slot.row, None)
@@ -192,13 +192,13 @@ class Custody(Keeper, Reader):
         self.words[slot.word] = slot.base | state << STATE_SHIFT
         self.ring_soon(slot.row)
 
-    def keep_or_return(self, slot: Slot) -> None:
+    def return_unpublished(self, slot: Slot) -> None:
         """A slot that was not published comes back: to its magazine, or to the broker if
         somebody waits for its tier. Takes no lock that a finalizer could meet."""
         slot.base += ONE_GENERATION
         assert slot.magazine is not None
         if slot.base > LAST_BASE:
-            self.pass_on(slot, State.RETURNED)
+            self.return_soon(slot, State.RETURNED)
             return
         self.words[slot.word] = slot.base | self.idle
         slot.magazine.ready.append(slot)
@@ -235,11 +235,11 @@ class Custody(Keeper, Reader):
             slots = magazine.idle(everything=everything)
             magazine.batch = 1
             if slots:
-                self.give_back(slots)
+                self.return_to_broker(slots)
         with self._owned_lock:  # two threads must not both find one
-            slots = recovery.lost_slots(self, self._owned)
+            slots = recovery.left_slots(self, self._owned)
         if slots:
-            self.give_back(slots)
+            self.return_to_broker(slots)
 
     def return_rested(self) -> bool:
         """Return what was not used; False when nothing idle is left."""
@@ -247,7 +247,7 @@ class Custody(Keeper, Reader):
             magazine.reap_rested()
             slots = magazine.rested()
             if slots:
-                self.give_back(slots)
+                self.return_to_broker(slots)
         return any(magazine.ready or magazine.published for magazine in list(self.magazines.values()))
 
     def close_magazines(self) -> None:

@@ -22,7 +22,7 @@ from ..protocol.states import CellState
 from ..system.here import FORKING, HERE, UNSHARED
 from .magazine import Slot
 from .openings import Openings
-from .tickets import Reader, Ticket, finish, ring
+from .tickets import Reader, Ticket, release, ring
 from .windows import AT_REST
 
 _DONE: Final = CellState.DONE << STATE_SHIFT
@@ -164,7 +164,7 @@ class DeferredReleases:
             self._part_with(ticket)
         self.look_at_all()
 
-    def forget_all(self) -> None:
+    def abandon(self) -> None:
         """In a forked child."""
         self._recent.clear()
         self._old.clear()
@@ -194,7 +194,7 @@ class DeferredReleases:
             if session.guards.between(ticket._fork, ticket._last_fork):
                 return False
         if not session.is_over:
-            finish(ticket._record, ticket._granted)
+            release(ticket._record, ticket._granted)
         return True
 
     def look_at_partings(self) -> None:

@@ -50,8 +50,8 @@ _all: Final[set[Guard]] = set()
 
 
 class Guards:
-    """Those of one session. `begin` and `end` are for the forking thread, one at a time; a fork is
-    ended wherever it was begun, also if the session is over by then."""
+    """Those of one session. `before_fork` and `after_fork` are for the forking thread, one at a time;
+    what one has begun the other ends, also if the session is over by then."""
 
     def __init__(self, session: Seat) -> None:
         self._session = session
@@ -68,7 +68,7 @@ class Guards:
     def __bool__(self) -> bool:
         return bool(self._guards)
 
-    def begin(self) -> None:
+    def before_fork(self) -> None:
         """Before a fork of this process: from here on what is released waits for the child. May be
         called again after an exception."""
         if self.last <= forks_ended:
@@ -101,7 +101,7 @@ class Guards:
                 time.sleep(0.0005)
             self._is_used = True
 
-    def end(self) -> None:
+    def after_fork(self) -> None:
         """After it, in the parent: the page is the child's alone. May be called again."""
         if self._session.is_over:
             self.forget_all()
@@ -152,7 +152,7 @@ class Guards:
                 _all.discard(guard)
 
 
-def forget_everything() -> None:
+def abandon_all() -> None:
     """In a forked child: they are the parent's."""
     _all.clear()
 
@@ -173,7 +173,7 @@ def look() -> None:
             fork_lock.release()
 
 
-def end_fork() -> None:
+def count_fork() -> None:
     """A fork is over, in the parent and in the child. No exception of a handler comes between two
     stores."""
     global forks_ended

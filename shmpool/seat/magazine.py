@@ -63,15 +63,15 @@ class Keeper(Seat):
         """The window through which a slot is written, made on its first use."""
         raise NotImplementedError
 
-    def keep_or_return(self, slot: Slot) -> None:
+    def return_unpublished(self, slot: Slot) -> None:
         """A slot that was not published comes back. Takes no lock that a finalizer could meet."""
         raise NotImplementedError
 
-    def give_back(self, slots: list[Slot]) -> None:
+    def return_to_broker(self, slots: list[Slot]) -> None:
         """Return slots to the broker."""
         raise NotImplementedError
 
-    def pass_on(self, slot: Slot, state: State) -> None:
+    def return_soon(self, slot: Slot, state: State) -> None:
         """Make the broker the custodian of one row by one store. Takes no lock that a finalizer
         could meet."""
         raise NotImplementedError
@@ -179,7 +179,7 @@ class Magazine:
             if words[slot.last_cell] == slot.done and (slot.last_cell == slot.first_cell or slot.is_done(words)):
                 slot.base += ONE_GENERATION
                 if slot.base > LAST_BASE:
-                    self.session.give_back([slot])
+                    self.session.return_to_broker([slot])
                 elif oldest is None:
                     oldest = slot
                 else:

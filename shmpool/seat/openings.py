@@ -131,7 +131,7 @@ class Openings:
         """Whether any ticket is taken, or any window looked through."""
         return any(record.is_in_use for record in self.records.copy().values())
 
-    def forget_all(self) -> None:
+    def abandon(self) -> None:
         """In a forked child: the parent's views are all that is left of it."""
         self.left.clear()
         for record in self.records.values():

@@ -27,7 +27,7 @@ from .references import KNOWN_TO_NOBODY, references
 from .tickets import Reader
 
 
-def lost_slots(session: Reader, owned: dict[int, Slot]) -> list[Slot]:
+def left_slots(session: Reader, owned: dict[int, Slot]) -> list[Slot]:
     """The slots to be given back. Those of which the broker is the custodian already are
     settled here: their handles were never delivered."""
     found = []

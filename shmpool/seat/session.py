@@ -36,8 +36,8 @@ from .supply import Supply
 class Session(Supply):
     """One seat. Thread-safe; over after a fork (`is_over`), in the child only."""
 
-    def __init__(self, *, strict: bool, end_if_unused: Callable[[Session], bool]) -> None:
-        """Without a seat yet: `join` takes one. *end_if_unused* is called while it has no pool any more.
+    def __init__(self, *, strict: bool, close_if_unused: Callable[[Session], bool]) -> None:
+        """Without a seat yet: `join` takes one. *close_if_unused* is called while it has no pool any more.
         Raises BrokerUnavailable without descriptors."""
         super().__init__()
         self.address = ""
@@ -58,15 +58,15 @@ class Session(Supply):
             raise BrokerUnavailable(f"no descriptors to connect to a broker: {explain(error)}") from None
         self.prefetch = Prefetch(self)
         #: Started by who takes the seat.
-        self.helper = Helper(self, partial(end_if_unused, self))
+        self.helper = Helper(self, partial(close_if_unused, self))
 
     # --- the seat ----------------------------------------------------------------------------------
 
-    def join(self, find: Callable[[], str], deadline: float, is_given_up: Callable[[], bool]) -> None:
+    def join(self, find: Callable[[], str], deadline: float, is_closed: Callable[[], bool]) -> None:
         """Take a seat of the broker at the address that *find* says. Raises BrokerUnavailable, and
         has nothing open then."""
         try:
-            while not self._take_seat(*self._knock(find, deadline, is_given_up)):
+            while not self._take_seat(*self._knock(find, deadline, is_closed)):
                 pass  # the broker has that seat to clear, and another for us, or none at all
             self._make_tables()
         except BaseException:
@@ -74,10 +74,10 @@ class Session(Supply):
             raise
 
     def _knock(
-        self, find: Callable[[], str], deadline: float, is_given_up: Callable[[], bool]
+        self, find: Callable[[], str], deadline: float, is_closed: Callable[[], bool]
     ) -> tuple[Connection, Welcome]:
         self.nonce = int.from_bytes(os.urandom(8))
-        self.address, self.link.connection, welcome = await_welcome(find, self.nonce, deadline, is_given_up)
+        self.address, self.link.connection, welcome = await_welcome(find, self.nonce, deadline, is_closed)
         return self.link.connection, welcome
 
     def _take_seat(self, connection: Connection, welcome: Welcome) -> bool:
@@ -86,7 +86,7 @@ class Session(Supply):
         try:
             self.map(welcome, self.nonce)
         except SeatTaken:
-            self.link.drop(connection)
+            self.link.close_connection(connection)
             return False
         except OSError as error:
             raise BrokerUnavailable(hints.unmappable(self.address, error)) from None
@@ -103,7 +103,7 @@ class Session(Supply):
             return False
         if not welcome.resumed or welcome.pool_id != self.pool_id:
             connection.close()
-            self.end()
+            self.discard_seat()
             return True
         self.apply(welcome.settings)
         self._adopt_unknown()
@@ -158,11 +158,11 @@ class Session(Supply):
 
     # --- the end ----------------------------------------------------------------------------------------
 
-    def end(self) -> None:
+    def discard_seat(self) -> None:
         """The seat is gone. Views stay readable, nothing is stored for them any more."""
         self.is_over, self.is_watched = True, False
         self.guards.forget_all()
-        self.link.dismiss()
+        self.link.discard_all()
 
     @property
     def is_in_use(self) -> bool:
@@ -198,6 +198,6 @@ class Session(Supply):
         for slot in self.owned:
             if isinstance(slot, DirectSlot):
                 slot.close()  # else this process would keep the segment's memory
-        self.link.abandon_in_child()
+        self.link.abandon()
         self._returned.clear()
         self.unmap()

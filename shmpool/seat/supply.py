@@ -9,7 +9,7 @@ from ..errors import SharedMemoryFull
 from ..link.helper import Helper
 from ..link.link import Link
 from ..link.prefetch import Prefetch
-from ..link.refusals import dismissed, refused
+from ..link.refusals import discarded, refused
 from ..link.requests import Request
 from ..protocol.codes import Code
 from ..protocol.figures import MISSES, TIMEOUTS
@@ -43,7 +43,7 @@ class Supply(Custody):
             return slot
         queue = timeout != 0
         if not queue:
-            self.prefetch.give_up()  # nobody will be recalled for this request, so neither are we
+            self.prefetch.discard()  # nobody will be recalled for this request, so neither are we
         message = Refill(self.link.next_number(), magazine.tier.index, magazine.chunks, magazine.grow(), queue)
         slot = self._ask(Request(message, magazine), nbytes, timeout)
         self.count(MISSES)  # now: one that is refused is no lease, so neither a hit nor a miss
@@ -62,7 +62,7 @@ class Supply(Custody):
                 slot.reserve(self._memory_groups())
             except BaseException as error:
                 slot.close()
-                self.give_back([slot])
+                self.return_to_broker([slot])
                 left = deadline - time.monotonic()
                 if not isinstance(error, SharedMemoryFull) or left <= 0 or self._is_never(nbytes):
                     raise
@@ -110,14 +110,14 @@ class Supply(Custody):
         slot = self.link.ask(request, timeout)
         if slot is None and not request.message.queue and _is_over_quota(request):
             # Who does not wait is not recalled either: what lies idle here may be all that is in the way.
-            self.prefetch.give_up()
+            self.prefetch.discard()
             self.return_all()
             request = Request(request.message._replace(request=self.link.next_number()), request.magazine)
             slot = self.link.ask(request, timeout)
         if slot is not None:
             return slot
-        if self.link.is_dismissed:
-            raise dismissed(self.is_closing)
+        if self.link.is_discarding:
+            raise discarded(self.is_closing)
         waited = time.monotonic() - started
         error = refused(request.refusal, nbytes, waited, "" if self.link.connection else self.address)
         if isinstance(error, TimeoutError):
@@ -148,12 +148,12 @@ class Supply(Custody):
         """Somebody waits: give back what is idle here."""
         self.is_wanted = False
         self.link.serve()
-        self.prefetch.give_up()
+        self.prefetch.discard()
         self.return_idle()
 
     def look_after_rested(self) -> bool:
         """Return what was not used; False when nothing idle is left."""
-        is_prefetched = self.prefetch.give_up_rested()
+        is_prefetched = self.prefetch.discard_rested()
         return self.return_rested() or is_prefetched
 
 

@@ -209,7 +209,7 @@ def discard(record: Record, granted: int, nbytes: int) -> None:
     _locked(record, granted, nbytes, _DONE)
 
 
-def finish(record: Record, granted: int) -> None:
+def release(record: Record, granted: int) -> None:
     """Store DONE in a cell that is open here and through which nobody looks any more, and ring
     where somebody has to look. Once: who comes second finds it done. Not for finalizers."""
     session, words = record.session, record.session.words

@@ -63,7 +63,7 @@ class ChunkedTeeReader(io.RawIOBase):
         if filled:
             # Each view is released at once: an exception's traceback would keep it, and the chunk with it.
             with memoryview(buffer) as view, view.cast("B") as flat, flat[:filled] as piece:
-                self._pass_on(piece)
+                self._write_on(piece)
         elif filled == 0 and len(buffer):
             self._check_end()
         return filled
@@ -112,12 +112,12 @@ class ChunkedTeeReader(io.RawIOBase):
             flat[: len(piece)] = piece
             if piece:
                 with memoryview(piece) as read:
-                    self._pass_on(read)
+                    self._write_on(read)
             elif len(flat):
                 self._check_end()
             return len(piece)
 
-    def _pass_on(self, piece: memoryview) -> None:
+    def _write_on(self, piece: memoryview) -> None:
         self.bytes_read += len(piece)
         if self._size is not None and self.bytes_read > self._size:
             raise InvalidSize(f"{self._size} bytes were announced, the reader has {self.bytes_read} or more")

@@ -1,4 +1,4 @@
-"""The next direct segment of a steady producer: granted ahead, and never in anybody's way."""
+"""The next direct segment of a steady producer: granted before it is needed, and never in anybody's way."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pool(broker: shmpool.Broker) -> Iterator[shmpool.Pool]:
         yield pool
 
 
-def ahead(pool: shmpool.Pool) -> int:
+def prefetched(pool: shmpool.Pool) -> int:
     """Direct segments that are granted and not leased."""
     return pool.stats().tiers[-1].idle
 
@@ -52,13 +52,13 @@ def pass_on(pool: shmpool.Pool, nbytes: int, number: int) -> None:
 def make_steady(pool: shmpool.Pool, nbytes: int = SIZE) -> None:
     for number in range(3):
         pass_on(pool, nbytes, number)
-    eventually(lambda: ahead(pool) == 1, "a segment ahead")
+    eventually(lambda: prefetched(pool) == 1, "a prefetched segment")
 
 
 def test_who_leases_one_size_has_the_next_segment_ahead(pool: shmpool.Pool) -> None:
     make_steady(pool)
     lease = pool.lease(SIZE)
-    eventually(lambda: ahead(pool) == 1)
+    eventually(lambda: prefetched(pool) == 1)
     assert pool.stats().tiers[-1].leased == 1
     lease.release()
 
@@ -91,9 +91,9 @@ def test_it_goes_back_to_who_waits(pool: shmpool.Pool, broker: shmpool.Broker) -
     make_steady(pool)
     with broker.connect() as other:
         leases = lease_all(other, SIZE, Strategy.DIRECT)
-        assert ahead(pool) == 1  # who does not wait recalls nothing
+        assert prefetched(pool) == 1  # who does not wait recalls nothing
         leases.append(other.lease(SIZE, timeout=PATIENCE))
-        assert ahead(pool) == 0
+        assert prefetched(pool) == 0
         for lease in leases:
             lease.release()
 
@@ -110,7 +110,7 @@ def test_its_own_client_gets_the_memory_without_waiting(pool: shmpool.Pool, nbyt
 
 
 def test_it_serves_its_own_size_whatever_was_leased_meanwhile(pool: shmpool.Pool) -> None:
-    """Another thread may have leased another size between asking ahead and the next lease."""
+    """Another thread may have leased another size between the prefetch and the next lease."""
     make_steady(pool)
     session = pool._session
     assert session is not None
@@ -165,7 +165,7 @@ def test_it_survives_the_broker(daemon: StartDaemon, address: str) -> None:
         for number in range(5):
             pass_on(pool, SIZE, number)
         assert pool.stats().total_gets >= 5
-        pool._session.prefetch.give_up()  # type: ignore[union-attr]
+        pool._session.prefetch.discard()  # type: ignore[union-attr]
         eventually(lambda: out(pool.stats()) == 0)
 
 

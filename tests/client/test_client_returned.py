@@ -83,12 +83,12 @@ def test_memory_that_was_cooled_meanwhile_is_there_again(pool: shmpool.Pool) -> 
 
 
 def test_the_map_of_a_direct_segment_goes_with_it(pool: shmpool.Pool) -> None:
-    """Also where it is returned as one that an exception left behind (`lost`), its map made."""
+    """Also where it is returned as one that an exception left behind (`recovery`), its map made."""
     lease = pool.lease(2 * MIB)
     lease.view[0] = 1
     slot, session = lease._slot, pool._session
-    lease._drop_view()
-    session.give_back([slot])
+    lease._take_view()
+    session.return_to_broker([slot])
     assert slot.window is None
     with open("/proc/self/maps") as file:
         assert not any(f"{session.pool_id:016x}-direct" in line for line in file)

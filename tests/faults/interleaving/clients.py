@@ -178,7 +178,7 @@ def _make_words(session: Session, welcome: Any) -> None:
     session.counters = len(start.ledger) - COUNTER_WORDS
 
 
-def _await_welcome(find: Any, nonce: int, deadline: float, is_given_up: Any) -> Any:
+def _await_welcome(find: Any, nonce: int, deadline: float, is_closed: Any) -> Any:
     connection: Any = _dial(find(), deadline)
     return find(), connection, greet(connection, Role.WORKER, nonce, 0, 0, deadline)
 
@@ -273,7 +273,7 @@ class Client:
             raise Gone from None
 
     def _join(self) -> Session:
-        session = Session(strict=False, end_if_unused=lambda session: False)
+        session = Session(strict=False, close_if_unused=lambda session: False)
         session.join(lambda: "here", 1.0, lambda: False)
         return session
 

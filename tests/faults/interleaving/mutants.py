@@ -140,13 +140,13 @@ def done_before_the_view_is_gone() -> Iterator[None]:
 @contextmanager
 def old_replies_kept() -> Iterator[None]:
     """What an old socket still had is handled after the new one's first message."""
-    receive, drop = Link.receive, Link.drop
+    receive, close = Link.receive, Link.close_connection
 
-    def drop_late(self: Link, connection: Any = None) -> None:
+    def close_late(self: Link, connection: Any = None) -> None:
         late = vars(self).setdefault("late", [])
         while (frame := connection.unread()) is not None:
             late.append(frame)
-        drop(self, connection)
+        close(self, connection)
 
     def receive_both(self: Link, connection: Any) -> None:
         receive(self, connection)
@@ -155,7 +155,7 @@ def old_replies_kept() -> Iterator[None]:
                 message: Message = clients.decode(frame, clients.FROM_BROKER)
                 self.handle(message)
 
-    with patch.object(Link, "drop", drop_late), patch.object(Link, "receive", receive_both):
+    with patch.object(Link, "close_connection", close_late), patch.object(Link, "receive", receive_both):
         yield
 
 
