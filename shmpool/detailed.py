@@ -69,7 +69,7 @@ class DetailedPool(BasePool):
             slot = session.obtain(magazine, nbytes, timeout)
         word = slot.word
         words[word] = slot.base | session.leased
-        words[word + EXTENT] = slot.extent | nbytes
+        words[word + EXTENT] = slot.extent_word | nbytes
         words[counter] += 1
         lease = _new_lease(LiveLease)
         lease._slot = slot

@@ -58,7 +58,7 @@ class Lease:
     @property
     def chunks(self) -> list[memoryview]:
         """The bytes of `view` as one memoryview for each extent."""
-        view, sizes = self.view, [count * self._slot.tier.size for _, count in self._slot.spans]
+        view, sizes = self.view, [count * self._slot.tier.size for _, count in self._slot.extents]
         if len(sizes) == 1:
             return [view[:]]
         starts = [sum(sizes[:index]) for index in range(len(sizes))]

@@ -63,7 +63,7 @@ class LiveLease(Lease):
             raise InvalidSize(f"a lease of {self.nbytes} bytes cannot be shortened to {nbytes!r}")
         self._shorten_view(nbytes)
         slot = self._slot
-        words, at, extent = slot.session.words, slot.word + EXTENT, slot.extent | nbytes
+        words, at, extent = slot.session.words, slot.word + EXTENT, slot.extent_word | nbytes
         # With no call between them nothing comes between: publish takes the extent word as it is.
         self.nbytes = nbytes
         words[at] = extent

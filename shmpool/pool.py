@@ -117,7 +117,7 @@ class BasePool:
             slot = session.obtain(magazine, nbytes, timeout)
         word = slot.word
         words[word] = slot.base | session.leased
-        words[word + EXTENT] = slot.extent | nbytes
+        words[word + EXTENT] = slot.extent_word | nbytes
         words[counter] += 1
         lease = _new_lease(LiveLease)
         lease._slot = slot
@@ -166,7 +166,7 @@ class BasePool:
         started = time.perf_counter_ns()
         slot = session.obtain_direct(nbytes, timeout)
         session.words[slot.word] = slot.base | session.leased
-        session.words[slot.word + EXTENT] = slot.extent | nbytes
+        session.words[slot.word + EXTENT] = slot.extent_word | nbytes
         lease = DirectLease.__new__(DirectLease)
         lease._slot, lease.nbytes = slot, nbytes
         slot.lease = proxy(lease)
@@ -176,7 +176,7 @@ class BasePool:
 
     def _make_lease(self, session: Session, slot: Slot, nbytes: int, counter: int) -> Lease:
         session.words[slot.word] = slot.base | session.leased
-        session.words[slot.word + EXTENT] = slot.extent | nbytes
+        session.words[slot.word + EXTENT] = slot.extent_word | nbytes
         session.words[counter] += 1
         lease = _new_lease(LiveLease)
         lease._slot, lease.nbytes = slot, nbytes

@@ -103,7 +103,7 @@ class Custody(Keeper, Reader):
         """The window through which a slot is written, made on its first use."""
         if slot.window is None:
             try:
-                pieces = [self.piece(row, count, writable=True) for row, count in slot.spans]
+                pieces = [self.piece(row, count, writable=True) for row, count in slot.extents]
                 slot.window = self.windows.make(pieces, WRITE)
             except BaseException:
                 self.return_unpublished(slot)  # the lease fails, the slot is not lost
@@ -124,14 +124,14 @@ class Custody(Keeper, Reader):
 
     def _make_slot(self, row: int, base: int) -> Slot:
         known = self._returned.pop(row, None)
-        if known is not None and (known.tier.kind is TierKind.POOLED or known.spans == self.spans_of(row)):
+        if known is not None and (known.tier.kind is TierKind.POOLED or known.extents == self.extents_of(row)):
             known.base = base
             return known
-        tier, spans = self.tier_of(row), self.spans_of(row)
+        tier, extents = self.tier_of(row), self.extents_of(row)
         if tier.kind is TierKind.DIRECT:
-            return DirectSlot(self, tier, spans, nbytes_of(self.words[row * ROW_WORDS + EXTENT]), base)
-        chunks = sum(count for _, count in spans)
-        slot = Slot(self, tier, spans, chunks * tier.size, base)
+            return DirectSlot(self, tier, extents, nbytes_of(self.words[row * ROW_WORDS + EXTENT]), base)
+        chunks = sum(count for _, count in extents)
+        slot = Slot(self, tier, extents, chunks * tier.size, base)
         slot.magazine = self.magazine(tier, chunks)
         return slot
 

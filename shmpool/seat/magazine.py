@@ -86,14 +86,14 @@ class Slot:
 
     *base* is its generation in its place in the grant word; *word* the index of its row's
     first word, *first_cell* that of its first cell, *wanted* that of its tier in the header;
-    *spans* its extents as (first row, chunks); *extent* and *tail* what the extent word and a handle
+    *extents* its extents as (first row, chunks); *extent_word* and *tail* what the extent word and a handle
     of a publication for one reader say besides its length; *done* what a finished cell of
     its last publication says, *last_cell* the index of that publication's last cell.
     """
 
     __slots__ = (
-        "base", "done", "extent", "first_cell", "last_cell", "lease", "magazine", "row", "session", "size", "spans",
-        "tail", "tier", "wanted", "window", "word",
+        "base", "done", "extent_word", "extents", "first_cell", "last_cell", "lease", "magazine", "row", "session",
+        "size", "tail", "tier", "wanted", "window", "word",
     )  # fmt: skip
 
     #: A weak proxy of the lease that has it, or had it last; it costs half as much as a `ref`.
@@ -101,14 +101,14 @@ class Slot:
     window: Window | None
     magazine: Magazine | None
 
-    def __init__(self, session: Keeper, tier: Tier, spans: tuple[tuple[int, int], ...], size: int, base: int) -> None:
+    def __init__(self, session: Keeper, tier: Tier, extents: tuple[tuple[int, int], ...], size: int, base: int) -> None:
         self.session = session
         self.tier = tier
-        self.spans = spans
-        self.row = spans[0][0]
+        self.extents = extents
+        self.row = extents[0][0]
         self.word = self.row * ROW_WORDS
         self.first_cell = self.word + FIRST_CELL
-        self.extent = 1 << TICKETS_SHIFT | spans[0][1] << CHUNKS_SHIFT
+        self.extent_word = 1 << TICKETS_SHIFT | extents[0][1] << CHUNKS_SHIFT
         self.tail = self.row << 4 + NBYTES_BITS
         self.wanted = WANTED + tier.index
         self.size = size
@@ -127,7 +127,7 @@ class Slot:
     @property
     def first_chunks(self) -> int:
         """Chunks of the first extent, for the extent word."""
-        return self.spans[0][1]
+        return self.extents[0][1]
 
     def is_done(self, words: memoryview[int]) -> bool:
         """Whether every ticket of its last publication is done."""

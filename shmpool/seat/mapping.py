@@ -194,22 +194,22 @@ class Mapping:
                 return tier
         raise IndexError(f"the pool has no row {row}")
 
-    def spans_of(self, row: int) -> tuple[tuple[int, int], ...]:
+    def extents_of(self, row: int) -> tuple[tuple[int, int], ...]:
         """The extents of the lease that a row heads, as its words say. Raises ValueError
         for links that no broker writes."""
         words, tier = self.words, self.tier_of(row)
-        spans = [(row, chunks_of(words[row * ROW_WORDS + EXTENT]))]
+        extents = [(row, chunks_of(words[row * ROW_WORDS + EXTENT]))]
         following = next_row_of(words[row * ROW_WORDS + LINK])
         while following:
-            if not tier.base <= following < tier.end or len(spans) == MAX_EXTENTS:
+            if not tier.base <= following < tier.end or len(extents) == MAX_EXTENTS:
                 raise ValueError(f"row {row} links to row {following}")
             link = words[following * ROW_WORDS + LINK]
-            spans.append((following, chunks_of_link(link)))
+            extents.append((following, chunks_of_link(link)))
             following = next_row_of(link)
-        for first, count in spans:
+        for first, count in extents:
             if not 0 < count <= tier.end - first:
                 raise ValueError(f"row {row} has an extent of {count} chunks from row {first}")
-        return tuple(spans)
+        return tuple(extents)
 
     def piece(self, row: int, count: int, *, writable: bool) -> Piece:
         """Where *count* adjacent slots lie."""

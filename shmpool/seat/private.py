@@ -45,7 +45,7 @@ def show(window: PrivateWindow, ticket: Ticket, shared: memoryview) -> memoryvie
         fd = open_segment(direct_name(session.pool_id, row, generation_of(ticket._granted)), writable=False)
         libc.map_over(at, left, WRITE, fd, 0, private=True)
     else:
-        for first, count in ((row, 1),) if tier.kind is TierKind.POOLED else session.spans_of(row):
+        for first, count in ((row, 1),) if tier.kind is TierKind.POOLED else session.extents_of(row):
             piece = session.piece(first, count, writable=False)
             length = min(piece.length, left)
             if length:

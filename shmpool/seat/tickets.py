@@ -175,15 +175,15 @@ def map_record(record: Record, granted: int, nbytes: int) -> None:
         record.window = _map_direct(session, record.row, generation_of(granted), nbytes)
         return
     try:
-        spans = ((record.row, 1),) if tier.kind is TierKind.POOLED else session.spans_of(record.row)
+        extents = ((record.row, 1),) if tier.kind is TierKind.POOLED else session.extents_of(record.row)
     except ValueError as error:
         raise StaleHandle(f"the publication was reused while it was being opened: {error}") from error
-    if sum(count for _, count in spans) * tier.size < nbytes:
+    if sum(count for _, count in extents) * tier.size < nbytes:
         raise StaleHandle(f"the handle's {nbytes} bytes are more than its slot holds")
     if tier.kind is TierKind.CHUNK:
-        record.links = tuple((at := row * ROW_WORDS + LINK, words[at]) for row, _ in spans)
-    record.sizes = tuple(count * tier.size for _, count in spans)
-    record.window = session.windows.make([session.piece(row, count, writable=False) for row, count in spans], READ)
+        record.links = tuple((at := row * ROW_WORDS + LINK, words[at]) for row, _ in extents)
+    record.sizes = tuple(count * tier.size for _, count in extents)
+    record.window = session.windows.make([session.piece(row, count, writable=False) for row, count in extents], READ)
 
 
 def _map_direct(session: Reader, row: int, generation: int, nbytes: int) -> Window:
