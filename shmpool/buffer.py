@@ -159,6 +159,8 @@ class LiveBuffer(Buffer):
         session = record.session
         granted = self._granted
         words = session.words
+        # The view is gone, then DONE, then the look who is custodian. A publisher that leaves stores the
+        # broker's custody and then looks at the cells: one of the two sees what the other has stored.
         if session.barrier:
             session.barrier()
         words[record.cell] = granted & GENERATION_FIELD | _DONE

@@ -48,6 +48,8 @@ class LiveLease(Lease):
             return self._publish_with_views(1)[0]
         words, word, nbytes = session.words, slot.word, self.nbytes
         granted = slot.base | session.published
+        # The bytes and the cell are there before the grant word says so, and the slot is waited for
+        # only after it: whoever reaps finds either the last publication's DONE or this one's cell.
         words[slot.first_cell] = granted
         if session.barrier:
             session.barrier()

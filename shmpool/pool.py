@@ -116,6 +116,7 @@ class BasePool:
         if slot is None:
             slot = session.obtain(magazine, nbytes, timeout)
         word = slot.word
+        # LEASED with its own generation before anything is written: a sweep frees it if we die here.
         words[word] = slot.base | session.leased
         words[word + EXTENT] = slot.extent_word | nbytes
         words[counter] += 1
@@ -220,6 +221,9 @@ class BasePool:
         buffer._fork = session.forks
         buffer.nbytes = nbytes = tail & MAX_NBYTES
         buffer._left = record.left
+        # TAKEN while the byte is locked, then the unlock, then the view. The gate lets one thread at a
+        # time lock through this descriptor, so that to unlock all of it lets go of this byte alone.
+        # An exception behind TAKEN leaves a record that is open and that nobody knows: it is found.
         with session.ticket_gate:
             try:
                 fcntl(session.tickets_fd, F_OFD_SETLK, record.lock)
@@ -236,7 +240,7 @@ class BasePool:
         if not is_mine:
             record = self._open_otherwise(session, buffer, tail)
         if session.barrier:
-            session.barrier()
+            session.barrier()  # no load of the bytes comes before the look at the cell
         buffer.view = memoryview(record.window)[:nbytes]  # type: ignore[arg-type]
         return buffer
 

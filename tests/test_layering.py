@@ -265,6 +265,16 @@ def test_what_ends_is_said_with_the_words_of_the_table() -> None:
     assert [line for line in others if line.split()[-1] not in PUBLIC_VERBS] == []
 
 
+def test_the_tour_of_the_code_names_what_is_there() -> None:
+    known = modules("shmpool")
+    rows = re.findall(r"^\|.*\| (`.*`) \|$", (ROOT / "docs/internals.md").read_text(), re.MULTILINE)
+    assert len(rows) > 10
+    for name in re.findall("`([^`]*)`", " ".join(rows)):
+        path, *inside = name.split(".")
+        source = known[f"shmpool.{path.replace('/', '.')}"].read_text()
+        assert all(re.search(rf"(class|def) {one}\b", source) for one in inside), name
+
+
 # --- what a worker pays ---------------------------------------------------------------------
 
 HEAVY = ("click", "rich", "pydantic", "numpy", "psutil", "asyncio", "multiprocessing", "hypothesis")

@@ -52,6 +52,9 @@ _forks = _Forks()
 
 
 def _before() -> None:
+    # In this order: from the first act (see the end) nothing that was open is released at once; then
+    # each seat has a guard, which the child inherits; only then the fork. A guard that came after it
+    # would be the parent's alone, and what the child reads would be given away.
     guards.fork_lock.acquire()
     HERE[UNSHARED], HERE[FORKING] = 0, 1  # the lock's last holder may have said otherwise
     for session in sessions.copy():

@@ -159,6 +159,8 @@ class Custody(Keeper, Reader):
     def return_to_broker(self, slots: list[Slot]) -> None:
         """Return slots to the broker, each with a generation that no handle has named."""
         returned = State.RETURNED << STATE_SHIFT
+        # RETURNED in the ledger, then forgotten here, then the word: the broker may free the row as soon
+        # as it is stored, and a word that is lost is made good by its sweep.
         if self.barrier:
             self.barrier()
         for slot in slots:
@@ -260,7 +262,7 @@ class Custody(Keeper, Reader):
                 slot = magazine.published.popleft()
                 slot.window = None
                 self._owned.pop(slot.row, None)
-                self.words[slot.word] = slot.base | handed
+                self.words[slot.word] = slot.base | handed  # the last store: the row is the broker's now
                 rows.append(slot.row)
         self.ring_all(rows)
 

@@ -176,6 +176,8 @@ class Session(Supply):
             is_first, is_left = not self.is_over, self.is_over or not self.is_in_use
             if is_left:
                 self.is_over, self.is_watched = True, False
+        # Over, then the unlock, then the word: whoever gets this seat's number finds its byte free, and
+        # the readers' page goes before the broker may take what we had open for done.
         if is_first and is_left:
             self.link.send_bells()
             self.unlock_seat()

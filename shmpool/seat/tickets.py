@@ -248,7 +248,7 @@ def _locked(record: Record, granted: int, nbytes: int, mark: int) -> None:
             if explanation := why_not(session, record, granted, nbytes):
                 raise explanation
             session.words[record.cell] = granted & GENERATION_FIELD | mark
-        finally:
+        finally:  # all of this descriptor's: one byte, since we have the gate
             fcntl(session.tickets_fd, F_OFD_SETLK, UNLOCK_ALL)
 
 
