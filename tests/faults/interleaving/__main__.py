@@ -7,7 +7,7 @@ import sys
 
 from .explorer import explore
 from .mutants import MUTANTS
-from .scenarios import SCENARIO, SCENARIOS, WHOLE
+from .scenarios import SCENARIOS, WHOLE
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def _show_mutants(word: str, modes: tuple[bool, ...]) -> int:
         if word in mutant.name:
             for is_tso in modes:
                 with mutant.make():
-                    result = explore(SCENARIO[mutant.scenario], is_tso=is_tso)
+                    result = explore(mutant.scenario, is_tso=is_tso)
                 print(f"{mutant.name}\n  {result}", flush=True)
                 missed += result.mode in mutant.modes and result.violation is None
     return 1 if missed else 0

@@ -32,14 +32,17 @@ from shmpoold.core.objects.custody import Custody
 from shmpoold.core.rows import Rows
 
 from . import brokers, clients, world
+from .clients import Client
+from .scenarios import SCENARIO, Scenario, produce, read, recycle
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """*scenario* is where it shows, in all *modes*; in the other mode it does not."""
+    """*scenario* is where it shows, in all *modes*; in the other mode it does not. The smaller, the sooner
+    it is found."""
 
     name: str
-    scenario: str
+    scenario: Scenario
     make: Callable[[], AbstractContextManager[None]]
     modes: tuple[str, ...] = ("SC", "TSO")
 
@@ -176,18 +179,35 @@ def grants_trusted() -> Iterator[None]:
 
 TRUSTING = "    for row in rows:\n        if row in granted: self.free(granted[row], now)"
 
+# --- scenarios that have just what a mistake needs to show ------------------------------------------------
+
+
+def come_twice(client: Client) -> None:
+    """Lease, and give the slot back, twice; and leave with a lease."""
+    for _ in range(2):
+        if client.lease():
+            client.release_lease()
+        client.return_idle()
+    client.lease()
+    client.close()
+
+
+ONE_HANDLE = Scenario("one handle", (("publisher", recycle), ("reader1", read(0)), ("reader2", read(0))))
+EXPIRY = Scenario("expiry", (("publisher", produce(then=Client.exit)), ("reader", read(0))), expiry=True)
+OLD_REPLIES = Scenario("old replies", (("publisher", come_twice), ("heir", produce())), restarts=1)
+
 MUTANTS: tuple[Mutant, ...] = (
     # The five of the issue.
-    Mutant("the lock left out", "reader x reader, one handle", lock_left_out),
+    Mutant("the lock left out", ONE_HANDLE, lock_left_out),
     Mutant(
-        "a cell of another generation accepted", "reader x reader, one handle",
+        "a cell of another generation accepted", ONE_HANDLE,
         rewrite(BasePool, "open", (
             "words[record.cell] == granted == words[record.word]",
             "words[record.cell] & 0xFFFFFF == granted & 0xFFFFFF == words[record.word] & 0xFFFFFF",
         )),
     ),
     Mutant(
-        "the seat cleared before its rows", "restart x sweep",
+        "the seat cleared before its rows", SCENARIO["restart x sweep"],
         together(
             rewrite(Clients, "end", ("self._away.come_back(seat)\n",
                                      "self._away.come_back(seat)\n    self._seats.clear(seat)\n")),
@@ -195,54 +215,57 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     Mutant(
-        "a doorbell trusted", "close x reader's bell",
+        "a doorbell trusted", SCENARIO["close x reader's bell"],
         rewrite(Returns, "on_bell", ("    self.looks.begin([row for row in rows if row in granted], now)", TRUSTING)),
     ),
-    Mutant("the old socket's replies not discarded", "restart x return", together(old_replies_kept, grants_trusted)),
+    Mutant("the old socket's replies not discarded", OLD_REPLIES, together(old_replies_kept, grants_trusted)),
     # More.
-    Mutant("expiry without the lock", "reader x expiry", broker_closes_without_lock),
-    Mutant("a lock that is no barrier", "reader x reader, one handle", lock_is_no_barrier, ("TSO",)),
-    Mutant("DONE before the view is gone", "publisher x reader", done_before_the_view_is_gone),
+    Mutant("expiry without the lock", EXPIRY, broker_closes_without_lock),
+    Mutant("a lock that is no barrier", ONE_HANDLE, lock_is_no_barrier, ("TSO",)),
+    Mutant("DONE before the view is gone", SCENARIO["publisher x reader"], done_before_the_view_is_gone),
     Mutant(
-        "the grant word before the cells", "publisher x reader",
+        "the grant word before the cells", SCENARIO["publisher x reader"],
         rewrite(LiveLease, "publish",
                 ("    words[slot.first_cell] = granted\n", "    words[word] = granted\n"),
                 ("    words[word] = granted\n    self.__class__",
                  "    words[slot.first_cell] = granted\n    self.__class__")),
     ),
     Mutant(
-        "the generation not bumped", "reader x reader, one handle",
+        "the generation not bumped", ONE_HANDLE,
         rewrite(Magazine, "reap", ("slot.base += ONE_GENERATION", "slot.base += 0")),
     ),
     Mutant(
-        "a run of tickets judged by its last", "readers of two tickets",
+        "a run of tickets judged by its last", SCENARIO["readers of two tickets"],
         rewrite(Slot, "is_done", ("all(words[cell] == done for", "any(words[cell] == done for")),
     ),
     Mutant(
-        "a ticket closed without a look", "reader x discard",
+        "a ticket closed without a look", SCENARIO["reader x discard"],
         rewrite(tickets, "_locked", ("if explanation :=", "if mark == session.taken and (explanation :="),
                 ("granted, nbytes):\n                raise", "granted, nbytes)):\n                raise")),
     ),
     Mutant(
-        "a dead reader's tickets left open", "restart x sweep",
+        "a dead reader's tickets left open", SCENARIO["restart x sweep"],
         rewrite(Endings, "_finish_tickets",
                 ("rows.cells_taken_by(seats, first, first + SEARCHED_PER_STEP)", "[]")),
     ),
     Mutant(
-        "custody ended with tickets out", "publisher's death x sweep",
+        "custody ended with tickets out", SCENARIO["publisher's death x sweep"],
         rewrite(Custody, "look", ("1 if self._rows.open_cells(row) else ", "")),
     ),
     Mutant(
-        "a free that keeps the generation", "publisher's death x sweep",
+        "a free that keeps the generation", SCENARIO["publisher's death x sweep"],
         rewrite(Rows, "move", ("generation_of(word) + bumps", "generation_of(word)")),
     ),
     Mutant(
-        "a reader that does not look for the custodian", "close x reader's bell",
+        "a reader that does not look for the custodian", SCENARIO["close x reader's bell"],
         rewrite(LiveBuffer, "release",
                 ("if words[record.word] != granted or session.header[record.wanted]:", "if False:")),
         ("SC",),
     ),
     # Store buffers can hide a reader's DONE from the broker and the custodian from the reader.
-    Mutant("no sweep", "close x reader's bell", rewrite(Custody, "next_sweep", ("if not self._queue:", "if True:")),
-           ("TSO",)),
+    Mutant(
+        "no sweep", SCENARIO["close x reader's bell"],
+        rewrite(Custody, "next_sweep", ("if not self._queue:", "if True:")),
+        ("TSO",),
+    ),
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """What is explored: who takes part, what they do, and what may befall them.
 
-The pairwise scenarios are small enough for every run of the tests; `WHOLE` is all at once.
+The pairwise scenarios can be explored whole, each within a minute or two; `WHOLE` is all at once.
 """
 
 from __future__ import annotations
