@@ -130,9 +130,10 @@ class PoolLife(BasePool):
         session = getattr(self, "_session", None) or getattr(self, "_closing", None)
         if session is None or session.is_at_exit or not HERE[OURS]:
             return
+        is_closed = session.is_over  # looked at first: the helper may close it before we go on
         session.is_orphaned = True
         session.wake_helper()
-        if session.is_over:
+        if is_closed:
             closing.sessions.discard(session)
         else:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
