@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.long
-
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.installed import installed  # noqa: E402
+
+pytestmark = pytest.mark.long
 STATES = {"met", "missed", "absent"}
 
 
@@ -117,3 +120,30 @@ def test_scale_measures_each_event_in_each_pool(tmp_path):
     assert {"asked for stats", "a client's death"} <= {row[0] for row in turns["rows"]}
     assert all(took > 0 for took in away["rows"][0])
     assert len(report["bars"]) == len({row[0] for row in (*events["rows"], *turns["rows"])}) + 1
+
+
+def test_a_footprint_is_that_of_an_installed_and_byte_compiled_package(monkeypatch):
+    """A source tree under PYTHONDONTWRITEBYTECODE is compiled anew by every import."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    look = "import shmpool, sys; print(*(m.__cached__ for n, m in sys.modules.items() if n.startswith('shmpool')))"
+    with installed() as environment:
+        target = environment["PYTHONPATH"]
+        run = subprocess.run(
+            [sys.executable, "-P", "-c", look], env=environment, cwd="/", capture_output=True, text=True, check=True
+        )
+        compiled = [Path(path) for path in run.stdout.split()]
+        assert len(compiled) > 20
+        assert all(path.is_relative_to(target) and path.exists() for path in compiled)
+    assert not Path(target).exists()
+
+
+def test_a_footprint_is_told_as_a_ratio_to_what_a_worker_cannot_do_without(tmp_path):
+    written = tmp_path / "footprint.json"
+    run = benchmarks("footprint", "--rounds", "2", "--json", str(written))
+    assert run.returncode in (0, 1), run.stderr
+    [report] = json.loads(written.read_text())["reports"]
+    start = report["tables"][1]
+    [[needed, imported, attached, ratio, *_]] = start["rows"]
+    assert [column["unit"] for column in start["columns"]][:4] == ["s", "s", "s", "x"]
+    assert 0 < needed < imported < attached
+    assert ratio == pytest.approx(attached / needed)
