@@ -202,6 +202,30 @@ def test_a_turn_sweeps_no_more_publications_than_swept_per_turn(large_world: Wor
     assert max(freed) <= SWEPT_PER_TURN <= 512
 
 
+def test_a_turn_drops_no_more_places_of_what_was_freed_meanwhile_than_swept_per_turn(large_world: World) -> None:
+    """Bells have it freed at once; its place in the queue costs nothing but its part of a turn."""
+    world = large_world
+    tickets = publish_and_leave(world, 1500)
+    reader = world.client()
+    world.run()
+    for (ticket,) in tickets:
+        assert reader.open(ticket)  # type: ignore[arg-type]
+        reader.release(ticket)  # type: ignore[arg-type]
+    world.run()
+    left = len(world.broker.custody._queue)
+    assert left > SWEPT_PER_TURN and world.states(SMALL)[State.PUBLISHED] == 0
+
+    def dropped(_: list[Action]) -> int:
+        nonlocal left
+        before, left = left, len(world.broker.custody._queue)
+        return before - left
+
+    with turns_of(world, dropped) as places:
+        world.pass_time(5.0)
+    assert left == 0
+    assert max(places) <= SWEPT_PER_TURN <= 512
+
+
 def test_a_turn_closes_no_more_tickets_than_closed_per_turn(large_world: World) -> None:
     world = large_world
     publish_and_leave(world, 300, MAX_TICKETS)

@@ -1,4 +1,4 @@
-"""``python -m tests.mutation [--only WORD] [--sample N] [--minutes M] [--seed S]``: a table of mutants;
+"""``python -m tests.mutation [--only WORD]... [--sample N] [--minutes M] [--seed S]``: a table of mutants;
 exit 1 when one survives that `survivors.toml` does not explain."""
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ TESTS = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
-    parser.add_argument("--only", default="", help="mutants whose file, function or change has this text")
+    parser.add_argument(
+        "--only", action="append", help="mutants whose file, function or change has this text; may be repeated"
+    )
     parser.add_argument("--sample", type=int, help="so many of them, drawn at random, as many of each file")
     parser.add_argument(
         "--minutes", type=float, default=30.0, help="begin no other after so long; the first run is extra"
@@ -38,7 +40,8 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="list the mutants, and run nothing")
     arguments = parser.parse_args()
     mutants = [mutant for room in ROOMS for path in sorted(room.rglob("*.py")) for mutant in mutants_of(path, ROOT)]
-    mutants = [mutant for mutant in mutants if arguments.only in f"{mutant.where}: {mutant.what}"]
+    words = arguments.only or [""]
+    mutants = [mutant for mutant in mutants if any(word in f"{mutant.where}: {mutant.what}" for word in words)]
     mutants = draw(mutants, arguments.sample or len(mutants), random.Random(arguments.seed))
     print(f"{len(mutants)} mutants, seed {arguments.seed}", flush=True)
     if arguments.list:
