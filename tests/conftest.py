@@ -15,15 +15,15 @@ import secrets
 import shutil
 import signal
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
+from patience import settle
 
 #: Of this process: each worker of pytest-xdist has its own. Its path must leave room for a socket's name.
 RUNTIME = tempfile.mkdtemp(prefix="shmpool-tests-")
@@ -38,10 +38,10 @@ import shmpool  # noqa: E402
 from shmpool.protocol.names import PREFIX  # noqa: E402
 from shmpool.stats import query, query_invariants  # noqa: E402
 
+pytest_plugins = ["cpu"]
+
 SHM = "/dev/shm"
-#: Seconds that things which end by themselves are given to do so: other work shares the machine.
-PATIENCE = 60.0
-#: The same for a whole test of the long setting; pyproject.toml has the default's.
+#: Seconds for a whole test of the long setting; pyproject.toml has the default's.
 LONG_TIMEOUT = 1800
 #: Helpers of multiprocessing that live as long as the process.
 STAYING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
@@ -49,8 +49,6 @@ STAYING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 # A busy machine makes an example slow, and no example wrong.
 settings.register_profile("shmpool", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shmpool")
-
-T = TypeVar("T")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -70,14 +68,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(LONG_TIMEOUT))
-
-
-def settle(look: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """What *look* returns as soon as that is empty, or what it still is in the end."""
-    deadline = time.monotonic() + seconds
-    while (found := look()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return found
 
 
 # --- nothing is left behind ----------------------------------------------------------------------

@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+
+from patience import PATIENCE as PATIENCE
+from patience import eventually as eventually
 
 import shmpool
 import shmpoold
 from shmpool.protocol.names import PREFIX
 
-T = TypeVar("T")
-
-PATIENCE = 60.0
 ROOTS = [str(Path(package.__path__[0]).parent) for package in (shmpool, shmpoold)]
 #: The environment of a process that finds the packages and, unless told, no broker.
 ENV = {
@@ -39,15 +36,6 @@ def script(text: str, *args: str, **env: str) -> subprocess.CompletedProcess[str
     """Run a Python script to its end, with all warnings on."""
     line = [sys.executable, "-X", "dev", "-c", text, *args]
     return subprocess.run(line, env={**ENV, **env}, capture_output=True, text=True, timeout=PATIENCE)
-
-
-def eventually(look: Callable[[], T], what: str) -> T:
-    """What *look* returns once that is true."""
-    deadline = time.monotonic() + PATIENCE
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE} s"
-        time.sleep(0.01)
-    return seen
 
 
 def is_alive(pid: int) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from cli_helpers import ENV, PATIENCE, eventually, is_alive, script, segments, segments_of
+from corners import corner
 
 import shmpool
 from shmpool import launch
@@ -110,12 +111,14 @@ def test_repr_names_process_and_address() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"memory_limit": "12 parsecs"}, "memory_limit"),
-        ({"memory_limit": 1}, "memory_limit"),
-        ({"memory_limt": "16MiB"}, "memory_limt"),
-        ({"on_stop": "explode"}, "on_stop"),
         ({"memory_limit": object()}, "memory_limit"),
-        ({"max_clients": 0}, "max_clients"),
+        *corner(
+            ({"memory_limit": "12 parsecs"}, "memory_limit"),
+            ({"memory_limit": 1}, "memory_limit"),
+            ({"memory_limt": "16MiB"}, "memory_limt"),
+            ({"on_stop": "explode"}, "on_stop"),
+            ({"max_clients": 0}, "max_clients"),
+        ),
     ],
 )
 def test_a_wrong_setting_is_named_and_nothing_stays(
@@ -328,7 +331,7 @@ def test_a_broker_stays_though_its_owner_closes_all_descriptors() -> None:
     assert done.stdout.split()[1] == "True"
 
 
-@pytest.mark.parametrize("ending", ["", "; raise SystemExit(7)", "; import shmpool.embedded; keep = [b]"])
+@pytest.mark.parametrize("ending", corner("", "; raise SystemExit(7)", "; import shmpool.embedded; keep = [b]"))
 def test_a_forgotten_broker_ends_at_exit_without_a_word(ending: str) -> None:
     done = script(START_AND_REPORT + ending)
     assert done.stderr == ""

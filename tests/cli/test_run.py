@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import ENV, PATIENCE, command, eventually, is_alive, segments, shmpool_command
+from corners import corner
 
 from shmpool.cli.run import parse_setting
 from shmpool.errors import ConfigError
@@ -40,10 +41,12 @@ def test_the_command_finds_the_broker_which_is_gone_afterwards() -> None:
 @pytest.mark.parametrize(
     ("cmd", "status"),
     [
-        (["true"], 0),
         (["sh", "-c", "exit 7"], 7),
-        (["sh", "-c", "kill -TERM $$"], 128 + signal.SIGTERM),
-        (["sh", "-c", "kill -KILL $$"], 128 + signal.SIGKILL),
+        *corner(
+            (["sh", "-c", "kill -TERM $$"], 128 + signal.SIGTERM),
+            (["true"], 0),
+            (["sh", "-c", "kill -KILL $$"], 128 + signal.SIGKILL),
+        ),
     ],
 )
 def test_the_exit_status_is_the_commands(cmd: list[str], status: int) -> None:
@@ -92,7 +95,7 @@ TELL_SIGNAL = (
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", corner(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1))
 def test_signals_are_passed_on_and_waited_for(number: signal.Signals) -> None:
     line = command("run", *SMALL, "--", sys.executable, "-c", TELL_SIGNAL)
     with subprocess.Popen(line, env=ENV, stdout=subprocess.PIPE, text=True) as process:

@@ -12,10 +12,13 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from cli_helpers import ENV, PATIENCE, command, shmpool_command
+from corners import corner
+from patience import settle
 
 import shmpool
 from shmpool.cli.look import age, duration, printable
@@ -25,6 +28,24 @@ TOP_LEVEL = {
     "pool_id", "epoch", "total_gets", "total_puts", "pool_hits", "pool_misses", "active_buffers", "operations",
     "strategies", "average_latency_ns", "memory_efficiency", "memory", "tiers", "clients", "alerts",
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[shmpool.Broker]:
+    with shmpool.Broker(memory_limit="64MiB", max_clients=64) as broker:
+        yield broker
+
+
+@pytest.fixture
+def pool(broker: shmpool.Broker) -> Iterator[shmpool.Pool]:
+    with broker.connect() as pool:
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+def everything_comes_back(broker: shmpool.Broker) -> Iterator[None]:
+    yield
+    assert not settle(lambda: query(broker.address).clients)
 
 
 def test_json_has_the_promised_names_and_figures(broker: shmpool.Broker, pool: shmpool.Pool) -> None:
@@ -156,7 +177,7 @@ def test_leases_of_nobody(broker: shmpool.Broker) -> None:
     assert shmpool_command("leases", "--idle", "--socket", broker.address).stdout == "nobody holds anything\n"
 
 
-@pytest.mark.parametrize("args", [["stats"], ["stats", "--json"], ["leases"], ["stats", "--watch"]])
+@pytest.mark.parametrize("args", corner(["stats"], ["stats", "--json"], ["leases"], ["stats", "--watch"]))
 def test_no_broker_is_one_line(args: list[str]) -> None:
     done = shmpool_command(*args, "--socket", "/nowhere/broker.sock")
     assert done.returncode == 1
@@ -175,9 +196,14 @@ def test_help_and_version_need_no_broker() -> None:
     shown = shmpool_command("--help").stdout
     for name in ("demo", "run", "stats", "leases", "doctor"):
         assert name in shown
-        assert shmpool_command(name, "--help").returncode == 0
     assert shmpool.__version__ in shmpool_command("--version").stdout
-    assert shmpool_command("no-such-command").returncode == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["demo", "run", "stats", "leases", "doctor"])
+def test_each_command_has_help(name: str) -> None:
+    assert shmpool_command(name, "--help").returncode == 0
+    assert shmpool_command(f"no-{name}").returncode == 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -10,7 +11,6 @@ import pickle
 import select
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection as Pipe
@@ -18,14 +18,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
+from patience import PATIENCE as PATIENCE
+from patience import eventually as eventually
+from patience import settle
+
 import shmpool
 import shmpoold
 from shmpool.stats import query
 
 T = TypeVar("T")
 
-#: Seconds for what happens by itself within milliseconds: other work shares the machine.
-PATIENCE = float(os.environ.get("PATIENCE", 60))
 #: What waits for nothing takes no longer, on a busy machine either, and far less than what it must not wait for.
 SOON = PATIENCE / 3
 KIB, MIB = 1024, 1024 * 1024
@@ -33,18 +35,14 @@ ROOTS = [str(Path(shmpool.__file__).parents[1]), str(Path(shmpoold.__file__).par
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(ROOTS)}
 
 
-def eventually(look: Callable[[], T], what: str = "it", seconds: float = PATIENCE) -> T:
-    """What *look* returns as soon as that is true; an AssertionError after the deadline."""
-    deadline = time.monotonic() + seconds
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s; last seen: {seen!r}"
-        time.sleep(0.002)
-    return seen
+@functools.cache
+def _block(seed: int) -> bytes:
+    return bytes((seed * 31 + i * 7 + (i >> 8) * 13) & 0xFF for i in range(4099))
 
 
 def pattern(nbytes: int, seed: int = 1) -> bytes:
     """Content in which no two neighbouring pages are alike."""
-    block = bytes((seed * 31 + i * 7 + (i >> 8) * 13) & 0xFF for i in range(4099))
+    block = _block(seed)
     return (block * (nbytes // len(block) + 1))[:nbytes]
 
 
@@ -68,10 +66,8 @@ def unsettled(address: str) -> list[str]:
 
 
 def assert_settles(address: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while wrong := unsettled(address):
-        assert time.monotonic() < deadline, f"after {PATIENCE} s still: {wrong}"
-        time.sleep(0.002)
+    wrong = settle(lambda: unsettled(address))
+    assert not wrong, f"after {PATIENCE} s still: {wrong}"
 
 
 def of_pid(stats: shmpool.Stats, pid: int) -> list[Any]:

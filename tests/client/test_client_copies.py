@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from client_helpers import MIB, eventually
+from client_helpers import MIB, Common, eventually
 
 import shmpool
+from shmpool.seat.session import Session
 
 WAYS: list[Callable[[Any], Any]] = [pickle.dumps, copy.copy, copy.deepcopy, lambda thing: pickle.dumps(thing, 0)]
 
@@ -74,3 +75,19 @@ def test_a_pool_that_is_collected_lets_its_broker_go() -> None:
         return False
 
     eventually(is_gone, "the broker's end")
+
+
+def test_a_forgotten_pool_is_warned_of_however_soon_its_helper_closes_it(
+    common: Common, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wake = Session.wake_helper
+
+    def wake_and_wait(session: Session) -> None:
+        wake(session)
+        eventually(lambda: session.is_over, "the session's end")
+
+    pools = [shmpool.connect(common.broker().address)]
+    pools[0].lease(100).release()
+    monkeypatch.setattr(Session, "wake_helper", wake_and_wait)
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        pools.clear()

@@ -166,12 +166,13 @@ def test_stopped_client_keeps_what_it_has(pool: shmpool.Pool) -> None:
     eventually(lambda: out(pool.stats()) == 0 or pool.stats().active_buffers == 0)
 
 
-def test_twenty_workers_killed_at_any_moment_leave_nothing(start: Start) -> None:
+@pytest.mark.parametrize("workers", [7, pytest.param(50, marks=pytest.mark.long)])
+def test_workers_killed_at_any_moment_leave_nothing(start: Start, workers: int) -> None:
     """They are killed while they lease, publish, open and release as fast as they can; who dies
     between the two leaves a publication that nobody opens, and that expires."""
     pool = start(memory_limit="64MiB", max_clients=32, handle_ttl="100ms").connect()
     with pool:
-        for number in range(20):
+        for number in range(workers):
             with child("fork", client_workers.churn, pool.address) as (process, pipe):
                 for _ in range(1 + number % 7):
                     hear(pipe)

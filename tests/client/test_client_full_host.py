@@ -64,8 +64,15 @@ def on_a_small_host(script: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("strategy", "nbytes"), [("POOLED", 200_000), ("CHUNKED", 500_000)])
-@pytest.mark.parametrize("timeout", ["0", "0.2"])
+@pytest.mark.parametrize(
+    ("strategy", "nbytes", "timeout"),
+    [
+        ("POOLED", 200_000, "0"),
+        ("CHUNKED", 500_000, "0.2"),
+        pytest.param("POOLED", 200_000, "0.2", marks=pytest.mark.long),
+        pytest.param("CHUNKED", 500_000, "0", marks=pytest.mark.long),
+    ],
+)
 def test_leases_of_a_full_host_are_refused_with_the_numbers(strategy: str, nbytes: int, timeout: str) -> None:
     on_a_small_host(f"""
 leases = []
@@ -90,7 +97,7 @@ check(1000, 300_000)
 """)
 
 
-@pytest.mark.parametrize("timeout", ["0", "0.2"])
+@pytest.mark.parametrize("timeout", [pytest.param("0", marks=pytest.mark.long), "0.2"])
 def test_direct_leases_of_a_full_host_are_refused_at_lease_with_the_numbers(timeout: str) -> None:
     on_a_small_host(f"""
 leases = []

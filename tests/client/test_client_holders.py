@@ -11,6 +11,7 @@ from typing import Any
 import client_workers
 import pytest
 from client_helpers import PATIENCE, Start, child, eventually, hear, of_pid
+from corners import corner
 
 import shmpool
 
@@ -26,7 +27,7 @@ def hand_over(pool: shmpool.Pool, size: int, queue: Any) -> Iterator[int]:
         yield count
 
 
-@pytest.mark.parametrize("size", [100_000, 300_000, 2 << 20])
+@pytest.mark.parametrize("size", corner(100_000, 300_000, 2 << 20))
 def test_a_lease_timeout_names_the_reader_that_keeps_everything(start: Start, size: int) -> None:
     broker = start(memory_limit="16MiB", lease_timeout="1s")
     queue: Any = multiprocessing.get_context("spawn").SimpleQueue()

@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 import pytest
 from client_helpers import ENV, MIB, PATIENCE, Connect, Start, StartDaemon, eventually, in_fork, run_script
+from corners import across, corner
 
 import shmpool
 from shmpool import Handle
 from shmpool.stats import query, query_leases
 
 SIZES = [4000, 300_000, 2 * MIB]
+#: One of them in the default setting.
+ONE_SIZE = corner(*SIZES)
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # 3.12: forks beside threads
 
@@ -118,8 +121,7 @@ FIRST: dict[str, Callable[[], None]] = {
 }
 
 
-@pytest.mark.parametrize("nbytes", SIZES)
-@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize(("nbytes", "first"), across(SIZES, tuple(FIRST)))
 def test_inherited_array_is_right_after_the_parent_has_released_it(start: Start, nbytes: int, first: str) -> None:
     broker = start(memory_limit="16MiB")
     with broker.connect() as pool:
@@ -136,7 +138,7 @@ def test_inherited_array_is_right_after_the_parent_has_released_it(start: Start,
         eventually(lambda: pool.stats().active_buffers == 0)
 
 
-@pytest.mark.parametrize("nbytes", SIZES)
+@pytest.mark.parametrize("nbytes", ONE_SIZE)
 def test_inherited_array_is_right_after_the_parent_has_forgotten_its_buffer(start: Start, nbytes: int) -> None:
     """Nobody released it: the next call finds it, and has to wait for the child."""
     broker = start(memory_limit="16MiB")
@@ -155,7 +157,7 @@ def test_inherited_array_is_right_after_the_parent_has_forgotten_its_buffer(star
         eventually(lambda: pool.stats().active_buffers == 0)
 
 
-@pytest.mark.parametrize("nbytes", SIZES)
+@pytest.mark.parametrize("nbytes", ONE_SIZE)
 def test_inherited_array_is_right_after_the_parent_has_closed_its_pool(start: Start, nbytes: int) -> None:
     broker = start(memory_limit="16MiB")
     with broker.connect() as other:
@@ -218,7 +220,7 @@ def let_go(process: subprocess.Popen[str]) -> None:
     process.stdout.close()
 
 
-@pytest.mark.parametrize("nbytes", SIZES)
+@pytest.mark.parametrize("nbytes", ONE_SIZE)
 def test_inherited_array_is_right_after_the_parent_was_killed(start: Start, nbytes: int) -> None:
     """All else that the parent had is settled at once."""
     broker = start(memory_limit="16MiB")
@@ -371,7 +373,7 @@ def held() -> Iterator[Callable[[Callable[[], Any]], Held]]:
         one.end()
 
 
-@pytest.mark.parametrize("nbytes", SIZES)
+@pytest.mark.parametrize("nbytes", ONE_SIZE)
 def test_buffer_in_a_thread_s_local_outlives_a_fork(
     start: Start, held: Callable[[Callable[[], Any]], Held], nbytes: int
 ) -> None:
@@ -505,7 +507,7 @@ def test_hook_that_is_interrupted_leaves_no_window_unguarded(
 # --- many children, little room ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("children", [60, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("children", [30, pytest.param(500, marks=pytest.mark.long)])
 def test_child_costs_no_descriptor(start: Start, children: int) -> None:
     script = """
 import os, resource, sys, numpy as np, shmpool

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 from client_helpers import ENV, KIB, PATIENCE, Start, eventually
+from corners import corner
 
 import shmpool
 from shmpool.stats import query_leaks
 
 #: What a test of ours leaks it leaks for so long.
 AGE = "0.2s"
+#: Of each strategy; one is of the default setting.
+SIZES = corner(300 * KIB, 100, 2048 * KIB)
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def is_here(leak: dict[str, Any], function: str) -> bool:
     return bool(__file__.endswith(file) and rest.endswith(f" in {function}"))
 
 
-@pytest.mark.parametrize("nbytes", [100, 300 * KIB, 2048 * KIB])
+@pytest.mark.parametrize("nbytes", SIZES)
 def test_a_lease_that_nobody_gives_back(pool: shmpool.Pool, nbytes: int) -> None:
     lease = pool.lease(nbytes)
     leak = one_leak(pool)
@@ -54,7 +57,7 @@ def test_a_lease_that_nobody_gives_back(pool: shmpool.Pool, nbytes: int) -> None
     eventually(lambda: query_leaks(pool.address)["total"] == 0, "the end of the leak")
 
 
-@pytest.mark.parametrize("nbytes", [100, 300 * KIB, 2048 * KIB])
+@pytest.mark.parametrize("nbytes", SIZES)
 def test_a_handle_that_nobody_opens(pool: shmpool.Pool, nbytes: int) -> None:
     handle = pool.lease(nbytes).publish()
     leak = one_leak(pool)
@@ -64,7 +67,7 @@ def test_a_handle_that_nobody_opens(pool: shmpool.Pool, nbytes: int) -> None:
     eventually(lambda: query_leaks(pool.address)["total"] == 0, "the end of the leak")
 
 
-@pytest.mark.parametrize("nbytes", [100, 300 * KIB, 2048 * KIB])
+@pytest.mark.parametrize("nbytes", SIZES)
 def test_a_view_that_outlives_what_was_opened(pool: shmpool.Pool, nbytes: int) -> None:
     with pool.open(pool.lease(nbytes).publish()) as buffer:
         view = buffer.view[10:20]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from client_helpers import ENV, MIB, PATIENCE, run_script
+from corners import corner
 
 PRELUDE = """
 import errno, os, resource, shmpool
@@ -57,7 +58,7 @@ check(1000, 1 << 20)
 """)
 
 
-@pytest.mark.parametrize("strategy", ["POOLED", pytest.param("CHUNKED", marks=pytest.mark.long), "DIRECT"])
+@pytest.mark.parametrize("strategy", corner("POOLED", "CHUNKED", "DIRECT"))
 def test_no_descriptor_left_for_a_lease(strategy: str) -> None:
     """The first lease of a tier and each direct one opens a segment."""
     on_a_limit(f"""
@@ -76,7 +77,7 @@ check(1000, 100_000, 300_000, 1 << 20)
 """)
 
 
-@pytest.mark.parametrize("nbytes", [pytest.param(100_000, marks=pytest.mark.long), 300_000, 2 * MIB])
+@pytest.mark.parametrize("nbytes", corner(300_000, 100_000, 2 * MIB))
 def test_no_descriptor_left_for_opening_leaves_the_ticket(nbytes: int) -> None:
     on_a_limit(f"""
 writer = broker.connect()
@@ -102,7 +103,7 @@ check({nbytes})
 """)
 
 
-@pytest.mark.parametrize("nbytes", [pytest.param(100_000, marks=pytest.mark.long), 300_000, 64 * MIB])
+@pytest.mark.parametrize("nbytes", corner(300_000, 100_000, 64 * MIB))
 def test_no_address_space_for_a_map(nbytes: int) -> None:
     """Leases and buffers alike; a direct lease may still be written without a map."""
     on_a_limit(f"""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from client_helpers import MIB, Connect, StartDaemon, eventually, pattern, run_script
+from corners import across
 
 import shmpool
 
@@ -41,8 +42,7 @@ def test_timeouts_up_to_a_day_and_infinity_are_taken(connect: Connect, timeout: 
         pool.lease(nbytes, timeout=timeout).release()
 
 
-@pytest.mark.parametrize("timeout", [0, 0.1])
-@pytest.mark.parametrize("nbytes", [1000, 300_000, 2 * MIB])
+@pytest.mark.parametrize(("nbytes", "timeout"), across((1000, 300_000, 2 * MIB), (0, 0.1)))
 def test_a_stopped_broker_does_not_stretch_a_timeout(
     daemon: StartDaemon, address: str, nbytes: int, timeout: float
 ) -> None:
@@ -121,8 +121,7 @@ def test_autostart_waits_for_nobody_where_nobody_listens(tmp_path: Path) -> None
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
 
 
-@pytest.mark.parametrize("restarts", [1, 2])
-@pytest.mark.parametrize("is_away", [False, True], ids=["closed_before", "closed_while_away"])
+@pytest.mark.parametrize(("restarts", "is_away"), across((1, 2), (True, False)))
 def test_a_view_that_outlives_its_pool_keeps_its_bytes_over_restarts(
     daemon: StartDaemon, address: str, restarts: int, is_away: bool
 ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
 import client_workers
 import pytest
 from client_helpers import KIB, MIB, Connect, Start, child, eventually, hear, out
+from corners import corner
 
 from shmpool.link import link
 from shmpool.link.connection import Connection
@@ -28,8 +30,10 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return messages
 
 
-@pytest.mark.parametrize("nbytes", [1000, 100_000, 300_000, MIB - 1])
-@pytest.mark.parametrize("in_flight", [1, 6])
+@pytest.mark.parametrize(
+    ("nbytes", "in_flight"),
+    [(300_000, 6), *corner((100_000, 1), *itertools.product((1000, 100_000, 300_000, MIB - 1), (1, 6)))],
+)
 def test_steady_producer_and_consumer_send_the_broker_nothing(
     start: Start, sent: list[Any], nbytes: int, in_flight: int
 ) -> None:

@@ -15,6 +15,7 @@ import client_workers
 import numpy as np
 import pytest
 from client_helpers import ENV, KIB, MIB, Connect, child, eventually, hear, out, pattern
+from corners import across
 
 import shmpool
 from shmpool import Handle, LeakedView, LeaseReleased, Strategy
@@ -22,7 +23,8 @@ from shmpool import Handle, LeakedView, LeaseReleased, Strategy
 #: One size for each strategy.
 SIZES = [4000, 300_000, 2 * MIB]
 
-KEEPERS: list[tuple[str, Callable[[memoryview], Any]]] = [
+Keeper = tuple[str, Callable[[memoryview], Any]]
+KEEPERS: list[Keeper] = [
     ("slice", lambda view: view[3:17]),
     ("slice of a slice", lambda view: view[1:][2:16]),
     ("cast", lambda view: view[:800].cast("Q")),
@@ -78,11 +80,11 @@ def active(pool: shmpool.Pool) -> int:
     return pool.stats().active_buffers
 
 
-@pytest.mark.parametrize("nbytes", SIZES)
-@pytest.mark.parametrize(("name", "keep"), READERS, ids=[name for name, _ in READERS])
+@pytest.mark.parametrize(("kept_by", "nbytes"), across(READERS, SIZES))
 def test_reader_s_slot_is_kept_while_a_view_lives_and_comes_back_after(
-    connect: Connect, nbytes: int, name: str, keep: Callable[[memoryview], Any]
+    connect: Connect, nbytes: int, kept_by: Keeper
 ) -> None:
+    name, keep = kept_by
     pool, reader = connect(), connect()
     content = pattern(nbytes)
     handle = publish(pool, content)
@@ -113,12 +115,11 @@ def test_reader_s_slot_is_kept_while_a_view_lives_and_comes_back_after(
 READERS_BY_NAME = dict(READERS)
 
 
-@pytest.mark.parametrize("nbytes", SIZES)
-@pytest.mark.parametrize(("name", "keep"), WRITERS, ids=[name for name, _ in WRITERS])
-@pytest.mark.parametrize("readers", [1, 3])
+@pytest.mark.parametrize(("kept_by", "nbytes", "readers"), across(WRITERS, SIZES, (1, 3)))
 def test_writer_s_slot_is_kept_after_publish_while_its_view_lives(
-    connect: Connect, nbytes: int, name: str, keep: Callable[[memoryview], Any], readers: int
+    connect: Connect, nbytes: int, kept_by: Keeper, readers: int
 ) -> None:
+    _, keep = kept_by
     pool, reader = connect(), connect()
     lease = pool.lease(nbytes)
     lease.view[:] = pattern(nbytes)
@@ -194,8 +195,7 @@ def test_where_warnings_are_errors_a_kept_view_loses_nothing(pool: shmpool.Pool,
 # --- strict mode ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("nbytes", SIZES)
-@pytest.mark.parametrize("readers", [1, 2])
+@pytest.mark.parametrize(("nbytes", "readers"), across(SIZES, (1, 2)))
 def test_strict_publish_raises_and_the_lease_goes_on(connect: Connect, nbytes: int, readers: int) -> None:
     pool = connect(strict=True)
 

@@ -365,7 +365,7 @@ SCENES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("as_lists", [False, True], ids=["memoryview", "list"])
+@pytest.mark.parametrize("as_lists", [False, pytest.param(True, marks=pytest.mark.long)], ids=["memoryview", "list"])
 @pytest.mark.parametrize("scene", SCENES)
 def test_a_broker_killed_between_any_two_stores_loses_nothing(
     make_world: type[World], scene: Callable[[World, Client], Event], as_lists: bool

@@ -4,6 +4,7 @@ that shows that others are not held up."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import select
@@ -12,37 +13,33 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+from patience import PATIENCE as PATIENCE
+from patience import eventually as eventually
+from patience import settle
 
 import shmpool
 import shmpoold
 from shmpool.protocol.names import pool_prefix
 from shmpool.stats import query, query_invariants
 
-T = TypeVar("T")
-
-#: Seconds for what happens by itself within milliseconds: other work shares the machine.
-PATIENCE = float(os.environ.get("PATIENCE", 60))
 KIB, MIB = 1 << 10, 1 << 20
 HERE = Path(__file__).parent
 ROOTS = [str(Path(shmpool.__file__).parents[1]), str(Path(shmpoold.__file__).parents[1])]
-ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *ROOTS])}
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), *ROOTS])}
 
 
-def eventually(look: Callable[[], T], what: str = "it", seconds: float = PATIENCE) -> T:
-    """What *look* returns as soon as that is true; an AssertionError after the deadline."""
-    deadline = time.monotonic() + seconds
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s; last seen: {seen!r}"
-        time.sleep(0.001)
-    return seen
+@functools.cache
+def _block(seed: int) -> bytes:
+    return bytes((seed * 31 + i * 7 + (i >> 8) * 13) & 0xFF for i in range(4099))
 
 
 def pattern(nbytes: int, seed: int = 1) -> bytes:
     """Content in which no two neighbouring pages are alike."""
-    block = bytes((seed * 31 + i * 7 + (i >> 8) * 13) & 0xFF for i in range(4099))
+    block = _block(seed)
     return (block * (nbytes // len(block) + 1))[:nbytes]
 
 
@@ -74,10 +71,8 @@ def assert_all_is_back(address: str) -> None:
         held = stats.memory["overhead"] + sum(tier.warm * tier.size for tier in stats.tiers)
         return [*wrong, *([str(stats.memory)] if stats.memory["held"] != held else [])]
 
-    deadline = time.monotonic() + PATIENCE
-    while wrong := unsettled():
-        assert time.monotonic() < deadline, f"after {PATIENCE} s still: {wrong}"
-        time.sleep(0.002)
+    wrong = settle(unsettled)
+    assert not wrong, f"after {PATIENCE} s still: {wrong}"
     assert query_invariants(address) is None
 
 
@@ -110,7 +105,7 @@ class Daemon:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [*launcher, sys.executable, "-X", "dev", "-W", "error", "-c", code, "--socket", address,
+                [*launcher, sys.executable, "-W", "error", "-c", code, "--socket", address,
                  "--settings", json.dumps(settings), "--ready-fd", str(writing)],
                 env=ENV, pass_fds=(writing,), stderr=log,
             )  # fmt: skip
@@ -234,7 +229,7 @@ class Bystander:
                             assert buffer.view == pattern(nbytes)
                     self.longest = max(self.longest, time.monotonic() - started)
                     self.rounds += 1
-                    self._stop.wait(0.002)
+                    self._stop.wait(0.01)
         except BaseException as error:
             self.error = error
 

@@ -336,7 +336,7 @@ def _churn(pool: shmpool.Pool) -> None:
             lease.release()
 
 
-@pytest.mark.parametrize("lives", [30, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("lives", [12, pytest.param(1000, marks=pytest.mark.long)])
 def test_worker_restarted_instantly_again_and_again(start: StartDaemon, address: str, lives: int) -> None:
     """Each one connects, leases, publishes and is dead; the next one is there already. The broker
     has four seats."""
@@ -552,7 +552,9 @@ def test_seat_that_is_probed_and_found_free_stays_locked_until_it_is_cleared(tmp
     asyncio.run(probe())
 
 
-@pytest.mark.parametrize("nbytes", [1000, 300_000, 2_000_000])
+@pytest.mark.parametrize(
+    "nbytes", [pytest.param(1000, marks=pytest.mark.long), 300_000, pytest.param(2_000_000, marks=pytest.mark.long)]
+)
 def test_closed_pool_with_a_view_left_lets_go_of_it_though_its_broker_has_died(
     start: StartDaemon, address: str, nbytes: int
 ) -> None:

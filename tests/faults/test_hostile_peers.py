@@ -81,7 +81,8 @@ def connect(broker: Daemon) -> Iterator[Connect]:
 
     def make(*, greets: bool = True) -> Peer:
         peers.append(Peer(broker.address))
-        if greets:
+        if greets:  # the seats of peers that were ended are free soon, not at once
+            eventually(lambda: len(query(broker.address).clients) < SEATS, "a free seat")
             peers[-1].hello()
         return peers[-1]
 

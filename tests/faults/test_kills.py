@@ -62,6 +62,7 @@ def test_account_closes_when_workers_and_brokers_are_killed_under_load(
         assert min(figures["pooled"], figures["chunked"], figures["direct"]) >= 1
 
 
+@pytest.mark.long
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("objects", [pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[:-1]] + KINDS[-1:])
 def test_account_closes_of_workers_whose_threads_fork_and_close_and_interrupt(

@@ -25,7 +25,7 @@ from simulation import Simulation
 
 EVENTS = 1_000_000
 PARTS = 10
-SOME = 30_000
+SOME = 10_000
 #: What a course of events leaves behind, from another process: its hashes are other ones.
 DIGEST = f"""
 import sys
@@ -72,7 +72,7 @@ def digest(seed: int, check_every: int) -> str:
             course.update(repr(what).encode())
 
     simulation.world.recent = Recorder()  # type: ignore[assignment]
-    simulation.run(4000)
+    simulation.run(2000)
     course.update(bytes(simulation.world.ledger) + bytes(simulation.world.header))  # type: ignore[arg-type]
     return course.hexdigest()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import mmap
-import time
 from typing import Any
+
+from patience import settle
 
 from shmpool.objects import decode, encode, layout
 from shmpool.stats import query
@@ -39,9 +40,4 @@ def there_and_back(obj: Any, **options: Any) -> Any:
 
 def comes_back(address: str, seconds: float = 30) -> bool:
     """Whether all buffers of a broker do, within a while."""
-    deadline = time.monotonic() + seconds
-    while query(address).active_buffers:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.002)
-    return True
+    return not settle(lambda: query(address).active_buffers, seconds)

@@ -10,10 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from patience import PATIENCE, eventually
 
 import shmpool.protocol
 import shmpoold
@@ -33,11 +34,11 @@ from shmpool.protocol.messages import (
 from shmpool.protocol.names import pool_prefix, seats_path
 from shmpool.system.locks import ByteLocks
 
-PATIENCE = 60.0
 ROOTS = [str(Path(shmpool.protocol.__file__).parents[2]), str(Path(shmpoold.__file__).parents[1])]
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(ROOTS)}
 #: For children that use this module.
-TEST_ENV = {**ENV, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *ROOTS])}
+_OWN = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
+TEST_ENV = {**ENV, "PYTHONPATH": os.pathsep.join([*_OWN, *ROOTS])}
 
 
 #: The pools that this test made: others on the host are none of its business.
@@ -56,10 +57,7 @@ def segments_of(pool_id: int) -> set[str]:
 
 def wait_until(holds: Callable[[], bool]) -> None:
     """Poll for a state that another process reaches by itself."""
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    eventually(holds)
 
 
 class Wire:
@@ -117,7 +115,7 @@ class BrokerProcess:
         if deadlines:
             run = ["-c", f"from shmpoold import cli; from shmpoold.shell import connection as c;"
                    f"vars(c).update({deadlines!r}); cli.main()"]  # fmt: skip
-        command = [sys.executable, "-X", "dev", "-W", "error", *run, "--socket", address]
+        command = [sys.executable, "-W", "error", *run, "--socket", address]
         self.process = subprocess.Popen(
             [*command, "--ready-fd", str(writing), *options],
             env=ENV, pass_fds=(writing, *pass_fds), stderr=subprocess.PIPE, text=True,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corners import across
 from shell_helpers import PATIENCE, BrokerProcess, Wire, new_pool_id, segments_of
 
 import shmpool
@@ -39,8 +40,9 @@ def golden(version: int) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("which", PATHS)
-@pytest.mark.parametrize("what", ["of another user", "open to all", "a link", "a directory"])
+@pytest.mark.parametrize(
+    ("which", "what"), across(tuple(PATHS), ("of another user", "open to all", "a link", "a directory"))
+)
 def test_lock_file_that_is_not_ours_alone_is_refused_and_left_alone(
     start_broker: StartBroker, address: str, which: str, what: str, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 
 import pytest
+from corners import corner
 from shell_helpers import PATIENCE, TEST_ENV, BrokerProcess, Wire, wait_until
 
 from shmpool.protocol.codes import Code
@@ -53,29 +54,28 @@ def ending(wire: Wire) -> Fault:
     return fault
 
 
-@pytest.mark.parametrize(
-    ("garbage", "code"),
-    [
-        (b"\0\0\0\0", Code.BAD_FRAME),
-        (b"GET / HTTP/1.1\r\n\r\n", Code.BAD_FRAME),
-        (b"\xff" * 4096, Code.BAD_FRAME),
-        (encode_frame(b"\xc1"), Code.BAD_MESSAGE),
-        (encode_frame(b"\x91\x63"), Code.BAD_MESSAGE),
-        pytest.param(encode_frame(os.urandom(64)), Code.BAD_MESSAGE, id="noise"),
-        (encode_frame(encode(Grant(1, [1]))), Code.BAD_MESSAGE),
-        (encode_frame(encode(Bell([1]))), Code.BAD_MESSAGE),
-    ],
-)
-def test_garbage_ends_only_its_own_connection(
-    start_broker: StartBroker, connect: Connect, garbage: bytes, code: Code
-) -> None:
+GARBAGE = [
+    (b"\0\0\0\0", Code.BAD_FRAME),
+    (b"GET / HTTP/1.1\r\n\r\n", Code.BAD_FRAME),
+    (b"\xff" * 4096, Code.BAD_FRAME),
+    (encode_frame(b"\xc1"), Code.BAD_MESSAGE),
+    (encode_frame(b"\x91\x63"), Code.BAD_MESSAGE),
+    (encode_frame(os.urandom(64)), Code.BAD_MESSAGE),
+    (encode_frame(encode(Grant(1, [1]))), Code.BAD_MESSAGE),
+    (encode_frame(encode(Bell([1]))), Code.BAD_MESSAGE),
+]
+
+
+def test_garbage_ends_only_its_own_connection(start_broker: StartBroker, connect: Connect) -> None:
     broker = start_broker()
-    good, bad = connect(), connect()
+    good = connect()
     good.hello()
-    bad.socket.sendall(garbage)
-    assert ending(bad).code == code
-    good.send(Refill(1, 0, 1, 1, False))
-    assert isinstance(good.receive(), Grant)
+    for request, (garbage, code) in enumerate(GARBAGE, 1):
+        bad = connect()
+        bad.socket.sendall(garbage)
+        assert ending(bad).code == code, garbage
+        good.send(Refill(request, 0, 1, 1, False))
+        assert isinstance(good.receive(), Grant)
     assert "Traceback" not in broker.signal(signal.SIGTERM)
 
 
@@ -227,7 +227,7 @@ def test_stranger_is_told_that_it_may_not_connect(start_broker: StartBroker, con
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can try as another user")
-@pytest.mark.parametrize(("others", "is_member"), [(0, True), (99, True), (1000, True), (99, False)])
+@pytest.mark.parametrize(("others", "is_member"), corner((99, True), (0, True), (1000, True), (99, False)))
 def test_members_by_a_supplementary_group_are_admitted(others: int, is_member: bool) -> None:
     """What `usermod -aG` makes of somebody, whose primary group is another."""
     group = 4242

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from corners import corner
 from shell_helpers import ENV, PATIENCE, TEST_ENV, BrokerProcess, Wire, segments_of
 
 from shmpool.protocol.codes import Code
@@ -25,7 +26,7 @@ def files_beside(address: str) -> set[str]:
     return set(os.listdir(os.path.dirname(address)))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", corner(signal.SIGTERM, signal.SIGINT))
 def test_orderly_stop_leaves_nothing(
     start_broker: StartBroker, connect: Connect, address: str, number: signal.Signals
 ) -> None:
