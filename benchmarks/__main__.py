@@ -21,6 +21,7 @@ NAMES = (
     "handoff",
     "stream",
     "strategies",
+    "streams",
     "cycle",
     "memcpy",
     "messages",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 from . import layouts
 from .errors import LeakedView, LeaseReleased
 from .protocol.figures import DEFERRED
-from .protocol.ledger import GENERATION_FIELD, STATE_SHIFT
+from .protocol.ledger import GENERATION_FIELD, SEAT_MASK, STATE_SHIFT
 from .protocol.states import CellState
 from .seat.tickets import Ticket, ring
 from .seat.windows import AT_REST
@@ -97,7 +97,7 @@ class Buffer(Ticket):
         raise NotImplementedError
 
     def _release_slowly(self, *, to_views: bool = False) -> None:
-        """A direct segment, whose map must be gone before DONE, a view that lives on, or a child
+        """A direct segment that is used once, whose map goes with it, a view that lives on, or a child
         that may have one. What was opened before a fork is nothing but its views in the child."""
         record, session = self._record, self._record.session
         if session.is_over or not HERE[OURS]:
@@ -153,11 +153,15 @@ class LiveBuffer(Buffer):
         except AttributeError:  # a release was interrupted: this one ends it
             self._release_slowly()
             return
-        if getrefcount(record.window) != AT_REST or not HERE[UNSHARED] or record.is_direct:
+        granted = self._granted
+        if (
+            getrefcount(record.window) != AT_REST
+            or not HERE[UNSHARED]
+            or (record.is_direct and not granted & SEAT_MASK)
+        ):
             self._release_slowly()
             return
         session = record.session
-        granted = self._granted
         words = session.words
         # The view is gone, then DONE, then the look who is custodian. A publisher that leaves stores the
         # broker's custody and then looks at the cells: one of the two sees what the other has stored.

@@ -19,7 +19,6 @@ from .pool import BasePool
 from .protocol.handle import Handle
 from .protocol.ledger import FIRST_CELL, MAX_TICKETS
 from .protocol.sizing import Strategy, StrategyLike
-from .seat.windows import READ
 
 #: The word of a row that holds the checksum.
 CHECKSUM: Final = FIRST_CELL + MAX_TICKETS - 1
@@ -53,7 +52,7 @@ class CheckedDirectLease(DirectLease):
         return super().publish_many(n)
 
     def _store_publication(self, tickets: int) -> list[Handle]:
-        self._slot.map(READ)  # it may have been written without a map
+        self._slot.map()  # it may have been written without a map
         _store_checksum(self)
         return super()._store_publication(tickets)
 

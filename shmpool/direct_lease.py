@@ -1,6 +1,7 @@
 """A lease of a direct segment (`seat.direct`). A payload that is ready is written by ``pwrite``, which
 needs no map, so the view is made when it is first asked for. At publish the broker becomes the
-custodian, and unlinks the segment when the last reader is done.
+custodian, and unlinks the segment when the last reader is done; or a steady producer keeps it for
+its next object (`seat.segments`), mapped.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from . import layouts
 from .lease import EndedLease, Lease, is_parents
 from .live_lease import LiveLease
 from .protocol.handle import Handle
-from .protocol.ledger import ONE_GENERATION, STATE_SHIFT
+from .protocol.ledger import ONE_GENERATION, SEAT_MASK, STATE_SHIFT
 from .protocol.states import State
 from .seat.direct import DirectSlot
+from .seat.segments import Segments
+from .system import filling
 from .system.here import HERE, OURS
 
 if TYPE_CHECKING:
@@ -52,6 +55,9 @@ class DirectLease(LiveLease):
                 whole.release()
 
     def _write(self, source: memoryview) -> None:
+        if self._slot.is_kept:
+            super()._write(source)
+            return
         self._write_part(0, source)
         self._slot.close()  # a process may have more direct leases than descriptors
 
@@ -60,7 +66,7 @@ class DirectLease(LiveLease):
         self._slot.close()
 
     def _write_part(self, offset: int, source: memoryview) -> None:
-        raw = layouts.flat(source) if self._slot.window is None else None
+        raw = layouts.flat(source) if self._slot.window is None and not self._slot.is_kept else None
         if raw is None:
             super()._write_part(offset, source)
             return
@@ -69,6 +75,18 @@ class DirectLease(LiveLease):
         written, fd = 0, self._slot.open()
         while written < len(raw):
             written += os.pwrite(fd, raw[written:], offset + written)
+
+    def _fill(self, fd: int, offset: int | None) -> int:
+        """Without a map where the kernel copies from file to file."""
+        if not HERE[OURS]:
+            is_parents()
+        slot = self._slot
+        if slot.window is None and not slot.is_kept:
+            filled = filling.copy_range(slot.open(), self.nbytes, fd, offset)
+            slot.close()
+            if filled is not None:
+                return filled
+        return super()._fill(fd, offset)
 
     def publish(self) -> Handle:
         return self.publish_many(1)[0]
@@ -96,9 +114,9 @@ class DirectLease(LiveLease):
         self._slot.claim.append(None)  # the view is made again when it is asked for
 
     def _granted(self) -> int:
-        """Custody passes with the publishing store, unless the writer keeps views."""
+        """Custody passes with the publishing store, unless the writer keeps views, or the segment."""
         slot = self._slot
-        if slot.has_views:
+        if slot.has_views or _segments(slot).keeps(slot):
             return super()._granted()
         slot.window = None
         return slot.base | State.PUBLISHED << STATE_SHIFT
@@ -106,12 +124,25 @@ class DirectLease(LiveLease):
     def _await_readers(self) -> None:
         slot = self._slot
         slot.close()
+        is_ours = slot.session.words[slot.word] & SEAT_MASK
+        if is_ours and _segments(slot).keeps(slot):
+            _segments(slot).published.append(slot)
+            _segments(slot).watch()
+            return
         slot.window = None  # before another is the custodian: the memory would stay with the map
         slot.session.return_soon(slot, State.PUBLISHED)
 
     def _return(self) -> None:
         slot = self._slot
         slot.close()
+        if _segments(slot).keeps(slot):
+            slot.session.return_unpublished(slot)
+            _segments(slot).watch()
+            return
         slot.window = None
         slot.base += ONE_GENERATION
         slot.session.return_soon(slot, State.RETURNED)
+
+
+def _segments(slot: DirectSlot) -> Segments:
+    return cast(Segments, slot.magazine)

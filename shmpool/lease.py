@@ -13,6 +13,7 @@ from .layouts import Payload
 from .protocol.handle import Handle
 from .protocol.sizing import STRATEGY_OF_KIND, SizeCategory, Strategy, categorize
 from .seat.magazine import Slot
+from .system import filling
 from .system.here import HERE, OURS
 
 if TYPE_CHECKING:
@@ -81,6 +82,20 @@ class Lease:
         lies between them is zero. ValueError for a piece that lies outside or overlaps another,
         TypeError for what `write` refuses; nothing is written then."""
         self._write_placed(layouts.place(parts, self.nbytes))
+
+    def readinto_from(self, fd: int, offset: int | None = None) -> int:
+        """Fill the lease straight from a file descriptor, from its beginning on: from *offset* bytes
+        into the file, or, with None, from where the descriptor is, which moves on. Returns how many
+        bytes were filled: fewer than `nbytes` where the file ends before, or a descriptor that does
+        not block has no more just now (`BlockingIOError` when it has nothing at all). The rest stays
+        as it was; `shorten` cuts it off. OSError as from `os.preadv`; the lease goes on."""
+        filling.check(fd, offset)
+        return self._fill(fd, offset)
+
+    def _fill(self, fd: int, offset: int | None) -> int:
+        if not HERE[OURS]:
+            is_parents()
+        return filling.fill(self.view, fd, offset)
 
     def _write_placed(self, parts: Iterable[tuple[int, memoryview]]) -> None:
         """The same for parts that are known to lie in order and within the lease; what lies between
@@ -186,6 +201,9 @@ class EndedLease(Lease):
         self._is_over()
 
     def _write_placed(self, parts: Iterable[tuple[int, memoryview]]) -> None:
+        self._is_over()
+
+    def _fill(self, fd: int, offset: int | None) -> int:
         self._is_over()
 
     def shorten(self, nbytes: int) -> None:

@@ -23,6 +23,7 @@ from .link import Link
 
 if TYPE_CHECKING:
     from ..seat.deferred import DeferredReleases
+    from ..seat.segments import Segments
 
 #: Reconnecting: the first pause and the longest, in seconds; each is jittered.
 FIRST_PAUSE: Final = 0.02
@@ -40,6 +41,7 @@ class Seat(Protocol):
     address: str
     link: Link
     deferred: DeferredReleases
+    segments: Segments
     is_over: bool
     is_orphaned: bool
     is_wanted: bool
@@ -130,7 +132,7 @@ class Helper:
                 if not self._reconnect():
                     link.serve()  # nobody raises the wanted flag for own slots now
                     continue
-            pauses = [link.bells.pause(), seat.deferred.pause()]
+            pauses = [link.bells.pause(), seat.deferred.pause(), seat.segments.pause()]
             if has_idle:
                 pauses.append(max(0.0, rested_at - time.monotonic()))
             if seat.is_orphaned:

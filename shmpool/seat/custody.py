@@ -21,6 +21,7 @@ from . import recovery
 from .deferred import DeferredReleases
 from .direct import DirectSlot
 from .magazine import LAST_BASE, Keeper, Magazine, Slot
+from .segments import Segments
 from .tickets import Reader
 from .windows import WRITE, Window
 
@@ -76,7 +77,9 @@ class Custody(Keeper, Reader):
         sizing = self.sizing
         self.medium_from = sizing.medium_object_threshold
         self._choose_fast_path()
-        self.magazines: dict[tuple[int, int], Magazine] = {}
+        #: The direct segments that are kept; one of the magazines, too.
+        self.segments = Segments(self, self.tiers[-1])
+        self.magazines: dict[tuple[int, int], Magazine] = {(self.tiers[-1].index, 1): self.segments}
         self.pooled: list[Magazine] = []
         for pages in range((self._pooled_limit - 1 >> PAGE_SHIFT) + 2):
             tier = pooled_tier(pages << PAGE_SHIFT, self.tiers) or self.tiers[len(sizing.pooled_sizes) - 1]
@@ -129,7 +132,9 @@ class Custody(Keeper, Reader):
             return known
         tier, extents = self.tier_of(row), self.extents_of(row)
         if tier.kind is TierKind.DIRECT:
-            return DirectSlot(self, tier, extents, nbytes_of(self.words[row * ROW_WORDS + EXTENT]), base)
+            direct = DirectSlot(self, tier, extents, nbytes_of(self.words[row * ROW_WORDS + EXTENT]), base)
+            direct.magazine, direct.is_kept = self.segments, False
+            return direct
         chunks = sum(count for _, count in extents)
         slot = Slot(self, tier, extents, chunks * tier.size, base)
         slot.magazine = self.magazine(tier, chunks)
@@ -149,9 +154,9 @@ class Custody(Keeper, Reader):
         for slot in slots:
             if slot is None or self.is_over:
                 continue
-            if slot.magazine is not None:
+            if slot.magazine is not None and not isinstance(slot, DirectSlot):
                 slot.magazine.ready.appendleft(slot)
-            else:  # a direct segment serves one object
+            else:  # a new direct segment has no pages yet
                 self.return_to_broker([slot])
 
     # --- slots that go -------------------------------------------------------------------------------
@@ -176,9 +181,9 @@ class Custody(Keeper, Reader):
             self.send(Return(rows[at : at + MAX_ROWS_PER_MESSAGE]))
 
     def _keep_window(self, slot: Slot) -> None:
-        """Keep what a slot is seen through, unless a user has a view of it. A direct segment's
-        map must go: its memory would stay with it."""
-        if slot.window is None or slot.has_views or slot.magazine is None:
+        """Keep what a slot is seen through, unless a user has a view of it. A direct segment has
+        another name when it comes again."""
+        if slot.window is None or slot.has_views or isinstance(slot, DirectSlot):
             slot.window = None
             return
         if len(self._returned) >= MAX_RETURNED:
@@ -266,6 +271,9 @@ class Custody(Keeper, Reader):
                 rows.append(slot.row)
         self.ring_all(rows)
 
+    def owns(self, row: int) -> bool:
+        return row in self._owned
+
     @property
     def owns_any(self) -> bool:
         """Whether this seat is the custodian of anything (after `close_magazines`: of what
@@ -276,3 +284,9 @@ class Custody(Keeper, Reader):
     def owned(self) -> list[Slot]:
         """The slots whose custodian this seat is."""
         return list(self._owned.copy().values())
+
+    def _forget_slots(self) -> None:
+        """The seat is over, or another process's: nothing of this is used again."""
+        self._returned.clear()
+        if hasattr(self, "segments"):
+            self.segments.forget_all()

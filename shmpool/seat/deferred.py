@@ -231,6 +231,7 @@ class DeferredReleases:
         if now < self._watched_at + IDLE_PAUSE:  # it was woken for something else, or by that first open
             return self._watched_at + IDLE_PAUSE - now
         self._watched_at = now
+        self._openings.forget_segments()
         # The first open wakes the helper again. One that was under way is found in a moment.
-        session.is_watched = self._openings.in_use and not session.is_over
+        session.is_watched = (self._openings.in_use or self._openings.maps_segments) and not session.is_over
         return IDLE_PAUSE

@@ -1,9 +1,10 @@
-"""Direct segments: very large objects get a segment of their own, used once.
+"""Direct segments: very large objects get a segment of their own.
 
 The broker names and registers it and counts it towards the cap; its pages are reserved here,
 when it is leased, by the process that writes it and is charged for them. A host without room
 answers with ENOSPC, never with SIGBUS, and a lease waits for room until its deadline
-(`seat.supply`). What cannot be reserved is nobody's: no lease fails later.
+(`seat.supply`). What cannot be reserved is nobody's: no lease fails later. It is used once, unless
+its producer keeps it (`seat.segments`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import errno
 import os
 
 from ..errors import SharedMemoryFull
-from ..protocol.ledger import generation_of
+from ..protocol.ledger import LINK, birth_of
 from ..protocol.names import direct_name
 from ..protocol.sizing import format_bytes
 from ..system import memory
@@ -25,9 +26,11 @@ from .windows import WRITE, Piece, Window
 class DirectSlot(Slot):
     """The record of a direct segment that this client writes; *fd* is open until it is mapped,
     written or published. *claim* has one item until somebody publishes or releases: the view may not
-    exist yet."""
+    exist yet. One that *is_kept* serves its producer's next object too."""
 
-    __slots__ = ("claim", "fd")
+    __slots__ = ("claim", "fd", "is_kept")
+
+    is_kept: bool
 
     claim: list[None]
 
@@ -37,7 +40,7 @@ class DirectSlot(Slot):
         """The descriptor of the segment that was granted. Raises StaleHandle, ConfigError."""
         fd: Descriptor | None = getattr(self, "fd", None)
         if fd is None:
-            name = direct_name(self.session.pool_id, self.row, generation_of(self.base))
+            name = direct_name(self.session.pool_id, self.row, birth_of(self.session.words[self.word + LINK]))
             fd = self.fd = open_segment(name, writable=True)
         return fd
 

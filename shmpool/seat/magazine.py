@@ -76,6 +76,10 @@ class Keeper(Seat):
         could meet."""
         raise NotImplementedError
 
+    def owns(self, row: int) -> bool:
+        """Whether this seat is the custodian of what a row heads."""
+        raise NotImplementedError
+
     def warn_of_view(self) -> None:
         """A writer kept a view of what it published: say so, once."""
         raise NotImplementedError

@@ -39,6 +39,8 @@ class Openings:
         #: Reentrant: a finalizer of the user's that runs while we map may open something.
         self._lock = threading.RLock()
         self._bound = MAX_RECORDS
+        #: The records that map a direct segment.
+        self._segments: set[int] = set()
         #: Cells of which a buffer was collected unreleased.
         self.left: deque[int] = deque()
 
@@ -56,10 +58,29 @@ class Openings:
                 raise explanation
             if record.window is None or not record.is_mapped_right:
                 tickets.map_record(record, granted, nbytes)
+                if record.is_direct:
+                    self._segments.add(index)
             if index not in self.records:
                 self._make_room()
                 self.records[index] = record
         return record
+
+    @property
+    def maps_segments(self) -> bool:
+        """Whether any record maps a direct segment: it may be over, and nobody's use."""
+        return bool(self._segments)
+
+    def forget_segments(self) -> None:
+        """Unmap the direct segments that are over. (Their pages have gone before.) No ticket of one
+        can be taken any more, so nobody is just about to look through it."""
+        with self._lock:
+            for index in list(self._segments):
+                record = self.records.get(index)
+                if record is not None and record.window is not None:
+                    if not record.is_over or record.is_in_use:
+                        continue
+                    record.window = None
+                self._segments.discard(index)
 
     def _finalizer(self, index: int) -> Callable[[], object]:
         """What ends a buffer that is collected unreleased. Where warnings of it would be seen it
@@ -134,6 +155,7 @@ class Openings:
     def abandon(self) -> None:
         """In a forked child: the parent's views are all that is left of it."""
         self.left.clear()
+        self._segments.clear()
         for record in self.records.values():
             record.window = None
         self.records.clear()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 
-from ..protocol.ledger import generation_of
+from ..protocol.ledger import LINK, birth_of
 from ..protocol.names import direct_name
 from ..protocol.sizing import TierKind, page_round
 from ..system import libc
@@ -42,7 +42,8 @@ def show(window: PrivateWindow, ticket: Ticket, shared: memoryview) -> memoryvie
     window.shared = shared
     tier = session.tier_of(row)
     if tier.kind is TierKind.DIRECT:
-        fd = open_segment(direct_name(session.pool_id, row, generation_of(ticket._granted)), writable=False)
+        birth = birth_of(session.words[record.word + LINK])
+        fd = open_segment(direct_name(session.pool_id, row, birth), writable=False)
         libc.map_over(at, left, WRITE, fd, 0, private=True)
     else:
         for first, count in ((row, 1),) if tier.kind is TierKind.POOLED else session.extents_of(row):

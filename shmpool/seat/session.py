@@ -134,9 +134,11 @@ class Session(Supply):
         self.wake_helper()
 
     def look_after_views(self) -> None:
-        """Settle what waited for a view, or for a child that has one. For the helper."""
+        """Settle what waited for a view, or for a child that has one, and return the segments that
+        nobody uses. For the helper."""
         self.deferred.look_at_all()
         guards.look()
+        self.segments.look()
 
     def account_for(self, rows: list[int], *, is_reader: bool) -> None:
         """Tell the broker what is known here of buffers that it takes for leaked."""
@@ -188,7 +190,7 @@ class Session(Supply):
     def close_descriptors(self) -> None:
         """Close what this session has open. Twice is fine."""
         self.guards.forget_all()
-        self._returned.clear()
+        self._forget_slots()
         self.unmap()
         self.link.close()
 
@@ -201,5 +203,5 @@ class Session(Supply):
             if isinstance(slot, DirectSlot):
                 slot.close()  # else this process would keep the segment's memory
         self.link.abandon()
-        self._returned.clear()
+        self._forget_slots()
         self.unmap()

@@ -50,9 +50,13 @@ class Supply(Custody):
         return slot
 
     def obtain_direct(self, nbytes: int, timeout: float | None) -> DirectSlot:
-        """A direct segment with its pages reserved, open. Raises LeaseTimeout, or SharedMemoryFull
-        when the host or this process's cgroup had no room within *timeout* seconds (None: the
-        configured ones, 0: one try); nothing is leased then."""
+        """A direct segment with its pages reserved, one that was kept or else a new one, open. Raises
+        LeaseTimeout, or SharedMemoryFull when the host or this process's cgroup had no room within
+        *timeout* seconds (None: the configured ones, 0: one try); nothing is leased then."""
+        kept = self.segments.lease(nbytes)
+        if kept is not None:
+            kept.claim = [None]
+            return kept
         seconds = self.lease_timeout if timeout is None else timeout
         deadline = time.monotonic() + seconds
         while True:

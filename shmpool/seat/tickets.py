@@ -33,6 +33,7 @@ from ..protocol.ledger import (
     SEAT_MASK,
     SHAPE_MASK,
     STATE_SHIFT,
+    birth_of,
     generation_of,
     nbytes_of,
     seat_of,
@@ -116,6 +117,12 @@ class Record:
         return self.is_looked_through or (self.is_taken and not self.session.is_over)
 
     @property
+    def is_over(self) -> bool:
+        """Whether the segment or run that its window maps is nobody's any more."""
+        word = self.session.words[self.word]
+        return not self.is_mapped_right or state_of(word) in (State.COLD, State.FREE, State.RETURNED)
+
+    @property
     def is_mapped_right(self) -> bool:
         """Whether its window maps the run that the row heads now."""
         words = self.session.words
@@ -171,8 +178,12 @@ def map_record(record: Record, granted: int, nbytes: int) -> None:
     record.links = ()
     record.is_direct = tier.kind is TierKind.DIRECT
     if record.is_direct:
-        record.sizes, record.links = (nbytes,), ((record.word, granted),)
-        record.window = _map_direct(session, record.row, generation_of(granted), nbytes)
+        # The link word stays as it is until the segment is done for good, so who sees the publication
+        # that the handle names sees the link of its segment, or the ticket is refused.
+        link = words[record.word + LINK]
+        window = _map_direct(session, record.row, birth_of(link), nbytes)
+        record.sizes, record.links = (len(window),), ((record.word + LINK, link),)
+        record.window = window
         return
     try:
         extents = ((record.row, 1),) if tier.kind is TierKind.POOLED else session.extents_of(record.row)
@@ -186,15 +197,15 @@ def map_record(record: Record, granted: int, nbytes: int) -> None:
     record.window = session.windows.make([session.piece(row, count, writable=False) for row, count in extents], READ)
 
 
-def _map_direct(session: Reader, row: int, generation: int, nbytes: int) -> Window:
+def _map_direct(session: Reader, row: int, birth: int, nbytes: int) -> Window:
     try:
-        fd = open_segment(direct_name(session.pool_id, row, generation), writable=False)
+        fd = open_segment(direct_name(session.pool_id, row, birth), writable=False)
     except FileNotFoundError as error:
         raise StaleHandle("the handle's direct segment is gone: it was read or expired") from error
-    length = page_round(max(nbytes, 1))
-    if os.fstat(fd).st_size < length:
+    length = os.fstat(fd).st_size  # all of it: the next object here may be longer
+    if length < page_round(max(nbytes, 1)):
         raise StaleHandle(f"the direct segment is shorter than the handle's {nbytes} bytes")
-    # Read once, so as much as is read is faulted in, sixteen pages at a time.
+    # Maybe read once, so as much as is read is faulted in, sixteen pages at a time.
     return session.windows.make([Piece(fd, 0, length)], READ, populate=False)
 
 
@@ -214,12 +225,12 @@ def release(record: Record, granted: int) -> None:
     where somebody has to look. Once: who comes second finds it done. Not for finalizers."""
     session, words = record.session, record.session.words
     taken = granted & GENERATION_FIELD | session.taken
-    if record.is_direct:
+    if record.is_direct and not granted & SEAT_MASK:  # whoever keeps a segment uses it again
         with session.ticket_gate:
             window = record.window
             if words[record.cell] == taken:
                 record.window = None
-        del window  # before DONE: its memory would stay with the map
+        del window
     with session.ticket_gate:
         if words[record.cell] != taken:
             return

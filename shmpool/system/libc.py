@@ -106,6 +106,16 @@ def populate(region: mmap.mmap) -> None:
             raise
 
 
+_PUNCH_HOLE_KEEP_SIZE: Final = 3
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
+
+
+def punch(fd: int, offset: int, length: int) -> None:
+    """Free the pages of a part of a tmpfs file, also under those who map it; its size stays."""
+    if _libc.fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, offset, length) != 0:
+        raise _failure(f"fallocate of {length} bytes")
+
+
 _ERANGE: Final = 34
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 
@@ -29,7 +30,9 @@ def pool(plenty: Common) -> Iterator[shmpool.Pool]:
 
 
 def inode_of(handle: shmpool.Handle) -> int:
-    return os.stat(f"/dev/shm/{direct_name(handle.pool_id, handle.row, handle.generation)}").st_ino
+    """Of the row's segment: its name says the generation of its making."""
+    (path,) = glob.glob(f"/dev/shm/{direct_name(handle.pool_id, handle.row, 0)[:-1]}*")
+    return os.stat(path).st_ino
 
 
 def test_memory_is_used_again_and_every_reader_sees_its_own_object(pool: shmpool.Pool) -> None:
@@ -59,6 +62,74 @@ def test_a_view_that_lives_on_keeps_its_segment_to_itself(pool: shmpool.Pool) ->
             kept.append(buffer.view[:4096])
     for number, view in enumerate(kept):
         assert view == pattern(MIB, number)[:4096]
+
+
+def paths_of(pool: shmpool.Pool) -> list[str]:
+    return glob.glob(f"/dev/shm/{direct_name(int(pool.name, 16), 0, 0)[:-3]}*")
+
+
+def test_a_steady_producers_next_object_costs_no_message_and_no_map(pool: shmpool.Pool) -> None:
+    """Row and name stay, and what a reader saw it through."""
+    rows, records, generations = set(), set(), []
+    for number in range(12):
+        with pool.lease(MIB + number) as lease:
+            lease.write(pattern(MIB + number, number))
+            handle = lease.publish()
+        with pool.open(handle) as buffer:
+            assert buffer.view == pattern(MIB + number, number)
+        if number > 2:
+            rows.add(handle.row)
+            records.add(id(buffer._record.window))
+            generations.append(handle.generation)
+    assert len(rows) <= 2 and len(records) <= 2
+    assert sorted(generations)[-1] > 4
+
+
+def test_nothing_of_a_lone_object_is_kept(pool: shmpool.Pool) -> None:
+    with pool.lease(2 * MIB) as lease:
+        handle = lease.publish()
+    pool.open(handle).release()
+    eventually(lambda: not paths_of(pool), "no segment left")
+
+
+def test_no_more_than_a_share_is_kept(pool: shmpool.Pool) -> None:
+    """An eighth of the limit, in use or not; what is beyond it is the broker's at publish."""
+    for _ in range(3):
+        leases = [pool.lease(3 * MIB) for _ in range(10)]
+        handles = [lease.publish() for lease in leases]
+        for handle in handles:
+            pool.open(handle).release()
+    kept = [*pool._session.segments.ready, *pool._session.segments.published]
+    assert 0 < sum(slot.size for slot in kept) <= 128 * MIB // 8
+
+
+def test_who_waits_gets_what_is_kept(plenty: Common, pool: shmpool.Pool) -> None:
+    for _ in range(4):
+        leases = [pool.lease(5 * MIB) for _ in range(3)]
+        for lease in leases:
+            pool.open(lease.publish()).release()
+    memory = pool.stats().memory
+    with plenty.broker().connect() as other, other.lease(memory["limit"] - memory["overhead"] - 4 * MIB) as lease:
+        assert lease.nbytes > 100 * MIB
+
+
+def test_memory_goes_back_although_readers_still_map_it(pool: shmpool.Pool) -> None:
+    """The host's own account of the segment's inode, held open here, says so."""
+    for _ in range(4):
+        with pool.lease(4 * MIB) as lease:
+            lease.write(pattern(4 * MIB, 1))
+            handle = lease.publish()
+        buffer = pool.open(handle)
+        assert buffer.view[0] == pattern(1, 1)[0]
+        buffer.release()
+    assert buffer._record.window is not None
+    files = [os.open(path, os.O_RDONLY) for path in paths_of(pool)]
+    try:
+        assert files and sum(os.fstat(fd).st_blocks for fd in files)
+        eventually(lambda: not sum(os.fstat(fd).st_blocks for fd in files), "its pages are the host's")
+    finally:
+        for fd in files:
+            os.close(fd)
 
 
 def test_memory_is_the_hosts_again_soon(pool: shmpool.Pool) -> None:

@@ -300,7 +300,7 @@ class World:
         self.kill_broker(finish_shell=finish_shell)
         fuse = None if crash_after is None else Fuse(crash_after)
         self.broker = self._make_broker(fuse)
-        self._obey_all(self.broker.adopt(self.now))
+        self._obey_all(self.broker.adopt(self.now, self.direct))
         self._remove_orphans()
         if fuse is not None:
             self._disarm()
@@ -862,8 +862,9 @@ class Client:
             world.content[row] = token
         return slot
 
-    def publish(self, slot: Slot, tickets: int = 1, nbytes: int | None = None) -> list[Ticket]:
-        """Extent word, cells, grant word, in this order; a direct segment becomes the broker's."""
+    def publish(self, slot: Slot, tickets: int = 1, nbytes: int | None = None, *, keep: bool = False) -> list[Ticket]:
+        """Extent word, cells, grant word, in this order; a direct segment becomes the broker's, unless
+        its producer is to *keep* it."""
         world, is_direct = self.world, slot.tier.kind is TierKind.DIRECT
         if slot in self.ready:
             self.lease(slot)
@@ -871,18 +872,19 @@ class Client:
         at = slot.row * ROW_WORDS
         if nbytes is None:
             nbytes = nbytes_of(world.ledger[at + EXTENT]) if is_direct else slot.tier.size * len(slot.rows)
-        granted = grant_word(slot.generation, State.PUBLISHED, 0 if is_direct else self.seat)
+        is_passed_on = is_direct and not keep
+        granted = grant_word(slot.generation, State.PUBLISHED, 0 if is_passed_on else self.seat)
         shape = self.seat if is_direct else slot.spans[0][1]
         world.ledger[at + EXTENT] = extent_word(nbytes, tickets, shape)
         for cell in range(tickets):
             world.ledger[at + FIRST_CELL + cell] = granted
         world.store(slot.row, granted)
         slot.tickets = tickets
-        name = (slot.row, slot.generation) if is_direct else None
+        name = (slot.row, birth_of(world.link_of(slot.row))) if is_direct else None
         publication = Publication(world.content[slot.row], slot.rows, name, set(range(tickets)))
         for row in slot.rows:
             world.publications[row] = publication
-        if is_direct:
+        if is_passed_on:
             self._disown(slot)
             self.send(Bell([slot.row]))
         else:

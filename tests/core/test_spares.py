@@ -183,6 +183,62 @@ def test_what_may_still_be_mapped_is_neither_kept_nor_cut(make_world: type[World
     assert len(world.broker.inventory.spares) == 0
 
 
+# --- what its producer keeps ---------------------------------------------------------------------
+
+
+def recycle(world: World, producer: Client, reader: Client, slot, times: int = 3):
+    """Objects one after the other in one segment, of which the last is done."""
+    for _ in range(times):
+        (ticket,) = producer.publish(slot, keep=True)
+        read(world, reader, ticket)
+        producer.reap()
+    return slot
+
+
+def test_what_its_producer_keeps_stays_one_segment_of_one_name(world: World) -> None:
+    producer, reader = world.client(), world.client()
+    slot = producer.get_direct(8 * KIB)
+    named = dict(world.direct)
+    recycle(world, producer, reader, slot)
+    assert slot.generation == next(iter(named))[1] + 3
+    assert world.direct == named and len(made(world)) == 1
+    producer.give_back(slot)
+    world.run()
+    world.pass_time(1.0)
+    assert world.direct == {} and world.broker.inventory.held == world.overhead
+
+
+@pytest.mark.parametrize("nbytes", [8 * KIB, 100])
+def test_a_restart_takes_up_what_a_producer_keeps_at_its_whole_length(world: World, nbytes: int) -> None:
+    producer, reader = world.client(), world.client()
+    slot = recycle(world, producer, reader, producer.get_direct(8 * KIB))
+    (ticket,) = producer.publish(slot, nbytes=nbytes, keep=True)
+    named = dict(world.direct)
+    world.restart()
+    assert world.direct == named
+    assert world.broker.inventory.held == world.overhead + 8 * KIB
+    reader.reconnect()
+    producer.reconnect()
+    read(world, reader, ticket)
+    producer.reap()
+    producer.give_back(slot)
+    world.run()
+    world.pass_time(1.0)
+    assert world.direct == {} and world.broker.inventory.held == world.overhead
+
+
+def test_what_a_dead_producer_kept_stays_for_its_reader_and_no_longer(world: World) -> None:
+    producer, reader = world.client(), world.client()
+    idle, kept = producer.get_direct(8 * KIB), producer.get_direct(8 * KIB)
+    recycle(world, producer, reader, idle)
+    (ticket,) = producer.publish(recycle(world, producer, reader, kept), keep=True)
+    producer.die()
+    world.run()
+    assert [row for row, _ in world.direct] == [kept.row]
+    read(world, reader, ticket)
+    assert world.direct == {} and world.broker.inventory.held == world.overhead
+
+
 # --- what is chosen ------------------------------------------------------------------------------
 
 

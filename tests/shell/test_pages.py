@@ -42,7 +42,7 @@ class Host:
     def create_direct(self, row: int, generation: int, nbytes: int, spare: object = None) -> None:
         self.asked.append(("create", row, nbytes))
 
-    def shrink_direct(self, row: int, generation: int, nbytes: int) -> bool:
+    def empty_direct(self, row: int, generation: int, nbytes: int) -> bool:
         return False
 
     def remove_direct(self, row: int, generation: int) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import subprocess
 import sys
@@ -211,17 +212,30 @@ def test_a_large_segment_is_given_back_in_slices(store: SegmentStore) -> None:
     spare = spare_of(store, 3 * MIB)
     name = direct_name(store.pool_id, spare.row, 7)
     sizes = []
-    while store.shrink_direct(spare.row, 7, MIB):
+    while store.empty_direct(spare.row, 7, MIB):
         sizes.append((on_host(name).st_size, held(name)))
-    assert sizes == [(2 * MIB, 2 * MIB), (MIB, MIB)]
+    assert sizes == [(3 * MIB, 2 * MIB), (3 * MIB, MIB)]
+    assert held(name) == 0
     store.remove_direct(spare.row, 7)
-    assert not store.shrink_direct(spare.row, 7, MIB)  # it is gone
+    assert not store.empty_direct(spare.row, 7, MIB)  # it is gone
+
+
+def test_the_memory_of_a_segment_goes_back_although_it_is_mapped(store: SegmentStore) -> None:
+    spare = spare_of(store, 3 * MIB)
+    name = direct_name(store.pool_id, spare.row, 7)
+    with open(f"/dev/shm/{name}", "r+b") as file, mmap.mmap(file.fileno(), 3 * MIB) as mapped:
+        mapped[:] = b"\1" * len(mapped)
+        while store.empty_direct(spare.row, 7, MIB):
+            pass
+        store.remove_direct(spare.row, 7)
+        assert os.fstat(file.fileno()).st_blocks == 0
+        assert mapped[3 * MIB - 1] == 0  # and whoever looks all the same dies of nothing
 
 
 def test_a_length_without_pages_is_not_worth_slices(store: SegmentStore) -> None:
     store.create_direct(TIERS[-1].base, 7, 4096)
     os.truncate(f"/dev/shm/{direct_name(store.pool_id, TIERS[-1].base, 7)}", 1 << 40)
-    assert not store.shrink_direct(TIERS[-1].base, 7, MIB)
+    assert not store.empty_direct(TIERS[-1].base, 7, MIB)
 
 
 def formatted(store: SegmentStore) -> int:

@@ -8,7 +8,7 @@ what is told about all of it `reports`'. Times are seconds of one monotonic cloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableSequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence
 from typing import Any, Protocol
 
 from shmpool.protocol.codes import Code
@@ -203,9 +203,10 @@ class Broker:
         self.lending.raise_flags()
         return self.outbox.take()
 
-    def adopt(self, now: float) -> list[Action]:
-        """Take over what an earlier broker left: rebuild everything from the rows."""
-        adoption.adopt(self, now)
+    def adopt(self, now: float, segments: Mapping[tuple[int, int], int] | None = None) -> list[Action]:
+        """Take over what an earlier broker left: rebuild everything from the rows, and from what the
+        direct *segments* hold, in bytes by row and birth."""
+        adoption.adopt(self, now, segments or {})
         return self.outbox.take()
 
     def finish_chores(self, now: float) -> list[Action]:

@@ -175,7 +175,7 @@ class Pages:
         """Remove a segment, or a slice of a large one; whether more of it is left."""
         row, generation = action.row, action.generation
         try:
-            if not action.may_be_mapped and self._store.shrink_direct(row, generation, COOL_SLICE):
+            if not action.may_be_mapped and self._store.empty_direct(row, generation, COOL_SLICE):
                 return True
             self._store.remove_direct(row, generation)
         except OSError as error:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,7 +36,7 @@ from shmpool.protocol.names import (
     tier_name,
 )
 from shmpool.protocol.sizing import Tier, TierKind, format_bytes, rows_of
-from shmpool.system import memory
+from shmpool.system import libc, memory
 from shmpool.system.locks import FileId
 from shmpool.system.memory import SHM_DIR
 
@@ -98,6 +99,8 @@ class SegmentStore:
         self._groups = memory.memory_groups()
         #: (tier, row, count) of what kept its pages though it should have lost them.
         self._uncooled: set[tuple[int, int, int]] = set()
+        #: Up to where direct segments that are being removed have lost their pages.
+        self._emptied: dict[tuple[int, int], int] = {}
 
     # --- making and adopting ---------------------------------------------------------------
 
@@ -275,23 +278,43 @@ class SegmentStore:
         """Unlink the direct segment of a row; missing is fine."""
         unlink_segment(direct_name(self.pool_id, row, generation))
 
-    def shrink_direct(self, row: int, generation: int, nbytes: int) -> bool:
-        """Give some *nbytes* bytes of a direct segment that nobody uses back to the host; False
-        when it has no more than that left, or is missing."""
+    def empty_direct(self, row: int, generation: int, nbytes: int) -> bool:
+        """Give *nbytes* bytes of a direct segment that nobody uses back to the host, also where it is
+        mapped: readers keep their maps. False when nothing of it is left, or it is missing."""
+        start = self._emptied.pop((row, generation), 0)
         path = f"{SHM_DIR}/{direct_name(self.pool_id, row, generation)}"
         try:
-            status = os.stat(path, follow_symlinks=False)
-            if not is_own(status, status.st_size) or 512 * status.st_blocks <= nbytes or status.st_size <= nbytes:
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP):
                 return False
-            os.truncate(path, status.st_size - nbytes)
-        except FileNotFoundError:
-            return False
+            raise
+        try:
+            status = os.fstat(fd)
+            if not is_own(status, status.st_size) or status.st_blocks == 0:
+                return False
+            if 512 * status.st_blocks <= nbytes or start + nbytes >= status.st_size:
+                libc.punch(fd, 0, status.st_size)
+                return False
+            libc.punch(fd, start, nbytes)
+        finally:
+            os.close(fd)
+        self._emptied[row, generation] = start + nbytes
         return True
 
     def direct_segments(self) -> list[tuple[int, int]]:
         """(row, generation) of the direct segments that exist."""
         parsed = (parse_direct_name(name) for name in names_of(self.pool_id))
         return [(row, generation) for _, row, generation in filter(None, parsed)]
+
+    def direct_bytes(self) -> dict[tuple[int, int], int]:
+        """What each direct segment holds of the host's memory, in bytes."""
+        held: dict[tuple[int, int], int] = {}
+        for row, generation in self.direct_segments():
+            with suppress(FileNotFoundError):
+                name = direct_name(self.pool_id, row, generation)
+                held[row, generation] = 512 * os.stat(f"{SHM_DIR}/{name}", follow_symlinks=False).st_blocks
+        return held
 
     def _range(self, tier: int, row: int, count: int) -> tuple[UntrackedSharedMemory, int, int]:
         size, base = self.tiers[tier].size, self.tiers[tier].base

@@ -123,7 +123,7 @@ class Server:
         self._is_dispatching = True
         gc.disable()  # a hundred thousand objects that all stay: collections would only look at them
         try:
-            self._carry_out(self._core.adopt(self._loop.time()))
+            self._carry_out(self._core.adopt(self._loop.time(), self._store.direct_bytes()))
         finally:
             gc.enable()
             self._is_dispatching = False

@@ -7,6 +7,7 @@ WatchAdopted actions bring, before the shell serves anybody.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from shmpool.protocol.ledger import (
@@ -45,8 +46,9 @@ if TYPE_CHECKING:
 HEADS = (State.IDLE, State.LEASED, State.PUBLISHED, State.RETURNED)
 
 
-def adopt(broker: Broker, now: float) -> None:
-    """Rebuild seats, holdings, free lists, custody and the cap's account."""
+def adopt(broker: Broker, now: float, segments: Mapping[tuple[int, int], int]) -> None:
+    """Rebuild seats, holdings, free lists, custody and the cap's account. *segments* are the bytes that
+    direct segments hold, by row and birth: a row only says how long the object in one is."""
     for seat in broker.seats.adopt():
         broker.outbox.add(WatchAdopted(seat.number, seat.peer))
         broker.away.leave(seat, now)
@@ -58,6 +60,9 @@ def adopt(broker: Broker, now: float) -> None:
     holdings = []
     for tier in broker.tiers:
         holdings += _adopt_tier(broker, tier, words, followers, damaged, now)
+    for holding in holdings:
+        if holding.tier.kind is TierKind.DIRECT:
+            holding.direct_bytes = max(holding.direct_bytes, segments.get((holding.row, holding.birth), 0))
     inventory.held = inventory.overhead + sum(
         slots.warm * slots.tier.size for slots in inventory.maps[:-1]
     ) + sum(holding.direct_bytes for holding in holdings)  # fmt: skip
