@@ -148,7 +148,7 @@ STOREYS = (
     "seat.windows seat.mapping seat.sites seat.references",
     "seat.seat",
     "seat.guards seat.magazine seat.tickets",
-    "seat.openings seat.deferred seat.direct seat.private seat.recovery",
+    "seat.openings seat.deferred seat.direct seat.segments seat.private seat.recovery",
     "seat.custody",
     "link",
     "seat.supply seat.session stats",

@@ -1,0 +1,118 @@
+"""Workers and brokers die in the middle of copies, tees, files and direct objects that follow one another:
+all comes back.
+
+A worker copies, reads through a tee, writes files over leases and reads them, and produces direct
+objects that are kept; it is killed wherever it happens to be. Long setting: 200 workers, 50 brokers.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fault_helpers import ENV, PATIENCE, Daemon, assert_all_is_back
+
+WORKER = """
+import io, random, sys
+import shmpool
+from fault_helpers import pattern
+
+pool, chance = shmpool.connect(sys.argv[1]), random.Random(int(sys.argv[2]))
+print("ready", flush=True)
+class Source(io.BytesIO):
+    read = None
+while True:
+    nbytes = chance.choice([1, 5000, 200_000, 300_000, 700_000, 1 << 20, 3 << 20]) + chance.randrange(3)
+    content = pattern(nbytes, 7)
+    try:
+        target = io.BytesIO()
+        assert shmpool.copy(Source(content), target, pool, nbytes) == nbytes and target.getvalue() == content
+        copied = io.BytesIO()
+        with shmpool.ChunkedTeeReader(io.BytesIO(content), copied, pool, nbytes) as tee:
+            assert tee.readall() == content == copied.getvalue()
+        with pool.open_writer(chance.choice([nbytes, None])) as file:
+            for at in range(0, nbytes, 100_000):
+                file.write(content[at : at + 100_000])
+        with pool.open_reader(file.handle) as file:
+            assert file.read() == content
+        for _ in range(3):
+            with pool.lease(nbytes) as lease:
+                lease.write(content)
+                handle = lease.publish()
+            with pool.open(handle) as buffer:
+                assert buffer.view == content
+    except (shmpool.BrokerUnavailable, shmpool.LeaseTimeout, shmpool.LeaseReleased, shmpool.StaleHandle):
+        pass  # the broker died: the next one takes the pool up
+"""
+
+
+class Streamer:
+    """A process that streams until it is killed."""
+
+    def __init__(self, address: str, seed: int) -> None:
+        path = str(Path(__file__).parent)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, address, str(seed)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=path, env={**ENV, "PYTHONPATH": path},
+        )  # fmt: skip
+
+    def await_ready(self) -> None:
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n", self.process.communicate()[1]
+
+    def kill_within(self, seconds: float) -> None:
+        """At any point within so long; it has not ended by itself."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        complaints = self.process.communicate(timeout=PATIENCE)[1]
+        assert self.process.returncode == -signal.SIGKILL, complaints
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[list[Daemon]]:
+    """The present broker is the last."""
+    daemons = [Daemon(str(tmp_path / "broker.sock"), memory_limit="64MiB", on_stop="remove")]
+    yield daemons
+    for daemon in daemons:
+        daemon.end(signal.SIGTERM)
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("kills", [4, pytest.param(200, marks=pytest.mark.long)])
+def test_nothing_is_lost_of_streams_whose_workers_are_killed(daemon: list[Daemon], kills: int) -> None:
+    chance, address = random.Random(kills), daemon[0].address
+    running = [Streamer(address, seed) for seed in range(2)]
+    for one in running:
+        one.await_ready()
+    for number in range(kills):
+        running.pop(0).kill_within(chance.random() * 0.1)
+        if number + len(running) < kills:
+            running.append(Streamer(address, number))
+            running[-1].await_ready()
+    for one in running:
+        one.kill_within(0.0)
+    assert_all_is_back(address)
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.long
+def test_nothing_is_lost_of_streams_whose_brokers_are_killed(daemon: list[Daemon]) -> None:
+    chance, address = random.Random(5), daemon[0].address
+    running = [Streamer(address, seed) for seed in range(2)]
+    for one in running:
+        one.await_ready()
+    for _ in range(50):
+        with pytest.raises(subprocess.TimeoutExpired):
+            running[0].process.wait(chance.random() * 0.3)
+        daemon[-1].end(signal.SIGKILL)
+        daemon.append(Daemon(address, memory_limit="64MiB", on_stop="remove"))
+    for one in running:
+        one.kill_within(0.2)
+    assert_all_is_back(address)
