@@ -67,6 +67,10 @@ class DetailedPool(BasePool):
             slot = None
         if slot is None:
             slot = session.obtain(magazine, nbytes, timeout)
+            if slot.magazine is not magazine:
+                other = self._make_lease(session, slot, nbytes, counter)
+                session.note_latency((counter - session.counters - LEASES) % 4, perf_counter_ns() - started)
+                return other
         word = slot.word
         words[word] = slot.base | session.leased
         words[word + EXTENT] = slot.extent_word | nbytes

@@ -38,6 +38,7 @@ from .protocol.sizing import (
     select_strategy,
 )
 from .seat import private, tickets
+from .seat.direct import DirectSlot
 from .seat.magazine import Magazine, Slot
 from .seat.session import Session
 from .seat.tickets import Record
@@ -115,6 +116,8 @@ class BasePool:
             slot = None
         if slot is None:
             slot = session.obtain(magazine, nbytes, timeout)
+            if slot.magazine is not magazine:
+                return self._make_lease(session, slot, nbytes, counter)
         word = slot.word
         # LEASED with its own generation before anything is written: a sweep frees it if we die here.
         words[word] = slot.base | session.leased
@@ -165,17 +168,26 @@ class BasePool:
 
     def _lease_direct(self, session: Session, nbytes: int, counter: int, timeout: float | None) -> Lease:
         started = time.perf_counter_ns()
-        slot = session.obtain_direct(nbytes, timeout)
+        lease = self._make_direct_lease(session, session.obtain_direct(nbytes, timeout), nbytes, counter)
+        session.note_latency((counter - session.counters - LEASES) % 4, time.perf_counter_ns() - started)
+        return lease
+
+    def _make_direct_lease(self, session: Session, slot: Slot, nbytes: int, counter: int) -> Lease:
+        assert isinstance(slot, DirectSlot)
         session.words[slot.word] = slot.base | session.leased
         session.words[slot.word + EXTENT] = slot.extent_word | nbytes
         lease = DirectLease.__new__(DirectLease)
         lease._slot, lease.nbytes = slot, nbytes
         slot.lease = proxy(lease)
         session.words[counter] += 1
-        session.note_latency((counter - session.counters - LEASES) % 4, time.perf_counter_ns() - started)
         return lease
 
     def _make_lease(self, session: Session, slot: Slot, nbytes: int, counter: int) -> Lease:
+        """The broker may have granted what another strategy has: it is counted by what it is."""
+        category = (counter - session.counters - LEASES) % 4
+        counter = session.counters + LEASES + 4 * slot.tier.kind + category
+        if slot.magazine is None:
+            return self._make_direct_lease(session, slot, nbytes, counter)
         session.words[slot.word] = slot.base | session.leased
         session.words[slot.word + EXTENT] = slot.extent_word | nbytes
         session.words[counter] += 1

@@ -37,6 +37,7 @@ class Settings(TypedDict, total=False):
     magazine_idle: Duration
     buffer_lifetime: Duration
     max_concurrent_large_ops: int
+    fallback: bool
     client_quota_bytes: Size
     client_quota_buffers: int
     uid_quota_bytes: Size

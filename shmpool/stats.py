@@ -68,7 +68,8 @@ class Stats:
     bytes asked for / bytes held, of the active buffers. Latencies are of one lease in 64, with the
     setting ``detailed_metrics`` of each; those of a histogram by buckets that end at
     `protocol.figures.BUCKET_ENDS_NS`, of which the quantiles are made.
-    *deferred_releases* counts the releases that waited for a view to die, *held_by_views* those
+    *ladder* counts what served each request that a client's own magazines did not, since the broker
+    started, by rung. *deferred_releases* counts the releases that waited for a view to die, *held_by_views* those
     that wait now."""
 
     pool_id: str
@@ -81,6 +82,7 @@ class Stats:
     deferred_releases: int
     held_by_views: int
     lease_timeouts: int
+    ladder: dict[str, int]
     operations: dict[str, int]
     strategies: dict[str, int]
     operations_by_strategy: dict[str, dict[str, int]]

@@ -91,7 +91,9 @@ def _operations(stats: Stats) -> RenderableType:
             *(microseconds(latency[category]) if timed else "-" for latency in latencies),
         )
     by_strategy = ", ".join(f"{name} {number(count)}" for name, count in stats.strategies.items())
-    return Group(shown, Text(f"by strategy: {by_strategy}\n"))
+    rungs = ", ".join(f"{name} {number(count)}" for name, count in stats.ladder.items() if count)
+    served = f"beyond magazines: {rungs}\n" if rungs else ""
+    return Group(shown, Text(f"by strategy: {by_strategy}\n{served}"))
 
 
 def _tiers(stats: Stats) -> RenderableType:

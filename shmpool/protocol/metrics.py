@@ -35,6 +35,7 @@ class Unit(StrEnum):
     RATIO = "ratio"
     SLOTS = "slots"
     LEASES = "leases"
+    REQUESTS = "requests"
     BUFFERS = "buffers"
 
 
@@ -52,6 +53,7 @@ class Figure(NamedTuple):
 KEYS: Final = {
     "category": CATEGORIES,
     "strategy": STRATEGIES,
+    "rung": ("ready", "warm", "cool", "larger", "recall", "fallback", "wait", "refused", "withdrawn"),
     "state": ("free", "idle", "leased", "published"),
     "level": ("normal", "elevated", "critical"),
     "leak": ("leased", "unread", "view", "quarantined"),
@@ -73,6 +75,8 @@ STATS: Final = (
     Figure("deferred_releases", _COUNTER, _BUFFERS, "releases and publications that had to wait for a view to die"),
     Figure("held_by_views", _GAUGE, _BUFFERS, "those that wait now"),
     Figure("lease_timeouts", _COUNTER, _LEASES, "leases that ended in `LeaseTimeout`; no gets"),
+    Figure("ladder", _COUNTER, Unit.REQUESTS, "what served those beyond magazines, each since the broker started",
+           ("rung",)),
     Figure("operations", _COUNTER, _LEASES, "leases by category", ("category",)),
     Figure("strategies", _COUNTER, _LEASES, "leases by strategy", ("strategy",)),
     Figure("operations_by_strategy", _COUNTER, _LEASES, "leases by both", ("strategy", "category")),

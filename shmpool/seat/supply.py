@@ -34,7 +34,8 @@ class Supply(Custody):
 
     def obtain(self, magazine: Magazine, nbytes: int, timeout: float | None) -> Slot:
         """A slot when the magazine has none ready: reap, else ask the broker and wait for
-        the grant or for an own slot that comes back. Raises LeaseTimeout."""
+        the grant or for an own slot that comes back. What neither slots nor runs can serve is a direct
+        segment, as from `obtain_direct`. Raises LeaseTimeout, SharedMemoryFull."""
         slot = magazine.take()
         if slot is None and self.deferred.any:
             self.deferred.look_at_all()
@@ -46,6 +47,8 @@ class Supply(Custody):
             self.prefetch.discard()  # nobody will be recalled for this request, so neither are we
         message = Refill(self.link.next_number(), magazine.tier.index, magazine.chunks, magazine.grow(), queue)
         slot = self._ask(Request(message, magazine), nbytes, timeout)
+        if isinstance(slot, DirectSlot):
+            return self._prepare(slot)
         self.count(MISSES)  # now: one that is refused is no lease, so neither a hit nor a miss
         return slot
 
@@ -62,21 +65,28 @@ class Supply(Custody):
         while True:
             slot = self._obtain_granted(nbytes, timeout)
             try:
-                slot.open()
-                slot.reserve(self._memory_groups())
-            except BaseException as error:
-                slot.close()
-                self.return_to_broker([slot])
+                return self._prepare(slot)
+            except SharedMemoryFull:
                 left = deadline - time.monotonic()
-                if not isinstance(error, SharedMemoryFull) or left <= 0 or self._is_never(nbytes):
+                if left <= 0 or self._is_never(nbytes):
                     raise
-            else:
-                slot.claim = [None]
-                return slot
             # The broker looks at /dev/shm before it grants; whoever was faster, or our own cgroup, may
             # have room again.
             time.sleep(min(_RETRY_SECONDS, left))
             timeout = max(0.001, deadline - time.monotonic())
+
+    def _prepare(self, slot: DirectSlot) -> DirectSlot:
+        """Open a direct segment that was granted, and reserve its pages. Raises SharedMemoryFull; it goes
+        back then."""
+        try:
+            slot.open()
+            slot.reserve(self._memory_groups())
+        except BaseException:
+            slot.close()
+            self.return_to_broker([slot])
+            raise
+        slot.claim = [None]
+        return slot
 
     def _obtain_granted(self, nbytes: int, timeout: float | None) -> DirectSlot:
         """A direct segment's row, granted by the broker, maybe before it was needed."""

@@ -49,6 +49,7 @@ class Simulation:
             handle_ttl=20.0,
             buffer_lifetime=5.0,
             max_concurrent_large_ops=self.random.choice((0, 0, 1, 3, 8)),
+            fallback=self.random.random() < 0.5,
             client_quota_bytes=self.random.choice((0, 0, 64 * KIB)),
             client_quota_buffers=self.random.choice((0, 0, 10)),
             uid_quota_bytes=self.random.choice((0, 0, 200 * KIB)),

@@ -287,7 +287,7 @@ def test_a_refusal_says_that_rows_are_missing_and_not_bytes(make_world: type[Wor
 
 
 def test_a_refusal_says_that_what_is_free_is_in_too_many_pieces(make_world: type[World]) -> None:
-    world = make_world(small_settings(memory_limit=2048 * KIB))
+    world = make_world(small_settings(memory_limit=2048 * KIB, fallback=False))
     hoarder, client = world.client(), world.client()
     while not hoarder.refusals:
         hoarder.refill(CHUNKS, count=16, queue=False)

@@ -190,6 +190,10 @@ class Config(BaseModel):
         description="The most chunked and direct buffers out at a time, until their last reader is done; more wait."
         " 0: any number.",
     )
+    fallback: Annotated[bool, Scope.RELOAD] = Field(
+        default=True,
+        description="Whether what slots and chunks cannot serve gets a segment of its own, under the limit.",
+    )
     client_quota_bytes: Annotated[Size, Scope.RELOAD] = Field(
         default=0,
         ge=0,

@@ -49,6 +49,7 @@ def to_settings(config: Config, tickets_file: tuple[int, int], seats_file: tuple
         magazine_idle=config.magazine_idle,
         buffer_lifetime=config.buffer_lifetime,
         max_concurrent_large_ops=config.max_concurrent_large_ops,
+        fallback=config.fallback,
         client_quota_bytes=config.client_quota_bytes,
         client_quota_buffers=config.client_quota_buffers,
         uid_quota_bytes=config.uid_quota_bytes,

@@ -106,6 +106,7 @@ class Broker:
         self.chores = Chores()
         self.lending = Lending(self.rows, header, self.seats, self.inventory, self.chores, self.outbox)
         self.lending.large.most = settings.max_concurrent_large_ops
+        self.lending.ladder.has_fallback = settings.fallback
         self.custody = Custody(
             self.rows,
             self.inventory,
@@ -142,7 +143,7 @@ class Broker:
             self.inventory,
             self.manager,
             self.seats,
-            self.lending.line,
+            self.lending,
             self.chores,
             self.outbox,
             settings.leak_age,
@@ -267,6 +268,7 @@ class Broker:
         self.custody.ttl, self.cooling.lifetime = settings.handle_ttl, settings.buffer_lifetime
         self.reports.leaks.age = settings.leak_age
         self.lending.bound_large(settings.max_concurrent_large_ops)
+        self.lending.ladder.has_fallback = settings.fallback
         self.lending.quotas.limits = Limits.of(settings)
         self.manager.configure(settings)
         self.cooling.note_idle(now)  # what is idle may have been so for longer than it is to be now

@@ -59,6 +59,8 @@ class Settings:
     buffer_lifetime: float = 60.0
     #: How many runs and direct segments may be out at a time, 0 for any number.
     max_concurrent_large_ops: int = 0
+    #: What slots and runs cannot serve gets a direct segment.
+    fallback: bool = True
     #: How much one client and one user may have at a time, 0 for any amount.
     client_quota_bytes: int = 0
     client_quota_buffers: int = 0
@@ -93,6 +95,7 @@ class Settings:
             magazine_idle=new.magazine_idle,
             buffer_lifetime=new.buffer_lifetime,
             max_concurrent_large_ops=new.max_concurrent_large_ops,
+            fallback=new.fallback,
             detailed_metrics=new.detailed_metrics,
             leak_age=new.leak_age,
             client_quota_bytes=new.client_quota_bytes,

@@ -21,13 +21,13 @@ from shmpoold.core.settings import Settings
 from .memory import Layout
 
 POOL_ID = 0xC0FFEE
-#: One slot; the chunk tier is there because a pool has one, and has no memory to warm.
+#: One slot, for which no chunk can stand in; the chunk tier is there because a pool has one.
 TIERS = (
-    Tier(0, TierKind.POOLED, PAGE, 1, 1),
+    Tier(0, TierKind.POOLED, 2 * PAGE, 1, 1),
     Tier(1, TierKind.CHUNK, PAGE, 2, 1),
     Tier(2, TierKind.DIRECT, 0, 3, 1),
 )
-SIZING = Sizing(PAGE // 2, PAGE + 1, MIB, pooled_sizes=(PAGE,), chunk_sizes=(PAGE,))
+SIZING = Sizing(PAGE // 2, 2 * PAGE + 1, MIB, pooled_sizes=(2 * PAGE,), chunk_sizes=(PAGE,))
 NBYTES = 8
 FIRST_REQUEST = 1
 
@@ -66,7 +66,7 @@ class Start:
     def __init__(self, clients: int, seats: int, tickets: int) -> None:
         self.clients = clients
         self.layout = Layout(tickets, seats)
-        self.settings = Settings(memory_limit=MIB, sizing=SIZING, max_clients=seats)
+        self.settings = Settings(memory_limit=MIB, sizing=SIZING, max_clients=seats, fallback=False)
         self.ledger = [0] * (ledger_bytes(rows_of(TIERS), seats) // 8)
         self.header = [0] * (header_bytes(seats) // 8)
         format_header(self.header, POOL_ID, TIERS, seats, self.settings)

@@ -45,6 +45,9 @@ class Lender(Protocol):
     def note_granted(self, seat: int, nbytes: int) -> None:
         """A buffer of so many bytes is a seat's now."""
 
+    def note_served(self, request: Request, now: float) -> None:
+        """A request has all that it gets."""
+
     def gave_up(self) -> None:
         """Something that was taken is nobody's again."""
 
@@ -142,7 +145,7 @@ class Grants:
 
     def create_direct(self, request: Request) -> bool:
         """Begin to make a direct segment. False when there is no room for it."""
-        holding = self._inventory.take_direct(request.nbytes)
+        holding = self._inventory.take_direct(request.wanted_bytes)
         if holding is not None:
             self.creating[holding.row] = (request, holding)
         return holding is not None
@@ -158,7 +161,7 @@ class Grants:
             self._chores.begin(self._build(request, holdings[0]), now, is_urgent=True)
             return
         self.give(request.connection, request.number, self._seats.taken[request.seat], holdings, now)
-        self._line.end(request)
+        self._lender.note_served(request, now)
 
     def _build(self, request: Request, holding: Holding) -> Chore:
         with self._answering(request, [holding], self._chores.now):
@@ -169,7 +172,7 @@ class Grants:
             if not request.is_gone:
                 seat = self._seats.taken[request.seat]
                 self._commit(request.connection, request.number, seat, [holding], self._chores.now)
-                self._line.end(request)
+                self._lender.note_served(request, self._chores.now)
                 return
             self._inventory.give_head(holding, self._chores.now)
         yield from self._lender.watched(self._inventory.take_apart(holding, self._chores.now))
@@ -229,7 +232,7 @@ class Grants:
         """A direct segment is there."""
         request, holding = self.creating.pop(event.row)
         with self._answering(request, [holding], now):
-            self._inventory.direct_made(holding, request.nbytes)
+            self._inventory.direct_made(holding, request.wanted_bytes)
             if request.is_gone:
                 self._inventory.remove_direct(holding)
                 self.abandon([holding], now)

@@ -1,9 +1,9 @@
 """Lending: requests on their way from being asked to being granted, refused or waiting.
 
-Covers the order in which memory is looked for (warm, cold, idle elsewhere, larger slots),
-a full host, and the line of those who wait. The memory is `inventory`'s, what was taken of it on
-its way to being granted `grants`'; what is kept for whom is `earmarks`', who is asked to give back
-`recalls`', what is said to those who get nothing `refusals`'.
+Covers a full host, and the line of those who wait. In which order memory is looked for is the
+`ladder`'s; the memory is `inventory`'s, what was taken of it on its way to being granted `grants`';
+what is kept for whom is `earmarks`', who is asked to give back `recalls`', what is said to those who
+get nothing `refusals`'.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ from ..outbox import Outbox
 from ..rows import Rows
 from .earmarks import Earmarks
 from .grants import Grants
+from .ladder import Ladder
 from .large import LargeOperations
 from .quotas import Quotas
 from .recalls import Recalls
 from .refusals import Refusals
-from .requests import Request, WaitingLine
+from .requests import Request, Rung, WaitingLine
 
 #: While somebody waits: how often a full host is tried again (seconds).
 RETRY_EVERY = 0.05
@@ -71,11 +72,7 @@ class Lending:
         self.header = header
         self.inventory = inventory
         self.tiers = inventory.tiers
-        #: By tier, those that may serve it: itself, and of the pooled ones the larger.
-        self._tiers_for = [
-            [tier] + [t for t in self.tiers if tier.kind is t.kind is TierKind.POOLED and t.size > tier.size]
-            for tier in self.tiers
-        ]
+        self._first_chunks = sum(tier.kind is TierKind.POOLED for tier in self.tiers)
         #: Any wanted flag is up.
         self._has_flags = True
         self.line = WaitingLine()
@@ -88,6 +85,7 @@ class Lending:
         self.clearings = Clearings(inventory, self.earmarks, chores, self.serve_or_wait)
         self.large = LargeOperations(inventory, self.grants)
         self.refusals = Refusals(inventory, self.earmarks, self.large)
+        self.ladder = Ladder(inventory, self.line, self.grants, self.large, self.quotas, self.earmarks, self.clearings)
         #: The line is to be looked at.
         self.something_freed = False
         #: By tier, where the last turn stopped that did not get through the line.
@@ -118,9 +116,10 @@ class Lending:
             and not self.inventory.scrubber.is_on
             and not self.quotas.is_on
         ):
-            holdings = self._take_ready(tier, message.chunks, count)
+            holdings = self.ladder.take_ready(tier, message.chunks, count)
             if holdings:
                 self.grants.give(connection, message.request, seat, holdings, now)
+                self.ladder.served[Rung.READY] += 1
                 return None
         request = Request(connection, seat.number, message.request, tier, message.chunks, count, 0, message.queue, now)
         return self._ask(request, now)
@@ -147,7 +146,7 @@ class Lending:
             return None
         if not self.line.begin(request):
             return f"request {request.number} is already under way"
-        if self._is_behind(request.tier) or not self._serve(request, now):
+        if self._is_behind(request.tier) or not self.ladder.climb(request, now):
             self._wait_or_refuse(request, now)
         return None
 
@@ -156,53 +155,15 @@ class Lending:
         who has not been tried yet since something came back."""
         return self.line.is_behind(tier) and (tier.kind is TierKind.POOLED or self.something_freed)
 
-    def _serve(self, request: Request, now: float, *, may_warm: bool = True) -> bool:
-        """Grant, or begin to warm, the least that satisfies a request or up to what it
-        asked for; False when it has to wait."""
-        inventory = self.inventory
-        inventory.to_clear = 0
-        room = self.quotas.room(request, now) if self.quotas.is_on else None
-        if self.quotas.is_on and not (room and room.count(request.wanted_bytes)):
-            self.quotas.hold(request, now)
-            return True
-        # The request's own tier, warm, then cold; only then the larger ones.
-        for tier in self._tiers_for[request.tier.index]:
-            nbytes = request.nbytes or tier.size * request.chunks
-            most = self.earmarks.allow(request, tier, nbytes)
-            if room is not None:
-                most = min(most, room.count(nbytes))
-            if tier.kind is not TierKind.POOLED:
-                most = min(most, self.large.left)
-            if most <= 0:
-                continue
-            if self.line or tier is not request.tier:
-                most = 1
-            if tier.kind is TierKind.DIRECT:
-                if may_warm and self.grants.create_direct(request):
-                    return True
-            elif self._serve_slots(request, tier, most, now, may_warm=may_warm):
-                return True
-            if inventory.to_clear:
-                self.clearings.begin(request, inventory.to_clear, now)
-                return True
-        return False
-
-    def _serve_slots(self, request: Request, tier: Tier, most: int, now: float, *, may_warm: bool) -> bool:
-        holdings = self._take_ready(tier, request.chunks, most)
-        if not holdings and may_warm:
-            holdings = self.inventory.take_cold(tier, request.chunks, most)
-        return self.grants.grant_or_warm(request, holdings, now)
-
-    def _take_ready(self, tier: Tier, chunks: int, count: int) -> list[Holding]:
-        holdings: list[Holding] = []
-        while len(holdings) < count and (holding := self.inventory.take_ready(tier, chunks)):
-            holdings.append(holding)
-        return holdings
-
     def note_granted(self, seat: int, nbytes: int) -> None:
         """A buffer of so many bytes is a seat's now."""
         if self.quotas.is_on:
             self.quotas.usage.note_granted(seat, nbytes)
+
+    def note_served(self, request: Request, now: float) -> None:
+        """A request has all that it gets."""
+        self.ladder.count(request, now)
+        self.line.end(request)
 
     def gave_up(self) -> None:
         """Something that was taken is nobody's again."""
@@ -223,33 +184,32 @@ class Lending:
     def serve_or_wait(self, request: Request, now: float) -> None:
         """Room was made for a request, or could not be."""
         self.something_freed = True
-        if not (request.is_gone or self._serve(request, now)):
+        if not (request.is_gone or self.ladder.climb(request, now)):
             self._wait_or_refuse(request, now)
 
     def _wait_or_refuse(self, request: Request, now: float) -> None:
         """In line, if the request wants that and anything is out that could come back, or others
         wait already."""
-        may_come = self.line or self._is_anything_out or self.refusals.growth_stopped
+        may_come = self.line or self.ladder.is_anything_out or self.refusals.growth_stopped
         if request.queue and may_come and not self.is_refusing:
             if not self.line:
                 self._next_retry = now + RETRY_EVERY
             self.line.join(request)
+            if request.joined_at is None:
+                request.joined_at = now
             self.earmarks.note_waiting(request)
             self.recalls.begin(now)
             return
         self.line.end(request)
+        self.ladder.served[Rung.REFUSED] += 1
         code = Code.SHM_FULL if self.refusals.failure(request) else Code.EXHAUSTED
         self._outbox.send(request.connection, Refusal(request.number, code, self.refusals.story(request, now)))
-
-    @property
-    def _is_anything_out(self) -> bool:
-        inventory = self.inventory
-        return bool(inventory.granted or inventory.leaving or self.grants or self.clearings)
 
     def cancel(self, connection: int, number: int, now: float) -> None:
         """Somebody asks no longer."""
         request = self.line.cancel(connection, number)
         if request is not None:
+            self.ladder.served[Rung.WITHDRAWN] += 1
             code = Code.SHM_FULL if self.refusals.failure(request) else Code.CANCELLED
             text = self.quotas.story(request, now)
             if text is None:
@@ -298,7 +258,7 @@ class Lending:
                 at[index] += 1
                 continue
             self.line.leave(index, at[index])
-            if self._serve(request, now, may_warm=may_warm):
+            if self.ladder.climb(request, now, may_warm=may_warm):
                 given += request.chunks
             else:
                 self.line.join(request)
@@ -324,7 +284,7 @@ class Lending:
         # Before its own half-warmed slots are idle: trading those in would go on for ever.
         cooled = self.inventory.cool(max(request.wanted_bytes, WARM_SLICE), COOLED_AT_ONCE)
         self.grants.abandon(holdings, now)
-        if not self._serve(request, now, may_warm=cooled > 0):
+        if not self.ladder.climb(request, now, may_warm=cooled > 0):
             self.next_warming = now + RETRY_EVERY
             self._wait_or_refuse(request, now)
         return None
@@ -359,7 +319,7 @@ class Lending:
 
     def raise_flags(self) -> None:
         """The wanted flags in the header: short of memory, every tier can help; short of
-        rows, the tier itself and the larger ones."""
+        rows, the tier itself, the larger ones and, for a run, all chunks."""
         if not (self.line or self._has_flags):
             return
         if not self.line:
@@ -372,7 +332,9 @@ class Lending:
             elif self.refusals.failure(request) or request.wanted_bytes > self.inventory.room:
                 wanted.update(tier.index for tier in self.tiers)
             else:
-                wanted.update(tier.index for tier in self.tiers if tier.index >= request.tier.index)
+                own = request.tier
+                first = own.index if own.kind is not TierKind.CHUNK else self._first_chunks
+                wanted.update(range(first, len(self.tiers)))
         for tier in self.tiers:
             flag = int(tier.index in wanted)
             if self.header[WANTED + tier.index] != flag:

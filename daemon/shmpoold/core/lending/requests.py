@@ -12,9 +12,33 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from itertools import islice
 
 from shmpool.protocol.sizing import Tier
+
+
+class Rung(Enum):
+    """What served a request, by the name that the figures have for it."""
+
+    READY = "ready"
+    """Something was warm and nobody's."""
+    WARM = "warm"
+    """Something was warmed, or made, under the cap."""
+    COOL = "cool"
+    """Idle slots of other tiers, or spares, were cooled for it."""
+    LARGER = "larger"
+    """A slot of a larger tier, or a run of another chunk tier."""
+    RECALL = "recall"
+    """What others gave back at the first recall."""
+    FALLBACK = "fallback"
+    """A direct segment, for what no slot and no run could serve."""
+    WAIT = "wait"
+    """What came back later, first come first served."""
+    REFUSED = "refused"
+    """Nothing: it did not wait, or there was nothing to wait for."""
+    WITHDRAWN = "withdrawn"
+    """Its client asked no longer: its time was up, or a slot of its own came back."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +60,9 @@ class Request:
     is_waiting: bool = False
     #: Its client cancelled it or is gone.
     is_gone: bool = False
+    #: When it began to wait, and what served it.
+    joined_at: float | None = None
+    rung: Rung | None = None
     #: Why the host had no room, when it had none.
     failure: str = ""
     #: How many turns it had in which what became free was kept for it, and the most that there

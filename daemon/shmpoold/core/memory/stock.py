@@ -71,6 +71,8 @@ class Stock:
         self.scrubber = scrubber
         #: What the last `reserve` would have had, had there been time to cool so much.
         self.to_clear = 0
+        #: It had to cool for it.
+        self.has_cooled = False
         #: A segment that is used again shows the next user what the last one wrote.
         self.spares = Spares(limit, is_on=not scrubber.is_on)
         self._outbox = outbox
@@ -199,6 +201,7 @@ class Stock:
         self.to_clear = 0
         room = self.limit - self.held if is_direct and self.direct_may_grow else self.room
         short = nbytes - room
+        self.has_cooled = short > 0
         if short > 0:
             if short > self.idle:
                 return False

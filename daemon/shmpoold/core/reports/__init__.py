@@ -15,7 +15,7 @@ from shmpool.protocol.messages import Topic
 
 from ..chores import NEVER, Chores
 from ..connections.seats import Seats
-from ..lending.requests import WaitingLine
+from ..lending.lending import Lending
 from ..memory.inventory import Inventory
 from ..memory.manager import Manager
 from ..outbox import Outbox
@@ -47,7 +47,7 @@ class Reports:
         inventory: Inventory,
         manager: Manager,
         seats: Seats,
-        line: WaitingLine,
+        lending: Lending,
         chores: Chores,
         outbox: Outbox,
         leak_age: float,
@@ -58,7 +58,7 @@ class Reports:
         self._inventory = inventory
         self._manager = manager
         self._seats = seats
-        self._line = line
+        self._line, self._ladder = lending.line, lending.ladder
         self._chores = chores
         self._pool = {"pool_id": f"{pool_id:016x}", "epoch": epoch}
         self.ledger = Ledger(rows, inventory, lambda: chores.now)
@@ -186,6 +186,7 @@ class Reports:
         return {
             **self._pool,
             **figures,
+            "ladder": {rung.value: count for rung, count in self._ladder.served.items()},
             "memory": {**metrics.memory(self._inventory, census), **self._manager.figures()},
             "tiers": tiers,
             "leaks": self.leaks.counts(),
