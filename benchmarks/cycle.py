@@ -1,10 +1,11 @@
 """cycle: What do lease + release, and the whole cycle, cost in one process, or `--against` another source tree, or
-`--beside` so many clients?
+`--beside` so many clients, or with `--detailed` metrics?
 
 Two trees are measured in one run: each in a process of its own with a broker of its own, one lap of each by
 turns. The ratio of the best laps and the median of the rounds' ratios are shown, the smaller of both is
 judged. So neither the machine's state nor a neighbour is in it; the same tree twice tells its noise. In the same
-way a pool in which seats are held by others is measured beside one that is alone."""
+way a pool in which seats are held by others is measured beside one that is alone, and one whose clients time
+every lease beside one whose clients time one in 64."""
 
 from __future__ import annotations
 
@@ -43,8 +44,14 @@ SIZES_BESIDE = (KIB, 64 * KIB)
 #: Times what it costs alone.
 MOST_BESIDE = 1.10
 
+#: Times what the cycle costs without: two looks at the clock are most of that.
+MOST_DETAILED = 1.05
+SIZES_DETAILED = (KIB, 64 * KIB)
+ROUNDS_DETAILED = 300
+
 PARAMETERS = [
     click.Option(["--against"], type=TreePath(), help="Measure this tree and that checkout in one run."),
+    click.Option(["--detailed"], is_flag=True, help="Measure with `detailed_metrics` and without."),
     click.Option(["--beside"], type=click.IntRange(1, 16_000), help="Measure beside so many seats that others hold."),
 ]
 
@@ -56,6 +63,8 @@ def run(options: Options) -> Report:
         _measure_against(report, options, other)
     elif beside is not None:
         _measure_beside(report, options, beside)
+    elif options.more.get("detailed"):
+        _measure_detailed(report, options)
     else:
         _measure_here(report, options)
     return report
@@ -121,6 +130,30 @@ def _measure_beside(report: Report, options: Options, count: int) -> None:
             table.rows.append([size, name, beside.best, alone.best, of_bests, of_rounds])
             slower = min(of_bests, of_rounds.median)
             report.bars.append(Bar(f"{name}, {size_name(size)}", MOST_BESIDE, slower, is_most=True))
+
+
+def _measure_detailed(report: Report, options: Options) -> None:
+    rounds, seconds = options.rounds or ROUNDS_DETAILED, options.seconds or SECONDS_AGAINST
+    table = Table(
+        f"the whole cycle with detailed_metrics and without: the best of {rounds} rounds, and their ratios",
+        [Column("size", "B"), Column("with", "s"), Column("without", "s"),
+         Column("best / best", "x"), Column("round by round", "x")],
+    )  # fmt: skip
+    report.tables.append(table)
+    with (
+        shmpool.Broker(memory_limit="256MiB", detailed_metrics=True) as timing,
+        shmpool.Broker(memory_limit="256MiB") as sampling,
+        timing.connect() as ours,
+        sampling.connect() as theirs,
+    ):
+        for size in options.sizes or SIZES_DETAILED:
+            contestants = {"with": cycle_of(ours, size), "without": cycle_of(theirs, size)}
+            series = interleave(contestants, rounds=rounds, seconds=seconds)
+            with_, without = series["with"], series["without"]
+            of_bests, of_rounds = with_.best / without.best, _round_by_round(with_, without)
+            table.rows.append([size, with_.best, without.best, of_bests, of_rounds])
+            slower = min(of_bests, of_rounds.median)
+            report.bars.append(Bar(f"detailed_metrics, {size_name(size)}", MOST_DETAILED, slower, is_most=True))
 
 
 def _allowed(size: int) -> float:

@@ -138,8 +138,12 @@ class BasePool:
         started = time.perf_counter_ns()
         slot = magazine.take() or session.obtain(magazine, nbytes, timeout)
         lease = self._make_lease(session, slot, nbytes, counter)
-        session.note_latency((counter - session.counters - LEASES) % 4, time.perf_counter_ns() - started)
+        self._note_latency(session, counter, time.perf_counter_ns() - started)
         return lease
+
+    def _note_latency(self, session: Session, counter: int, nanoseconds: int) -> None:
+        """A lease was timed that counts there."""
+        session.note_latency((counter - session.counters - LEASES) % 4, nanoseconds)
 
     def _lease_otherwise(self, nbytes: int, strategy: StrategyLike, timeout: float | None) -> Lease:
         """Every lease that the hot path does not serve."""
@@ -169,7 +173,7 @@ class BasePool:
     def _lease_direct(self, session: Session, nbytes: int, counter: int, timeout: float | None) -> Lease:
         started = time.perf_counter_ns()
         lease = self._make_direct_lease(session, session.obtain_direct(nbytes, timeout), nbytes, counter)
-        session.note_latency((counter - session.counters - LEASES) % 4, time.perf_counter_ns() - started)
+        self._note_latency(session, counter, time.perf_counter_ns() - started)
         return lease
 
     def _make_direct_lease(self, session: Session, slot: Slot, nbytes: int, counter: int) -> Lease:
@@ -320,8 +324,10 @@ class BasePool:
         if self._is_closed:
             raise PoolClosed("the pool is closed; connect() makes a new one")
         session = self._session
-        if session is not None and not session.is_over and session.deferred.any:
-            session.deferred.look_at_all()  # the figures of this moment
+        if session is not None and not session.is_over:  # the figures of this moment
+            session.note_timed()
+            if session.deferred.any:
+                session.deferred.look_at_all()
         return query(self.address, timeout=self._timeout)
 
 

@@ -75,7 +75,6 @@ class Custody(Keeper, Reader):
         """Size in pages -> magazine, so that choosing one costs a look-up. A size that is
         exactly a threshold is told apart by the caller."""
         sizing = self.sizing
-        self.medium_from = sizing.medium_object_threshold
         self._choose_fast_path()
         #: The direct segments that are kept; one of the magazines, too.
         self.segments = Segments(self, self.tiers[-1])
@@ -259,6 +258,7 @@ class Custody(Keeper, Reader):
 
     def close_magazines(self) -> None:
         """Return what is idle and hand the publications to the broker."""
+        self.note_timed()
         self.return_all()
         handed = State.PUBLISHED << STATE_SHIFT
         rows = []

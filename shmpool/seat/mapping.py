@@ -118,6 +118,7 @@ class Mapping:
             large_object_strategy=Strategy.CHUNKED if welcome.setting(Setting.IS_CHUNKING) else Strategy.DIRECT,
             is_pooling=bool(welcome.setting(Setting.IS_POOLING)),
         )
+        self.medium_from = medium  # for hot paths
         self._make_words(welcome)
         self._make_tags()
         self.has_checksums = bool(welcome.properties & CHECKSUMS)

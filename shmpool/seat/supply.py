@@ -166,7 +166,8 @@ class Supply(Custody):
         self.return_idle()
 
     def look_after_rested(self) -> bool:
-        """Return what was not used; False when nothing idle is left."""
+        """Return what was not used, and have the counters up to date; False when nothing idle is left."""
+        self.note_timed()
         is_prefetched = self.prefetch.discard_rested()
         return self.return_rested() or is_prefetched
 

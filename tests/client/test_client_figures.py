@@ -16,6 +16,7 @@ from client_helpers import ENV, KIB, MIB, PATIENCE, Start, child, eventually, he
 import shmpool
 from shmpool import SizeCategory, Strategy
 from shmpool.protocol.figures import CATEGORIES, SAMPLE_EVERY
+from shmpool.stats import query
 
 CATEGORY_OF = {1: "small", 1000: "small", 100 * KIB: "medium", 300 * KIB: "large", 2 * MIB: "very_large"}
 
@@ -142,6 +143,21 @@ def test_with_detailed_metrics_every_lease_is_timed(start: Start, checksums: boo
             histogram = stats.latency_histogram[name]
             assert 0 < stats.p50_latency_ns[name] <= stats.p99_latency_ns[name]
             assert stats.average_latency_ns[name] == histogram["sum_ns"] // sum(histogram["counts"]) > 0
+
+
+def test_others_see_what_was_timed_soon(start: Start) -> None:
+    """Leases are told many at once; the helper tells of few."""
+    broker = start(memory_limit="64MiB", detailed_metrics=True, magazine_idle="20 ms")
+    with broker.connect() as pool:
+        cycle(pool, 1000, times=700)
+
+        def told() -> int:
+            return sum(query(broker.address).latency_histogram["small"]["counts"])
+
+        assert told() >= 512
+        eventually(lambda: told() == 700, "all of them in the stats that another process asks for")
+        cycle(pool, 1000, times=3)
+    assert told() == 703
 
 
 def test_a_lease_that_waits_is_among_the_slow_ones(start: Start) -> None:
