@@ -96,6 +96,7 @@ class Stats:
     clients: list[ClientStats]
     leaks: dict[str, int]
     alerts: list[str]
+    alert_states: list[dict[str, Any]]
 
     @classmethod
     def from_dict(cls, figures: dict[str, Any]) -> Stats:

@@ -32,6 +32,7 @@ class Unit(StrEnum):
     NONE = ""
     BYTES = "bytes"
     NANOSECONDS = "ns"
+    SECONDS = "s"
     RATIO = "ratio"
     SLOTS = "slots"
     LEASES = "leases"
@@ -95,6 +96,7 @@ STATS: Final = (
     Figure("leaks", _GAUGE, _BUFFERS, "what `shmpool leases --leaks` tells: leased, unread or kept by a view for longer"
            " than `leak_age`, and rows that are quarantined", ("leak",)),
     Figure("alerts", _FACT, _NONE, "a sentence for each thing that an operator should look at"),
+    Figure("alert_states", _FACT, _NONE, "each alert that is raised, or was within the last 5 minutes, below"),
 )  # fmt: skip
 
 MEMORY: Final = (
@@ -139,6 +141,20 @@ CLIENTS: Final = (
 )  # fmt: skip
 
 
+ALERTS: Final = (
+    Figure("name", _FACT, _NONE, "of its rule, see alerts.md"),
+    Figure("severity", _FACT, _NONE, "`warning` or `critical`"),
+    Figure("figure", _FACT, _NONE, "what is judged"),
+    Figure("value", _GAUGE, _NONE, "the figure at the last look"),
+    Figure("worst", _GAUGE, _NONE, "the most that it was while the alert was raised"),
+    Figure("text", _FACT, _NONE, "both in words"),
+    Figure("about", _FACT, _NONE, "what it belongs to: a process, a category"),
+    Figure("advice", _FACT, _NONE, "what to do"),
+    Figure("raised_seconds", _GAUGE, Unit.SECONDS, "since it was raised"),
+    Figure("cleared_seconds", _GAUGE, Unit.SECONDS, "since it was cleared; null: it is raised"),
+)
+
+
 def table(figures: tuple[Figure, ...]) -> str:
     """A table for the documentation."""
     lines = ["| field | kind | unit | meaning |", "|---|---|---|---|"]
@@ -150,7 +166,7 @@ def table(figures: tuple[Figure, ...]) -> str:
 
 def texts() -> str:
     """All tables, one after the other."""
-    return "\n".join(map(table, (STATS, MEMORY, TIERS, CLIENTS)))
+    return "\n".join(map(table, (STATS, MEMORY, TIERS, CLIENTS, ALERTS)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ returns what is to be said.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, Final
 
 from shmpool.protocol.census import Census
@@ -20,7 +20,8 @@ from ..memory.inventory import Inventory
 from ..memory.manager import Manager
 from ..outbox import Outbox
 from ..rows import Rows
-from . import alerts, holders, metrics
+from . import holders, metrics
+from .alerts import Alerts, look, now_wrong
 from .census import Ledger
 from .keeper import Keeper
 from .leaks import Leaks
@@ -32,6 +33,8 @@ Report = Generator[int, None, Any]
 SOON: Final = 1.0
 LONGEST: Final = 32.0
 REST: Final = 500
+#: Seconds from one look at the alerts' figures to the next, at least.
+JUDGED_EVERY: Final = 10.0
 #: As much for the censuses that are taken while somebody waits.
 CENSUS_REST: Final = 20
 #: Seconds of a unit of chores.
@@ -51,6 +54,7 @@ class Reports:
         chores: Chores,
         outbox: Outbox,
         leak_age: float,
+        alerts: Mapping[str, float | bool],
         pool_id: int,
         epoch: int,
     ) -> None:
@@ -64,13 +68,15 @@ class Reports:
         self.ledger = Ledger(rows, inventory, lambda: chores.now)
         self._keeper = Keeper(self.ledger, inventory, seats)
         self.leaks = Leaks(rows, self.ledger, inventory, seats.taken, outbox, leak_age)
+        self.alerts = Alerts(outbox, alerts)
         self._steady = metrics.Steady()
         self._interval = SOON
         #: None: soon after the first grant.
         self._next_look: float | None = None
         self._next_census = 0.0
         self._next_leaks = 0.0
-        self._is_looking = self._is_counting = self._is_seeking = False
+        self._next_judging = 0.0
+        self._is_looking = self._is_counting = self._is_seeking = self._is_judging = False
 
     # --- time --------------------------------------------------------------------------------------
 
@@ -78,15 +84,24 @@ class Reports:
     def next_deadline(self) -> float:
         """When `tick` is due; not while nobody has anything. While somebody waits it is called
         often enough."""
+        judging = NEVER if self._is_judging else self._next_judging
         if not self._inventory.granted:
-            return NEVER
+            return NEVER if self.alerts.is_quiet else judging
         if self._next_look is None:
             first = next(iter(self._inventory.granted.values())).granted_at
             self._next_look, self._next_leaks = first + SOON, first + self.leaks.age
-        return min(NEVER if self._is_looking else self._next_look, NEVER if self._is_seeking else self._next_leaks)
+        looking = NEVER if self._is_looking else self._next_look
+        return min(looking, NEVER if self._is_seeking else self._next_leaks, judging)
 
     def tick(self, now: float) -> None:
-        """Look at the ages, and at who keeps what while somebody waits, if it is time."""
+        """Look at the ages, at the alerts' figures, and at who keeps what while somebody waits, if it is
+        time."""
+        if self._line:
+            self.alerts.judge("waiting", now - min(request.since for request in self._line.heads()), now)
+        is_at_rest = not self._inventory.granted and self.alerts.is_quiet
+        if not (is_at_rest or self._is_judging) and self._next_judging <= now:
+            self._is_judging = True
+            self._chores.begin(self._judge(), now, is_urgent=False)
         if not self._inventory.granted:
             self.ledger.ages.forget_all()
             self.leaks.forget_all()
@@ -140,6 +155,30 @@ class Reports:
             self._is_counting = False
             self._next_census = self._chores.now + max(SOON, CENSUS_REST * UNIT * cost)
 
+    def _judge(self) -> Iterator[int]:
+        cost = 0
+        steps = self._figures_of_alerts()
+        try:
+            while True:
+                units = next(steps)
+                cost += units
+                yield units
+        except StopIteration:
+            pass
+        finally:
+            self._is_judging = False
+            self._next_judging = self._chores.now + max(JUDGED_EVERY, REST * UNIT * cost)
+
+    def _figures_of_alerts(self) -> Iterator[int]:
+        _, processes = yield from self._take_census()
+        totals = yield from metrics.totals(self._rows, self._seats)
+        leaks = sum(count for kind, count in self.leaks.counts().items() if kind != "quarantined")
+        level = self._manager.level
+        now = self._chores.now
+        look(self.alerts, self._inventory, self._seats, totals, leaks, level, processes, now)
+        if not self._line:
+            self.alerts.judge("waiting", 0.0, now)
+
     # --- who keeps most -------------------------------------------------------------------------------
 
     def who_keeps_most(self, now: float) -> str:
@@ -181,7 +220,7 @@ class Reports:
         census, processes = yield from self._take_census()
         figures = yield from metrics.count(self._rows, self._seats, census, self._steady)
         yield metrics.FIGURES
-        found = yield from alerts.alerts(self._inventory, self._seats, self._line, processes)
+        wrong = yield from now_wrong(self._inventory, self._seats, self._line, processes)
         tiers = [metrics.tier(self._inventory, tier, census) for tier in self._inventory.tiers]
         return {
             **self._pool,
@@ -190,5 +229,6 @@ class Reports:
             "memory": {**metrics.memory(self._inventory, census), **self._manager.figures()},
             "tiers": tiers,
             "leaks": self.leaks.counts(),
-            "alerts": [*found, *self._manager.alerts()],
+            "alerts": [*wrong, *self._manager.alerts(), *self.alerts.raised()],
+            "alert_states": self.alerts.lines(self._chores.now),
         }

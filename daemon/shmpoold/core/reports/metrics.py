@@ -28,8 +28,9 @@ from ..connections.seats import Seat, Seats
 from ..memory.inventory import Inventory
 from ..rows import Rows
 
-#: What the figures besides the census cost; what a client's counters and its line do; in units.
-FIGURES, CLIENT = 32, 10
+#: What the figures besides the census cost; what a client's counters and its line do, and its
+#: counters alone; in units.
+FIGURES, CLIENT, BLOCK = 32, 10, 4
 _NOTHING = Tally()
 
 
@@ -68,6 +69,16 @@ def count(rows: Rows, seats: Seats, census: Census, steady: Steady) -> Generator
             clients.append(_client(seat, block, census))
         yield CLIENT
     return {"clients": clients, **_counters(totals, census, steady)}
+
+
+def totals(rows: Rows, seats: Seats) -> Generator[int, None, list[int]]:
+    """A chore: the counters alone, since the pool was made."""
+    found = _block(rows, 0)
+    for number in sorted(seats.taken):
+        if number in seats.taken:
+            found = list(map(int.__add__, found, _block(rows, number)))
+        yield BLOCK
+    return found
 
 
 def _block(rows: Rows, seat: int) -> list[int]:
