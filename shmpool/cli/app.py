@@ -15,7 +15,7 @@ import click
 from .. import __version__
 from ..errors import ConfigError, ShmpoolError
 
-_COMMANDS: Final = ("demo", "run", "stats", "leases", "doctor")
+_COMMANDS: Final = ("demo", "run", "stats", "leases", "top", "check", "doctor", "install-units")
 _INTERRUPTED: Final = 130
 
 
@@ -28,12 +28,16 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        command = import_module(f".{name}", __package__).command
+        command = import_module("." + name.replace("-", "_"), __package__).command
         assert isinstance(command, click.Command)
         return command
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    short_help="Shared-memory buffers for the processes of one host.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="shmpool")
 def app() -> None:
     """Shared-memory buffers for the processes of one host."""

@@ -34,7 +34,7 @@ _SHOWN_NAMES: Final = 10
 _MAX_WORKERS: Final = 8
 
 
-@click.command("demo")
+@click.command("demo", short_help="Pass real files between processes, through a pool.")
 @click.argument("path", required=False, type=click.Path(exists=True))
 @click.option("--memory-limit", type=size, metavar="SIZE", help="The pool's memory.  [default: 256MiB, or what fits]")
 @click.option("--readers", type=click.IntRange(1, 64), default=2, help="Processes that read files.  [default: 2]")

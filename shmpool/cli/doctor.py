@@ -17,7 +17,7 @@ from .sizes import size
 _STYLES: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Check this host, and say the fixes.")
 @click.option(
     "--memory-limit", type=size, default=str(256 * MIB), metavar="SIZE", help="For a pool so large.  [256MiB]"
 )

@@ -15,7 +15,7 @@ from ..stats import query_buffers, query_leaks, query_leases
 from .look import age, console, name, number, printable, socket_option, table
 
 
-@click.command("leases")
+@click.command("leases", short_help="Show who holds what.")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
 @click.option("--each", is_flag=True, help="A line for each buffer.")
 @click.option("--idle", is_flag=True, help="Also what clients hold ready and do not use.")

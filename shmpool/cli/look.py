@@ -57,6 +57,15 @@ def printable(text: str) -> Text:
     return Text("".join(shown), overflow="fold")
 
 
+def bar(share: float, width: int) -> Text:
+    """A *share* (0 to 1) as a bar of so many columns; red when it is nearly all."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    shown = "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
+    style = "red" if share >= 0.9 else "yellow" if share >= 0.75 else "green"
+    return Text.assemble((shown, style), ("·" * (width - len(shown)), "dim"))
+
+
 def number(value: float) -> str:
     """``12,345``."""
     return f"{value:,.0f}"

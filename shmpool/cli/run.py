@@ -28,7 +28,9 @@ _NOT_EXECUTABLE: Final = 126
 _NOT_FOUND: Final = 127
 
 
-@click.command("run", context_settings={"allow_interspersed_args": False})
+@click.command(
+    "run", short_help="Run a command with a private broker.", context_settings={"allow_interspersed_args": False}
+)
 @click.option("--memory-limit", metavar="SIZE", help='The most memory the pool may hold, such as "256MiB".')
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; may be repeated.")
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED)

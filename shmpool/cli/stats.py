@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
+from typing import Any
 
 import click
 from rich.console import Group, RenderableType
@@ -14,25 +16,38 @@ from rich.text import Text
 from ..addresses import resolve
 from ..protocol.sizing import format_bytes
 from ..stats import Stats, query
-from .look import console, microseconds, name, number, printable, socket_option, table
+from .look import age, bar, console, microseconds, name, number, printable, socket_option, table
 
 
-@click.command("stats")
+@click.command("stats", short_help="Show the figures of a broker.")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
-@click.option("--watch", is_flag=True, help="Show them until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Show them until Ctrl-C; with --json an object a line.")
+@click.option("--prometheus", is_flag=True, help="Print them in Prometheus' text format.")
 @click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, help="Seconds for --watch.  [default: 1]")
 @socket_option
-def command(as_json: bool, watch: bool, interval: float, socket: str | None) -> None:
+def command(as_json: bool, watch: bool, prometheus: bool, interval: float, socket: str | None) -> None:
     """Show the figures of a broker: gets, hits, memory, tiers, clients."""
-    if as_json and watch:
-        raise click.UsageError("--json and --watch exclude each other")
+    if prometheus and (as_json or watch):
+        raise click.UsageError("--prometheus goes with neither --json nor --watch")
     address = resolve(socket)
     if watch:
-        _watch(address, interval)
+        (_watch_json if as_json else _watch)(address, interval)
+    elif prometheus:
+        from ..exposition import text  # an extra, for whoever asks for it
+
+        click.echo(text(query(address)), nl=False)
     elif as_json:
         click.echo(json.dumps(query(address).to_dict(), indent=2))
     else:
         console().print(render(query(address)))
+
+
+def _watch_json(address: str, interval: float) -> None:
+    with suppress(KeyboardInterrupt):
+        while True:
+            click.echo(json.dumps(query(address).to_dict(), separators=(",", ":")))
+            sys.stdout.flush()
+            time.sleep(interval)
 
 
 def _watch(address: str, interval: float) -> None:
@@ -56,7 +71,17 @@ def render(stats: Stats) -> RenderableType:
     """All figures, for people."""
     parts: list[RenderableType] = [_head(stats), _operations(stats), _tiers(stats), _clients(stats)]
     parts += [Text("alert: ", style="yellow") + printable(alert) for alert in stats.alerts]
+    parts += [_alert(state) for state in stats.alert_states]
     return Group(*parts)
+
+
+def _alert(state: dict[str, Any]) -> Text:
+    """One that a rule has raised, and what to do; or that it is over."""
+    about = f" ({state['about']})" if state["about"] else ""
+    if state["cleared_seconds"] is not None:
+        return Text(f"over for {age(state['cleared_seconds'])}: ", style="dim") + printable(f"{state['text']}{about}")
+    style = "bold red" if state["severity"] == "critical" else "yellow"
+    return Text(f"{state['name']}: ", style=style) + printable(f"{state['text']}{about}; {state['advice']}")
 
 
 def _head(stats: Stats) -> Text:
@@ -98,10 +123,11 @@ def _operations(stats: Stats) -> RenderableType:
 
 def _tiers(stats: Stats) -> RenderableType:
     columns = ("capacity", "warm", "free", "idle", "leased", "published")
-    shown = table("Tiers, in slots", "tier", *(f"{column}>" for column in columns))
+    shown = table("Tiers, in slots", "tier", "in use", *(f"{column}>" for column in columns))
     for tier in stats.tiers:
         label = tier.kind if tier.kind == "direct" else f"{tier.kind} {format_bytes(tier.size)}"
-        shown.add_row(label, *(number(getattr(tier, column)) for column in columns))
+        used = bar((tier.leased + tier.published) / max(1, tier.warm), 8)
+        shown.add_row(label, used, *(number(getattr(tier, column)) for column in columns))
     return shown
 
 

@@ -146,9 +146,9 @@ class Ticket:
 
     @classmethod
     def of(cls, record: Record, granted: int) -> Self:
-        """The ticket of a cell whose buffer is no more, opened before or after any fork."""
+        """The ticket of a cell."""
         ticket = cls()
-        ticket._record, ticket._granted, ticket._fork, ticket._last_fork = record, granted, -1, None
+        ticket._record, ticket._granted, ticket._fork = record, granted, -1
         return ticket
 
 

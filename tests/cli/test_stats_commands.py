@@ -88,8 +88,18 @@ def test_watch_ends_cleanly_with_ctrl_c(broker: shmpool.Broker) -> None:
     assert (process.returncode, err) == (0, "")
 
 
-def test_json_and_watch_exclude_each_other() -> None:
-    assert shmpool_command("stats", "--json", "--watch").returncode == 2
+def test_watching_as_json_prints_an_object_a_line_at_once(broker: shmpool.Broker) -> None:
+    line = command("stats", "--watch", "--json", "--interval", "0.1", "--socket", broker.address)
+    with subprocess.Popen(line, env=ENV, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        epochs = [json.loads(process.stdout.readline())["epoch"] for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE)
+    assert epochs == [1, 1] and process.returncode == 0
+
+
+def test_prometheus_goes_with_neither_json_nor_watch() -> None:
+    assert shmpool_command("stats", "--prometheus", "--json").returncode == 2
 
 
 def leases(address: str, *options: str) -> dict[str, Any]:

@@ -39,14 +39,14 @@ def test_the_page_and_the_fields_agree(broker: shmpool.Broker, pool: shmpool.Poo
         buffers = printed("leases", "--json", "--each", "--socket", broker.address)
         while not (leaks := printed("leases", "--json", "--leaks", "--socket", broker.address))["leases"]:
             pass
-    told = [stats, stats["memory"], stats["tiers"][0], stats["clients"][0], leases["leases"][0], buffers["leases"][0]]
-    told.append(leaks["leases"][0])
+    told = [stats, stats["memory"], stats["tiers"][0], stats["clients"][0]]
+    told += [{figure.name for figure in metrics.ALERTS}, leases["leases"][0], buffers["leases"][0], leaks["leases"][0]]
     assert documented() == [set(found) for found in told]
     assert set(leases) == set(buffers) == set(leaks) == {"total", "shown", "leases"}
 
 
 def test_the_tables_are_made_from_the_declaration() -> None:
-    for figures in (metrics.STATS, metrics.MEMORY, metrics.TIERS, metrics.CLIENTS):
+    for figures in (metrics.STATS, metrics.MEMORY, metrics.TIERS, metrics.CLIENTS, metrics.ALERTS):
         assert metrics.table(figures) in PAGE
     for names in metrics.KEYS.values():
         assert all(f"`{name}`" in PAGE for name in names)

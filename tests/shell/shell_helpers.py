@@ -117,7 +117,7 @@ class BrokerProcess:
                    f"vars(c).update({deadlines!r}); cli.main()"]  # fmt: skip
         command = [sys.executable, "-W", "error", *run, "--socket", address]
         self.process = subprocess.Popen(
-            [*command, "--ready-fd", str(writing), *options],
+            [*command, "--ready-fd", str(writing), "--set", "drain_timeout=0", *options],
             env=ENV, pass_fds=(writing, *pass_fds), stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         os.close(writing)

@@ -63,8 +63,9 @@ def test_lock_file_that_is_not_ours_alone_is_refused_and_left_alone(
         os.chown(path, 65534, 65534)
     before = os.lstat(path)
     broker = start_broker()
-    text = broker.wait()
+    broker.wait()
     assert broker.process.returncode == 2
+    text = broker.report["message"]
     assert path in text and f"uid {before.st_uid} with mode {before.st_mode & 0o7777:04o}" in text
     assert os.lstat(path) == before
     assert not os.path.exists(address)

@@ -9,7 +9,7 @@ import os
 from enum import Enum
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.fields import FieldInfo
 
 from shmpool.addresses import SYSTEM_SOCKET, own_socket
@@ -28,7 +28,9 @@ from shmpool.protocol.sizing import (
 )
 
 from ..core.memory.pressure import Thresholds
+from ..core.reports.rules import NAMES
 from . import rules
+from .endpoints import parse_address
 from .units import Gid, Limit, Seconds, Share, Size, Uid, Unit
 
 _DAY: Final = 86400
@@ -48,6 +50,28 @@ Preallocate = Annotated[
     Discriminator(lambda value: "by slot size" if isinstance(value, dict) else "share"),
 ]
 _NO_PRESSURE: Final = Thresholds()
+
+
+def _checked_address(text: str) -> str:
+    parse_address(text)
+    return text
+
+
+def _checked_alerts(bounds: dict[str, float | bool]) -> dict[str, float | bool]:
+    for name, bound in bounds.items():
+        if name not in NAMES:
+            raise ValueError(f"there is no alert {name!r}: they are {', '.join(NAMES)}")
+        if bound is True or not bound >= 0 or bound == float("inf"):
+            raise ValueError(
+                f"{name} = {bound} is no bound: write a number, or false for an alert that is never raised"
+            )
+    return bounds
+
+
+#: By an alert's name its bound, or False.
+Bounds = Annotated[dict[str, Annotated[float, Field(strict=True)] | bool], AfterValidator(_checked_alerts)]
+#: As `endpoints` reads it.
+MetricsAddress = Annotated[str, AfterValidator(_checked_address)]
 
 
 class Scope(Enum):
@@ -266,6 +290,10 @@ class Config(BaseModel):
         le=365 * _DAY,
         description="What is leased, unread, or kept by a view after its end for so long is told as a leak.",
     )
+    alerts: Annotated[Bounds, Scope.RELOAD] = Field(
+        default={},
+        description="Where alerts are raised, by their names, instead of where docs/alerts.md says; false: never.",
+    )
     on_stop: Annotated[Literal["remove", "keep"], Scope.RELOAD] = Field(
         default="remove",
         description='What an orderly stop does with the pool: "remove", or "keep" for the next broker.',
@@ -285,6 +313,23 @@ class Config(BaseModel):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Scope.RELOAD] = Field(
         default="info",
         description="The least important lines that are logged to stderr.",
+    )
+    log_format: Annotated[Literal["text", "json"], Scope.START] = Field(
+        default="text",
+        description='What log lines look like: "text" (with the journal\'s priorities under systemd), or "json", an'
+        " object a line.",
+    )
+    metrics_address: Annotated[MetricsAddress | None, Scope.START] = Field(
+        default=None,
+        description="Where Prometheus metrics are served over HTTP, at /metrics: the path of a socket, or a loopback"
+        " address. Needs prometheus-client.",
+    )
+    drain_timeout: Annotated[Seconds, Scope.RELOAD] = Field(
+        default=5.0,
+        ge=0,
+        le=_DAY,
+        description="How long an orderly stop that removes the pool waits for what is leased, unread or open; meanwhile"
+        " nothing new is leased.",
     )
 
     @model_validator(mode="after")

@@ -63,6 +63,7 @@ def to_settings(config: Config, tickets_file: tuple[int, int], seats_file: tuple
         checksums=config.checksums,
         detailed_metrics=config.detailed_metrics,
         leak_age=config.leak_age,
+        alerts=config.alerts,
         tickets_file=tickets_file,
         seats_file=seats_file,
     )

@@ -21,7 +21,14 @@ from .reading import Reading
 from .units import in_toml
 
 #: What stands in the example for a default that depends on the host, or is none.
-_SHOWN = {"socket": "/run/shmpool/broker.sock", "group": "shmpool", "preallocate": 0.1, "max_buffer_age": 3600.0}
+_SHOWN = {
+    "socket": "/run/shmpool/broker.sock",
+    "group": "shmpool",
+    "metrics_address": "/run/shmpool/metrics.sock",
+    "alerts": {"misses": 0.5, "away": False},
+    "preallocate": 0.1,
+    "max_buffer_age": 3600.0,
+}
 
 _HEAD = """\
 # shmpoold: the broker's configuration. Every key is shown with its default; an unknown

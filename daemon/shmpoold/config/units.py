@@ -50,8 +50,9 @@ def in_toml(value: Any, unit: Unit | None) -> str:
         return f"[{', '.join(in_toml(item, unit) for item in value)}]"
     if unit is not None and type(value) in (int, float):
         return json.dumps(unit.show(value))
-    if isinstance(value, dict):  # sizes and what they get
-        items = (f"{json.dumps(Unit.BYTES.show(size))} = {in_toml(item, unit)}" for size, item in value.items())
+    if isinstance(value, dict):  # sizes or names, and what they get
+        names = (key if isinstance(key, str) else json.dumps(Unit.BYTES.show(key)) for key in value)
+        items = (f"{name} = {in_toml(item, unit)}" for name, item in zip(names, value.values(), strict=True))
         return f"{{{', '.join(items)}}}"
     return json.dumps(value)
 

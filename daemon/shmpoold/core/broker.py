@@ -34,6 +34,7 @@ from .events import (
     Received,
     Reconfigured,
     Started,
+    StopAsked,
     Ticked,
     TicketClosed,
     Unseen,
@@ -41,6 +42,7 @@ from .events import (
     WarmFailed,
 )
 from .header import format_header
+from .lending.draining import Draining
 from .lending.lending import Lending
 from .lending.quotas import Limits
 from .lending.returns import Returns
@@ -107,6 +109,7 @@ class Broker:
         self.lending = Lending(self.rows, header, self.seats, self.inventory, self.chores, self.outbox)
         self.lending.large.most = settings.max_concurrent_large_ops
         self.lending.ladder.has_fallback = settings.fallback
+        self.draining = Draining(self.lending, self.inventory, header, self.outbox)
         self.custody = Custody(
             self.rows,
             self.inventory,
@@ -147,6 +150,7 @@ class Broker:
             self.chores,
             self.outbox,
             settings.leak_age,
+            settings.alerts,
             pool_id,
             epoch,
         )
@@ -156,7 +160,7 @@ class Broker:
         #: What has something to do when time goes by, in the order in which it is done.
         self._parts: tuple[Part, ...] = (
             self.away, self.endings, self.returns.looks, self.chores, self.reports, self.custody, self.lending,
-            self.inventory, self.cooling, self.manager,
+            self.inventory, self.cooling, self.manager, self.draining,
         )  # fmt: skip
         self._on_event: dict[type[Any], Callable[[Any, float], object]] = {
             Connected: self.clients.on_connected,
@@ -173,6 +177,7 @@ class Broker:
             DirectFailed: self.lending.grants.on_direct_failed,
             Reconfigured: self._on_reconfigured,
             TicketClosed: lambda event, now: self.custody.look(event.row, now),
+            StopAsked: self._on_stop_asked,
             Ticked: self._on_ticked,
         }
         #: What a worker may say; each tells what is wrong with a message, if anything is.
@@ -266,13 +271,18 @@ class Broker:
         self.settings = settings = self.settings.reloaded(event.settings)
         self.terms.settings = settings
         self.custody.ttl, self.cooling.lifetime = settings.handle_ttl, settings.buffer_lifetime
-        self.reports.leaks.age = settings.leak_age
+        self.reports.leaks.age, self.reports.alerts.bounds = settings.leak_age, settings.alerts
         self.lending.bound_large(settings.max_concurrent_large_ops)
         self.lending.ladder.has_fallback = settings.fallback
         self.lending.quotas.limits = Limits.of(settings)
         self.manager.configure(settings)
         self.cooling.note_idle(now)  # what is idle may have been so for longer than it is to be now
         self.clients.tell_changes()
+
+    def _on_stop_asked(self, event: StopAsked, now: float) -> None:
+        """From now on who asks for memory is refused."""
+        self._on_message[Refill] = self._on_message[Direct] = self.draining.refuse
+        self.draining.begin(now)
 
     def _on_ticked(self, event: Ticked, now: float) -> None:
         for part in self._parts:

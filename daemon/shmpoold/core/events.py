@@ -139,11 +139,16 @@ class MemoryRead:
 
 
 @dataclass(frozen=True, slots=True)
+class StopAsked:
+    """The broker is to end, and its pool with it, as soon as nothing is out: nothing new is lent."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """The time that next_deadline() named has come."""
 
 
 Event = (
     Connected | Received | Reconfigured | Disconnected | ProcessDied | Unseen | ReadersGone | Warmed | WarmFailed
-    | DirectCreated | DirectFailed | TicketClosed | Started | MemoryRead | Ticked
+    | DirectCreated | DirectFailed | TicketClosed | Started | MemoryRead | StopAsked | Ticked
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
@@ -80,6 +81,8 @@ class Settings:
     detailed_metrics: bool = False
     #: What is leased, or unread, or looked through after its end, for so long is said to be leaked.
     leak_age: float = 300.0
+    #: By an alert's name, another bound than its rule's; False: it is never raised.
+    alerts: Mapping[str, float | bool] = field(default_factory=dict)
     #: Device and inode of the files with the tickets' and the seats' byte locks.
     tickets_file: tuple[int, int] = (0, 0)
     seats_file: tuple[int, int] = (0, 0)
@@ -98,6 +101,7 @@ class Settings:
             fallback=new.fallback,
             detailed_metrics=new.detailed_metrics,
             leak_age=new.leak_age,
+            alerts=new.alerts,
             client_quota_bytes=new.client_quota_bytes,
             client_quota_buffers=new.client_quota_buffers,
             uid_quota_bytes=new.uid_quota_bytes,

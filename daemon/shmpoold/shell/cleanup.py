@@ -34,9 +34,9 @@ class Users:
     unreadable: int = 0
 
 
-def clean_up(socket_path: str) -> Iterator[str]:
+def clean_up(socket_path: str, *, dry_run: bool = False) -> Iterator[str]:
     """Remove leftovers; yields a line about each pool. The broker of *socket_path* cannot
-    start meanwhile."""
+    start meanwhile. *dry_run*: only say what would be removed."""
     with _broker_kept_out(socket_path):
         pools = leftover_pools()
         users = _users()  # after the names were listed: whoever made one had it open by then
@@ -44,7 +44,7 @@ def clean_up(socket_path: str) -> Iterator[str]:
             yield "there are no segments of shmpool on this host"
         for pool_id, names in pools.items():
             why = _spared(pool_id, names, users, socket_path)
-            yield f"pool {pool_id:016x}: kept, {why}" if why else f"pool {pool_id:016x}: {_remove(names)}"
+            yield f"pool {pool_id:016x}: " + (f"kept, {why}" if why else (_promise if dry_run else _remove)(names))
 
 
 @contextmanager
@@ -76,6 +76,10 @@ def _spared(pool_id: int, names: list[str], users: Users, socket_path: str) -> s
     if users.unreadable and _is_shared(names):
         return f"{users.unreadable} processes of other users cannot be looked into; run this as root"
     return None
+
+
+def _promise(names: list[str]) -> str:
+    return f"would remove {len(names)} segments, {format_bytes(sum(map(_held_bytes, names)))}"
 
 
 def _remove(names: list[str]) -> str:

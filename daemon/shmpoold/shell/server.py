@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.messages import Fault, Message
+from shmpool.protocol.sizing import format_bytes
 from shmpool.system import heirs
 from shmpool.system.locks import ByteLocks
 
@@ -48,10 +49,12 @@ from ..core.events import (
     Received,
     Reconfigured,
     Started,
+    StopAsked,
     Ticked,
     TicketClosed,
     Unseen,
 )
+from ..core.memory.pressure import Level
 from ..core.settings import Settings
 from .connection import CLOSE_GRACE, Connection
 from .host import HostWatch
@@ -99,6 +102,8 @@ class Server:
         self._host = HostWatch(core.pressure, lambda: core.inventory.held, self.dispatch)
         #: Set when nothing has to be reserved any more, or it cannot be.
         self.prepared = asyncio.Event()
+        #: Set when nothing is out any more, after `drain`.
+        self.drained = asyncio.Event()
         self._obey: dict[type[Any], Callable[[Any], None]] = {
             Send: self._send,
             Close: self._close,
@@ -155,6 +160,21 @@ class Server:
         if self._listener is not None:
             self._listener.admit(admission)
 
+    def drain(self) -> None:
+        """Lend nothing new, and ask for what is idle; *drained* tells when all has come back."""
+        self.dispatch(StopAsked())
+
+    def status(self) -> str:
+        """A line for whoever asks the service manager."""
+        core = self._core
+        held, limit = format_bytes(core.inventory.held), format_bytes(core.inventory.limit)
+        text = f"{len(core.seats.taken)} clients; {len(core.inventory.granted)} buffers out; {held} of {limit} held"
+        if core.lending.line:
+            text += f"; {len(core.lending.line.all())} requests wait"
+        if core.pressure.level is not Level.NORMAL:
+            text += f"; memory pressure is {core.pressure.level.name.lower()}"
+        return text
+
     async def stop(self) -> None:
         """Tell everybody, end all connections, and leave ledger and segments as they are.
         Takes a few seconds at most; the core is not used any more. May be called twice."""
@@ -204,6 +224,8 @@ class Server:
             self._is_dispatching = False
         if self._core.manager.is_ready or self._core.manager.failure:
             self.prepared.set()
+        if self._core.draining.is_done:
+            self.drained.set()
         self._arm()
 
     def _step(self, event: Event) -> None:

@@ -26,6 +26,7 @@ from shmpool.system import lifeline
 
 from ..config import Config
 from . import pools, systemd
+from .exporter import Exporter
 from .files import AlreadyRunning, Earlier, RuntimeFiles
 from .listener import Admission
 from .reloading import Reloading
@@ -114,12 +115,21 @@ async def _run(config: Config, parent: Parent, read_again: Callable[[], Config],
         reloading = Reloading(config, read_again, server, lambda now: ending.follow(now, parent))
         stop.on_hangup(reloading.reload)
         ending.follow(config, parent)
+        if config.metrics_address is not None:
+            exporter = Exporter(config.metrics_address, config.socket, Access(config.group))
+            exporter.start()
+            stack.callback(exporter.stop)
         how = f"taken up, epoch {pool.core.epoch}" if pool.is_adopted else "new"
         log.info("serving %s, pool %016x (%s)", config.socket, pool.store.pool_id, how)
         systemd.notify("READY=1")
+        heartbeat = systemd.Heartbeat(server.status)
+        heartbeat.start()
+        stack.callback(heartbeat.stop)
         parent.tell({"ready": True, "address": config.socket, "pid": os.getpid()})
         await _serve_until(stop.requested, files)
         systemd.notify("STOPPING=1")
+        if ending.patience and not ending.keep and parent.pidfd is None:
+            await _drain(server, stop, ending.patience)
         await server.stop()
         stop.ignore_more()
     log.info("stopped; pool %016x is %s", pool.store.pool_id, "kept" if ending.keep else "removed")
@@ -142,6 +152,15 @@ async def _serve_until(requested: asyncio.Event, files: RuntimeFiles) -> None:
             return
         except TimeoutError:
             files.renew()
+
+
+async def _drain(server: Server, stop: Stop, seconds: float) -> None:
+    """Let clients give back what they have, for so long or until we are told a second time."""
+    server.drain()
+    waits = [asyncio.ensure_future(event.wait()) for event in (server.drained, stop.insisted)]
+    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 async def _prepare(pool: pools.Pool, server: Server, stop: Stop, parent: Parent) -> bool:
@@ -239,12 +258,14 @@ def _adopt(server: Server) -> bool:
 
 @dataclass(slots=True)
 class Ending:
-    """Whether the pool stays when we go."""
+    """Whether the pool stays when we go, and else for how many seconds we wait for what is out."""
 
     keep: bool
+    patience: float = 0.0
 
     def follow(self, config: Config, parent: Parent) -> None:
         """As the configuration says; a private broker's pool never stays."""
+        self.patience = config.drain_timeout
         self.keep = config.on_stop == "keep" and parent.pidfd is None
 
 
@@ -255,6 +276,8 @@ class Stop:
     def __init__(self, parent: Parent) -> None:
         self._loop = asyncio.get_running_loop()
         self.requested = asyncio.Event()
+        #: A second signal: at once.
+        self.insisted = asyncio.Event()
         self._loop.add_signal_handler(signal.SIGTERM, self._because, "SIGTERM")
         self.on_hangup(lambda: log.warning("SIGHUP while starting: the configuration has just been read"))
         if parent.pidfd is None:
@@ -278,7 +301,7 @@ class Stop:
 
     def _because(self, reason: str) -> None:
         log.info("stopping: %s", reason)
-        self.requested.set()
+        (self.insisted if self.requested.is_set() else self.requested).set()
 
     def _parent_ended(self, pidfd: int) -> None:
         self._loop.remove_reader(pidfd)

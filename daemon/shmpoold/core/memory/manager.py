@@ -238,6 +238,11 @@ class Manager:
             "retired": self._inventory.retired,
         }
 
+    @property
+    def level(self) -> Level:
+        """Of memory pressure."""
+        return self._pressure.level
+
     def alerts(self) -> Iterable[str]:
         """A sentence for each thing that is the matter with memory."""
         if self._pressure.level > Level.NORMAL:

@@ -1,0 +1,145 @@
+"""What monitoring sees: metrics, their endpoint, `shmpool check`, and the files that come with them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+from cli_helpers import shmpool_command
+from prometheus_client.parser import text_string_to_metric_families
+
+import shmpool
+import shmpoold
+from shmpool import exposition
+from shmpool.cli.check import Verdict, judge
+from shmpool.protocol.metrics import MEMORY, STATS, Kind
+from shmpool.stats import query
+
+MONITORING = Path(shmpoold.__file__).parents[1] / "units" / "monitoring"
+
+
+@pytest.fixture
+def samples(broker: shmpool.Broker, pool: shmpool.Pool) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """What a scrape has, read by Prometheus' own parser; two leases are out."""
+    with pool.lease(100), pool.lease(300_000):
+        text = exposition.text(query(broker.address)).decode()
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(text):
+        assert family.documentation and "`" not in family.documentation, family.name
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+def test_metrics_have_conventional_names_and_the_right_values(samples) -> None:  # type: ignore[no-untyped-def]
+    leases = {(labels["strategy"], labels["category"]): value for labels, value in samples["shmpool_leases_total"]}
+    assert leases["pooled", "small"] == leases["chunked", "large"] == 1 and sum(leases.values()) == 2
+    assert samples["shmpool_active_buffers"] == [({}, 2.0)]
+    states = {labels["state"]: value for labels, value in samples["shmpool_memory_bytes"]}
+    assert set(states) == {"free", "idle", "leased", "published"} and states["leased"] > 300_000
+    assert samples["shmpool_clients"] == [({}, 1.0)]
+    counts = {labels["category"]: value for labels, value in samples["shmpool_lease_latency_seconds_count"]}
+    ends = [
+        labels["le"] for labels, _ in samples["shmpool_lease_latency_seconds_bucket"] if labels["category"] == "small"
+    ]
+    assert counts["small"] == counts["large"] == 1 and ends[0] == "2.56e-07" and ends[-1] == "+Inf"
+
+
+def test_every_declared_figure_is_told_or_follows_from_one_that_is(samples) -> None:  # type: ignore[no-untyped-def]
+    told = set(samples)
+    for expression in exposition.DERIVED.values():
+        assert set(re.findall(r"shmpool_\w+", expression)) <= told
+    for prefix, figures in (("shmpool_", STATS), ("shmpool_memory_", MEMORY)):
+        for figure in figures:
+            if figure.kind is Kind.FACT or figure.name in (*exposition.DERIVED, "memory", "tiers", "clients"):
+                continue
+            stem = exposition.NAMES.get(figure.name, figure.name.removesuffix("_ns"))
+            assert any(name.startswith(prefix + stem) for name in told), figure.name
+
+
+def test_the_rules_and_the_dashboard_ask_for_metrics_that_there_are(samples) -> None:  # type: ignore[no-untyped-def]
+    rules = yaml.safe_load((MONITORING / "prometheus-alerts.yml").read_text())
+    expressions = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    assert all({"summary", "description"} <= set(rule["annotations"]) for rule in rules["groups"][0]["rules"])
+    dashboard = json.loads((MONITORING / "grafana-dashboard.json").read_text())
+    expressions += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked = {name for expression in expressions for name in re.findall(r"shmpool_\w+", expression)}
+    assert len(asked) > 10
+    assert asked - set(samples) <= {"shmpool_alert"}  # it has a series once there was an alert
+
+
+def scrape(path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(path)
+    connection.request("GET", "/metrics")
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer.status, text
+
+
+def test_the_endpoint_serves_the_owner_alone_and_goes_with_the_broker(tmp_path: Path) -> None:
+    path = str(tmp_path / "metrics.sock")
+    with socket.socket(socket.AF_UNIX) as stale:  # left by one that was killed
+        stale.bind(path)
+    with shmpool.Broker(memory_limit="16MiB", metrics_address=path):
+        assert os.stat(path).st_mode & 0o777 == 0o600
+        for _ in range(2):
+            status, text = scrape(path)
+            assert status == 200 and "shmpool_memory_limit_bytes 1.6777216e+07" in text
+        with pytest.raises(shmpool.ConfigError, match="somebody serves"):
+            shmpool.Broker(memory_limit="16MiB", metrics_address=path)
+    assert not os.path.exists(path)
+
+
+def test_the_endpoint_serves_a_loopback_address_and_no_other() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with shmpool.Broker(memory_limit="16MiB", metrics_address=f"127.0.0.1:{port}"):
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request("GET", "/metrics")
+        assert connection.getresponse().read().startswith(b"# HELP")
+        connection.close()
+    for wrong, why in (("0.0.0.0:9464", "no loopback"), ("9464", "no address"), ("127.0.0.1:0", "no address")):
+        with pytest.raises(shmpool.ConfigError, match=why):
+            shmpool.Broker(memory_limit="16MiB", metrics_address=wrong)
+
+
+def test_the_command_prints_metrics(broker: shmpool.Broker) -> None:
+    done = shmpool_command("stats", "--prometheus", SHMPOOL_SOCKET=broker.address)
+    assert done.returncode == 0 and any(text_string_to_metric_families(done.stdout)), done.stderr
+
+
+def test_check_says_how_it_is_by_its_status(broker: shmpool.Broker, pool: shmpool.Pool) -> None:
+    done = shmpool_command("check", SHMPOOL_SOCKET=broker.address)
+    assert done.returncode == 0, done.stdout
+    assert re.fullmatch(
+        r"OK: 1 clients, .* of .* \| held=\d+B;;;0;\d+ active=0 clients=1 misses=0c timeouts=0c\n", done.stdout
+    )
+    gone = shmpool_command("check", "--socket", "/nowhere/broker.sock")
+    assert gone.returncode == 2 and gone.stdout.startswith("CRITICAL: no broker answers at /nowhere/broker.sock")
+
+
+def test_check_judges_by_the_worst_alert_that_is_raised(broker: shmpool.Broker) -> None:
+    stats = query(broker.address)
+    line = {"text": "rows: 1", "about": "pid 7", "severity": "critical", "cleared_seconds": None}
+    for states, verdict in (
+        ([{**line, "severity": "warning"}], Verdict.WARNING),
+        ([{**line, "severity": "warning"}, line], Verdict.CRITICAL),
+        ([{**line, "cleared_seconds": 5.0}], Verdict.OK),
+    ):
+        stats.alert_states[:] = states
+        assert judge(stats)[0] is verdict
+    stats.alert_states[:] = [line]
+    assert judge(stats)[1].startswith("rows: 1 (pid 7) | ")
+    stats.alert_states.clear()
+    stats.alerts[:] = ["2 requests wait for memory"]
+    assert judge(stats) == (Verdict.WARNING, judge(stats)[1]) and "2 requests wait" in judge(stats)[1]
