@@ -52,8 +52,12 @@ class Settings(TypedDict, total=False):
     checksums: bool
     detailed_metrics: bool
     leak_age: Duration
+    alerts: Mapping[str, float | bool]
     on_stop: Literal["remove", "keep"]
     allow_uids: Sequence[int | str]
     allow_gids: Sequence[int | str]
     group: int | str | None
     log_level: Literal["debug", "info", "warning", "error"]
+    log_format: Literal["text", "json"]
+    metrics_address: str
+    drain_timeout: Duration
