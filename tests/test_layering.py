@@ -159,7 +159,9 @@ STOREYS = (
     "launch embedded",
     "connecting",
     "itself",
+    "exposition",
     "cli demo",
+    "__main__",
 )
 ROOMS = {
     "shmpool" if room == "itself" else f"shmpool.{room}": number
