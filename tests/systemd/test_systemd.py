@@ -7,7 +7,7 @@ import re
 import subprocess
 
 import pytest
-from conftest import ENV, OPT, PATIENCE, Host
+from systemd_host import ENV, OPT, PATIENCE, Host
 
 pytestmark = pytest.mark.long
 
