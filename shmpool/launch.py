@@ -29,7 +29,7 @@ from .system.limits import explain
 from .system.locks import FileLock
 
 #: Seconds until a new broker must have said that it is ready.
-START_TIMEOUT: Final = 10.0
+START_TIMEOUT: Final = 30.0
 #: Seconds that an orderly stop may take before the broker is killed.
 STOP_TIMEOUT: Final = 5.0
 

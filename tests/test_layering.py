@@ -159,7 +159,7 @@ STOREYS = (
     "launch embedded",
     "connecting",
     "itself",
-    "exposition",
+    "exposition unanswered",
     "cli demo",
     "__main__",
 )

@@ -14,8 +14,10 @@ from rich.live import Live
 from rich.text import Text
 
 from ..addresses import resolve
+from ..errors import BrokerUnavailable
 from ..protocol.sizing import format_bytes
 from ..stats import Stats, query
+from ..unanswered import read_stats
 from .look import age, bar, console, microseconds, name, number, printable, socket_option, table
 
 
@@ -37,9 +39,17 @@ def command(as_json: bool, watch: bool, prometheus: bool, interval: float, socke
 
         click.echo(text(query(address)), nl=False)
     elif as_json:
-        click.echo(json.dumps(query(address).to_dict(), indent=2))
+        click.echo(json.dumps(_look(address).to_dict(), indent=2))
     else:
-        console().print(render(query(address)))
+        console().print(render(_look(address)))
+
+
+def _look(address: str) -> Stats:
+    """From the pool's memory, where its broker does not answer: then the alerts say so."""
+    try:
+        return query(address)
+    except BrokerUnavailable as error:
+        return read_stats(address, error)
 
 
 def _watch_json(address: str, interval: float) -> None:

@@ -6,23 +6,12 @@ from collections.abc import Generator
 from typing import Any
 
 from shmpool.protocol.census import Census, Tally, Use
-from shmpool.protocol.figures import (
-    CATEGORIES,
-    DEFERRED,
-    HELD_BY_VIEWS,
-    LATENCIES,
-    LATENCY_WORDS,
-    LEASES,
-    MISSES,
-    STRATEGIES,
-    TIMEOUTS,
-    USED_COUNTERS,
-    quantile,
-)
+from shmpool.protocol.figures import HELD_BY_VIEWS, USED_COUNTERS
 from shmpool.protocol.header import counters_at
 from shmpool.protocol.messages import U64
 from shmpool.protocol.sizing import Tier
 from shmpool.protocol.states import State
+from shmpool.protocol.totals import counted
 
 from ..connections.seats import Seat, Seats
 from ..memory.inventory import Inventory
@@ -39,9 +28,9 @@ def fold_counters(rows: Rows, seat: int) -> None:
     with it."""
     source, target = counters_at(rows.count, seat), counters_at(rows.count, 0)
     rows.words[source + HELD_BY_VIEWS] = 0
-    for word, counted in enumerate(_block(rows, seat)):
-        if counted:
-            rows.words[target + word] = (rows.words[target + word] + counted) & U64
+    for word, value in enumerate(_block(rows, seat)):
+        if value:
+            rows.words[target + word] = (rows.words[target + word] + value) & U64
             rows.words[source + word] = 0
 
 
@@ -68,7 +57,7 @@ def count(rows: Rows, seats: Seats, census: Census, steady: Steady) -> Generator
             totals = list(map(int.__add__, totals, block))
             clients.append(_client(seat, block, census))
         yield CLIENT
-    return {"clients": clients, **_counters(totals, census, steady)}
+    return {"clients": clients, **counted(totals, census, steady.at_least)}
 
 
 def totals(rows: Rows, seats: Seats) -> Generator[int, None, list[int]]:
@@ -84,42 +73,6 @@ def totals(rows: Rows, seats: Seats) -> Generator[int, None, list[int]]:
 def _block(rows: Rows, seat: int) -> list[int]:
     at = counters_at(rows.count, seat)
     return list(rows.words[at : at + USED_COUNTERS])
-
-
-def _counters(totals: list[int], census: Census, steady: Steady) -> dict[str, Any]:
-    operations = {
-        strategy: dict(zip(CATEGORIES, totals[LEASES + 4 * index :], strict=False))
-        for index, strategy in enumerate(STRATEGIES)
-    }
-    strategies = {strategy: sum(of.values()) for strategy, of in operations.items()}
-    gets, misses = sum(strategies.values()), totals[MISSES]
-    return {
-        "total_gets": gets,
-        "total_puts": steady.at_least("total_puts", gets - census.active),
-        "pool_hits": steady.at_least("pool_hits", strategies["pooled"] + strategies["chunked"] - misses),
-        "pool_misses": misses,
-        "active_buffers": census.active,
-        "deferred_releases": totals[DEFERRED],
-        "held_by_views": totals[HELD_BY_VIEWS],
-        "lease_timeouts": totals[TIMEOUTS],
-        "operations": {name: sum(of[name] for of in operations.values()) for name in CATEGORIES},
-        "strategies": strategies,
-        "operations_by_strategy": operations,
-        **_latencies(totals),
-        "memory_efficiency": census.payload / census.active_bytes if census.active_bytes else 1.0,
-    }
-
-
-def _latencies(totals: list[int]) -> dict[str, Any]:
-    sums, counts = {}, {}
-    for index, name in enumerate(CATEGORIES):
-        sums[name], *counts[name] = totals[LATENCIES + LATENCY_WORDS * index :][:LATENCY_WORDS]
-    return {
-        "average_latency_ns": {name: sums[name] // max(1, sum(counts[name])) for name in CATEGORIES},
-        "p50_latency_ns": {name: quantile(counts[name], 0.50) for name in CATEGORIES},
-        "p99_latency_ns": {name: quantile(counts[name], 0.99) for name in CATEGORIES},
-        "latency_histogram": {name: {"counts": counts[name], "sum_ns": sums[name]} for name in CATEGORIES},
-    }
 
 
 def _client(seat: Seat, block: list[int], census: Census) -> dict[str, Any]:
