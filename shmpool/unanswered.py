@@ -3,7 +3,7 @@ the census needs no broker.
 
 Found as clients find it, by the files beside the socket. Reads and changes nothing; what is read may be
 changing, so the figures may be a few leases apart. What only a broker knows is left out: ages, alerts,
-pressure, spares.
+pressure, spares, the ladder.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ def _figures(pool_id: int, header: mmap.mmap, ledger: mmap.mmap) -> dict[str, An
         "pool_id": f"{pool_id:016x}",
         "epoch": facts[EPOCH],
         **counted(totals, census),
+        "ladder": dict.fromkeys(KEYS["rung"], 0),
         "memory": memory,
         "tiers": told,
         "clients": [_client(facts, seat, blocks[seat], census) for seat in taken],

@@ -15,6 +15,7 @@ from shmpool.protocol.metrics import ALERTS
 from shmpool.protocol.states import State
 from shmpoold.core.actions import Log
 from shmpoold.core.events import MemoryRead
+from shmpoold.core.lending.requests import Rung
 from shmpoold.core.memory.pressure import Room
 from shmpoold.core.outbox import Outbox
 from shmpoold.core.reports import JUDGED_EVERY
@@ -176,3 +177,13 @@ def test_the_names_are_no_two_the_same() -> None:
 def test_the_page_has_the_rules() -> None:
     page = Path(__file__).parents[2] / "docs/alerts.md"
     assert table() in page.read_text()
+
+
+def test_fallbacks_since_the_last_look_are_an_alert(world: World) -> None:
+    client = world.client()
+    client.lease(client.get()[0])
+    world.broker.lending.ladder.served[Rung.FALLBACK] = 3
+    look(world)
+    assert raised(world)["fallback"]["worst"] == 3
+    look(world)
+    assert raised(world)["fallback"]["cleared_seconds"] is not None

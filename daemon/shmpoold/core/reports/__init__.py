@@ -16,6 +16,7 @@ from shmpool.protocol.messages import Topic
 from ..chores import NEVER, Chores
 from ..connections.seats import Seats
 from ..lending.lending import Lending
+from ..lending.requests import Rung
 from ..memory.inventory import Inventory
 from ..memory.manager import Manager
 from ..outbox import Outbox
@@ -175,6 +176,7 @@ class Reports:
         leaks = sum(count for kind, count in self.leaks.counts().items() if kind != "quarantined")
         level = self._manager.level
         now = self._chores.now
+        self.alerts.judge_fallbacks(self._ladder.served[Rung.FALLBACK], now)
         look(self.alerts, self._inventory, self._seats, totals, leaks, level, processes, now)
         if not self._line:
             self.alerts.judge("waiting", 0.0, now)

@@ -60,6 +60,7 @@ class Alerts:
         self._states = {rule.name: State() for rule in RULES}
         self.bounds = bounds
         self._counted: list[int] | None = None
+        self._fallbacks = 0
         #: By category, nanoseconds that leases usually take.
         self._usual: dict[str, float] = {}
 
@@ -94,6 +95,11 @@ class Alerts:
         for state in self._states.values():
             if state.cleared_at is not None and now >= state.cleared_at + LINGERS:
                 state.raised_at = state.cleared_at = None
+
+    def judge_fallbacks(self, count: int, now: float) -> None:
+        """*count*: since the broker started."""
+        more, self._fallbacks = count - self._fallbacks, count
+        self.judge("fallback", more, now)
 
     def judge_counters(self, totals: list[int], now: float) -> None:
         """By what was counted since the last look."""

@@ -53,6 +53,8 @@ RULES: Final = (
          "find the process that writes where it may not; restarting all clients gives the rows back"),
     Rule("full", _WARNING, "the share of the pool's memory that is leased, unread or open", 0.9, 0.8, 10.0, "%",
          "raise memory_limit before leases have to wait"),
+    Rule("fallback", _WARNING, "requests that got a direct segment as no tier had anything, since the last look", 1.0,
+         1.0, 0.0, "", "raise memory_limit, or see with `shmpool stats` which tier is short of slots"),
     Rule("reader", _WARNING, "the share of the pool's memory that one process has open", 0.5, 0.4, 10.0, "%",
          "have it release what it has read, copy what it keeps, or bound it with client_quota_bytes"),
     Rule("away", _WARNING, "clients that lost their connection and keep slots", 1.0, 1.0, 30.0, "",
