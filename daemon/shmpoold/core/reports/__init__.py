@@ -76,7 +76,8 @@ class Reports:
         self._next_look: float | None = None
         self._next_census = 0.0
         self._next_leaks = 0.0
-        self._next_judging = 0.0
+        #: `NEVER` while nothing is granted and no alert is to be seen.
+        self._next_judging = NEVER
         self._is_looking = self._is_counting = self._is_seeking = self._is_judging = False
 
     # --- time --------------------------------------------------------------------------------------
@@ -85,12 +86,14 @@ class Reports:
     def next_deadline(self) -> float:
         """When `tick` is due; not while nobody has anything. While somebody waits it is called
         often enough."""
-        judging = NEVER if self._is_judging else self._next_judging
         if not self._inventory.granted:
-            return NEVER if self.alerts.is_quiet else judging
+            return NEVER if self.alerts.is_quiet or self._is_judging else self._next_judging
+        first = next(iter(self._inventory.granted.values())).granted_at
         if self._next_look is None:
-            first = next(iter(self._inventory.granted.values())).granted_at
             self._next_look, self._next_leaks = first + SOON, first + self.leaks.age
+        if self._next_judging == NEVER:
+            self._next_judging = first + JUDGED_EVERY
+        judging = NEVER if self._is_judging else self._next_judging
         looking = NEVER if self._is_looking else self._next_look
         return min(looking, NEVER if self._is_seeking else self._next_leaks, judging)
 
@@ -99,8 +102,9 @@ class Reports:
         time."""
         if self._line:
             self.alerts.judge("waiting", now - min(request.since for request in self._line.heads()), now)
-        is_at_rest = not self._inventory.granted and self.alerts.is_quiet
-        if not (is_at_rest or self._is_judging) and self._next_judging <= now:
+        if not self._inventory.granted and self.alerts.is_quiet:
+            self._next_judging = NEVER
+        if not self._is_judging and self._next_judging <= now:
             self._is_judging = True
             self._chores.begin(self._judge(), now, is_urgent=False)
         if not self._inventory.granted:
