@@ -2,8 +2,9 @@
 
 `copy` beside `shutil.copyfileobj`, with the memory that each allocates; `ChunkedTeeReader` beside a
 bare loop; a view of scattered chunks beside a fresh segment; direct objects beside the floor of
-the same size, and streamed beside chunked ones; `write` into a segment that was used before beside
-`pwrite` into a file that has its pages. With `--against` 1 MiB also beside another source tree."""
+the same size, and streamed beside chunked ones; a stream between processes beside
+`multiprocessing.Pipe`; `write` into a segment that was used before beside `pwrite` into a file that
+has its pages. With `--against` 1 MiB also beside another source tree."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ import click
 
 import shmpool
 
+from . import between
 from .contest import CHUNKED, FLOOR, OURS, contest
 from .measure import Lap, Series, interleave, timed
 from .options import Options
@@ -34,7 +36,7 @@ from .trees import ROOT, TreePath, measure
 from .units import KIB, MIB, size_name
 
 ROUNDS, SECONDS = 7, 0.05
-PARTS = ("copy", "tee", "stitched", "write", "direct", "streamed", "before")
+PARTS = ("copy", "tee", "stitched", "write", "direct", "streamed", "between", "before")
 
 COPIED = (256 * KIB, 512 * KIB, MIB)
 NOT_SLOWER, OF_ALLOCATED = 1.0, 0.7
@@ -371,6 +373,13 @@ def _cycles(options: Options, other: Any) -> Iterator[tuple[int, str, Series, Se
     yield from measure((ROOT, other), (MIB,), options.rounds or 12, 0.01)
 
 
+def _between(report: Report, options: Options) -> None:
+    """A stream from process to process, beside a pipe and the floor."""
+    table, bars = between.compare(options.rounds or ROUNDS)
+    report.tables.append(table)
+    report.bars += bars
+
+
 _MEASURED: dict[str, Callable[[Report, Options], None]] = {
     "copy": _copy,
     "tee": _tee,
@@ -378,5 +387,6 @@ _MEASURED: dict[str, Callable[[Report, Options], None]] = {
     "write": _write,
     "direct": _direct,
     "streamed": _streamed,
+    "between": _between,
     "before": _before,
 }

@@ -56,6 +56,8 @@ from .errors import (
     SharedMemoryFull,
     ShmpoolError,
     StaleHandle,
+    StreamBroken,
+    StreamTimeout,
     TeeError,
 )
 from .lease import Lease
@@ -102,6 +104,8 @@ __all__ = [
     "StaleHandle",
     "Stats",
     "Strategy",
+    "StreamBroken",
+    "StreamTimeout",
     "TeeError",
     "categorize",
     "connect",

@@ -88,3 +88,11 @@ class LeaseReleased(ShmpoolError, ValueError):
 class TeeError(ShmpoolError, OSError):
     """The writer of a `ChunkedTeeReader` failed; says how many bytes were read and how many of them
     written. Its cause is the writer's exception."""
+
+
+class StreamBroken(ShmpoolError, BrokenPipeError):
+    """The other end of a stream is gone: closed, given up or dead; says after how many bytes."""
+
+
+class StreamTimeout(ShmpoolError, TimeoutError):
+    """The other end of a stream did nothing within the deadline; the stream goes on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -158,6 +158,11 @@ class Lease:
 
     def publish_many(self, n: int) -> list[Handle]:
         """Like `publish`, for *n* readers (1 to 13): each handle opens once."""
+        raise NotImplementedError
+
+    def publish_kept(self) -> tuple[Handle, Callable[[], None]]:
+        """Like `publish`, for who keeps a view of its window and goes on writing what the publication
+        does not hold: the slot is not used again before the callable was called, last of all."""
         raise NotImplementedError
 
     def release(self) -> None:

@@ -8,7 +8,7 @@ the lease has not done it right already), the grant word last.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from sys import getrefcount
 from typing import TYPE_CHECKING
@@ -87,6 +87,12 @@ class LiveLease(Lease):
         handles = self._store_publication(n)
         await_readers()
         return handles
+
+    def publish_kept(self) -> tuple[Handle, Callable[[], None]]:
+        if not self._take_view() or self._slot.session.is_over or not HERE[OURS]:
+            raise LeaseReleased("the lease is over, or being published or released by another thread")
+        let_go = self._await_readers
+        return self._store_publication(1)[0], let_go
 
     def _publish_with_views(self, tickets: int) -> list[Handle]:
         """The writer keeps a view: the handle may go, the slot is not used again before

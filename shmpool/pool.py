@@ -153,8 +153,7 @@ class BasePool:
         chosen = strategy
         if strategy is _ADAPTIVE:
             chosen = Strategy.DIRECT if session.prefers_direct else select_strategy(nbytes, session.sizing)
-        counter = session.counters + LEASES + 4 * _STRATEGY_INDEX[chosen]
-        counter += _CATEGORY_INDEX[categorize(nbytes, session.sizing).value]
+        counter = self.counter_of(session, chosen, nbytes)
         if chosen is Strategy.DIRECT:
             return self._lease_direct(session, nbytes, counter, timeout)
         if chosen is Strategy.POOLED:
@@ -169,6 +168,12 @@ class BasePool:
                 # Chunks are whole pages, so all sizes of as many pages have this magazine.
                 session.chunked[nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT] = magazine
         return self._lease_sampled(session, magazine, counter, nbytes, timeout)
+
+    @staticmethod
+    def counter_of(session: Session, strategy: Strategy, nbytes: int) -> int:
+        """The word that counts the leases of a strategy and of that size's category."""
+        category = _CATEGORY_INDEX[categorize(nbytes, session.sizing).value]
+        return session.counters + LEASES + 4 * _STRATEGY_INDEX[strategy] + category
 
     def _lease_direct(self, session: Session, nbytes: int, counter: int, timeout: float | None) -> Lease:
         started = time.perf_counter_ns()

@@ -148,7 +148,7 @@ STOREYS = (
     "seat.windows seat.mapping seat.sites seat.references",
     "seat.seat",
     "seat.guards seat.magazine seat.tickets",
-    "seat.openings seat.deferred seat.direct seat.segments seat.private seat.recovery",
+    "seat.openings seat.outgoing seat.deferred seat.direct seat.segments seat.private seat.recovery",
     "seat.custody",
     "link",
     "seat.supply seat.session stats",
@@ -305,8 +305,8 @@ EXPORTS = {
     "HandleUsed", "InvalidHandle", "InvalidSize", "LeakedView", "Lease", "LeaseReleased", "LeaseTimeout",
     "LocalProtocolError", "Pool", "PoolClosed", "PoolingRefused", "ProtocolError", "QuotaExceeded",
     "RemoteProtocolError", "SharedMemoryFull", "ShmpoolError", "SizeCategory", "Sizing", "StaleHandle", "Stats",
-    "Strategy", "TeeError", "categorize", "connect", "copy", "optimal_chunk_size", "register_reducer",
-    "select_strategy",
+    "Strategy", "StreamBroken", "StreamTimeout", "TeeError", "categorize", "connect", "copy",
+    "optimal_chunk_size", "register_reducer", "select_strategy",
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def close(session: Session) -> None:
     stories: list[str] = []
     if not session.is_over:
         session.prefetch.discard()
-        stories = _release_leases(session)
+        stories = _discard_streams(session) + _release_leases(session)
         session.close_magazines()
     session.is_orphaned = True  # if we do not come so far, its helper ends it
     if is_in_use(session) or not close_unused(session):
@@ -39,6 +39,17 @@ def close(session: Session) -> None:
         session.wake_helper()
     for story in stories:  # last: where warnings are errors, the pool is closed all the same
         warnings.warn(story, ResourceWarning, stacklevel=3)
+
+
+def _discard_streams(session: Session) -> list[str]:
+    stories = []
+    for stream in session.outgoing.copy():
+        writer = stream.writer()
+        if writer is not None and not writer.closed:
+            stories.append(f"{writer!r} was open when its pool was closed; it is discarded")
+            writer.discard()
+    session.outgoing.clear()
+    return stories
 
 
 def _release_leases(session: Session) -> list[str]:

@@ -23,6 +23,7 @@ from .link import Link
 
 if TYPE_CHECKING:
     from ..seat.deferred import DeferredReleases
+    from ..seat.outgoing import Outgoing
     from ..seat.segments import Segments
 
 #: Reconnecting: the first pause and the longest, in seconds; each is jittered.
@@ -33,6 +34,8 @@ _CONNECT_TIMEOUT: Final = 2.0
 _LONGEST_EXIT: Final = 1.0
 #: How often the helper of a seat without a pool looks whether anything is in use.
 UNUSED_POLL: Final = 0.05
+#: How often it looks whether the streams that are written here are still read.
+OUTGOING_POLL: Final = 0.1
 
 
 class Seat(Protocol):
@@ -41,6 +44,7 @@ class Seat(Protocol):
     address: str
     link: Link
     deferred: DeferredReleases
+    outgoing: set[Outgoing]
     segments: Segments
     is_over: bool
     is_orphaned: bool
@@ -137,6 +141,8 @@ class Helper:
                 pauses.append(max(0.0, rested_at - time.monotonic()))
             if seat.is_orphaned:
                 pauses.append(UNUSED_POLL)
+            if seat.outgoing:
+                pauses.append(OUTGOING_POLL)
             link.look(min((pause for pause in pauses if pause is not None), default=None))
             seat.look_after_views()
             if seat.is_wanted:

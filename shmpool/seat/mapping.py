@@ -58,6 +58,7 @@ from ..system.heirs import READERS
 from ..system.locks import (
     F_OFD_SETLK,
     UNLOCK_ALL,
+    any_locked,
     lock_bytes,
     open_beside,
 )
@@ -223,6 +224,13 @@ class Mapping:
                     self._fds[key] = open_segment(tier_name(self.pool_id, tier.index), writable=writable)
                 fd = self._fds[key]
         return Piece(fd, (row - tier.base) * tier.size, count * tier.size)
+
+    def is_seated(self, seat: int) -> bool:
+        """Whether another seat's byte is held: evidence of life where no broker says who has died."""
+        try:
+            return any_locked(self._seat_fd, SEAT_LOCKS + seat, 1) >= 0  # type: ignore[arg-type]  # whatever has a fileno
+        except PoolClosed:
+            return True
 
     def unlock_seat(self) -> None:
         """Before the seat is given up: its next holder may be here before our descriptor

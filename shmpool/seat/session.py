@@ -30,6 +30,7 @@ from .deferred import DeferredReleases
 from .direct import DirectSlot
 from .mapping import SeatTaken
 from .openings import Openings
+from .outgoing import Outgoing
 from .supply import Supply
 
 
@@ -52,6 +53,8 @@ class Session(Supply):
         self.left = self.openings.left
         self.deferred = DeferredReleases(self, self.openings)
         self.guards = guards.Guards(self)
+        #: The streams that are written here, and those whose chunks are still to be read.
+        self.outgoing: set[Outgoing] = set()
         try:  # before a seat is taken: without them there would be nobody to leave it
             self.link = Link(self)
         except OSError as error:
@@ -134,9 +137,11 @@ class Session(Supply):
         self.wake_helper()
 
     def look_after_views(self) -> None:
-        """Settle what waited for a view, or for a child that has one, and return the segments that
-        nobody uses. For the helper."""
+        """Settle what waited for a view, or for a child that has one, and the streams that nobody reads
+        any more; return the segments that nobody uses. For the helper."""
         self.deferred.look_at_all()
+        for stream in self.outgoing.copy():
+            stream.look()
         guards.look()
         self.segments.look()
 
@@ -198,6 +203,7 @@ class Session(Supply):
         """In a forked child: forget the seat. The parent's memory is out of reach already."""
         self.is_over, self.is_watched = True, False
         self.guards.forget_all()
+        self.outgoing.clear()
         self.ticket_gate = threading.Lock()  # a thread that is not here may have had it
         for slot in self.owned:
             if isinstance(slot, DirectSlot):

@@ -1,5 +1,6 @@
 """Streams through leased memory: copying (`copying`), copying what passes by (`tee`), a lease and a
-buffer as files (`files`); the verbs of a pool (`verbs`). Each is imported when it is first used."""
+buffer as files (`files`), an object handed over while it is written (`writing`, `reading`); the verbs
+of a pool (`verbs`). Each is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -9,11 +10,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .copying import copy
     from .files import BufferFile, LeaseFile
+    from .reading import StreamReader
     from .tee import ChunkedTeeReader
+    from .writing import StreamWriter
 
-__all__ = ["BufferFile", "ChunkedTeeReader", "LeaseFile", "copy"]
+__all__ = ["BufferFile", "ChunkedTeeReader", "LeaseFile", "StreamReader", "StreamWriter", "copy"]
 
-_LAZY = {"BufferFile": "files", "ChunkedTeeReader": "tee", "LeaseFile": "files", "copy": "copying"}
+_LAZY = {
+    "BufferFile": "files",
+    "ChunkedTeeReader": "tee",
+    "LeaseFile": "files",
+    "StreamReader": "reading",
+    "StreamWriter": "writing",
+    "copy": "copying",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
-"""The verbs of streams: leases and buffers as files. What they need is imported when they are first
-used."""
+"""The verbs of streams: leases and buffers as files, streams to other processes. What they need is
+imported when they are first used."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from ..pool import BasePool
 if TYPE_CHECKING:
     from ..protocol.handle import Handle
     from .files import BufferFile, LeaseFile
+    from .reading import StreamReader
+    from .writing import StreamWriter
 
 
 class StreamVerbs(BasePool):
@@ -23,9 +25,22 @@ class StreamVerbs(BasePool):
 
         return LeaseFile(self, nbytes, timeout)
 
-    def open_reader(self, handle: Handle | bytes | bytearray | memoryview) -> BufferFile:
-        """A published buffer as a binary file (`io.BufferedIOBase`), given back when it is closed.
-        Raises like `open`."""
-        from .files import BufferFile
+    def open_reader(
+        self, handle: Handle | bytes | bytearray | memoryview, *, timeout: float | None = None
+    ) -> BufferFile | StreamReader:
+        """A published buffer as a binary file (`io.BufferedIOBase`), given back when it is closed; of
+        the handle of a `stream` its reading end, whose calls wait for the writer, *timeout* seconds
+        each at the longest. Raises like `open`."""
+        from .reading import open_reader
 
-        return BufferFile(self.open(handle))
+        return open_reader(self, handle, timeout)
+
+    def stream(self, nbytes: int | None = None, *, timeout: float | None = None) -> StreamWriter:
+        """A stream to another process as a binary file to write: its ``handle`` may be opened, by
+        `open_reader`, while it is written. A few chunks travel round, whatever passes through, and the
+        writer waits while the reader is behind, *timeout* seconds in each call at the longest (None: as
+        long as somebody may read). *nbytes* are announced, and must be written then. Raises like `lease`.
+        """
+        from .writing import StreamWriter
+
+        return StreamWriter(self, nbytes, timeout)
