@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -62,8 +63,8 @@ class Lease:
         view, sizes = self.view, [count * self._slot.tier.size for _, count in self._slot.extents]
         if len(sizes) == 1:
             return [view[:]]
-        starts = [sum(sizes[:index]) for index in range(len(sizes))]
-        return [view[start : start + size] for start, size in zip(starts, sizes, strict=True) if start < self.nbytes]
+        starts = accumulate(sizes, initial=0)
+        return [view[start : start + size] for start, size in zip(starts, sizes) if start < self.nbytes]  # noqa: B905
 
     def write(self, data: Payload) -> None:
         """Write the whole payload at once. *data* is any buffer or array of exactly `nbytes`

@@ -33,6 +33,10 @@ class TierStats:
     idle: int
     leased: int
     published: int
+    #: The longest run that there is room for without scattering it, and runs that are scattered; of
+    #: chunk tiers, 0 for others.
+    largest_run: int
+    scattered: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,8 +77,9 @@ SHAPE_MASK: Final = ~(0xFF << TICKETS_SHIFT) & ((1 << 64) - 1)
 
 LINK_ROW_BITS: Final = 24
 LINK_ROW_MASK: Final = (1 << LINK_ROW_BITS) - 1
-#: A lease has at most so many extents: a bound for everybody who follows links.
-MAX_EXTENTS: Final = 64
+#: A lease has at most so many extents: a bound for everybody who follows links. (Each is a map of the
+#: kernel's in whoever looks at it, of which a process has 65,530.)
+MAX_EXTENTS: Final = 4096
 
 assert GRANT < EXTENT < FIRST_CELL
 assert FIRST_CELL + MAX_TICKETS == LINK == ROW_WORDS - 1

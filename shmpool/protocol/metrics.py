@@ -120,6 +120,8 @@ TIERS: Final = (
     Figure("idle", _GAUGE, _SLOTS, "ready in clients' magazines"),
     Figure("leased", _GAUGE, _SLOTS, "may be written"),
     Figure("published", _GAUGE, _SLOTS, "published, and a ticket not done"),
+    Figure("largest_run", _GAUGE, _SLOTS, "of chunks: the most that are nobody's side by side"),
+    Figure("scattered", _GAUGE, _BUFFERS, "of chunks: runs that are in several pieces, stitched in each view"),
 )
 
 CLIENTS: Final = (

@@ -18,6 +18,7 @@ _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 #: reading, the pages of a writable shared map of a tmpfs can be written too, and sixteen
 #: cost one fault: a third of what MADV_POPULATE_WRITE takes.
 _MADV_POPULATE_READ: Final = 22
+_POPULATED_AT_ONCE: Final = 128 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -97,10 +98,11 @@ def _map_fixed(address: int, length: int, protection: int, flags: int, fd: int, 
 
 
 def populate(region: mmap.mmap) -> None:
-    """Fill in the page tables at once, instead of a fault for each page. A kernel that
-    cannot leaves it to the faults."""
+    """Fill in the page tables at once, instead of a fault for each page, in slices: a signal is
+    answered between two. A kernel that cannot leaves it to the faults."""
     try:
-        region.madvise(_MADV_POPULATE_READ)
+        for start in range(0, len(region), _POPULATED_AT_ONCE):
+            region.madvise(_MADV_POPULATE_READ, start, min(_POPULATED_AT_ONCE, len(region) - start))
     except OSError as error:
         if error.errno != 22:  # EINVAL: before Linux 5.14
             raise

@@ -11,6 +11,7 @@ from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import State
 from shmpoold.core.actions import Cool, Send, Warm
 from shmpoold.core.lending.recalls import RECALL_EVERY, SPACING
+from shmpoold.core.memory import slots
 
 
 def fill(world: World, tier: int = SMALL, *, leave: int = 0, batch: int = 1) -> Client:
@@ -319,7 +320,50 @@ def test_a_scattered_run_of_warm_pieces_is_granted_at_once(world: World) -> None
     assert not [action for action in world.actions if isinstance(action, Warm)]
 
 
-def test_a_run_of_too_many_pieces_waits(make_world: type[World]) -> None:
+def test_a_run_of_many_pieces_is_granted_and_comes_back(make_world: type[World]) -> None:
+    """With every second chunk free; in steps, that others come between."""
+    world = make_world(small_settings(memory_limit=4096 * KIB))
+    scatter(world)
+    client, reader = world.client(), world.client()
+    client.refill(CHUNKS, 100)
+    world.run()
+    world.pass_time(0.1)
+    (run,) = client.ready
+    assert len(run.spans) > 64 and len(set(run.rows)) == 100
+    assert world.broker.inventory.scattered[CHUNKS] == 1
+    ticket = client.publish(run)[0]
+    world.restart()
+    client.reconnect()
+    reader.reconnect()
+    assert reader.open(ticket)
+    reader.release(ticket)
+    client.reap()
+    client.give_back(*client.ready)
+    world.run()
+    world.pass_time(0.1)
+    assert all(world.state(row) in (State.FREE, State.COLD) for row in run.rows)
+    assert world.broker.inventory.scattered[CHUNKS] == 0
+
+
+def test_a_run_of_many_pieces_whose_asker_has_gone_is_put_back(make_world: type[World]) -> None:
+    world = make_world(small_settings(memory_limit=4096 * KIB))
+    scatter(world)
+    world.pass_time(2 * world.settings.buffer_lifetime)  # all that is idle is cold, and is to be warmed
+    client, chunks = world.client(), world.broker.inventory.maps[CHUNKS]
+    unused = chunks.unused
+    number = client.refill(CHUNKS, 100)
+    world.deliver()
+    assert chunks.unused == unused - 100
+    client.cancel(number)
+    while world.deliver() or world.run_news():
+        pass
+    world.run()
+    world.pass_time(0.1)
+    assert chunks.unused == unused
+
+
+def test_a_run_of_too_many_pieces_waits(make_world: type[World], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "MAX_EXTENTS", 64)
     world = make_world(small_settings(memory_limit=2048 * KIB))
     hoarder = scatter(world)
     client = waiting(world, CHUNKS, 100)

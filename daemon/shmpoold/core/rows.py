@@ -146,6 +146,14 @@ class Rows:
         raw = column.tobytes() if isinstance(column, memoryview) else array("Q", column).tobytes()
         return raw[STATE_SHIFT // 8 :: 8] == states and not (any(raw[0::8]) or any(raw[1::8]))
 
+    def are_where(self, first: int, mask: bytes | bytearray, states: bytes) -> bool:
+        """The same for those of the rows from *first* on that *mask* marks by 1, of as many states: as
+        long numbers, a millisecond for 10^4 rows however many are marked."""
+        column = self.words[first * ROW_WORDS : (first + len(mask)) * ROW_WORDS : ROW_WORDS]
+        raw = column.tobytes() if isinstance(column, memoryview) else array("Q", column).tobytes()
+        differ = _number(raw[STATE_SHIFT // 8 :: 8]) ^ _number(states)
+        return not (differ | _number(raw[0::8]) | _number(raw[1::8])) & (_number(mask) * 0xFF)
+
     def grant_words(self) -> list[int]:
         """All grant words at once, by row: a snapshot for scans and reports."""
         column = self.words[: self.count * ROW_WORDS : ROW_WORDS]
@@ -177,6 +185,10 @@ def _taken_words(raw: bytes, seats: Collection[int]) -> Iterator[int]:
     for high, low in lows.items():
         theirs |= _fitting(high_column, (high,)) & _fitting(low_column, low)
     return (found.start() for found in _SET.finditer((theirs & taken).to_bytes(len(low_column), "little")))
+
+
+def _number(column: bytes | bytearray) -> int:
+    return int.from_bytes(column, "little")
 
 
 def _fitting(column: bytes, values: Collection[int]) -> int:

@@ -7,7 +7,6 @@ what was taken and not granted is given up, and the request served otherwise, or
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,7 +35,7 @@ class Warming:
 
     request: Request
     holdings: list[Holding]
-    slices: deque[Span] = field(default_factory=deque)
+    slices: Iterator[Span] = field(default_factory=lambda: iter(()))
 
 
 class Lender(Protocol):
@@ -137,11 +136,8 @@ class Grants:
             self._warm_or_grant(warming, self._chores.now)
 
     def _warm_or_grant(self, warming: Warming, now: float) -> None:
-        warming.slices = deque(self._inventory.to_warm(warming.holdings))
-        if warming.slices:
-            self._warm_next(warming)
-        else:
-            self._grant(warming.request, warming.holdings, now)
+        warming.slices = self._inventory.to_warm(warming.holdings)
+        self._warm_next(warming, now)
 
     def create_direct(self, request: Request) -> bool:
         """Begin to make a direct segment. False when there is no room for it."""
@@ -202,8 +198,13 @@ class Grants:
 
     # --- warming ----------------------------------------------------------------------------------
 
-    def _warm_next(self, warming: Warming) -> None:
-        row, count = warming.slices.popleft()
+    def _warm_next(self, warming: Warming, now: float) -> None:
+        """Grant it when all of it is warm."""
+        span = next(warming.slices, None)
+        if span is None:
+            self._grant(warming.request, warming.holdings, now)
+            return
+        row, count = span
         tier = warming.holdings[0].tier
         self.warming[tier.index, row] = warming
         self._outbox.add(Warm(tier.index, row, count))
@@ -217,10 +218,8 @@ class Grants:
                 self.abandon(warming.holdings, now)
             elif not is_sound:
                 self._try_others(warming.request, warming.holdings, now)
-            elif warming.slices:
-                self._warm_next(warming)
             else:
-                self._grant(warming.request, warming.holdings, now)
+                self._warm_next(warming, now)
 
     def on_warm_failed(self, event: WarmFailed, now: float) -> None:
         """A slice could not have them."""

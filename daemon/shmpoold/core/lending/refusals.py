@@ -49,7 +49,7 @@ class Refusals:
             return f"{slots.unused} of its {tier.capacity} {slots.unit} are free, {request.chunks} are needed"
         if tier.kind is TierKind.CHUNK and slots.placeable < request.chunks:
             return (
-                f"{slots.unused} chunks are free, but in too many pieces: the {MAX_EXTENTS} largest, as many as a lease"
+                f"{slots.unused} chunks are free, but in too many pieces: {MAX_EXTENTS} of them, as many as a lease"
                 f" may have, are {slots.placeable} chunks"
             )
         if self._earmarks.allow(request, tier, request.wanted_bytes):

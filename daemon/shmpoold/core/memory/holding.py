@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shmpool.protocol.sizing import Tier, TierKind
 
 from ..owners import Owner
-from .slots import Span
+from .slots import Mask, Span
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +37,13 @@ class Holding:
     following: int = 0
     #: It was given up before it was granted.
     is_over: bool = False
+    #: The marks of a run that may have many pieces.
+    mask: Mask | None = None
+    #: How many rows it has.
+    chunks: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.chunks = self.spans[0][1] if len(self.spans) == 1 else sum(count for _, count in self.spans)
 
     @property
     def nbytes(self) -> int:
@@ -47,11 +54,3 @@ class Holding:
     def is_large(self) -> bool:
         """It is a run or a direct segment: one of the large operations that may be bounded."""
         return self.tier.kind is not TierKind.POOLED
-
-    @property
-    def chunks(self) -> int:
-        """How many rows it has."""
-        chunks = 0
-        for _, count in self.spans:
-            chunks += count
-        return chunks

@@ -28,7 +28,7 @@ from ..owners import Owner
 from ..rows import Rows
 from .holding import Holding
 from .scrubber import Scrubber
-from .slots import Span
+from .slots import FEW_PIECES, Span
 from .stock import BUILT_PER_STEP, Stock
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Inventory(Stock):
         self.granted: dict[int, Holding] = {}
         #: How many of these are runs or direct segments.
         self.large = 0
+        #: By tier, how many are runs in several pieces.
+        self.scattered: Counter[int] = Counter()
         #: Runs that have ended, and what of them is not nobody's yet.
         self.leaving: dict[Holding, list[Span]] = {}
         #: By seat, the bytes of its direct segments that are quarantined and may be mapped.
@@ -99,8 +101,12 @@ class Inventory(Stock):
         slots = self.maps[holding.tier.index]
         if holding.tier.kind is TierKind.DIRECT:
             self.held -= holding.direct_bytes
+        mask = holding.mask or slots.mask(holding.spans)
+        self.held -= holding.tier.size * slots.count_cold(mask)
+        if len(holding.spans) > FEW_PIECES and not self.quarantined and self.say_what_we_left(slots, mask):
+            slots.put_back_all(mask)
+            return
         for first, count in holding.spans:
-            self.held -= holding.tier.size * sum(length for _, length in slots.cold_spans(first, count))
             rows = range(first, first + count)
             if self.quarantined.isdisjoint(rows) and self.rows.are(first, slots.marks(first, count)):
                 slots.give(first, count, now)
@@ -126,6 +132,7 @@ class Inventory(Stock):
         else:
             self.granted[holding.row] = holding
             self.large += holding.is_large
+            self.scattered[holding.tier.index] += len(holding.spans) > 1
         holding.owner = owner
         owner.gain(holding)
 
@@ -133,6 +140,7 @@ class Inventory(Stock):
         if holding.owner is not None:
             del self.granted[holding.row]
             self.large -= holding.is_large
+            self.scattered[holding.tier.index] -= len(holding.spans) > 1
             holding.owner.lose(holding)
             holding.owner = None
 

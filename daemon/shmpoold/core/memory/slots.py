@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import re
 from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
 from heapq import nlargest
+from itertools import accumulate, islice
+from typing import NamedTuple
 
 from shmpool.protocol.ledger import MAX_EXTENTS
 from shmpool.protocol.sizing import Tier, TierKind
@@ -19,6 +23,20 @@ Span = tuple[int, int]
 """(first row, number of rows)"""
 
 _RUNS = re.compile(b"\1+")
+#: A lease of so few pieces has the largest there are, one of more those at the low end, and its rows are
+#: looked at all at once: one by one that would take longer than a turn of the loop may.
+FEW_PIECES = 64
+
+
+class Mask(NamedTuple):
+    """Some rows, the first of them and a byte for each from there to the last: 1 where it is one."""
+
+    first: int
+    marks: bytes | bytearray
+
+
+def _number(marks: bytes | bytearray) -> int:
+    return int.from_bytes(marks, "little")
 
 
 def _length(span: Span) -> int:
@@ -63,28 +81,89 @@ class SlotMap:
         """The lowest row of *count* adjacent unused slots, warm or cold."""
         return self._find(self._unused, count)
 
-    def scatter(self, count: int) -> list[Span] | None:
-        """*count* unused slots in as few pieces as there are, None if there are too few
-        or too many pieces."""
+    def scatter(self, count: int) -> tuple[Span, ...] | None:
+        """*count* unused slots in few pieces: as few as there are, if that are not many. None if
+        there are too few or too many pieces."""
         if count > self.unused:
             return None
+        lengths = self._lengths()
+        if sum(nlargest(FEW_PIECES, lengths)) < count:
+            return self._lowest(lengths, count)
         chosen: list[Span] = []
-        for row, length in self._largest_pieces():
+        pieces = [(match.start() + self.tier.base, len(match[0])) for match in _RUNS.finditer(self._unused)]
+        for row, length in nlargest(FEW_PIECES, pieces, key=_length):
             chosen.append((row, min(length, count)))
             count -= chosen[-1][1]
             if count == 0:
-                return chosen
-        return None
+                break
+        return tuple(chosen)
+
+    def _lowest(self, lengths: list[int], count: int) -> tuple[Span, ...] | None:
+        """All unused slots from the low end on."""
+        pieces = bisect_left(list(accumulate(lengths)), count) + 1
+        if pieces > MAX_EXTENTS:
+            return None
+        base = self.tier.base
+        spans = [(match.start() + base, len(match[0])) for match in islice(_RUNS.finditer(self._unused), pieces)]
+        row, length = spans[-1]
+        spans[-1] = row, length - (sum(lengths[:pieces]) - count)
+        return tuple(spans)
 
     @property
     def placeable(self) -> int:
         """Slots of the longest run that could be had, in as many pieces as a lease may have."""
-        return sum(length for _, length in self._largest_pieces())
+        lengths = self._lengths()
+        if len(lengths) <= MAX_EXTENTS:
+            return self.unused
+        return max(sum(nlargest(FEW_PIECES, lengths)), sum(lengths[:MAX_EXTENTS]))
 
-    def _largest_pieces(self) -> list[Span]:
-        base = self.tier.base
-        pieces = [(match.start() + base, len(match[0])) for match in _RUNS.finditer(self._unused)]
-        return nlargest(MAX_EXTENTS, pieces, key=_length)
+    @property
+    def largest_run(self) -> int:
+        """The most unused slots side by side."""
+        return max(self._lengths(), default=0)
+
+    def _lengths(self) -> list[int]:
+        return list(map(len, _RUNS.findall(self._unused)))
+
+    # --- many pieces at once ---------------------------------------------------------------------
+
+    def mask(self, spans: Sequence[Span]) -> Mask:
+        """The marks of spans."""
+        first = min(row for row, _ in spans)
+        marks = bytearray(max(row + count for row, count in spans) - first)
+        for row, count in spans:
+            marks[row - first : row - first + count] = b"\1" * count
+        return Mask(first, marks)
+
+    def take_all(self, mask: Mask) -> None:
+        """Make unused slots used."""
+        span, taken = self._span(mask.first, len(mask.marks)), _number(mask.marks)
+        unused, ready = _number(self._unused[span]), _number(self._ready[span])
+        if taken & ~unused:
+            raise ValueError(f"{mask.marks.count(1)} rows of {self.tier.label()} are not all unused")
+        self._set(span, unused ^ taken, ready & ~taken)
+
+    def put_back_all(self, mask: Mask) -> None:
+        """Undo `take_all`: the slots were not used and are idle since when they were before."""
+        span, given = self._span(mask.first, len(mask.marks)), _number(mask.marks)
+        unused, ready = _number(self._unused[span]), _number(self._ready[span])
+        if given & unused:
+            raise ValueError(f"{mask.marks.count(1)} rows of {self.tier.label()} are not all used")
+        self._set(span, unused | given, ready | given & _number(self._warm[span]))
+
+    def count_cold(self, mask: Mask) -> int:
+        """How many of the slots are cold."""
+        warm = self._warm[self._span(mask.first, len(mask.marks))]
+        return (_number(mask.marks) & ~_number(warm)).bit_count()
+
+    def _set(self, span: slice, unused: int, ready: int) -> None:
+        length = span.stop - span.start
+        for marks, now in ((self._unused, unused), (self._ready, ready)):
+            marks[span] = now.to_bytes(length, "little")
+        self.unused = self._unused.count(1)
+        self.ready = self._ready.count(1)
+
+    # --- side by side ----------------------------------------------------------------------------
 
     def take_ready(self, count: int) -> int | None:
         """Make the lowest *count* adjacent ready slots used; returns the first's row."""

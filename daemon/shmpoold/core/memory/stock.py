@@ -6,7 +6,7 @@ in their proper order. What was taken becomes somebody's in `inventory`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from shmpool.protocol.header import header_bytes, ledger_bytes
 from shmpool.protocol.ledger import GENERATION_FIELD, STATE_SHIFT, generation_of
@@ -19,7 +19,7 @@ from ..outbox import Outbox
 from ..rows import Rows
 from .holding import Holding
 from .scrubber import Scrubber
-from .slots import SlotMap, Span
+from .slots import FEW_PIECES, Mask, SlotMap, Span
 from .spares import Spare, Spares
 
 #: Pages are reserved in slices of at most so many bytes (0.1 ms each), so that warming
@@ -124,22 +124,23 @@ class Stock:
         is_pooled = tier.kind is TierKind.POOLED
         while takings := self._find_slots(tier, count) if is_pooled else self._find_run(tier, chunks):
             spans = [span for taking in takings for span in taking]
-            for row, length in spans:
-                slots.take(row, length)
-            if not self.are_sound(tier, spans):
+            mask = slots.mask(spans)
+            slots.take_all(mask)
+            if not self.are_sound(tier, spans, mask):
                 continue
-            if self.reserve(tier.size * sum(length for _, length in self._cold(tier, spans))):
-                return [Holding(taking[0][0], tier, taking) for taking in takings]
-            for row, length in spans:
-                slots.put_back(row, length)
+            if self.reserve(tier.size * slots.count_cold(mask)):
+                return [
+                    Holding(taking[0][0], tier, taking, mask=mask if len(takings) == 1 else None) for taking in takings
+                ]
+            slots.put_back_all(mask)
             break
         return []
 
-    def are_sound(self, tier: Tier, spans: Iterable[Span]) -> bool:
+    def are_sound(self, tier: Tier, spans: Sequence[Span], mask: Mask | None = None) -> bool:
         """Whether taken rows still say what we left in them. If not, somebody scribbled on the
         ledger: those that do not are quarantined, the others put back."""
         slots = self.maps[tier.index]
-        if all(self.rows.are(row, slots.marks(row, count)) for row, count in spans):
+        if self.say_what_we_left(slots, mask or slots.mask(spans)):
             return True
         for row, count in spans:
             for at in range(row, row + count):
@@ -148,6 +149,10 @@ class Stock:
                 else:
                     self.quarantined.add(at)
         return False
+
+    def say_what_we_left(self, slots: SlotMap, mask: Mask) -> bool:
+        """Whether rows say FREE where they are warm, and COLD where not."""
+        return self.rows.are_where(mask.first, mask.marks, slots.marks(mask.first, len(mask.marks)))
 
     def _find_slots(self, tier: Tier, count: int) -> list[tuple[Span, ...]]:
         count = max(1, min(count, WARM_SLICE // tier.size, self.room // tier.size))
@@ -158,12 +163,8 @@ class Stock:
 
     def _find_run(self, tier: Tier, chunks: int) -> list[tuple[Span, ...]]:
         row = self.maps[tier.index].find_unused(chunks)
-        pieces = self.maps[tier.index].scatter(chunks) if row is None else [(row, chunks)]
-        return [tuple(pieces)] if pieces else []
-
-    def _cold(self, tier: Tier, spans: list[Span]) -> list[Span]:
-        slots = self.maps[tier.index]
-        return [cold for row, count in spans for cold in slots.cold_spans(row, count)]
+        pieces = self.maps[tier.index].scatter(chunks) if row is None else ((row, chunks),)
+        return [pieces] if pieces else []
 
     def take_direct(self, nbytes: int) -> Holding | None:
         """A row for a direct segment, its memory reserved from the cap; asks the shell to
@@ -232,19 +233,25 @@ class Stock:
 
     # --- warming -----------------------------------------------------------------------------
 
-    def to_warm(self, holdings: list[Holding]) -> list[Span]:
-        """What of taken holdings of one tier is still to be warmed, in slices."""
-        if not holdings:
-            return []
+    def to_warm(self, holdings: list[Holding]) -> Iterator[Span]:
+        """What of taken holdings of one tier is still to be warmed, in slices: each is looked for when
+        it is its turn."""
         tier = holdings[0].tier
-        longest = max(1, WARM_SLICE // max(1, tier.size))
-        slices: list[Span] = []
-        for row, count in self._cold(tier, [span for holding in holdings for span in holding.spans]):
-            if slices and sum(slices[-1]) == row and slices[-1][1] + count <= longest:
-                slices[-1] = (slices[-1][0], slices[-1][1] + count)
-            else:
-                slices += [(at, min(longest, row + count - at)) for at in range(row, row + count, longest)]
-        return slices
+        slots, longest = self.maps[tier.index], max(1, WARM_SLICE // max(1, tier.size))
+        first = end = 0
+        for span in (span for holding in holdings for span in holding.spans):
+            for row, count in slots.cold_spans(*span):
+                if row == end and row + count - first <= longest:
+                    end = row + count
+                    continue
+                if end:
+                    yield first, end - first
+                for start in range(row, row + count, longest):
+                    if start > row:
+                        yield first, end - first
+                    first, end = start, min(start + longest, row + count)
+        if end:
+            yield first, end - first
 
     def warmed(self, tier: Tier, row: int, count: int, now: float) -> bool:
         """Pages are there: the ledger may say FREE. False when somebody has scribbled on any of
@@ -261,7 +268,15 @@ class Stock:
 
     def are_ready(self, holdings: list[Holding]) -> bool:
         """Whether all rows of taken holdings still say FREE."""
-        return all(self.rows.are(row, b"\1" * count) for holding in holdings for row, count in holding.spans)
+        for holding in holdings:
+            if len(holding.spans) <= FEW_PIECES:
+                if not all(self.rows.are(row, b"\1" * count) for row, count in holding.spans):
+                    return False
+                continue
+            mask = holding.mask or self.maps[holding.tier.index].mask(holding.spans)
+            if not self.rows.are_where(mask.first, mask.marks, b"\1" * len(mask.marks)):
+                return False
+        return True
 
     def cool(self, nbytes: int, most_rows: int) -> int:
         """Give up spares, then cool ready slots, from the tiers that have most of them, until

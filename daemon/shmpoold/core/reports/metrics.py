@@ -9,7 +9,7 @@ from shmpool.protocol.census import Census, Tally, Use
 from shmpool.protocol.figures import HELD_BY_VIEWS, USED_COUNTERS
 from shmpool.protocol.header import counters_at
 from shmpool.protocol.messages import U64
-from shmpool.protocol.sizing import Tier
+from shmpool.protocol.sizing import Tier, TierKind
 from shmpool.protocol.states import State
 from shmpool.protocol.totals import counted
 
@@ -122,4 +122,6 @@ def tier(inventory: Inventory, which: Tier, census: Census) -> dict[str, Any]:
         "idle": idle,
         "leased": leased,
         "published": published,
+        "largest_run": slots.largest_run if which.kind is TierKind.CHUNK else 0,
+        "scattered": inventory.scattered[which.index],
     }

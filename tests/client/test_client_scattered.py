@@ -1,0 +1,53 @@
+"""Large leases where no place is large enough: as many pieces as it takes, stitched in every view."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+from client_helpers import KIB, Common, pattern
+
+import shmpool
+
+CHUNK = 16 * KIB
+SETTINGS = {
+    "memory_limit": "16MiB", "max_clients": 8, "pooled_sizes": ["4KiB"], "chunk_sizes": ["16KiB"],
+    "medium_object_threshold": "2KiB", "large_object_threshold": "4KiB", "very_large_object_threshold": "16MiB",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def little() -> Iterator[Common]:
+    one = Common(**SETTINGS)
+    yield one
+    one.close()
+
+
+def all_chunks(pool: shmpool.Pool) -> Iterator[shmpool.Lease]:
+    with contextlib.suppress(shmpool.LeaseTimeout):
+        while True:
+            yield pool.lease(CHUNK, timeout=0)
+
+
+@pytest.mark.parametrize("chunks", [65, 300])
+def test_a_lease_of_many_pieces_is_one_view_for_writer_and_reader(little: Common, chunks: int) -> None:
+    """With every second chunk leased, by somebody else."""
+    with little.used() as broker, broker.connect() as hoarder, broker.connect() as pool, broker.connect() as reader:
+        leases = list(all_chunks(hoarder))
+        for lease in leases[::2]:
+            lease.release()
+        nbytes = chunks * CHUNK - 100
+        for number in range(2):
+            with pool.lease(nbytes) as lease:
+                assert len(lease.chunks) > 64
+                assert b"".join(map(bytes, lease.chunks)) == lease.view
+                lease.write(pattern(nbytes, number))
+                handle = lease.publish()
+            chunk = next(tier for tier in pool.stats().tiers if tier.kind == "chunk")
+            assert chunk.scattered == 1 and chunk.largest_run < 65
+            with reader.open(handle) as buffer:
+                assert buffer.view == pattern(nbytes, number)
+                assert b"".join(map(bytes, buffer.chunks)) == buffer.view
+        for lease in leases[1::2]:
+            lease.release()
