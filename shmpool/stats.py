@@ -72,6 +72,7 @@ class Stats:
     bytes asked for / bytes held, of the active buffers. Latencies are of one lease in 64, with the
     setting ``detailed_metrics`` of each; those of a histogram by buckets that end at
     `protocol.figures.BUCKET_ENDS_NS`, of which the quantiles are made.
+    *past_pool* counts the streams that went through memory of their own, since the pool had none.
     *ladder* counts what served each request that a client's own magazines did not, since the broker
     started, by rung. *deferred_releases* counts the releases that waited for a view to die, *held_by_views* those
     that wait now."""
@@ -87,6 +88,7 @@ class Stats:
     held_by_views: int
     lease_timeouts: int
     ladder: dict[str, int]
+    past_pool: int
     operations: dict[str, int]
     strategies: dict[str, int]
     operations_by_strategy: dict[str, dict[str, int]]

@@ -37,8 +37,10 @@ LATENCY_WORDS: Final = 1 + BUCKETS
 TO_BUCKET: Final = tuple(1 + min(max(bits - 8, 0), BUCKETS - 1) for bits in range(65))
 #: Where each but the last ends, in nanoseconds.
 BUCKET_ENDS_NS: Final = tuple(1 << 8 + bucket for bucket in range(BUCKETS - 1))
+#: Streams that went through memory of their own, since the pool had none.
+PAST_POOL: Final = LATENCIES + LATENCY_WORDS * len(CATEGORIES)
 #: What of a block counts today; the rest is 0.
-USED_COUNTERS: Final = LATENCIES + LATENCY_WORDS * len(CATEGORIES)
+USED_COUNTERS: Final = PAST_POOL + 1
 
 #: One lease in so many is timed; with `detailed_metrics` each is.
 SAMPLE_EVERY: Final = 64

@@ -78,6 +78,8 @@ STATS: Final = (
     Figure("lease_timeouts", _COUNTER, _LEASES, "leases that ended in `LeaseTimeout`; no gets"),
     Figure("ladder", _COUNTER, Unit.REQUESTS, "what served those beyond magazines, each since the broker started",
            ("rung",)),
+    Figure("past_pool", _COUNTER, _NONE,
+           "copies and tees that went through memory of their own, since the pool had none"),
     Figure("operations", _COUNTER, _LEASES, "leases by category", ("category",)),
     Figure("strategies", _COUNTER, _LEASES, "leases by strategy", ("strategy",)),
     Figure("operations_by_strategy", _COUNTER, _LEASES, "leases by both", ("strategy", "category")),

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InvalidSize
-from ..protocol.sizing import KIB, MIB, SizeCategory, Strategy, categorize, optimal_chunk_size
+from ..protocol.sizing import KIB, MIB, SizeCategory, categorize, optimal_chunk_size
+from .room import take_room
 
 if TYPE_CHECKING:
     from ..pool import BasePool
@@ -47,7 +48,8 @@ def copy(src: Any, dst: Any, pool: BasePool, size: int | None = None) -> int:
     comes through; what was copied until then has been written. One that cannot go on without
     waiting is waited for where it has a descriptor, and else raises BlockingIOError.
 
-    At most one lease is held, of at most one chunk, and none where the kernel copies by itself.
+    At most one lease is held, of at most one chunk, and none where the kernel copies by itself. Where
+    the pool has no memory just now, the copy goes through memory of its own.
     """
     if size is not None:
         if type(size) is not int or size < 0:
@@ -175,8 +177,11 @@ def _through_memory(src: Any, dst: Any, pool: BasePool, size: int | None) -> int
         nbytes = pool.default_buffer_size if size is None else optimal_chunk_size(size, sizing)
     else:
         nbytes = max(size, 1)
-    with pool.lease(nbytes, strategy=Strategy.ADAPTIVE) as lease:
-        return _fill_and_write(src, dst, lease.view, size)
+    room = take_room(pool, nbytes)
+    try:
+        return _fill_and_write(src, dst, room.view, size)
+    finally:
+        room.release()
 
 
 def _fill_and_write(src: Any, dst: Any, view: memoryview, size: int | None) -> int:

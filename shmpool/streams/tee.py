@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InvalidSize, TeeError
 from ..protocol.sizing import optimal_chunk_size
 from .copying import rest_written
+from .room import OwnRoom, take_room
 
 if TYPE_CHECKING:
     from ..lease import Lease
@@ -34,7 +35,7 @@ class ChunkedTeeReader(io.RawIOBase):
         self._reader, self._writer, self._pool, self._size = reader, writer, pool, size
         self._readinto = getattr(reader, "readinto", None)
         self._write = writer.write
-        self._chunk: Lease | None = None
+        self._chunk: Lease | OwnRoom | None = None
         self._started = time.perf_counter()
         self._ended: float | None = None
         #: Bytes that came from the reader, and those of them that the writer has.
@@ -95,11 +96,11 @@ class ChunkedTeeReader(io.RawIOBase):
             if chunk is not None:
                 chunk.release()
 
-    def _leased(self) -> Lease:
+    def _leased(self) -> Lease | OwnRoom:
         if self._chunk is None:
             pool, size = self._pool, self._size
-            self._chunk = pool.lease(
-                pool.default_buffer_size if size is None else optimal_chunk_size(size, pool.sizing)
+            self._chunk = take_room(
+                pool, pool.default_buffer_size if size is None else optimal_chunk_size(size, pool.sizing)
             )
         return self._chunk
 
