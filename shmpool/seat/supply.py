@@ -122,7 +122,7 @@ class Supply(Custody):
             self.helper.start()
         started = time.monotonic()
         slot = self.link.ask(request, timeout)
-        if slot is None and not request.message.queue and _is_over_quota(request):
+        if slot is None and not request.message.queue and (self.segments.ready or _is_over_quota(request)):
             # Who does not wait is not recalled either: what lies idle here may be all that is in the way.
             self.prefetch.discard()
             self.return_all()

@@ -113,6 +113,15 @@ def test_who_waits_gets_what_is_kept(plenty: Common, pool: shmpool.Pool) -> None
         assert lease.nbytes > 100 * MIB
 
 
+def test_who_does_not_wait_gets_what_lies_kept_here(pool: shmpool.Pool) -> None:
+    for _ in range(4):
+        for lease in [pool.lease(5 * MIB) for _ in range(3)]:
+            pool.open(lease.publish()).release()
+    memory = pool.stats().memory
+    with pool.lease(memory["limit"] - memory["overhead"] - 4 * MIB, timeout=0) as lease:
+        assert lease.nbytes > 100 * MIB
+
+
 def test_memory_goes_back_although_readers_still_map_it(pool: shmpool.Pool) -> None:
     """The host's own account of the segment's inode, held open here, says so."""
     for _ in range(4):
