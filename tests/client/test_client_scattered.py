@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from client_helpers import KIB, Common, pattern
+from hypothesis import given
+from hypothesis import strategies as st
 
 import shmpool
 
@@ -49,5 +51,35 @@ def test_a_lease_of_many_pieces_is_one_view_for_writer_and_reader(little: Common
             with reader.open(handle) as buffer:
                 assert buffer.view == pattern(nbytes, number)
                 assert b"".join(map(bytes, buffer.chunks)) == buffer.view
+        for lease in leases[1::2]:
+            lease.release()
+
+
+def test_what_is_written_over_borders_of_chunks_is_what_is_read(little: Common) -> None:
+    """Pieces anywhere, read in slices and as a file."""
+    near_borders = st.builds(lambda chunk, by: max(0, chunk * CHUNK + by), st.integers(0, 69), st.integers(-9, 9))
+    with little.used() as broker, broker.connect() as hoarder, broker.connect() as pool:
+        leases = list(all_chunks(hoarder))
+        for lease in leases[::2]:
+            lease.release()
+        nbytes = 70 * CHUNK
+
+        @given(st.lists(near_borders, max_size=6, unique=True), st.lists(near_borders, min_size=1, max_size=6))
+        def check(writes: list[int], reads: list[int]) -> None:
+            expected = bytearray(nbytes)
+            ends = [*sorted(writes)[1:], nbytes]
+            parts = [(at, pattern(min(end - at, 20_000), at)) for at, end in zip(sorted(writes), ends, strict=False)]
+            for at, part in parts:
+                expected[at : at + len(part)] = part
+            with pool.lease(nbytes) as lease:
+                lease.write_parts(parts)
+                handle = lease.publish()
+            with pool.open_reader(handle) as file:
+                for at in reads:
+                    file.seek(at)
+                    assert file.read(CHUNK + 1) == expected[at : at + CHUNK + 1]
+                assert file.getbuffer() == expected
+
+        check()
         for lease in leases[1::2]:
             lease.release()
