@@ -61,7 +61,9 @@ class ChunkedTeeReader(io.RawIOBase):
         if self._readinto is None:
             return self._read_otherwise(buffer)
         filled: int | None = self._readinto(buffer)
-        if filled:
+        if filled and type(buffer) is memoryview and buffer.nbytes == filled == len(buffer):
+            self._write_on(buffer)  # nearly always
+        elif filled:
             # Each view is released at once: an exception's traceback would keep it, and the chunk with it.
             with memoryview(buffer) as view, view.cast("B") as flat, flat[:filled] as piece:
                 self._write_on(piece)
