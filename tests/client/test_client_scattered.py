@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from client_helpers import KIB, Common, pattern
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shmpool
@@ -23,6 +23,7 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def little() -> Iterator[Common]:
     one = Common(**SETTINGS)
+    one.broker()
     yield one
     one.close()
 
@@ -68,6 +69,7 @@ def test_what_is_written_over_borders_of_chunks_is_what_is_read(little: Common) 
             lease.release()
         nbytes = (chunk_tier(pool).largest_run + 70) * CHUNK
 
+        @settings(max_examples=20)
         @given(st.lists(near_borders, max_size=6, unique=True), st.lists(near_borders, min_size=1, max_size=6))
         def check(writes: list[int], reads: list[int]) -> None:
             writes = [at for at in writes if at < nbytes]
