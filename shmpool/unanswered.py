@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from contextlib import closing
 from typing import Any
 
@@ -32,7 +33,7 @@ from .protocol.header import (
 from .protocol.ledger import ROW_BYTES, STATE_SHIFT
 from .protocol.metrics import KEYS
 from .protocol.names import header_name, ledger_name, pool_prefix, tickets_path
-from .protocol.sizing import Tier
+from .protocol.sizing import Tier, TierKind
 from .protocol.states import State
 from .protocol.totals import counted
 from .stats import Stats
@@ -41,6 +42,8 @@ from .system.memory import SHM_DIR
 from .system.processes import command
 
 _NOTHING = Tally()
+#: Rows that nobody has, side by side.
+_NOBODYS = re.compile(b"[%c%c]+" % (State.COLD, State.FREE))
 
 
 def read_stats(address: str, why: BrokerUnavailable) -> Stats:
@@ -132,6 +135,8 @@ def _tier(tier: Tier, census: Census, states: bytes) -> dict[str, Any]:
         "idle": idle,
         "leased": leased,
         "published": published,
+        "largest_run": max(map(len, _NOBODYS.findall(states)), default=0) if tier.kind is TierKind.CHUNK else 0,
+        "scattered": 0,  # only the broker counts them
     }
 
 
