@@ -74,6 +74,22 @@ def test_two_trees_are_measured_beside_each_other(tmp_path):
     assert all(row[4] == row[2] / row[3] for row in table["rows"])
 
 
+def test_streams_are_judged_by_the_bars_of_each_part(tmp_path):
+    written = tmp_path / "streams.json"
+    run = benchmarks(
+        *("streams", "--parts", "copy,tee,stitched,write,streamed", "--sizes", "256KiB,1MiB", "--objects", "200"),
+        *("--rounds", "2", "--seconds", "0.004", "--json", str(written)),
+    )
+    assert run.returncode in (0, 1), run.stderr
+    [report] = json.loads(written.read_text())["reports"]
+    assert report["absent"] == {}
+    assert len(report["tables"]) == 5
+    assert {bar["state"] for bar in report["bars"]} <= {"met", "missed"}
+    kinds = ("copy 256 KiB", "tee, reads", "stitched view", "write 1 MiB", "touch 1 MiB")
+    assert all(any(bar["name"].startswith(kind) for bar in report["bars"]) for kind in kinds)
+    assert benchmarks("streams", "--parts", "nonsense").returncode == 2
+
+
 def test_a_tree_that_has_no_shmpool_is_refused(tmp_path):
     run = benchmarks("cycle", "--against", str(tmp_path))
     assert run.returncode == 2
