@@ -279,7 +279,10 @@ def test_the_tour_of_the_code_names_what_is_there() -> None:
 
 # --- what a worker pays ---------------------------------------------------------------------
 
-HEAVY = ("click", "rich", "pydantic", "numpy", "psutil", "asyncio", "multiprocessing", "hypothesis")
+HEAVY = (
+    "click", "rich", "pydantic", "numpy", "psutil", "asyncio", "multiprocessing", "hypothesis",
+    "dataclasses", "inspect", "platform", "pickle", "subprocess",
+)  # fmt: skip
 
 
 def test_importing_shmpool_loads_nothing_heavy() -> None:

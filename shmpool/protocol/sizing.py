@@ -6,11 +6,11 @@ configuration that clients need too (they get it in the hello).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final, Literal
 
 from ..errors import ConfigError, InvalidSize, PoolingRefused
+from .frozen import Frozen
 from .ledger import MAX_CHUNKS, MAX_NBYTES, MAX_ROWS
 
 KIB: Final = 1024
@@ -65,16 +65,20 @@ class TierKind(IntEnum):
 STRATEGY_OF_KIND: Final = (Strategy.POOLED, Strategy.CHUNKED, Strategy.DIRECT)
 
 
-@dataclass(frozen=True, slots=True)
-class Tier:
+class Tier(Frozen):
     """All slots of one size; *size* is in bytes (0 for direct segments, whose rows have
     no data), *base* the ledger row of its first slot, *capacity* its number of slots."""
+
+    __slots__ = ("base", "capacity", "index", "kind", "size")
 
     index: int
     kind: TierKind
     size: int
     base: int
     capacity: int
+
+    def __init__(self, index: int, kind: TierKind, size: int, base: int, capacity: int) -> None:
+        self._set(index=index, kind=kind, size=size, base=base, capacity=capacity)
 
     @property
     def end(self) -> int:
@@ -91,22 +95,44 @@ class Tier:
         return name if self.kind is TierKind.DIRECT else f"{name} {format_bytes(self.size)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Sizing:
+class Sizing(Frozen):
     """Thresholds and slot sizes, in bytes. An object of exactly a threshold belongs to
     the category that the threshold opens. Raises `ConfigError` when made inconsistent."""
 
-    medium_object_threshold: int = 32 * KIB
-    large_object_threshold: int = 256 * KIB
-    very_large_object_threshold: int = MIB
-    pooled_sizes: tuple[int, ...] = (4 * KIB, 16 * KIB, 32 * KIB, 64 * KIB, 128 * KIB, 256 * KIB)
-    chunk_sizes: tuple[int, ...] = (64 * KIB, 128 * KIB)
-    #: Where ADAPTIVE puts large objects: CHUNKED or DIRECT.
-    large_object_strategy: Strategy = Strategy.CHUNKED
-    #: False: every lease is DIRECT.
-    is_pooling: bool = True
+    __slots__ = (
+        "chunk_sizes", "is_pooling", "large_object_strategy", "large_object_threshold", "medium_object_threshold",
+        "pooled_sizes", "very_large_object_threshold",
+    )  # fmt: skip
 
-    def __post_init__(self) -> None:
+    medium_object_threshold: int
+    large_object_threshold: int
+    very_large_object_threshold: int
+    pooled_sizes: tuple[int, ...]
+    chunk_sizes: tuple[int, ...]
+    #: Where ADAPTIVE puts large objects: CHUNKED or DIRECT.
+    large_object_strategy: Strategy
+    #: False: every lease is DIRECT.
+    is_pooling: bool
+
+    def __init__(
+        self,
+        medium_object_threshold: int = 32 * KIB,
+        large_object_threshold: int = 256 * KIB,
+        very_large_object_threshold: int = MIB,
+        pooled_sizes: tuple[int, ...] = (4 * KIB, 16 * KIB, 32 * KIB, 64 * KIB, 128 * KIB, 256 * KIB),
+        chunk_sizes: tuple[int, ...] = (64 * KIB, 128 * KIB),
+        large_object_strategy: Strategy = Strategy.CHUNKED,
+        is_pooling: bool = True,
+    ) -> None:
+        self._set(
+            medium_object_threshold=medium_object_threshold,
+            large_object_threshold=large_object_threshold,
+            very_large_object_threshold=very_large_object_threshold,
+            pooled_sizes=pooled_sizes,
+            chunk_sizes=chunk_sizes,
+            large_object_strategy=large_object_strategy,
+            is_pooling=is_pooling,
+        )
         given = (self.medium_object_threshold, self.large_object_threshold, self.very_large_object_threshold)
         if any(type(value) is not int for value in (*given, *self.pooled_sizes, *self.chunk_sizes)):
             raise ConfigError("thresholds and slot sizes are whole numbers of bytes")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import platform
 from typing import Any, Final
 
 from ..errors import ConfigError
@@ -143,7 +142,7 @@ _PRIVATE_EXPEDITED: Final = 1 << 3
 def needs_barrier() -> bool:
     """Whether plain stores may be seen out of order here: everywhere but on x86, whose
     store order is what the ledger protocol needs."""
-    return platform.machine() not in ("x86_64", "AMD64", "i686", "i386")
+    return os.uname().machine not in ("x86_64", "AMD64", "i686", "i386")
 
 
 def barrier() -> None:
@@ -155,11 +154,11 @@ def barrier() -> None:
 def register_barrier() -> None:
     """Prepare this process for `barrier`. Raises ConfigError where there is none."""
     if _libc.syscall(_membarrier_number(), _REGISTER_PRIVATE_EXPEDITED, 0, 0) != 0:
-        raise ConfigError(f"this kernel lacks the membarrier that shmpool needs on {platform.machine()}")
+        raise ConfigError(f"this kernel lacks the membarrier that shmpool needs on {os.uname().machine}")
 
 
 def _membarrier_number() -> int:
     try:
-        return _SYS_MEMBARRIER[platform.machine()]
+        return _SYS_MEMBARRIER[os.uname().machine]
     except KeyError:
-        raise ConfigError(f"shmpool does not know this processor: {platform.machine()}") from None
+        raise ConfigError(f"shmpool does not know this processor: {os.uname().machine}") from None

@@ -13,7 +13,6 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ..protocol.sizing import KIB, MIB, format_bytes
@@ -27,8 +26,7 @@ MARGIN: Final = 2 * MIB
 _NO_LIMIT: Final = 1 << 60
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryGroup:
+class MemoryGroup(NamedTuple):
     """The memory controller's files of one cgroup, of version 1 or 2."""
 
     path: str

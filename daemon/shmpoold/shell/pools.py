@@ -211,8 +211,7 @@ def _make_core(store: SegmentStore, settings: Settings, epoch: int) -> Broker:
 
 def _sizing_of(tiers: tuple[Tier, ...], configured: Sizing) -> Sizing:
     """The sizes that the tiers have, with the thresholds that are configured."""
-    return dataclasses.replace(
-        configured,
+    return configured.but(
         pooled_sizes=tuple(tier.size for tier in tiers if tier.kind is TierKind.POOLED),
         chunk_sizes=tuple(tier.size for tier in tiers if tier.kind is TierKind.CHUNK),
     )
