@@ -9,7 +9,7 @@ import pytest
 from harness import CHUNKS, DIRECT, SMALL, Client, Crash, CrashingWords, Fuse, World, small_settings
 
 from shmpool.protocol.header import BROKER_PID, EPOCH
-from shmpool.protocol.ledger import BROKER, ROW_WORDS, seat_of, state_of
+from shmpool.protocol.ledger import BROKER, EXTENT, LINK, ROW_WORDS, extent_word, link_word, seat_of, state_of
 from shmpool.protocol.states import CellState, State
 from shmpoold.core.actions import WatchAdopted
 from shmpoold.core.events import Event
@@ -422,3 +422,26 @@ def test_words_that_crash_are_words(world: World) -> None:
     with pytest.raises(Crash):
         words[5] = 8
     assert world.ledger[5] == 7
+
+
+@pytest.mark.parametrize(
+    "what", ["a link of a slot", "a run that bites its tail", "a run longer than its tier", "a run of nothing"]
+)
+def test_shapes_that_no_broker_makes_are_set_aside(world: World, what: str) -> None:
+    client = world.client()
+    slot, run = client.get(SMALL)[0], client.get(CHUNKS, 3)[0]
+    for one in (slot, run):
+        client.lease(one)
+    if what == "a link of a slot":
+        damaged, at, word = slot, LINK, run.row
+    elif "tail" in what:
+        damaged, at, word = run, LINK, link_word(run.row, 1)
+    else:
+        damaged, at, word = run, EXTENT, extent_word(0, 0, 0xFFFF if "longer" in what else 0)
+    kept = world.ledger[damaged.row * ROW_WORDS + at]
+    world.ledger[damaged.row * ROW_WORDS + at] = word
+    broker = world._make_broker(None)
+    broker.adopt(world.now)
+    assert broker.inventory.quarantined == set(damaged.rows)
+    world.ledger[damaged.row * ROW_WORDS + at] = kept
+    world.restart()

@@ -72,7 +72,17 @@ def damaged_rows(
                 continue
             damaged.add(row)
             damaged.update(followers.get(row, ()))
-    return damaged
+    return damaged | _left_by(damaged, tiers, words, extents, led) if damaged else damaged
+
+
+def _left_by(heads: set[int], tiers: Collection[Tier], words: list[int], extents: list[int], led: set[int]) -> set[int]:
+    """The rows that name one of these as their head, of whatever birth: its own words may not say so any more."""
+    rows = (row for tier in tiers if tier.kind is TierKind.CHUNK for row in range(tier.base, tier.end))
+    return {
+        row
+        for row in rows
+        if state_of(words[row]) == State.FOLLOWER and row not in led and head_of(extents[row]) in heads
+    }
 
 
 def _is_somebodys(word: int, extent: int, seats: Collection[int], tier: Tier, most_bytes: int) -> bool:
