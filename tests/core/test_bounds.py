@@ -16,8 +16,9 @@ from shmpool.protocol.ledger import MAX_TICKETS
 from shmpool.protocol.messages import Grant, Message, Recall, Refill
 from shmpool.protocol.sizing import KIB, MIB
 from shmpool.protocol.states import State
-from shmpoold.core.actions import Action, CloseTicket, Cool, ProbeSeat, RemoveDirect, Send, Warm
+from shmpoold.core.actions import Action, CloseTicket, Cool, ProbeReaders, ProbeSeat, RemoveDirect, Send, Warm
 from shmpoold.core.chores import STEPS_PER_TURN
+from shmpoold.core.connections import endings
 from shmpoold.core.connections.seats import Away
 from shmpoold.core.lending.lending import GIVEN_PER_TURN, GRANTED_PER_REQUEST, MOST_REQUESTS, SERVED_PER_TURN
 from shmpoold.core.lending.recalls import RECALL_EVERY, RECALLED_PER_TURN
@@ -166,8 +167,12 @@ def test_a_turn_does_no_more_of_a_chore_than_steps_per_turn(large_world: World) 
 
 def test_a_turn_probes_no_more_seats_than_probed_per_turn(large_world: World) -> None:
     world = large_world
-    clients = [world.client() for _ in range(200)]
+    writer = hold(world, 200)
+    clients = [world.client() for _ in writer.leased]
     world.run()
+    for client, slot in zip(clients, list(writer.leased), strict=True):
+        (ticket,) = writer.publish(slot)
+        assert client.open(ticket)
     with turns_of(world, actions_of(ProbeSeat)) as probes:
         for client in clients:
             client.disconnect()
@@ -175,6 +180,30 @@ def test_a_turn_probes_no_more_seats_than_probed_per_turn(large_world: World) ->
         world.pass_time(Away.FIRST)
         assert sum(probes) >= len(clients)
     assert max(probes) <= Away.PROBED_PER_TURN <= 64
+
+
+def test_a_turn_looks_at_no_more_seats_that_are_read_than_looked_at_per_turn(large_world: World) -> None:
+    """Whose children read on what they had open."""
+    world = large_world
+    writer = hold(world, 200)
+    clients = [world.client() for _ in writer.leased]
+    world.run()
+    for client, slot in zip(clients, list(writer.leased), strict=True):
+        (ticket,) = writer.publish(slot)
+        assert client.open(ticket)
+    world.read_by_children.update(client.seat for client in clients)
+    for client in clients:
+        client.die()
+    world.run()
+    world.pass_time(0.1)
+    with turns_of(world, actions_of(ProbeReaders)) as probes:
+        world.pass_time(30.0)
+    assert sum(probes) >= len(clients)
+    assert max(probes) <= 64
+    assert endings.LOOKED_AT_PER_TURN <= 64
+    world.read_by_children.clear()
+    world.pass_time(30.0)
+    assert not world.broker.endings.read
 
 
 def publish_and_leave(world: World, count: int, tickets: int = 1) -> list[list[object]]:
@@ -306,6 +335,8 @@ def test_a_request_is_granted_no_more_rows_than_granted_per_request(large_world:
     if is_warm:
         give_back_all(hold(world, 1000))
         world.run()
+        world.pass_time(1.0)
+        assert world.states(SMALL)[State.FREE] == 1000
     client.send(Refill(1, SMALL, 1, 1000, True))
     world.run()
     assert len(client.ready) <= GRANTED_PER_REQUEST <= 256

@@ -7,7 +7,7 @@ import itertools
 import pytest
 from harness import CHUNKS, SMALL, Client, Ticket, World, small_settings
 
-from shmpool.protocol.ledger import BROKER, seat_of
+from shmpool.protocol.ledger import BROKER, GENERATION_FIELD, ROW_WORDS, STATE_SHIFT, seat_of
 from shmpool.protocol.messages import Bell
 from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import CellState, State
@@ -246,3 +246,25 @@ def test_each_holding_has_one_owner_at_a_time_and_is_in_one_account(world: World
 
 def accounts(world: World) -> dict[Owner, set[int]]:
     return {owner: owner.rows for owner in world.broker.owners() if owner.rows}
+
+
+def test_a_look_at_what_is_not_in_custody_does_nothing_and_costs_a_unit(world: World) -> None:
+    """Also where somebody has scribbled that it were."""
+    custody, client = world.broker.custody, world.client()
+    leased, free = client.get(count=2)
+    client.lease(leased)
+    client.give_back(free)
+    world.run()
+    for row in (leased.row, free.row):
+        before = world.broker.rows.grant(row)
+        for word in (before, before & GENERATION_FIELD | State.PUBLISHED << STATE_SHIFT):
+            world.ledger[row * ROW_WORDS] = word
+            assert custody.look(row, world.now) == 1
+            assert world.broker.rows.grant(row) == word
+        world.ledger[row * ROW_WORDS] = before
+
+
+def test_a_look_at_what_somebody_still_reads_costs_a_unit(world: World) -> None:
+    (ticket,) = hand_over(world)
+    assert world.broker.custody.look(ticket.row, world.now) == 1
+    assert world.state(ticket.row) is State.PUBLISHED

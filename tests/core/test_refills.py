@@ -523,3 +523,39 @@ def test_a_number_that_is_already_under_way_ends_the_connection_and_its_requests
     world.run()
     assert [fault.code for fault in client.faults] == [Code.BAD_MESSAGE]
     assert not world.broker.lending.line
+
+
+def test_only_who_can_give_back_is_asked_and_once_in_a_while(world: World) -> None:
+    holder, nothing, away, gone = (world.client() for _ in range(4))
+    for client in (holder, away, gone):
+        client.answers_recalls = False
+        client.lease(client.get()[0])
+    numbers = [client.seat for client in (holder, nothing, away, gone)]
+    away.disconnect()
+    gone.goodbye()
+    world.run()
+    recalls, world.keep_actions = world.broker.lending.recalls, True
+    for _ in range(3):
+        for number in numbers:
+            recalls.ask(number, world.now)
+    world.tick()
+    assert holder.link is not None
+    assert recalls_to(world) == [holder.link.number]
+    world.now += SPACING
+    recalls.ask(holder.seat, world.now)
+    recalls.tick(world.now)  # a round: it leaves in peace who was asked just now
+    world.tick()
+    assert recalls_to(world) == [holder.link.number] * 2
+    assert recalls.next_deadline > world.now + SPACING, "nobody has to be asked once more"
+
+
+def recalls_to(world: World) -> list[int]:
+    return [action.connection for action in world.actions if isinstance(action, Send) and action.message == Recall()]
+
+
+def test_what_nobody_took_is_not_put_back(world: World) -> None:
+    slots = world.broker.inventory.maps[SMALL]
+    for row in (slots.tier.base, slots.tier.base + 1):
+        with pytest.raises(ValueError, match="not all used"):
+            slots.put_back(row, 1)
+    assert slots.unused == slots.tier.capacity

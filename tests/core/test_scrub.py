@@ -6,6 +6,7 @@ import pytest
 from harness import CHUNKS, SMALL, Client, Process, Slot, World, small_settings, turns_of
 
 from shmpool.protocol.sizing import MIB
+from shmpool.protocol.states import State
 from shmpoold.core.actions import Action, Cool, Warm
 from shmpoold.core.chores import STEPS_PER_TURN
 
@@ -157,3 +158,16 @@ def test_a_host_that_fills_up_while_pages_are_renewed_is_an_answer(large_world: 
     world.run()
     assert second.refusals and not second.ready
     world.check()
+
+
+def test_memory_that_was_given_back_meanwhile_is_not_renewed_once_more(world: World) -> None:
+    first, second = of_user(world, 1), of_user(world, 2)
+    slots = first.get(count=3)
+    first.give_back(*slots)
+    world.run()
+    world.pass_time(2 * world.settings.buffer_lifetime)
+    assert {world.state(slot.row) for slot in slots} == {State.COLD}
+    world.actions.clear()
+    again = second.get(count=3)
+    assert {slot.row for slot in again} == {slot.row for slot in slots}
+    assert {kind for kind, _, _ in pages_renewed(world)} == {Warm}

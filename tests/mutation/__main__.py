@@ -1,5 +1,5 @@
-"""``python -m tests.mutation [--only WORD]... [--sample N] [--minutes M] [--seed S]``: a table of mutants;
-exit 1 when one survives that `survivors.toml` does not explain."""
+"""``python -m tests.mutation [--only WORD]... [--tests PATH...] [--sample N] [--minutes M] [--seed S]``: a table
+of mutants; exit 1 when one survives that `survivors.toml` does not explain."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def main() -> int:
     )
     parser.add_argument("--seconds-each", type=float, default=10.0, help="processor time of one mutant's tests")
     parser.add_argument("--seed", type=int, default=secrets.randbits(32))
+    parser.add_argument("--tests", nargs="+", default=TESTS, metavar="PATH", help="what judges them, instead of all")
     parser.add_argument("--list", action="store_true", help="list the mutants, and run nothing")
     arguments = parser.parse_args()
     mutants = [mutant for room in ROOMS for path in sorted(room.rglob("*.py")) for mutant in mutants_of(path, ROOT)]
@@ -62,7 +63,7 @@ def main() -> int:
             print(f"explained, but killed by {by}: {mutant.where}: {mutant.what}", flush=True)
 
     runner = Runner(mutants, arguments.minutes * 60, arguments.seconds_each, tell)
-    status = pytest.main(["-q", "-p", "no:cacheprovider", *TESTS], plugins=[runner])
+    status = pytest.main(["-q", "-p", "no:cacheprovider", *arguments.tests], plugins=[runner])
     _print_table(counts)
     return 1 if unexplained or status not in (0, 5) else 0
 

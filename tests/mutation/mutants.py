@@ -37,7 +37,7 @@ class Mutant:
     line: int
     #: Its place among the mutants of its file.
     number: int
-    #: The function's qualified name and first line, or the constant's name and value.
+    #: The function's qualified name and first line, or the constant's qualified name and value.
     function: tuple[str, int] | None = None
     constant: tuple[str, int] | None = None
 
@@ -60,10 +60,10 @@ def mutants_of(path: Path, root: Path) -> list[Mutant]:
 def _mutate(tree: ast.Module, path: Path, named: str) -> Iterator[Mutant]:
     """Mutant by mutant: the tree has the mistake until the next is asked for."""
     number = itertools.count()
-    for node in tree.body:
+    for node, owner in _statements(tree):
         for name, value, other in _bounds_of(node):
-            what = f"{name} = {value} -> {other}"
-            yield Mutant(path, named, what, node.lineno, next(number), constant=(name, other))
+            what = f"{owner}{name} = {value} -> {other}"
+            yield Mutant(path, named, what, node.lineno, next(number), constant=(f"{owner}{name}", other))
     for qualname, function in _functions(tree, ""):
         first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
         for node, change in _changes_of(function):
@@ -94,18 +94,30 @@ def _functions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDe
             yield f"{prefix}{child.name}", child
 
 
-def _bounds_of(node: ast.stmt) -> Iterator[tuple[str, int, int]]:
-    """A module's number by its name, as it is, and one more, and as if it were not there."""
+def _statements(tree: ast.Module) -> Iterator[tuple[ast.stmt, str]]:
+    """Those of the module, and of its classes that derive from nothing (an enumeration's members are no bounds)."""
+    for node in tree.body:
+        yield node, ""
+        if isinstance(node, ast.ClassDef) and not node.bases:
+            for inner in node.body:
+                yield inner, f"{node.name}."
+
+
+def _bounds_of(node: ast.stmt) -> Iterator[tuple[str, str, int]]:
+    """A number by its name, as it is written, and one more, and as if it were not there."""
     if isinstance(node, ast.Assign):
-        target = node.targets[0]
-    elif isinstance(node, ast.AnnAssign):
-        target = node.target
+        target, value = node.targets[0], node.value
+    elif isinstance(node, ast.AnnAssign) and node.value is not None:
+        target, value = node.target, node.value
     else:
         return
-    value = node.value
-    if isinstance(target, ast.Name) and isinstance(value, ast.Constant) and type(value.value) is int:
-        for other in (value.value + 1, UNBOUNDED):
-            yield target.id, value.value, other
+    if not isinstance(target, ast.Name) or not target.id.isupper():
+        return
+    if isinstance(value, ast.Constant) and type(value.value) is int:
+        yield target.id, str(value.value), value.value + 1
+    elif not (isinstance(value, ast.BinOp) and isinstance(value.op, ast.Mult)):
+        return
+    yield target.id, ast.unparse(value), UNBOUNDED
 
 
 # --- what may be done ------------------------------------------------------------------------------

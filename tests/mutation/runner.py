@@ -103,7 +103,11 @@ def _judge(mutant: Mutant, items: list[pytest.Item]) -> str:
 def _apply(mutant: Mutant) -> None:
     if mutant.constant is not None:
         name, value = mutant.constant
-        owner = _module(mutant.path)
+        owner: Any = _module(mutant.path)
+        of_class, _, attribute = name.rpartition(".")
+        if of_class:
+            setattr(getattr(owner, of_class), attribute, value)
+            return
         for module in list(sys.modules.values()):
             if module is owner or (
                 getattr(module, name, None) == getattr(owner, name) and _is_ours(module, owner)

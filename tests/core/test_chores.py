@@ -1,0 +1,87 @@
+"""Who gets how much of a turn: what is urgent, and questions."""
+
+from __future__ import annotations
+
+import pytest
+
+from shmpoold.core.chores import PAUSE, STEPS_PER_TURN, Chore, Chores
+
+QUARTER = STEPS_PER_TURN // (1 + Chores.WEIGHT)
+
+
+class Turns:
+    """Chores, and what was done in each turn."""
+
+    def __init__(self) -> None:
+        self.chores = Chores()
+        self.done: list[str] = []
+        self._now = 0.0
+
+    def begin(self, name: str, steps: int, cost: int = 1) -> None:
+        self.chores.begin(self._chore(name, steps, cost), self._now, is_urgent=name.startswith("urgent"))
+
+    def _chore(self, name: str, steps: int, cost: int) -> Chore:
+        for _ in range(steps):
+            self.done.append(name)
+            yield cost
+
+    def turn(self) -> list[str]:
+        """What the next one does."""
+        self.done.clear()
+        self._now += 2 * PAUSE
+        self.chores.tick(self._now)
+        return list(self.done)
+
+    def fill(self) -> None:
+        """Nothing that is begun now has room in this turn."""
+        self.begin("urgent filler", STEPS_PER_TURN)
+
+
+def test_what_is_urgent_comes_first() -> None:
+    turns = Turns()
+    turns.fill()
+    turns.begin("question", 1)
+    turns.begin("urgent", 1)
+    assert turns.turn() == ["urgent", "question"]
+
+
+@pytest.mark.parametrize("cost", [1, 4])
+def test_questions_get_a_quarter_of_each_turn_beside_what_is_urgent(cost: int) -> None:
+    turns = Turns()
+    turns.fill()
+    turns.begin("urgent", 10_000)
+    turns.begin("question", 10_000, cost)
+    for _ in range(5):
+        assert QUARTER - cost <= cost * turns.turn().count("question") <= QUARTER + cost
+
+
+def test_questions_have_nothing_coming_to_them_from_when_there_were_none() -> None:
+    turns = Turns()
+    turns.begin("urgent", 10_000)
+    for _ in range(10):
+        assert set(turns.turn()) == {"urgent"}
+    turns.begin("question", 10_000)
+    assert turns.turn().count("question") <= QUARTER + 1
+
+
+def test_a_question_that_ends_leaves_its_part_to_what_is_urgent() -> None:
+    for steps in range(1, 6):
+        turns = Turns()
+        turns.fill()
+        turns.begin("urgent", 10_000)
+        turns.begin("question", steps)
+        done = turns.turn()
+        assert (done.count("question"), len(done)) == (steps, STEPS_PER_TURN)
+        assert turns.turn() == ["urgent"] * STEPS_PER_TURN
+        turns.begin("question", 1)
+        assert turns.turn()[0] == "urgent", "nothing is owed to who was not there"
+
+
+def test_a_turn_that_is_full_does_no_more_until_the_next() -> None:
+    turns = Turns()
+    turns.fill()
+    turns.begin("urgent", 1)
+    turns.chores.tick(PAUSE / 2)
+    assert "urgent" not in turns.done
+    assert turns.chores.next_deadline == turns.chores.next_turn == PAUSE
+    assert turns.turn() == ["urgent"]
