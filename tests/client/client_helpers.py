@@ -159,7 +159,7 @@ class Daemon:
     def __init__(self, address: str, **settings: Any) -> None:
         reading, writing = os.pipe()
         self.address = address
-        settings = {"memory_limit": "16MiB", "max_clients": 8, "log_level": "warning", **settings}
+        settings = {"memory_limit": "16MiB", "max_clients": 8, "log_level": "warning", "drain_timeout": 0, **settings}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "shmpoold", "--socket", address, "--settings", json.dumps(settings),
              "--ready-fd", str(writing)],

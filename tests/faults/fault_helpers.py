@@ -95,7 +95,8 @@ class Daemon:
     ) -> None:
         reading, writing = os.pipe()
         self.address = address
-        settings = {"memory_limit": "32MiB", "max_clients": 16, "on_stop": "keep", "log_level": "info", **settings}
+        own = {"memory_limit": "32MiB", "max_clients": 16, "on_stop": "keep", "log_level": "info", "drain_timeout": 0}
+        settings = {**own, **settings}
         self.settings = settings
         code = "from shmpoold import cli; from shmpoold.shell import connection as c;"
         if descriptors:

@@ -83,7 +83,7 @@ def small_config(address: str, **changes: Any) -> Config:
     return Config(**{
         "socket": address, "memory_limit": MIB, "max_clients": 4, "pooled_sizes": (4 * KIB,),
         "chunk_sizes": (16 * KIB,), "medium_object_threshold": 4 * KIB, "large_object_threshold": 4 * KIB,
-        "very_large_object_threshold": 64 * KIB, "handle_ttl": 0.002, **changes,
+        "very_large_object_threshold": 64 * KIB, "handle_ttl": 0.002, "drain_timeout": 0, **changes,
     })  # fmt: skip
 
 
@@ -137,6 +137,7 @@ def run_daemon(config: Config, scenario: Scenario) -> None:
     class Stop:
         def __init__(self, parent: service.Parent) -> None:
             self.requested = self
+            self.insisted = asyncio.Event()  # nobody does
 
         async def wait(self) -> None:
             await scenario(daemon)
