@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from ..errors import LeaseReleased, ShmpoolError, StreamBroken, StreamTimeout
 from ..link.waiting import check_timeout
 from ..protocol.handle import Handle, pack_handle
-from ..protocol.ledger import SEAT_BITS, seat_of
+from ..protocol.ledger import SEAT_BITS, SEAT_MASK, seat_of
 from ..seat.outgoing import cell_of
 from ..system import futex, libc
 from ..system.here import HERE, OURS
@@ -243,6 +243,7 @@ class StreamReader(io.BufferedIOBase):
                 if page[HEAD] != opened:
                     break
                 if end != End.CLOSED:
+                    self._discard_unopened()
                     raise StreamBroken(self._story("gave the stream up" if end else "died"))
                 if page[BYTES] != self._read:
                     raise StreamBroken(self._story(f"had handed in {page[BYTES]} bytes, and they are not all here"))
@@ -301,13 +302,17 @@ class StreamReader(io.BufferedIOBase):
             futex.wake(self._words_at + 8 * cell)
 
     def _discard_unopened(self) -> int:
-        """Close the tickets that we shall not take; returns the oldest one's cell, 0 for none."""
+        """Close the tickets that we shall not take, and that of a chunk which a dead writer had published and
+        not yet announced; returns the oldest one's cell, 0 for none."""
         page, cell = self._page, 0
-        for number in range(self._opened, min(page[HEAD], self._opened + self._capacity)):
+        for number in range(self._opened, min(page[HEAD], self._opened + self._capacity) + 1):
             at = RING + 2 * (number % self._capacity)
-            with suppress(ShmpoolError):
-                self._pool.discard(Handle(pack_handle(self._session.pool_id, page[at], page[at + 1])))
-                cell = cell or cell_of(page[at + 1])
+            granted, tail = page[at], page[at + 1]
+            for word in (granted, granted & ~SEAT_MASK):  # a direct segment may be in the broker's custody
+                with suppress(ShmpoolError):
+                    self._pool.discard(Handle(pack_handle(self._session.pool_id, word, tail)))
+                    cell = cell or cell_of(tail)
+                    break
         return cell
 
     def _check_open(self) -> None:

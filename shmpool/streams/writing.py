@@ -300,25 +300,28 @@ class StreamWriter(io.BufferedIOBase):
         return Chunk(first, granted, slot.tail | fill, slot.done, slot, [partial(slot.magazine.published.append, slot)])
 
     def _hand_in(self) -> None:
-        """Publish the chunk and say so."""
+        """Publish the chunk and say so. The ring names it before it is published: a reader that outlives us
+        closes what we did not come to announce."""
         lease, slot, view, fill, page = self._lease, self._slot, self._view, self._fill, self._page
         assert view is not None
         chunks, session = self._outgoing.chunks, self._session
         self._is_torn = True
         self._lease = self._slot = self._view = None
+        number, handed = page[HEAD], self._handed + fill
+        at = RING + 2 * (number % CHUNKS)
         if slot is not None:
             view.release()
+            page[at], page[at + 1] = slot.base | session.published, slot.tail | fill
             chunk = self._publish_same(slot, fill)
         else:
             assert lease is not None
+            page[at], page[at + 1] = lease._slot.base | session.published, lease._slot.tail | fill
             chunk = self._publish(lease, fill)
-        granted, tail = chunk.granted, chunk.tail
-        at, handed = page[HEAD], self._handed + fill
-        page[RING + 2 * (at % CHUNKS)], page[RING + 1 + 2 * (at % CHUNKS)] = granted, tail
+            page[at] = chunk.granted  # of a direct segment the broker may be the custodian
         page[BYTES] = handed
         if session.barrier:
             session.barrier()
-        page[HEAD] = at + 1
+        page[HEAD] = number + 1
         newest = chunks[-1] if chunks else None
         chunks.append(chunk)
         self._handed, self._fill = handed, 0

@@ -385,6 +385,33 @@ def test_a_dead_writer_is_told_with_the_count(pool: shmpool.Pool) -> None:
     eventually(lambda: is_back(pool.address))
 
 
+def test_a_chunk_that_a_dead_writer_had_not_announced_comes_back(pool: shmpool.Pool) -> None:
+    """It dies between publishing a chunk and saying so."""
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        mine = shmpool.connect(pool.address)
+        writer: Any = mine.stream()
+        os.write(writing, writer.handle)
+        publish = writer._publish
+
+        def publish_and_die(*arguments: Any) -> None:
+            publish(*arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        writer._publish = publish_and_die
+        writer.write(content(MIB))
+
+    with process(write):
+        reader = pool.open_reader(os.read(reading, 24))
+        with pytest.raises(shmpool.StreamBroken, match="died; 0 bytes were read"):
+            reader.read(1)
+        reader.close()
+    os.close(reading)
+    os.close(writing)
+    eventually(lambda: is_back(pool.address))
+
+
 def test_a_dead_reader_is_told(pool: shmpool.Pool) -> None:
     writer = pool.stream()
     reading, writing = os.pipe()
