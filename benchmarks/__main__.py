@@ -28,6 +28,7 @@ NAMES = (
     "footprint",
     "broker",
     "memory",
+    "objects",
     "latency",
     "scale",
     "hostile",

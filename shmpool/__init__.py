@@ -48,6 +48,8 @@ from .errors import (
     LeaseReleased,
     LeaseTimeout,
     LocalProtocolError,
+    NameTaken,
+    NotFound,
     PoolClosed,
     PoolingRefused,
     ProtocolError,
@@ -65,6 +67,7 @@ from .life import forks as _forks  # noqa: F401  (its hooks are registered by th
 from .pools import Pool
 from .protocol.handle import Handle
 from .protocol.sizing import SizeCategory, Sizing, Strategy, categorize, optimal_chunk_size, select_strategy
+from .shared import Shared
 
 if TYPE_CHECKING:
     from .embedded import Broker
@@ -91,12 +94,15 @@ __all__ = [
     "LeaseReleased",
     "LeaseTimeout",
     "LocalProtocolError",
+    "NameTaken",
+    "NotFound",
     "Pool",
     "PoolClosed",
     "PoolingRefused",
     "ProtocolError",
     "QuotaExceeded",
     "RemoteProtocolError",
+    "Shared",
     "SharedMemoryFull",
     "ShmpoolError",
     "SizeCategory",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from sys import getrefcount
 from types import MemberDescriptorType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
@@ -18,7 +19,7 @@ from .errors import LeakedView, LeaseReleased
 from .protocol.figures import DEFERRED
 from .protocol.ledger import GENERATION_FIELD, SEAT_MASK, STATE_SHIFT
 from .protocol.states import CellState
-from .seat.tickets import Ticket, ring
+from .seat.tickets import GivenBack, Ticket, ring
 from .seat.windows import AT_REST
 from .system.here import HERE, OURS, UNSHARED
 
@@ -96,7 +97,14 @@ class Buffer(Ticket):
         strict mode too that is no error. On a buffer that is over it does nothing."""
         raise NotImplementedError
 
-    def _release_slowly(self, *, to_views: bool = False) -> None:
+    def give_back(self) -> None:
+        """Release the buffer and leave its ticket open: the same handle opens again, for a task that
+        failed here and is tried again elsewhere. With views of it that live, it does so when the last
+        one is gone; `LeakedView` in strict mode, as for `release`. On a buffer that is over it does
+        nothing."""
+        raise NotImplementedError
+
+    def _release_slowly(self, *, to_views: bool = False, ticket: Ticket | None = None) -> None:
         """A direct segment that is used once, whose map goes with it, a view that lives on, or a child
         that may have one. What was opened before a fork is nothing but its views in the child."""
         record, session = self._record, self._record.session
@@ -105,7 +113,7 @@ class Buffer(Ticket):
             return
         is_leaked, deferred = getrefcount(record.window) != AT_REST, session.deferred
         deferred.look()
-        deferred.add(self)
+        deferred.add(self if ticket is None else ticket)
         self.__class__ = EndedBuffer
         if not is_leaked:
             deferred.look()
@@ -173,12 +181,55 @@ class LiveBuffer(Buffer):
             ring(record, granted)
 
     def release_to_views(self) -> None:
+        del self.view  # with nobody else's eyes on it, it is gone
+        self._release_slowly(to_views=True)
+
+    def give_back(self) -> None:
+        ticket = GivenBack.of(self._record, self._granted)
+        ticket._fork = self._fork
+        with suppress(BufferError, AttributeError):  # a view lives, or a release was interrupted
+            self.view.release()
+        with suppress(AttributeError):
+            del self.view
+        self._release_slowly(ticket=ticket)
+
+
+class SharedBuffer(Buffer):
+    """A shared publication that is open here; `Shared.open` makes it. It has no ticket: its view alone
+    keeps what is held, so a forked child may go on with it, and nothing has to be said at its end."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        nbytes: int
+        view: memoryview
+
+    def release(self) -> None:
+        if self._release_view() and self._record.session.strict and not self._record.session.is_at_exit:
+            raise LeakedView(
+                "an array or slice of buffer.view is alive at release (strict mode); it holds the shared publication"
+                " until it is gone"
+            )
+
+    def release_to_views(self) -> None:
+        self._release_view()
+
+    def give_back(self) -> None:
+        self.release()
+
+    def _release_view(self) -> bool:
+        """Let go of the view; True when others live on it."""
+        is_leaked = False
         try:
             self.view.release()
         except BufferError:
-            pass  # what was to be handed over
-        del self.view
-        self._release_slowly(to_views=True)
+            is_leaked = True
+        except AttributeError:
+            pass  # a release was interrupted
+        with suppress(AttributeError):
+            del self.view
+        self.__class__ = EndedBuffer  # type: ignore[assignment]
+        return is_leaked
 
 
 class EndedBuffer(Buffer):
@@ -198,6 +249,9 @@ class EndedBuffer(Buffer):
         pass
 
     def release_to_views(self) -> None:
+        pass
+
+    def give_back(self) -> None:
         pass
 
     def __repr__(self) -> str:

@@ -30,12 +30,12 @@ class CheckedLease(LiveLease):
 
     __slots__ = ()
 
-    def publish(self) -> Handle:
-        return self.publish_many(1)[0]
+    def publish(self, *, ttl: float | None = None) -> Handle:
+        return self.publish_many(1, ttl=ttl)[0]
 
-    def publish_many(self, n: int) -> list[Handle]:
+    def publish_many(self, n: int, *, ttl: float | None = None) -> list[Handle]:
         _check_readers(n)
-        return super().publish_many(n)
+        return super().publish_many(n, ttl=ttl)
 
     def _store_publication(self, tickets: int) -> list[Handle]:
         _store_checksum(self)
@@ -47,9 +47,9 @@ class CheckedDirectLease(DirectLease):
 
     __slots__ = ()
 
-    def publish_many(self, n: int) -> list[Handle]:
+    def publish_many(self, n: int, *, ttl: float | None = None) -> list[Handle]:
         _check_readers(n)
-        return super().publish_many(n)
+        return super().publish_many(n, ttl=ttl)
 
     def _store_publication(self, tickets: int) -> list[Handle]:
         self._slot.map()  # it may have been written without a map

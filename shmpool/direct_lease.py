@@ -88,8 +88,8 @@ class DirectLease(LiveLease):
                 return filled
         return super()._fill(fd, offset)
 
-    def publish(self) -> Handle:
-        return self.publish_many(1)[0]
+    def publish(self, *, ttl: float | None = None) -> Handle:
+        return self.publish_many(1, ttl=ttl)[0]
 
     def release(self) -> None:
         if not self.release_unless_busy():  # its publish was interrupted: the slot is found (`recovery`)
@@ -131,6 +131,13 @@ class DirectLease(LiveLease):
             return
         slot.window = None  # before another is the custodian: the memory would stay with the map
         slot.session.return_soon(slot, State.PUBLISHED)
+
+    def _return_shared(self) -> None:
+        slot = self._slot
+        slot.close()
+        if not slot.has_views:
+            slot.window = None  # before another is the custodian: the memory would stay with the map
+        super()._return_shared()
 
     def _return(self) -> None:
         slot = self._slot

@@ -68,6 +68,14 @@ class HandleUsed(ShmpoolError, LookupError):
     """The ticket was opened, discarded or expired before, or is being opened elsewhere."""
 
 
+class NotFound(ShmpoolError, LookupError):
+    """No shared publication has that name, or it is gone."""
+
+
+class NameTaken(ShmpoolError, ValueError):
+    """Another shared publication has that name, or is being made for it."""
+
+
 class ChecksumError(ShmpoolError):
     """A buffer's bytes are not those that were published (pools with checksums only)."""
 

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from . import layouts
 from .errors import LeaseReleased
 from .layouts import Payload
+from .link.waiting import check_ttl
 from .protocol.handle import Handle
 from .protocol.sizing import STRATEGY_OF_KIND, SizeCategory, Strategy, categorize
 from .seat.magazine import Slot
@@ -19,6 +20,8 @@ from .system.here import HERE, OURS
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
+
+    from .shared import Shared
 
 
 class Lease:
@@ -151,13 +154,14 @@ class Lease:
         there are, and nothing has changed then."""
         raise NotImplementedError
 
-    def publish(self) -> Handle:
+    def publish(self, *, ttl: float | None = None) -> Handle:
         """Make the buffer readable, once, for whoever has the handle. The lease is over
-        and `view` with it. `LeakedView` in strict mode when a view is left: the lease goes
-        on then."""
+        and `view` with it. What nobody has opened within *ttl* seconds is closed (`HandleUsed`), and
+        given back, while this process lives; None: it waits for its reader. `LeakedView` in strict mode
+        when a view is left: the lease goes on then."""
         raise NotImplementedError
 
-    def publish_many(self, n: int) -> list[Handle]:
+    def publish_many(self, n: int, *, ttl: float | None = None) -> list[Handle]:
         """Like `publish`, for *n* readers (1 to 13): each handle opens once."""
         raise NotImplementedError
 
@@ -165,6 +169,22 @@ class Lease:
         """Like `publish`, for who keeps a view of its window and goes on writing what the publication
         does not hold: the slot is not used again before the callable was called, last of all."""
         raise NotImplementedError
+
+    def publish_shared(
+        self, name: str | None = None, *, keep: bool | Literal["cache"] = False, ttl: float | None = None
+    ) -> Shared:
+        """Make the buffer readable for any number of processes, any number of times: see `Pool.share`.
+        The lease is over. Asks the broker, once, or twice with a name. Raises `NameTaken` and
+        `BrokerUnavailable`: the lease goes on then, unless the broker went away in the very moment."""
+        shared: Shared = self._slot.session.share_lease(self, name, keep, ttl)
+        return shared
+
+    def _publish_expiring(self, n: int, ttl: float) -> list[Handle]:
+        """`publish_many`, where there is a ttl."""
+        seconds, session = check_ttl(ttl), self._slot.session
+        handles = self.publish_many(n)
+        session.discard_in(seconds, handles)
+        return handles
 
     def release(self) -> None:
         """Give the buffer back unpublished. On a lease that is over it does nothing."""
@@ -215,10 +235,15 @@ class EndedLease(Lease):
     def shorten(self, nbytes: int) -> None:
         self._is_over()
 
-    def publish(self) -> Handle:
+    def publish(self, *, ttl: float | None = None) -> Handle:
         self._is_over()
 
-    def publish_many(self, n: int) -> list[Handle]:
+    def publish_many(self, n: int, *, ttl: float | None = None) -> list[Handle]:
+        self._is_over()
+
+    def publish_shared(
+        self, name: str | None = None, *, keep: bool | Literal["cache"] = False, ttl: float | None = None
+    ) -> Shared:
         self._is_over()
 
     def release(self) -> None:

@@ -18,7 +18,7 @@ from .lease import EndedLease, Lease
 from .protocol.figures import DEFERRED
 from .protocol.handle import Handle, pack_handle
 from .protocol.ledger import CHUNKS_SHIFT, EXTENT, MAX_TICKETS, NBYTES_BITS, STATE_SHIFT, TICKETS_SHIFT
-from .protocol.states import CellState
+from .protocol.states import CellState, State
 from .seat.magazine import Slot
 from .seat.windows import AT_REST
 from .system.here import HERE, OURS
@@ -36,7 +36,9 @@ class LiveLease(Lease):
         nbytes: int
         view: memoryview
 
-    def publish(self) -> Handle:
+    def publish(self, *, ttl: float | None = None) -> Handle:
+        if ttl is not None:
+            return self._publish_expiring(1, ttl)[0]
         slot = self._slot
         session = slot.session
         try:
@@ -76,9 +78,11 @@ class LiveLease(Lease):
         with suppress(BufferError):  # numpy holds it: it is found at publish like any other
             whole.release()
 
-    def publish_many(self, n: int) -> list[Handle]:
+    def publish_many(self, n: int, *, ttl: float | None = None) -> list[Handle]:
         if type(n) is not int or not 1 <= n <= MAX_TICKETS:
             raise ValueError(f"a publication has 1 to {MAX_TICKETS} readers, not {n!r}")
+        if ttl is not None:
+            return self._publish_expiring(n, ttl)
         if not self._take_view():
             raise LeaseReleased("the lease is being published or released by another thread")
         if self._slot.has_views or self._slot.session.is_over or not HERE[OURS]:
@@ -137,6 +141,13 @@ class LiveLease(Lease):
 
     def _granted(self) -> int:
         return self._slot.base | self._slot.session.published
+
+    def _return_shared(self) -> None:
+        """Custody passes to the broker with this store, whatever views there are: they hold it, too."""
+        slot, session = self._slot, self._slot.session
+        session.return_soon(slot, State.PUBLISHED)
+        self.__class__ = EndedLease  # type: ignore[assignment]
+        session.keep_window(slot)
 
     def _await_readers(self) -> None:
         slot = self._slot

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Collection
 from fcntl import fcntl
 from operator import index
 from typing import TYPE_CHECKING, Any, Final
 from weakref import proxy
 
-from .buffer import Buffer, EndedBuffer, LiveBuffer
+from .buffer import Buffer, EndedBuffer, LiveBuffer, SharedBuffer
 from .direct_lease import DirectLease
 from .errors import InvalidHandle, PoolClosed, ShmpoolError, StaleHandle
 from .lease import Lease
@@ -73,6 +74,12 @@ class BasePool:
     def _live_session(self, timeout: float | None = None) -> Session:
         """The session; connects anew after a fork, or where the broker came back with another pool,
         within the pool's timeout or *timeout* seconds if that is less."""
+        raise NotImplementedError
+
+    def _get_shared(
+        self, buffer: SharedBuffer, writable: bool, copy: bool | None, allow: Collection[str] | None
+    ) -> Any:
+        """The object of a shared publication that was just opened; the verbs of objects know how."""
         raise NotImplementedError
 
     # --- leasing -----------------------------------------------------------------------------------
@@ -297,10 +304,13 @@ class BasePool:
         pool_id, granted, tail = unpack_handle(handle)
         if pool_id != session.pool_id:
             raise _foreign(handle, session)
-        record = tickets.make_ticket(session, tail)
-        tickets.discard(record, granted, tail & MAX_NBYTES)
-        if session.words[record.word] != granted or session.header[record.wanted] or granted & 0xFFFF == 0:
-            session.ring(record.row)
+        tickets.discard_handle(session, granted, tail)
+
+    def reclaim(self) -> int:
+        """Close the tickets of what this process has published and nobody has opened; their
+        handles are `HandleUsed` from here on. Returns how many there were. What is open elsewhere
+        stays open, and so does what a forked child published: that is its own pool's."""
+        return tickets.discard_unopened(self._live_session())
 
     def _check_handle(self, handle: Handle | bytes | bytearray | memoryview) -> Session:
         if not isinstance(handle, bytes | bytearray | memoryview):

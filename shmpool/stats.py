@@ -74,7 +74,9 @@ class Stats:
     `protocol.figures.BUCKET_ENDS_NS`, of which the quantiles are made.
     *past_pool* counts the streams that went through memory of their own, since the pool had none.
     *ladder* counts what served each request that a client's own magazines did not, since the broker
-    started, by rung. *deferred_releases* counts the releases that waited for a view to die, *held_by_views* those
+    started, by rung. *shared* are the shared publications, and of those with a name how often one was found
+    (*hits*) or not (*misses*), and how many caches were given up (*evictions*).
+    *deferred_releases* counts the releases that waited for a view to die, *held_by_views* those
     that wait now."""
 
     pool_id: str
@@ -100,6 +102,7 @@ class Stats:
     memory: dict[str, Any]
     tiers: list[TierStats]
     clients: list[ClientStats]
+    shared: dict[str, int]
     leaks: dict[str, int]
     alerts: list[str]
     alert_states: list[dict[str, Any]]
@@ -161,6 +164,11 @@ def query_buffers(address: str, *, timeout: float = 5.0) -> dict[str, Any]:
 def query_leaks(address: str, *, timeout: float = 5.0) -> dict[str, Any]:
     """Ask what seems to be leaked: as `query_leases`, with a dict for each buffer, the oldest first."""
     return dict(_ask(address, Topic.LEAKS, timeout))
+
+
+def query_names(address: str, *, timeout: float = 5.0) -> dict[str, Any]:
+    """Ask for the shared publications that have a name: under "names" a dict for each, sorted."""
+    return dict(_ask(address, Topic.NAMES, timeout))
 
 
 def query_invariants(address: str, *, timeout: float = 5.0) -> str | None:

@@ -39,3 +39,12 @@ def test_objects_are_reduced_by_workers() -> None:
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert "50 frames of 921600 bytes reduced" in run.stdout
+
+
+def test_what_is_born_shared_or_read_by_many_arrives() -> None:
+    for name, says in (("born", "50 frames, filled"), ("shared", "4 processes read one table, which was made once")):
+        run = subprocess.run(
+            [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py")], capture_output=True, text=True, timeout=100
+        )
+        assert (run.returncode, run.stderr) == (0, "")
+        assert says in run.stdout

@@ -148,11 +148,11 @@ STOREYS = (
     "seat.windows seat.mapping seat.sites seat.references",
     "seat.seat",
     "seat.guards seat.magazine seat.tickets",
-    "seat.openings seat.outgoing seat.deferred seat.direct seat.segments seat.private seat.recovery",
+    "seat.openings seat.outgoing seat.deferred seat.expiry seat.direct seat.segments seat.private seat.recovery",
     "seat.custody",
     "link",
-    "seat.supply seat.session stats",
-    "lease live_lease direct_lease buffer",
+    "seat.supply seat.holds seat.session stats",
+    "lease live_lease direct_lease buffer shared",
     "pool traced checked detailed",
     "life objects streams",
     "pools",
@@ -238,7 +238,7 @@ OTHER_VERBS = re.compile(
     "_*(leave|finish|end|abort|drop|dismiss|give_up|put_aside|pass_on|give_back|keep_or|hand_over|forget_parent|disown)(_.*)?"
 )
 #: Those that users know by a name of their own.
-PUBLIC_VERBS = {"give_back"}
+PUBLIC_VERBS = {"drop", "give_back"}
 
 
 def verbs_of_the_table() -> set[str]:
@@ -304,12 +304,11 @@ def test_the_commands_module_loads_nothing_heavy_until_main_runs() -> None:
 
 EXPORTS = {
     "Broker", "BrokerUnavailable", "Buffer", "ChecksumError", "ChunkedTeeReader", "ConfigError", "FormatError",
-    "Handle",
-    "HandleUsed", "InvalidHandle", "InvalidSize", "LeakedView", "Lease", "LeaseReleased", "LeaseTimeout",
-    "LocalProtocolError", "Pool", "PoolClosed", "PoolingRefused", "ProtocolError", "QuotaExceeded",
-    "RemoteProtocolError", "SharedMemoryFull", "ShmpoolError", "SizeCategory", "Sizing", "StaleHandle", "Stats",
-    "Strategy", "StreamBroken", "StreamTimeout", "TeeError", "categorize", "connect", "copy",
-    "optimal_chunk_size", "register_reducer", "select_strategy",
+    "Handle", "HandleUsed", "InvalidHandle", "InvalidSize", "LeakedView", "Lease", "LeaseReleased", "LeaseTimeout",
+    "LocalProtocolError", "NameTaken", "NotFound", "Pool", "PoolClosed", "PoolingRefused", "ProtocolError",
+    "QuotaExceeded", "RemoteProtocolError", "Shared", "SharedMemoryFull", "ShmpoolError", "SizeCategory", "Sizing",
+    "StaleHandle", "Stats", "Strategy", "StreamBroken", "StreamTimeout", "TeeError", "categorize", "connect",
+    "copy", "optimal_chunk_size", "register_reducer", "select_strategy",
 }  # fmt: skip
 
 

@@ -338,6 +338,8 @@ def check_broker(address: str) -> Finding:
 def judge_broker(address: str, stats: Stats) -> Finding:
     """By its own alerts."""
     text = f"answers at {address}, {len(stats.clients)} clients"
+    if shared := stats.shared["publications"]:
+        text += f", {shared} shared publications, {stats.shared['holds']} times held"
     if stats.alerts:
         return Finding(
             Level.WARN, "broker", f"{text}; {'; '.join(stats.alerts)}", "see `shmpool stats` and `shmpool leases`"

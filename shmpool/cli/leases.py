@@ -11,7 +11,7 @@ from rich.console import Group
 from ..addresses import resolve
 from ..protocol.census import Use
 from ..protocol.sizing import format_bytes
-from ..stats import query_buffers, query_leaks, query_leases
+from ..stats import query_buffers, query_leaks, query_leases, query_names
 from .look import age, console, name, number, printable, socket_option, table
 
 
@@ -20,17 +20,21 @@ from .look import age, console, name, number, printable, socket_option, table
 @click.option("--each", is_flag=True, help="A line for each buffer.")
 @click.option("--idle", is_flag=True, help="Also what clients hold ready and do not use.")
 @click.option("--leaks", is_flag=True, help="What is kept for too long, and by which line of code.")
+@click.option("--names", is_flag=True, help="The shared publications that have a name, and who holds them.")
 @socket_option
-def command(as_json: bool, each: bool, idle: bool, leaks: bool, socket: str | None) -> None:
+def command(as_json: bool, each: bool, idle: bool, leaks: bool, names: bool, socket: str | None) -> None:
     """Show who holds what, by process: most memory first.
 
     leased: may be written. unread: published, and a ticket of it not opened yet. open: open for
-    reading, or a view of it is still alive. Ages are the oldest buffer's, at least so much: the
-    broker looks every few seconds.
+    reading, or a view of it is still alive. shared: for whoever holds it. Ages are the oldest
+    buffer's, at least so much: the broker looks every few seconds.
     """
-    if leaks and (each or idle):
-        raise click.UsageError("--leaks has lines of its own: leave out --each and --idle")
+    if (leaks or names) and (each or idle or (leaks and names)):
+        raise click.UsageError("--leaks and --names have lines of their own: leave out the others")
     address = resolve(socket)
+    if names:
+        _show_names(query_names(address), as_json)
+        return
     if leaks:
         _show_leaks(query_leaks(address), as_json)
         return
@@ -56,6 +60,26 @@ def _show_leaks(found: dict[str, Any], as_json: bool) -> None:
         console().print(_leaks(found["leases"]))
         if not any(leak["site"] for leak in found["leases"]):
             click.echo("Start clients with SHMPOOL_TRACE=1 to be told the lines of code.")
+
+
+def _show_names(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    elif not found["total"]:
+        click.echo("nothing that is shared has a name")
+    else:
+        shown = table("Shared by name", "name|", "memory>", "row>", "kept", "uid>", "held by|")
+        for one in found["names"]:
+            held_by = ", ".join(map(str, one["held_by"]))
+            shown.add_row(
+                printable(one["name"]),
+                format_bytes(one["bytes"]),
+                str(one["row"]),
+                one["keep"],
+                str(one["uid"]),
+                held_by,
+            )
+        console().print(shown)
 
 
 def _leaks(leaks: list[dict[str, Any]]) -> Any:

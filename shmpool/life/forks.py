@@ -91,6 +91,7 @@ def _after_in_child() -> None:
     for session in sessions:
         _abandon_leases(session)
         session.openings.abandon()
+        session.holds.abandon()
         session.deferred.abandon()
     owners: dict[Windows, Session] = {session.windows: session for session in sessions}
     evidence: dict[Evidence, Evidence] = {}
@@ -114,6 +115,7 @@ def _abandon_leases(session: Session) -> None:
         lease.__class__ = EndedLease  # type: ignore[assignment]
         with suppress(AttributeError):
             _view.__delete__(lease)
+    session.abandon_windows()
 
 
 _view: Final = vars(Lease)["view"]

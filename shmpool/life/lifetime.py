@@ -8,11 +8,11 @@ import time
 import warnings
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 from weakref import WeakSet, ref
 
 from ..addresses import resolve
-from ..errors import BrokerUnavailable, PoolClosed
+from ..errors import BrokerUnavailable, LeaseReleased, PoolClosed
 from ..pool import BasePool
 from ..seat.session import Session
 from ..system.here import HERE, OURS
@@ -57,6 +57,7 @@ class PoolLife(BasePool):
             session.helper.start()
             self.address = session.address
             session.on_settings = partial(_fit, ref(self))
+            session.on_share = partial(_share, ref(self))
             self._fit_class(session)
             self._session = session
             self._name = f"{session.pool_id:016x}"
@@ -71,6 +72,10 @@ class PoolLife(BasePool):
 
     def _fit_class(self, session: Session) -> None:
         """What a session does besides (sums, times, notes) its pool's class does, so that others pay nothing."""
+        raise NotImplementedError
+
+    def _share_lease(self, lease: Any, name: str | None, keep: Any, ttl: float | None) -> Any:
+        """Publish a lease for any number of processes; the verbs of objects know how."""
         raise NotImplementedError
 
     def _raise_if_closed(self) -> None:
@@ -156,6 +161,14 @@ def _fit(pool: ref[PoolLife], session: Session) -> None:
     """Settings of a session were changed."""
     if (alive := pool()) is not None:
         alive._fit_class(session)
+
+
+def _share(pool: ref[PoolLife], lease: object, name: str | None, keep: object, ttl: float | None) -> Any:
+    """A lease of a session's is to be shared."""
+    alive = pool()
+    if alive is None:
+        raise LeaseReleased("the lease's pool is gone")
+    return alive._share_lease(lease, name, keep, ttl)
 
 
 #: Every open pool of this process.

@@ -54,6 +54,10 @@ class Seat(Protocol):
     def reconnect(self, timeout: float, interruption: Interruption | None = None) -> bool:
         """Try once to take the seat up again."""
 
+    @property
+    def pause(self) -> float | None:
+        """Seconds until it has to be looked after besides; None: not before it is told."""
+
     def look_after_views(self) -> None:
         """Settle what waited for a view."""
 
@@ -136,7 +140,7 @@ class Helper:
                 if not self._reconnect():
                     link.serve()  # nobody raises the wanted flag for own slots now
                     continue
-            pauses = [link.bells.pause(), seat.deferred.pause(), seat.segments.pause()]
+            pauses = [link.bells.pause(), seat.deferred.pause(), seat.segments.pause(), seat.pause]
             if has_idle:
                 pauses.append(max(0.0, rested_at - time.monotonic()))
             if seat.is_orphaned:

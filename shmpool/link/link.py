@@ -19,7 +19,20 @@ import time
 from typing import Final, Protocol
 
 from ..errors import ProtocolError
-from ..protocol.messages import Bell, Cancel, Fault, Grant, Inquire, Message, Refusal, Return, Settings
+from ..protocol.messages import (
+    Bell,
+    Cancel,
+    Dropped,
+    Fault,
+    Grant,
+    Held,
+    Inquire,
+    Message,
+    Refusal,
+    Return,
+    Settings,
+    Turn,
+)
 from ..seat.magazine import Magazine, Slot
 from ..system.descriptors import CLOSED, Closed, Descriptor, drain, make_eventfd, signal
 from ..system.processes import process_state
@@ -60,6 +73,9 @@ class Seat(Protocol):
 
     def broker_pid(self) -> int:
         """The broker's process, as it sees itself."""
+
+    def let_go(self, number: int) -> None:
+        """What was held, or was to be made, under this number is nobody's here."""
 
 
 class Link:
@@ -159,6 +175,8 @@ class Link:
             cancel = self.requests.remove(request)
             slot, request.slot = request.slot, None
         self._seat.return_unwanted(slot)
+        if isinstance(request.answer, Held | Turn):
+            self._seat.let_go(request.number)
         if cancel is not None:
             self.send(cancel)
 
@@ -268,6 +286,12 @@ class Link:
         if isinstance(message, Grant):
             seat = self._seat
             self._grant(message.request, [slot for row in message.rows if (slot := seat.adopt_row(row))])
+        elif isinstance(message, Held | Turn | Dropped):
+            with self._lock:
+                answered = self.requests.answered(message)
+            if answered is None and not isinstance(message, Dropped):
+                self._seat.let_go(message.request)
+            self._wake_waiter(answered)
         elif isinstance(message, Refusal):
             with self._lock:
                 request = self.requests.refuse(message)

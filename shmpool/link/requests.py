@@ -6,6 +6,7 @@ state    became so by                                 what it has
 ======== ============================================ ===========================================
 WAITING  `Requests.add`
 GRANTED  `Requests.grant`, the broker's answer        *slot*, which the broker granted
+ANSWERED `Requests.answer`, the broker's answer       *answer*, to what asks for no slot
 SERVED   `Requests.offer`: an own slot came back      *slot*; the broker still has to be told
 REFUSED  `Requests.refuse`, the broker's answer       *refusal*
 ======== ============================================ ===========================================
@@ -18,12 +19,15 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from ..protocol.messages import Cancel, Direct, Refill, Refusal
+from ..protocol.messages import Cancel, Direct, Drop, Dropped, Find, Held, Hold, Refill, Refusal, Share, Turn
 
 if TYPE_CHECKING:
     from ..seat.magazine import Magazine, Slot
 
 MAX_NUMBER = 0xFFFFFFFF
+
+#: What has a number, and an answer.
+Question = Refill | Direct | Share | Hold | Find | Drop
 
 
 class RequestState(Enum):
@@ -31,23 +35,26 @@ class RequestState(Enum):
 
     WAITING = "waiting"
     GRANTED = "granted"
+    ANSWERED = "answered"
     SERVED = "served"
     REFUSED = "refused"
 
 
 class Request:
-    """One lease that waits, or will. *magazine* is where an own slot for it may come back to, None
+    """One lease that waits, or will, or another question to the broker. *magazine* is where an own slot
+    for it may come back to, None
     for a direct segment; *waiter* is whoever is to be woken and *claims* has, under 0, whose it is if
     it was prefetched: both for the table's user."""
 
-    __slots__ = ("claims", "is_sent", "magazine", "message", "refusal", "slot", "state", "waiter")
+    __slots__ = ("answer", "claims", "is_sent", "magazine", "message", "refusal", "slot", "state", "waiter")
 
-    def __init__(self, message: Refill | Direct, magazine: Magazine | None = None) -> None:
+    def __init__(self, message: Question, magazine: Magazine | None = None) -> None:
         self.message = message
         self.magazine = magazine
         self.state = RequestState.WAITING
         self.slot: Slot | None = None
         self.refusal: Refusal | None = None
+        self.answer: Held | Turn | Dropped | None = None
         #: The message is on its way, or waits for the next connection.
         self.is_sent = False
         self.waiter: Any = None
@@ -90,6 +97,14 @@ class Requests:
         request.slot, request.state = slots[0], RequestState.GRANTED
         return request, slots[1:]
 
+    def answered(self, answer: Held | Turn | Dropped) -> Request | None:
+        """The broker answered: who has to be woken; None when nobody waits for it any more."""
+        request = self._table.get(answer.request)
+        if request is None or not request.is_waiting:
+            return None
+        request.answer, request.state = answer, RequestState.ANSWERED
+        return request
+
     def refuse(self, refusal: Refusal) -> Request | None:
         """The broker refused: who has to be woken."""
         request = self._table.get(refusal.request)
@@ -121,7 +136,7 @@ class Requests:
             return None
         return Cancel(request.number) if request.state in (RequestState.WAITING, RequestState.SERVED) else None
 
-    def unanswered(self) -> list[Refill | Direct]:
+    def unanswered(self) -> list[Question]:
         """What is to be asked again over a new connection."""
         return [request.message for request in self._table.values() if request.is_sent and request.is_waiting]
 

@@ -25,6 +25,17 @@ def check_timeout(timeout: Any) -> float:
     return seconds
 
 
+def check_ttl(ttl: Any) -> float:
+    """*ttl* in seconds, as a float: above 0, up to a day, or infinity. Raises TypeError and ValueError."""
+    try:
+        if (seconds := check_timeout(ttl)) > 0:
+            return seconds
+        error: type[Exception] = ValueError
+    except (TypeError, ValueError) as raised:
+        error = type(raised)
+    raise error(f"a ttl is a number of seconds above 0, up to {LONGEST_TIMEOUT:.0f}, or infinity; this is {ttl!r}")
+
+
 class Waiter:
     """A thread that waits for its request."""
 

@@ -8,11 +8,12 @@ of `OUT_OF_BAND` bytes and more leave the pickle by protocol 5; they need not be
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol
 
-from . import layout, reducers
+from . import layout, reducers, templates
 
 #: Buffers from so many bytes on are stored apart from the pickle.
 OUT_OF_BAND: Final = 1024
@@ -46,6 +47,8 @@ class _Pieces(list[Any]):
 def encode(obj: Any, pickler: PicklerClass | None = None) -> Encoded:
     """Pickle *obj*. Raises what pickling raises; the object must not change before the parts are
     written."""
+    if pickler is None and type(obj) is _array_type() and (template := templates.of(obj)) is not None:
+        return Encoded(template.nbytes, [(0, template.head), (template.offset, pickle.PickleBuffer(obj).raw())])
     pieces = _Pieces()
     base: Any = pickler or pickle.Pickler
     encoder = _encoder_of(base)(pieces)
@@ -59,6 +62,12 @@ def encode(obj: Any, pickler: PicklerClass | None = None) -> Encoded:
         at += len(piece)
     parts += zip(laid_out.offsets, buffers, strict=True)
     return Encoded(laid_out.nbytes, parts)
+
+
+def _array_type() -> Any:
+    """numpy's arrays, unless somebody reduces them in his own way; nothing while there is no numpy."""
+    numpy: Any = sys.modules.get("numpy")
+    return None if numpy is None or numpy.ndarray in reducers.registered else numpy.ndarray
 
 
 def _head(pieces: _Pieces) -> list[Any]:

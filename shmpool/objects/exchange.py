@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
-from ..buffer import LiveBuffer
+from ..buffer import Buffer, LiveBuffer, SharedBuffer
 from ..seat import private
-from . import layout
+from . import layout, templates
 from .decoding import decode
 from .encoding import PicklerClass, encode
 
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 COPIED_BELOW: Final = 64 * 1024
 
 
-def put(pool: BasePool, obj: Any, readers: int, timeout: float | None, pickler: PicklerClass | None) -> list[Handle]:
+def put(
+    pool: BasePool, obj: Any, readers: int, ttl: float | None, timeout: float | None, pickler: PicklerClass | None
+) -> list[Handle]:
     """Pickle first: what cannot be pickled leases nothing."""
     encoded = encode(obj, pickler)
     with pool.lease(encoded.nbytes, timeout=timeout) as lease:
         lease._write_placed(encoded.parts)
-        return lease.publish_many(readers)
+        if readers == 1 and readers is not True:
+            return [lease.publish(ttl=ttl)]
+        return lease.publish_many(readers, ttl=ttl)
 
 
 def get(
@@ -36,17 +40,30 @@ def get(
 ) -> Any:
     """The object, over the buffer's memory or a copy of it. The ticket is used up, also where the
     buffer holds no object."""
-    with pool.open(handle) as buffer:
+    return take_apart(pool.open(handle), writable, copy, allow)
+
+
+def take_apart(opened: Buffer, writable: bool, copy: bool | None, allow: Collection[str] | None) -> Any:
+    """The object of a buffer that was just opened, which is left to what is made of it."""
+    with opened as buffer:
         view = buffer.view
+        if not writable and len(view) >= templates.SMALLEST and (template := templates.find(view)) is not None:
+            if copy or (copy is None and len(view) < COPIED_BELOW):
+                return template.array(bytes(view[template.offset :]), 0)
+            array = template.array(view, template.offset)
+            del view
+            buffer.release_to_views()
+            return array
         # Nothing but its mapping keeps a tensor from being written, and that would be a SIGSEGV.
         is_private = writable or bool(layout.flags_of(view) & layout.HAS_TENSORS)
         if copy or (copy is None and buffer.nbytes < COPIED_BELOW):
             view = memoryview(bytearray(view) if is_private else bytes(view))
             buffer.release()
         elif is_private:
-            assert isinstance(buffer, LiveBuffer)
+            assert isinstance(buffer, LiveBuffer | SharedBuffer)
             view = buffer.view = private.show(private.reserve(buffer.nbytes), buffer, view)
         obj = decode(view, allow)
+        templates.learn(view, obj)
         del view
         buffer.release_to_views()
         return obj

@@ -32,6 +32,10 @@ HAS_TENSORS: Final = 1
 
 _HEADER: Final = struct.Struct("<8sIIQ")
 _ENTRY: Final = struct.Struct("<QQ")
+HEADER_BYTES: Final = _HEADER.size
+ENTRY_BYTES: Final = _ENTRY.size
+#: Where the header says how long the pickle is.
+PICKLE_NBYTES: Final = slice(16, 24)
 
 
 class Plan(NamedTuple):

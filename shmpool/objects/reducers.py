@@ -19,7 +19,8 @@ from .layout import HAS_TENSORS
 
 Reducer = Callable[[Any, Any], Any]
 
-_registered: dict[type, Reducer] = {}
+#: What `register_reducer` was told, by exact type.
+registered: dict[type, Reducer] = {}
 #: By exact type; None for a type that pickle serves well.
 _known: dict[type, Reducer | None] = {}
 _lock: Final = threading.Lock()
@@ -36,9 +37,9 @@ def register_reducer(cls: type, function: Callable[[Any], Any]) -> None:
         raise TypeError(f"the reducer of {cls.__qualname__} must be callable, not {function!r}")
     with _lock:
         if function is None:
-            _registered.pop(cls, None)
+            registered.pop(cls, None)
         else:
-            _registered[cls] = lambda obj, encoder: function(obj)
+            registered[cls] = lambda obj, encoder: function(obj)
         _known.pop(cls, None)
 
 
@@ -48,7 +49,7 @@ def find(cls: type) -> Reducer | None:
         return _known[cls]
     except KeyError:
         with _lock:
-            _known[cls] = reducer = _registered.get(cls) or _builtin(cls)
+            _known[cls] = reducer = registered.get(cls) or _builtin(cls)
         return reducer
 
 

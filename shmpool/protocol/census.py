@@ -30,6 +30,7 @@ from .ledger import (
     STATE_SHIFT,
     chunks_of,
     chunks_of_link,
+    is_shared,
     nbytes_of,
     next_row_of,
     tickets_of,
@@ -57,6 +58,8 @@ class Use(StrEnum):
     """Published; a ticket of it has not been opened."""
     OPEN = "open"
     """Open for reading."""
+    SHARED = "shared"
+    """A shared publication, for whoever holds it."""
     IDLE = "idle"
     """Ready in a client's magazine."""
 
@@ -121,6 +124,10 @@ def read(
         nbytes = tier.size if is_pooled else _memory(words, tier, row_words[at + EXTENT], row_words[at + LINK])
         if state == _PUBLISHED:
             extent = row_words[at + EXTENT]
+            if is_shared(extent):
+                asked = min(nbytes_of(extent), nbytes)
+                found.append(Kept(row, tier, State.PUBLISHED, BROKER, nbytes, asked, 0, (), True))
+                continue
             unread, readers = _cells(word, row_words, at + FIRST_CELL, tickets_of(extent))
             if unread or readers:
                 is_in_custody = seat == BROKER
@@ -235,6 +242,8 @@ class Census:
                 continue
             if unread:
                 of(seat, Use.UNREAD).add(tier.index, nbytes, unread, since[at] if since else None)
+            elif not readers:
+                of(seat, Use.SHARED).add(tier.index, nbytes, 0, since[at] if since else None)
             for reader in readers if len(readers) == 1 else set(readers):
                 of(reader, Use.OPEN).add(tier.index, nbytes, 0, changed[at] if changed else None)
 

@@ -30,6 +30,8 @@ class Code(IntEnum):
     QUOTA = 10
     SLOW_READER = 11
     CANCELLED = 12
+    NOT_FOUND = 13
+    NAME_TAKEN = 14
 
 
 class Meaning(NamedTuple):
@@ -53,6 +55,8 @@ MEANINGS: Final = {
     Code.QUOTA: Meaning(Blame.CLIENT, True, "the quota of this client or uid is used up"),
     Code.SLOW_READER: Meaning(Blame.CLIENT, True, "the client does not read what it is sent; the connection ends"),
     Code.CANCELLED: Meaning(Blame.CLIENT, True, "the request was cancelled by its client"),
+    Code.NOT_FOUND: Meaning(Blame.CLIENT, False, "there is no such shared publication, or no longer"),
+    Code.NAME_TAKEN: Meaning(Blame.CLIENT, False, "another shared publication has that name, or is being made for it"),
 }
 
 assert set(MEANINGS) == set(Code)

@@ -10,7 +10,8 @@ word name         content, from the lowest bit
                   (of a published direct segment: its publisher's seat);
                   of a FOLLOWER: its head's row 24, the run's birth 40
 2-14 cells        built like the grant word: PENDING equals the published
-                  grant word, TAKEN names the reader's seat, DONE
+                  grant word, TAKEN names the reader's seat, DONE; of a shared
+                  publication its name's length, its maker and its name
 15   link word    next extent's first row 24 (0: none), then of a head the
                   run's birth 40, of a later extent's first row its chunks 16
 ==== ============ ==========================================================
@@ -26,6 +27,7 @@ Every word is committed by one aligned 8-byte store through ``memoryview.cast("Q
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 ROW_WORDS: Final = 16
@@ -75,6 +77,18 @@ MAX_CHUNKS: Final = (1 << 16) - 1
 #: Clears the ticket count of an extent word: what is left is the publication's shape.
 SHAPE_MASK: Final = ~(0xFF << TICKETS_SHIFT) & ((1 << 64) - 1)
 
+#: In the place of the ticket count: a shared publication, which has no tickets; kept until it is
+#: dropped; kept as a cache.
+SHARED: Final = 0x80
+KEPT: Final = 0x01
+CACHED: Final = 0x02
+#: The first cell of one says, from the lowest bit: its name's length in bytes 8, its maker's uid 32, its
+#: ttl in seconds 24 (0: none); the others hold the name.
+NAME_BYTES: Final = 8 * (MAX_TICKETS - 1)
+UID_SHIFT: Final = 8
+TTL_SHIFT: Final = 40
+MAX_TTL: Final = (1 << 24) - 1
+
 LINK_ROW_BITS: Final = 24
 LINK_ROW_MASK: Final = (1 << LINK_ROW_BITS) - 1
 #: A lease has at most so many extents: a bound for everybody who follows links. (Each is a map of the
@@ -120,6 +134,29 @@ def nbytes_of(extent: int) -> int:
 def tickets_of(extent: int) -> int:
     """Tickets made at publish, 0 before it."""
     return extent >> TICKETS_SHIFT & 0xFF
+
+
+def is_shared(extent: int) -> bool:
+    """Whether the extent word is a shared publication's."""
+    return bool(extent >> TICKETS_SHIFT & SHARED)
+
+
+def shared_cells(name: str, uid: int, ttl: int) -> list[int]:
+    """What the cells of a shared publication say."""
+    raw = name.encode()
+    padded = raw.ljust(NAME_BYTES, b"\0")
+    words = [int.from_bytes(padded[at : at + 8], "little") for at in range(0, NAME_BYTES, 8)]
+    return [len(raw) | (uid & 0xFFFFFFFF) << UID_SHIFT | min(ttl, MAX_TTL) << TTL_SHIFT, *words]
+
+
+def shared_facts(cells: Sequence[int]) -> tuple[str, int, int]:
+    """Name, uid and ttl in the cells of a shared publication; no name where it is none."""
+    length, uid, ttl = cells[0] & 0xFF, cells[0] >> UID_SHIFT & 0xFFFFFFFF, cells[0] >> TTL_SHIFT
+    raw = b"".join(word.to_bytes(8, "little") for word in cells[1:MAX_TICKETS])
+    try:
+        return raw[:length].decode() if length <= NAME_BYTES else "", uid, ttl
+    except UnicodeDecodeError:  # somebody scribbled
+        return "", uid, ttl
 
 
 def chunks_of(extent: int) -> int:

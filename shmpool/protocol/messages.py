@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from .codes import Code
-from .ledger import MAX_CHUNKS, MAX_NBYTES, MAX_ROWS, MAX_SEATS
+from .ledger import MAX_CHUNKS, MAX_GENERATION, MAX_NBYTES, MAX_ROWS, MAX_SEATS, NAME_BYTES
 from .sizing import MAX_TIERS, TierKind
 
 #: Bumped with any change that an older peer cannot understand. Hello and Fault never change
@@ -69,6 +69,17 @@ class Setting(IntEnum):
     PREFERS_DIRECT = 12
 
 
+class Purpose(IntEnum):
+    """What a Find is for."""
+
+    #: To hold what has the name.
+    OPEN = 0
+    #: That, or to make it: one seat at a time has the turn.
+    MAKE = 1
+    #: To make it, if nobody has or does.
+    CLAIM = 2
+
+
 class Topic(IntEnum):
     """What a Query asks for."""
 
@@ -77,6 +88,7 @@ class Topic(IntEnum):
     INVARIANTS = 2
     BUFFERS = 3
     LEAKS = 4
+    NAMES = 5
 
 
 # --- checks -----------------------------------------------------------------------------
@@ -111,6 +123,32 @@ def row_list(value: Any) -> bool:
         and min(value) > 0
         and max(value) < MAX_ROWS
     )
+
+
+def hold_list(value: Any) -> bool:
+    """Holds as [number, row, generation]; a client may have none."""
+    row, generation = integer(1, MAX_ROWS - 1), integer(0, MAX_GENERATION)
+    return (
+        type(value) is list
+        and len(value) <= MAX_ROWS_PER_MESSAGE
+        and all(
+            type(hold) is list and len(hold) == 3 and REQUEST(hold[0]) and row(hold[1]) and generation(hold[2])
+            for hold in value
+        )
+    )
+
+
+def number_list(value: Any) -> bool:
+    """One or more numbers of holds or turns."""
+    return type(value) is list and 0 < len(value) <= MAX_ROWS_PER_MESSAGE and all(map(REQUEST, value))
+
+
+def name(value: Any) -> bool:
+    """A name of a shared publication: 1 to 96 bytes of UTF-8."""
+    try:
+        return type(value) is str and 0 < len(value.encode()) <= NAME_BYTES
+    except UnicodeEncodeError:
+        return False
 
 
 def few_rows(value: Any) -> bool:
@@ -243,6 +281,56 @@ class Goodbye(NamedTuple):
     """The client holds nothing any more and its seat may end."""
 
 
+class Share(NamedTuple):
+    """This row is a shared publication now, in the broker's custody: hold it for me. *turn* is the
+    number of the Find whose turn it ends, 0 for one without a name; *ttl_ms* when it is to be dropped,
+    0 for never. Answered by Held."""
+
+    request: int
+    row: int
+    turn: int
+    ttl_ms: int
+
+
+class Hold(NamedTuple):
+    """Hold the shared publication of this row and generation for me. Answered by Held."""
+
+    request: int
+    row: int
+    generation: int
+
+
+class LetGo(NamedTuple):
+    """These holds, and turns, by the numbers of their requests, are over."""
+
+    numbers: list[int]
+
+
+class Holds(NamedTuple):
+    """After a connection was lost: all that this client holds, in one or several messages. What it
+    held besides is let go of when the *last* has come."""
+
+    holds: list[list[int]]
+    last: bool
+
+
+class Find(NamedTuple):
+    """Hold the shared publication of this name for me, or let me make it: see `Purpose`. Answered by
+    Held or Turn; *queue* waits for either."""
+
+    request: int
+    name: str
+    purpose: int
+    queue: bool
+
+
+class Drop(NamedTuple):
+    """Take the name away; nothing keeps what had it but who holds it. Answered by Dropped."""
+
+    request: int
+    name: str
+
+
 # --- broker to client ------------------------------------------------------------------------
 
 
@@ -309,6 +397,29 @@ class Inquire(NamedTuple):
     is_reader: bool
 
 
+class Held(NamedTuple):
+    """The shared publication that *word*, its grant word, names is held for this client until it lets
+    go of *request*."""
+
+    request: int
+    row: int
+    word: int
+    nbytes: int
+    name: str
+
+
+class Turn(NamedTuple):
+    """Nobody has that name: it is this client's to make, until it shares it or lets go of *request*."""
+
+    request: int
+
+
+class Dropped(NamedTuple):
+    """The name is free."""
+
+    request: int
+
+
 class Fault(NamedTuple):
     """The connection ends, and this is why."""
 
@@ -318,7 +429,8 @@ class Fault(NamedTuple):
 
 Message = (
     Hello | Refill | Direct | Cancel | Return | Bell | Query | Goodbye | Account
-    | Welcome | Grant | Refusal | Recall | Answer | Fault | Settings | Inquire
+    | Share | Hold | LetGo | Holds | Find | Drop
+    | Welcome | Grant | Refusal | Recall | Answer | Fault | Settings | Inquire | Held | Turn | Dropped
 )  # fmt: skip
 
 _CODE: Final = integer(1, max(Code))
@@ -345,6 +457,15 @@ SCHEMA: Final[dict[int, tuple[Callable[..., Message], tuple[Check, ...]]]] = {
     21: (Fault, (_CODE, text(MAX_TEXT))),
     22: (Settings, (setting_list,)),
     24: (Inquire, (few_rows, boolean)),
+    32: (Share, (REQUEST, integer(1, MAX_ROWS - 1), integer(0, U32), integer(0, U64))),
+    33: (Hold, (REQUEST, integer(1, MAX_ROWS - 1), integer(0, MAX_GENERATION))),
+    34: (LetGo, (number_list,)),
+    35: (Holds, (hold_list, boolean)),
+    36: (Find, (REQUEST, name, integer(0, max(Purpose)), boolean)),
+    37: (Drop, (REQUEST, name)),
+    48: (Held, (REQUEST, integer(1, MAX_ROWS - 1), integer(0, U64), integer(0, MAX_NBYTES), text(NAME_BYTES))),
+    49: (Turn, (REQUEST,)),
+    50: (Dropped, (REQUEST,)),
 }  # fmt: skip
 
 KINDS: Final = {cls: kind for kind, (cls, _) in SCHEMA.items()}

@@ -95,6 +95,7 @@ STATS: Final = (
     Figure("memory", _GAUGE, _BYTES, "below"),
     Figure("tiers", _GAUGE, _SLOTS, "a line for each tier, below"),
     Figure("clients", _GAUGE, _NONE, "a line for each seat, below"),
+    Figure("shared", _GAUGE, _NONE, "shared publications, below"),
     Figure("leaks", _GAUGE, _BUFFERS, "what `shmpool leases --leaks` tells: leased, unread or kept by a view for longer"
            " than `leak_age`, and rows that are quarantined", ("leak",)),
     Figure("alerts", _FACT, _NONE, "a sentence for each thing that an operator should look at"),
@@ -111,6 +112,19 @@ MEMORY: Final = (
     Figure("pressure_changes", _COUNTER, _NONE, "levels of pressure that began, each since the broker started",
            ("level",)),
     Figure("retired", _COUNTER, _SLOTS, "slots and segments past `max_buffer_age`, since the broker started"),
+)  # fmt: skip
+
+SHARED: Final = (
+    Figure("publications", _GAUGE, _BUFFERS, "shared publications"),
+    Figure("bytes", _GAUGE, _BYTES, "what they take"),
+    Figure("names", _GAUGE, _NONE, "those that can be found by a name"),
+    Figure("holds", _GAUGE, _NONE, "how many are held, once for each process that does"),
+    Figure("cached", _GAUGE, _BUFFERS, "those that are kept as caches"),
+    Figure("cached_bytes", _GAUGE, _BYTES, "what these take"),
+    Figure("idle_bytes", _GAUGE, _BYTES, "what of it nobody holds: given up as soon as memory is needed"),
+    Figure("hits", _COUNTER, _NONE, "names that were found, since the broker started"),
+    Figure("misses", _COUNTER, _NONE, "names that were not there, since the broker started"),
+    Figure("evictions", _COUNTER, _BUFFERS, "caches that were given up, since the broker started"),
 )  # fmt: skip
 
 TIERS: Final = (
@@ -170,7 +184,7 @@ def table(figures: tuple[Figure, ...]) -> str:
 
 def texts() -> str:
     """All tables, one after the other."""
-    return "\n".join(map(table, (STATS, MEMORY, TIERS, CLIENTS, ALERTS)))
+    return "\n".join(map(table, (STATS, MEMORY, SHARED, TIERS, CLIENTS, ALERTS)))
 
 
 if __name__ == "__main__":

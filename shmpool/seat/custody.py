@@ -189,6 +189,10 @@ class Custody(Keeper, Reader):
             del self._returned[next(iter(self._returned))]
         self._returned[slot.row] = slot
 
+    def keep_window(self, slot: Slot) -> None:
+        with self._owned_lock:
+            self._keep_window(slot)
+
     def return_soon(self, slot: Slot, state: State) -> None:
         """Make the broker the custodian of one row by one store, and have it look soon. Takes no
         lock that a finalizer could meet."""
@@ -273,6 +277,12 @@ class Custody(Keeper, Reader):
 
     def owns(self, row: int) -> bool:
         return row in self._owned
+
+    def abandon_windows(self) -> None:
+        """In a forked child: the parent's views are all that is left of what it could write to."""
+        for slot in self._owned.values():
+            slot.window = None
+        self._returned.clear()
 
     @property
     def owns_any(self) -> bool:

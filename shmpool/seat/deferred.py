@@ -134,7 +134,7 @@ class DeferredReleases:
             ticket = recent.get(number)
             if ticket is None or getrefcount(ticket._record.window) != AT_REST:
                 continue
-            if not is_quick or ticket._record.is_direct:
+            if not is_quick or ticket._record.is_direct or ticket.is_given_back:
                 if self._settle(ticket):
                     recent.pop(number, None)
             elif recent.pop(number, None) is not None:
@@ -194,7 +194,7 @@ class DeferredReleases:
             if session.guards.between(ticket._fork, ticket._last_fork):
                 return False
         if not session.is_over:
-            release(ticket._record, ticket._granted)
+            release(ticket)
         return True
 
     def look_at_partings(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from sys import getrefcount
 from typing import Any, Final, Protocol
 
+from ..protocol.handle import Handle
 from ..protocol.header import WANTED
 from ..protocol.ledger import (
     CHUNKS_SHIFT,
@@ -78,6 +79,18 @@ class Keeper(Seat):
 
     def owns(self, row: int) -> bool:
         """Whether this seat is the custodian of what a row heads."""
+        raise NotImplementedError
+
+    def keep_window(self, slot: Slot) -> None:
+        """Keep the window of a slot that is the broker's: it may serve its next grant."""
+        raise NotImplementedError
+
+    def discard_in(self, ttl: float, handles: list[Handle]) -> None:
+        """Discard the tickets of these handles that nobody opens within *ttl* seconds."""
+        raise NotImplementedError
+
+    def share_lease(self, lease: object, name: str | None, keep: object, ttl: float | None) -> Any:
+        """Publish a lease of this seat's for any number of processes: its `Shared`."""
         raise NotImplementedError
 
     def warn_of_view(self) -> None:

@@ -13,21 +13,25 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from .. import hints
-from ..errors import BrokerUnavailable, ShmpoolError
+from ..errors import BrokerUnavailable, LeaseReleased, ShmpoolError
 from ..link.connection import Connection, Interruption
 from ..link.hello import await_welcome, dial, greet
 from ..link.helper import Helper
 from ..link.link import Link
 from ..link.prefetch import Prefetch
 from ..protocol.figures import DEFERRED
+from ..protocol.handle import Handle
 from ..protocol.header import BROKER_PID, WANTED
-from ..protocol.messages import Account, Goodbye, Role, Welcome
+from ..protocol.messages import Account, Goodbye, LetGo, Role, Welcome
 from ..system.limits import explain
 from . import guards
 from .deferred import DeferredReleases
 from .direct import DirectSlot
+from .expiry import Expiry
+from .holds import HoldTable
 from .mapping import SeatTaken
 from .openings import Openings
 from .outgoing import Outgoing
@@ -52,6 +56,12 @@ class Session(Supply):
         #: Buffers that were collected unreleased, for the same.
         self.left = self.openings.left
         self.deferred = DeferredReleases(self, self.openings)
+        #: Tickets that are discarded when nobody opens them in time.
+        self.expiry = Expiry(self)
+        #: Shared publications that are open here.
+        self.holds = HoldTable(self)
+        #: Makes a `Shared` of a lease; the pool's.
+        self.on_share: Callable[[object, str | None, object, float | None], Any] | None = None
         self.guards = guards.Guards(self)
         #: The streams that are written here, and those whose chunks are still to be read.
         self.outgoing: set[Outgoing] = set()
@@ -110,7 +120,9 @@ class Session(Supply):
             return True
         self.apply(welcome.settings)
         self._adopt_unknown()
+        connection.send(*self.holds.messages())  # first: what else is told may name one of them
         self.link.attach(connection)
+        self.holds.after_telling()
         self.is_wanted = 1 in [self.header[WANTED + tier.index] for tier in self.tiers]  # recalls that we missed
         return True
 
@@ -128,6 +140,21 @@ class Session(Supply):
         """The connection to the broker, None while it is away."""
         return self.link.connection
 
+    # --- what leases call upwards --------------------------------------------------------------------
+
+    def discard_in(self, ttl: float, handles: list[Handle]) -> None:
+        self.expiry.add(handles, ttl)
+
+    def share_lease(self, lease: object, name: str | None, keep: object, ttl: float | None) -> Any:
+        if self.is_over or self.on_share is None:
+            raise LeaseReleased("the lease's seat is gone: the pool was closed, or the broker came back with a new one")
+        return self.on_share(lease, name, keep, ttl)
+
+    def let_go(self, number: int) -> None:
+        """What was held, or was to be made, under this number is nobody's here. A broker that is away is
+        told what is held, and so of this, when it is back."""
+        self.send(LetGo([number]))
+
     # --- what is seen of it --------------------------------------------------------------------------
 
     def watch(self) -> None:
@@ -144,6 +171,18 @@ class Session(Supply):
             stream.look()
         guards.look()
         self.segments.look()
+        self.expiry.look()
+        self.holds.look()
+
+    @property
+    def pause(self) -> float | None:
+        """For the helper: when something expires, or a hold may end."""
+        pauses = [pause for pause in (self.expiry.pause, self.holds.pause) if pause is not None]
+        return min(pauses, default=None)
+
+    def answer_recall(self) -> None:
+        self.holds.look(at_once=True)
+        super().answer_recall()
 
     def account_for(self, rows: list[int], *, is_reader: bool) -> None:
         """Tell the broker what is known here of buffers that it takes for leaked."""
@@ -175,11 +214,11 @@ class Session(Supply):
     def is_in_use(self) -> bool:
         """Whether this seat is the custodian of anything (after `close_magazines`: of what is leased
         or just being leased), or has a ticket taken, or a view of anything lives."""
-        return self.owns_any or self.deferred.any or self.openings.in_use
+        return self.owns_any or self.deferred.any or self.openings.in_use or self.holds.in_use
 
     def say_goodbye(self) -> bool:
         """The seat ends, unless something is still in use: another thread may be just opening."""
-        with self.ticket_gate:
+        with self.ticket_gate, self.holds.lock:
             is_first, is_left = not self.is_over, self.is_over or not self.is_in_use
             if is_left:
                 self.is_over, self.is_watched = True, False
@@ -210,4 +249,5 @@ class Session(Supply):
                 slot.close()  # else this process would keep the segment's memory
         self.link.abandon()
         self._forget_slots()
+        self.expiry.abandon()
         self.unmap()

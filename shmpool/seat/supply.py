@@ -122,11 +122,13 @@ class Supply(Custody):
             self.helper.start()
         started = time.monotonic()
         slot = self.link.ask(request, timeout)
-        if slot is None and not request.message.queue and (self.segments.ready or _is_over_quota(request)):
+        message = request.message
+        assert isinstance(message, Refill | Direct)
+        if slot is None and not message.queue and (self.segments.ready or _is_over_quota(request)):
             # Who does not wait is not recalled either: what lies idle here may be all that is in the way.
             self.prefetch.discard()
             self.return_all()
-            request = Request(request.message._replace(request=self.link.next_number()), request.magazine)
+            request = Request(message._replace(request=self.link.next_number()), request.magazine)
             slot = self.link.ask(request, timeout)
         if slot is not None:
             return slot
@@ -152,6 +154,10 @@ class Supply(Custody):
     def ring_all(self, rows: list[int]) -> None:
         self.link.bells.now(*rows)
         self.link.send_bells()
+
+    def watch(self) -> None:
+        """Have the helper look now and then whether something was left open."""
+        raise NotImplementedError
 
     def wake_helper(self) -> None:
         self.link.wake()

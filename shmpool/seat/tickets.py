@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from fcntl import fcntl
 from sys import getrefcount
 from typing import Final, Protocol, Self
@@ -34,10 +35,13 @@ from ..protocol.ledger import (
     SHAPE_MASK,
     STATE_SHIFT,
     birth_of,
+    chunks_of,
     generation_of,
+    is_shared,
     nbytes_of,
     seat_of,
     state_of,
+    tickets_of,
 )
 from ..protocol.names import direct_name
 from ..protocol.sizing import TierKind, page_round
@@ -144,12 +148,23 @@ class Ticket:
     _fork: int
     _last_fork: int | None
 
+    #: Its cell says DONE in the end; PENDING, if it is given back.
+    is_given_back = False
+
     @classmethod
     def of(cls, record: Record, granted: int) -> Self:
         """The ticket of a cell."""
         ticket = cls()
         ticket._record, ticket._granted, ticket._fork = record, granted, -1
         return ticket
+
+
+class GivenBack(Ticket):
+    """A ticket that is open again once nobody looks through its record any more."""
+
+    __slots__ = ()
+
+    is_given_back = True
 
 
 def make_ticket(session: Reader, tail: int) -> Record:
@@ -220,9 +235,48 @@ def discard(record: Record, granted: int, nbytes: int) -> None:
     _locked(record, granted, nbytes, _DONE)
 
 
-def release(record: Record, granted: int) -> None:
-    """Store DONE in a cell that is open here and through which nobody looks any more, and ring
-    where somebody has to look. Once: who comes second finds it done. Not for finalizers."""
+def discard_handle(session: Reader, granted: int, tail: int) -> None:
+    """Discard the ticket of a handle of this pool, and ring where somebody has to look."""
+    record = make_ticket(session, tail)
+    discard(record, granted, tail & MAX_NBYTES)
+    if session.words[record.word] != granted or session.header[record.wanted] or granted & SEAT_MASK == 0:
+        session.ring(record.row)
+
+
+def discard_unopened(session: Reader) -> int:
+    """Discard the tickets that nobody has opened of all that this seat has published: what it is the
+    custodian of, and its direct segments, whose custodian is the broker. Returns how many."""
+    words, rows, direct = session.words, session.rows, session.tiers[-1]
+    count = 0
+    for row, granted in enumerate(words[: rows * ROW_WORDS : ROW_WORDS].tolist()):
+        if state_of(granted) != State.PUBLISHED:
+            continue
+        extent = words[row * ROW_WORDS + EXTENT]
+        is_returned = row >= direct.base and seat_of(granted) == 0 and chunks_of(extent) == session.seat
+        if is_shared(extent) or not (seat_of(granted) == session.seat or is_returned):
+            continue
+        for cell in range(min(tickets_of(extent), MAX_TICKETS)):
+            pending = words[row * ROW_WORDS + FIRST_CELL + cell]
+            if state_of(pending) == State.PUBLISHED and generation_of(pending) == generation_of(granted):
+                with suppress(HandleUsed, StaleHandle):  # somebody was faster
+                    discard_handle(session, pending, (row << 4 | cell) << NBYTES_BITS | nbytes_of(extent))
+                    count += 1
+    return count
+
+
+def is_open(session: Reader, granted: int, index: int) -> bool:
+    """Whether a ticket of this publication is taken just now."""
+    words, row = session.words, index >> 4
+    cell = words[row * ROW_WORDS + FIRST_CELL + (index & 15)]
+    is_same = generation_of(cell) == generation_of(words[row * ROW_WORDS]) == generation_of(granted)
+    return is_same and state_of(cell) == CellState.TAKEN
+
+
+def release(ticket: Ticket) -> None:
+    """Store DONE in a cell that is open here and through which nobody looks any more (PENDING, if it is
+    given back), and ring where somebody has to look. Once: who comes second finds it done. Not for
+    finalizers."""
+    record, granted = ticket._record, ticket._granted
     session, words = record.session, record.session.words
     taken = granted & GENERATION_FIELD | session.taken
     if record.is_direct and not granted & SEAT_MASK:  # whoever keeps a segment uses it again
@@ -236,7 +290,7 @@ def release(record: Record, granted: int) -> None:
             return
         if session.barrier:
             session.barrier()
-        words[record.cell] = granted & GENERATION_FIELD | _DONE
+        words[record.cell] = granted if ticket.is_given_back else granted & GENERATION_FIELD | _DONE
     if words[record.word] != granted or session.header[record.wanted]:
         ring(record, granted)
 
@@ -284,7 +338,8 @@ def why_not(session: Reader, record: Record, granted: int, nbytes: int) -> Shmpo
             f"the handle is stale: row {record.row} is at generation {generation_of(row)}"
             f" ({_state_name(row)}), the handle names generation {generation_of(granted)}"
         )
-    if cell == granted:
+    # A cell of the broker's own seat: as the custodian it has given the ticket of a dead reader back.
+    if cell == granted or (cell == granted & ~SEAT_MASK and row == cell and not _is_direct(record)):
         if nbytes != nbytes_of(extent):
             return StaleHandle(f"the handle says {nbytes} bytes, the publication has {nbytes_of(extent)}")
         return None
@@ -292,6 +347,11 @@ def why_not(session: Reader, record: Record, granted: int, nbytes: int) -> Shmpo
         what = "is open" if state_of(cell) == CellState.TAKEN else "was opened and released, discarded or expired"
         return HandleUsed(f"the handle was used: its ticket {what}")
     return StaleHandle("the handle names a ticket that its publication does not have")
+
+
+def _is_direct(record: Record) -> bool:
+    """A direct segment is the broker's from the first."""
+    return record.session.tier_of(record.row).kind is TierKind.DIRECT
 
 
 def _is_same_publication(word: int, granted: int) -> bool:

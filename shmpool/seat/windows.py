@@ -13,6 +13,7 @@ import mmap
 import sys
 import weakref
 from collections.abc import Iterable
+from sys import getrefcount
 from typing import Final, NamedTuple
 
 from ..system import libc
@@ -53,7 +54,9 @@ _COPIED_AT_ONCE: Final = 1 << 20
 def keep_readable() -> list[Window]:
     """After a fork, in the child: take every window away but those through which somebody reads,
     which are returned. Through which somebody writes shows a copy of its own, what the ledger is
-    seen through is zeros. The map itself says whether a view hangs on it: it cannot be closed."""
+    seen through is zeros. Our own records and slots have let go of theirs before, so whoever else refers to
+    a window looks through it; the map itself does not tell (closing it would raise): numpy's
+    ``ndarray(shape, dtype, view)`` refers to the memory's owner, and exports nothing."""
     kept = []
     for reference in list(_all_alive):
         window = reference()
@@ -62,14 +65,22 @@ def keep_readable() -> list[Window]:
         if window.is_sparse:
             libc.cover(window.address, len(window))
             continue
-        try:
+        if getrefcount(window) == _OURS_ALONE:
             window.close()
-        except BufferError:
-            if window.is_writable:
-                _copy(window)
-            else:
-                kept.append(window)
+        elif window.is_writable:
+            _copy(window)
+        else:
+            kept.append(window)
     return kept
+
+
+def _references_of_one() -> int:
+    """What ``getrefcount(window)`` says of a local variable that nobody else has."""
+    window = mmap.mmap(-1, mmap.PAGESIZE)
+    return getrefcount(window)
+
+
+_OURS_ALONE: Final = _references_of_one()
 
 
 def _copy(window: Window) -> None:

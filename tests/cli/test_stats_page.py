@@ -39,14 +39,17 @@ def test_the_page_and_the_fields_agree(broker: shmpool.Broker, pool: shmpool.Poo
         buffers = printed("leases", "--json", "--each", "--socket", broker.address)
         while not (leaks := printed("leases", "--json", "--leaks", "--socket", broker.address))["leases"]:
             pass
-    told = [stats, stats["memory"], stats["tiers"][0], stats["clients"][0]]
-    told += [{figure.name for figure in metrics.ALERTS}, leases["leases"][0], buffers["leases"][0], leaks["leases"][0]]
+        with pool.share(1, "one"):
+            names = printed("leases", "--json", "--names", "--socket", broker.address)
+    told = [stats, stats["memory"], stats["shared"], stats["tiers"][0], stats["clients"][0]]
+    told += [{figure.name for figure in metrics.ALERTS}, leases["leases"][0], buffers["leases"][0], names["names"][0]]
+    told.append(leaks["leases"][0])
     assert documented() == [set(found) for found in told]
     assert set(leases) == set(buffers) == set(leaks) == {"total", "shown", "leases"}
 
 
 def test_the_tables_are_made_from_the_declaration() -> None:
-    for figures in (metrics.STATS, metrics.MEMORY, metrics.TIERS, metrics.CLIENTS, metrics.ALERTS):
+    for figures in (metrics.STATS, metrics.MEMORY, metrics.SHARED, metrics.TIERS, metrics.CLIENTS, metrics.ALERTS):
         assert metrics.table(figures) in PAGE
     for names in metrics.KEYS.values():
         assert all(f"`{name}`" in PAGE for name in names)
@@ -58,6 +61,7 @@ def test_what_is_told_is_what_is_declared_in_its_order(broker: shmpool.Broker, p
     for figures, cls, found in (
         (metrics.STATS, Stats, stats),
         (metrics.MEMORY, None, stats["memory"]),
+        (metrics.SHARED, None, stats["shared"]),
         (metrics.TIERS, TierStats, stats["tiers"][0]),
         (metrics.CLIENTS, ClientStats, stats["clients"][0]),
     ):

@@ -29,6 +29,8 @@ def test_numbers_are_pinned_because_they_are_on_the_wire() -> None:
         "QUOTA": 10,
         "SLOW_READER": 11,
         "CANCELLED": 12,
+        "NOT_FOUND": 13,
+        "NAME_TAKEN": 14,
     }
 
 

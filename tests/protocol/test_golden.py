@@ -53,6 +53,9 @@ def described() -> dict[str, Any]:
         m.Answer(4, True, b"{}"),
         m.Fault(Code.STOPPING, "bye"),
         m.Settings([[int(m.Setting.LEASE_TIMEOUT_MS), 5]]),
+        m.Share(5, 7, 6, 1500), m.Hold(7, 9, 2**40 - 1), m.LetGo([5, 7]), m.Holds([[5, 7, 1], [7, 9, 2]], True),
+        m.Find(8, "näme", m.Purpose.MAKE, True), m.Drop(9, "näme"), m.Held(8, 7, m.U64, 4096, "näme"), m.Turn(8),
+        m.Dropped(9),
     ]  # fmt: skip
     words = [0] * (header.header_bytes(SEATS) // 8)
     format_header(words, POOL_ID, TIERS, SEATS, SETTINGS)

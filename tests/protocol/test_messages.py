@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shmpool.protocol import messages as m
 from shmpool.protocol.codes import Code
 from shmpool.protocol.framing import MAX_FRAME, encode_frame
-from shmpool.protocol.ledger import MAX_CHUNKS, MAX_NBYTES, MAX_ROWS, MAX_SEATS
+from shmpool.protocol.ledger import MAX_CHUNKS, MAX_GENERATION, MAX_NBYTES, MAX_ROWS, MAX_SEATS
 from shmpool.protocol.sizing import DEFAULT_SIZING, MAX_TIERS, MIB, make_tiers
 
 ANY = m.FROM_CLIENT | m.FROM_BROKER
@@ -23,6 +23,9 @@ u32 = st.integers(0, m.U32)
 u64 = st.integers(0, m.U64)
 requests = st.integers(1, m.U32)
 row_lists = st.lists(st.integers(1, MAX_ROWS - 1), min_size=1, max_size=40)
+rows = st.integers(1, MAX_ROWS - 1)
+generations = st.integers(0, MAX_GENERATION)
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=24)
 codes = st.sampled_from([int(code) for code in Code])
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 seats = st.integers(0, MAX_SEATS)
@@ -80,6 +83,15 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     m.Answer: st.builds(m.Answer, requests, st.booleans(), st.binary(max_size=500)),
     m.Fault: st.builds(m.Fault, codes, texts),
     m.Settings: st.builds(m.Settings, settings),
+    m.Share: st.builds(m.Share, requests, rows, u32, u64),
+    m.Hold: st.builds(m.Hold, requests, rows, generations),
+    m.LetGo: st.builds(m.LetGo, st.lists(requests, min_size=1, max_size=40)),
+    m.Holds: st.builds(m.Holds, st.lists(st.tuples(requests, rows, generations).map(list), max_size=40), st.booleans()),
+    m.Find: st.builds(m.Find, requests, names, st.integers(0, 2), st.booleans()),
+    m.Drop: st.builds(m.Drop, requests, names),
+    m.Held: st.builds(m.Held, requests, rows, u64, st.integers(0, MAX_NBYTES), names),
+    m.Turn: st.builds(m.Turn, requests),
+    m.Dropped: st.builds(m.Dropped, requests),
 }
 any_message = st.one_of(*MESSAGES.values())
 
@@ -112,6 +124,15 @@ def test_numbers_are_pinned_because_they_are_on_the_wire() -> None:
         "Fault": 21,
         "Settings": 22,
         "Inquire": 24,
+        "Share": 32,
+        "Hold": 33,
+        "LetGo": 34,
+        "Holds": 35,
+        "Find": 36,
+        "Drop": 37,
+        "Held": 48,
+        "Turn": 49,
+        "Dropped": 50,
     }
     assert not m.FROM_CLIENT & m.FROM_BROKER
 
@@ -265,7 +286,7 @@ def test_wrong_arity_is_refused(fields: list[int]) -> None:
         [5, {}],
         [5, "12"],
         [5, b"12"],
-        [7, 1, 5],
+        [7, 1, 6],
         [10, [[0, True, ""]], False],
         [10, [[1, 1, ""]], False],
         [10, [[1, True, "x" * 241]], False],
@@ -276,7 +297,18 @@ def test_wrong_arity_is_refused(fields: list[int]) -> None:
         [1, "shmpool", 1, 2, 0, 0, 0],
         [1, "shmpool", 1, 0, 0, 0, 65536],
         [18, 1, 0, ""],
-        [18, 1, 13, ""],
+        [18, 1, 15, ""],
+        [34, []],
+        [34, [0]],
+        [35, [[1, 1]], True],
+        [35, [[1, 0, 1]], True],
+        [35, [[1, 1, 2**40]], True],
+        [36, 1, "", 0, False],
+        [36, 1, "x" * 97, 0, False],
+        [36, 1, "ä" * 49, 0, False],
+        [36, 1, b"x", 0, False],
+        [36, 1, "x", 3, False],
+        [37, 1, 5],
         [20, 1, False, "text"],
         [21, 1, b"bytes"],
     ],

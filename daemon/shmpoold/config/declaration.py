@@ -188,6 +188,10 @@ class Config(BaseModel):
         le=365 * _DAY,
         description="Unread handles of a publisher that is gone are closed after this.",
     )
+    give_back: Annotated[bool, Scope.RELOAD] = Field(
+        default=False,
+        description="What a reader had open when it died opens again by the same handle, for tasks that are retried.",
+    )
     magazine_bytes: Annotated[Size, Scope.RELOAD] = Field(
         default=MIB,
         ge=PAGE,

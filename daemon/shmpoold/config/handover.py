@@ -45,6 +45,7 @@ def to_settings(config: Config, tickets_file: tuple[int, int], seats_file: tuple
         max_clients=config.max_clients,
         lease_timeout=config.lease_timeout,
         handle_ttl=config.handle_ttl,
+        give_back=config.give_back,
         magazine_bytes=config.magazine_bytes,
         magazine_idle=config.magazine_idle,
         buffer_lifetime=config.buffer_lifetime,

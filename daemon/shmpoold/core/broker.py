@@ -13,7 +13,24 @@ from typing import Any, Protocol
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.header import BROKER_PID, EPOCH, MAGIC, PROPERTIES, SEATS, read_tiers
-from shmpool.protocol.messages import Account, Bell, Cancel, Direct, Goodbye, Hello, Query, Refill, Return, Setting
+from shmpool.protocol.messages import (
+    Account,
+    Bell,
+    Cancel,
+    Direct,
+    Drop,
+    Find,
+    Goodbye,
+    Hello,
+    Hold,
+    Holds,
+    LetGo,
+    Query,
+    Refill,
+    Return,
+    Setting,
+    Share,
+)
 from shmpool.protocol.sizing import make_tiers, rows_of
 
 from .actions import Action
@@ -52,6 +69,7 @@ from .memory.manager import Manager
 from .memory.pressure import Pressure
 from .memory.scrubber import Scrubber
 from .objects.custody import Custody
+from .objects.shared import Shared
 from .outbox import Outbox
 from .owners import Owner
 from .recovery import adoption
@@ -110,6 +128,14 @@ class Broker:
         self.lending.large.most = settings.max_concurrent_large_ops
         self.lending.ladder.has_fallback = settings.fallback
         self.draining = Draining(self.lending, self.inventory, header, self.outbox)
+        self.shared = Shared(
+            self.rows,
+            self.inventory,
+            self.seats,
+            self.outbox,
+            free=lambda holding, now: self.returns.free(holding, now),
+        )
+        self.lending.ladder.give_up_cached = self.shared.give_up
         self.custody = Custody(
             self.rows,
             self.inventory,
@@ -117,6 +143,7 @@ class Broker:
             self.outbox,
             free=lambda holding, now: self.returns.free(holding, now),
             is_hurried=lambda: bool(self.lending.line),
+            shared=self.shared,
         )
         self.returns = Returns(self.rows, self.inventory, self.custody, self.lending, self.chores)
         self.cooling = Cooling(self.inventory, self.chores, settings.buffer_lifetime)
@@ -138,6 +165,7 @@ class Broker:
         self.endings = Endings(
             self.rows, self.inventory, self.seats, self.custody, self.returns, self.lending, self.chores, self.outbox
         )
+        self.endings.gives_back = settings.give_back
         self.clients = Clients(
             self.terms, self.seats, self.away, self.endings, self.lending.line, self.returns.looks, self.outbox
         )
@@ -145,6 +173,7 @@ class Broker:
             self.rows,
             self.inventory,
             self.manager,
+            self.shared,
             self.seats,
             self.lending,
             self.chores,
@@ -159,7 +188,8 @@ class Broker:
         self.questions = Questions(self)
         #: What has something to do when time goes by, in the order in which it is done.
         self._parts: tuple[Part, ...] = (
-            self.away, self.endings, self.returns.looks, self.chores, self.reports, self.custody, self.lending,
+            self.away, self.endings, self.returns.looks, self.chores, self.reports, self.custody, self.shared,
+            self.lending,
             self.inventory, self.cooling, self.manager, self.draining,
         )  # fmt: skip
         self._on_event: dict[type[Any], Callable[[Any, float], object]] = {
@@ -184,10 +214,16 @@ class Broker:
         self._on_message: dict[type[Any], Callable[[int, Seat, Any, float], str | None]] = {
             Refill: self.lending.refill,
             Direct: self._on_direct,
-            Cancel: lambda connection, seat, message, now: self.lending.cancel(connection, message.request, now),
+            Cancel: self._on_cancel,
             Return: lambda connection, seat, message, now: self.returns.on_return(seat, message.rows, now),
             Bell: lambda connection, seat, message, now: self.returns.on_bell(message.rows, now),
             Account: lambda connection, seat, message, now: self.reports.leaks.on_account(seat, message, now),
+            Share: self.shared.share,
+            Hold: self.shared.on_hold,
+            LetGo: lambda connection, seat, message, now: self.shared.let_go(seat, message.numbers, now),
+            Holds: lambda connection, seat, message, now: self.shared.on_holds(seat, message, now),
+            Find: self.shared.find,
+            Drop: self.shared.on_drop,
             Goodbye: lambda connection, seat, message, now: self.clients.end(seat, now),
         }
         if is_new:
@@ -197,6 +233,7 @@ class Broker:
         """All that what is granted can belong to."""
         yield from self.seats.taken.values()
         yield self.custody
+        yield self.shared
 
     # --- what the shell calls ------------------------------------------------------------------
 
@@ -250,6 +287,11 @@ class Broker:
         self.custody.look_at_oldest(now)
         return self.lending.direct(connection, seat, message, now)
 
+    def _on_cancel(self, connection: int, seat: Seat, message: Cancel, now: float) -> str | None:
+        if not self.shared.names.cancel(connection, message.request):
+            self.lending.cancel(connection, message.request, now)
+        return None
+
     # --- memory --------------------------------------------------------------------------------
 
     def _on_warmed(self, event: Warmed, now: float) -> None:
@@ -272,6 +314,7 @@ class Broker:
         self.terms.settings = settings
         self.custody.ttl, self.cooling.lifetime = settings.handle_ttl, settings.buffer_lifetime
         self.reports.leaks.age, self.reports.alerts.bounds = settings.leak_age, settings.alerts
+        self.endings.gives_back = settings.give_back
         self.lending.bound_large(settings.max_concurrent_large_ops)
         self.lending.ladder.has_fallback = settings.fallback
         self.lending.quotas.limits = Limits.of(settings)

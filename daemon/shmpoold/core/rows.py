@@ -14,19 +14,25 @@ from typing import Final
 from shmpool.protocol.census import snapshot
 from shmpool.protocol.ledger import (
     BROKER,
+    CACHED,
     CHUNKS_SHIFT,
     EXTENT,
     FIRST_CELL,
     GENERATION_FIELD,
+    KEPT,
     LINK,
     MAX_GENERATION,
     MAX_ROWS,
     MAX_TICKETS,
     ROW_WORDS,
     STATE_SHIFT,
+    TICKETS_SHIFT,
+    UID_SHIFT,
     generation_of,
     grant_word,
+    is_shared,
     seat_of,
+    shared_facts,
     state_of,
     tickets_of,
 )
@@ -117,6 +123,35 @@ class Rows:
         at = row * ROW_WORDS + FIRST_CELL + cell
         self.words[at] = self.words[at] & GENERATION_FIELD | CellState.DONE << STATE_SHIFT
 
+    def reopen_cell(self, row: int, cell: int) -> None:
+        """Make the ticket of a dead reader PENDING again, as if it had given it back."""
+        at, granted = row * ROW_WORDS + FIRST_CELL + cell, self.grant(row)
+        if state_of(granted) == State.PUBLISHED and generation_of(granted) == generation_of(self.words[at]):
+            self.words[at] = granted
+        else:  # somebody scribbled
+            self.finish_cell(row, cell)
+
+    def is_shared(self, row: int) -> bool:
+        """Whether a row is a shared publication, whose cells are none."""
+        word = self.grant(row)
+        return state_of(word) == State.PUBLISHED and seat_of(word) == BROKER and is_shared(self.extent(row))
+
+    def shared_facts(self, row: int) -> tuple[str, int, int]:
+        """Name, maker's uid and ttl of a shared publication."""
+        at = row * ROW_WORDS + FIRST_CELL
+        return shared_facts(self.words[at : at + MAX_TICKETS])
+
+    def note_maker(self, row: int, uid: int) -> None:
+        """Write the maker's uid."""
+        at = row * ROW_WORDS + FIRST_CELL
+        self.words[at] = self.words[at] & ~(0xFFFFFFFF << UID_SHIFT) | uid << UID_SHIFT
+
+    def unname(self, row: int) -> None:
+        """Take a shared publication's name away, and what keeps it without anybody who holds it."""
+        at = row * ROW_WORDS
+        self.words[at + EXTENT] &= ~((KEPT | CACHED) << TICKETS_SHIFT)
+        self.words[at + FIRST_CELL] &= ~0xFF
+
     def cells_taken_by(self, seats: Collection[int], first: int = 0, end: int = MAX_ROWS) -> Iterator[tuple[int, int]]:
         """(row, cell) of every cell of the rows from *first* to before *end* that says TAKEN by
         one of these seats, searched for when the first is asked for.
@@ -134,7 +169,7 @@ class Rows:
             found = _taken_words(raw, seats)
         for at in found:
             row, word = divmod(at, ROW_WORDS)
-            if FIRST_CELL <= word < FIRST_CELL + MAX_TICKETS:
+            if FIRST_CELL <= word < FIRST_CELL + MAX_TICKETS and not self.is_shared(first + row):
                 yield first + row, word - FIRST_CELL
 
     def are(self, row: int, states: bytes) -> bool:

@@ -52,6 +52,8 @@ class Settings:
     lease_timeout: float = 30.0
     #: Unread publications of a publisher that has gone are closed after this.
     handle_ttl: float = 300.0
+    #: Tickets that a dead reader had open are open again.
+    give_back: bool = False
     #: A client's magazine of one tier grows to so many bytes at most.
     magazine_bytes: int = MIB
     #: What a magazine did not use for so long goes back, half of it each time.
@@ -94,6 +96,7 @@ class Settings:
             default_buffer_size=new.default_buffer_size,
             lease_timeout=new.lease_timeout,
             handle_ttl=new.handle_ttl,
+            give_back=new.give_back,
             magazine_bytes=new.magazine_bytes,
             magazine_idle=new.magazine_idle,
             buffer_lifetime=new.buffer_lifetime,

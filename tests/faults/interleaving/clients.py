@@ -384,6 +384,16 @@ class Client:
         self._context.buffer.release()
         self._context.buffer = None
 
+    def give_back(self, number: int) -> None:
+        """Receive, open and give back: the ticket may be won again, by anybody."""
+        self.receive(number)
+        if self.open():
+            self._context.ask("pass")
+            self._context.won = frozenset()
+            self._context.buffer.give_back()
+            self._context.buffer = None
+        self.turn()
+
     def consume(self, number: int) -> None:
         """Receive, open, hold and release."""
         self.receive(number)

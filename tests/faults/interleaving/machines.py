@@ -179,7 +179,8 @@ class Machine:
         found = self._cuts.get(key)
         if found is None:
             context = Context(self)
-            context.won, context.seat = node.won, node.seat
+            gives_back = what == "dead" and self.start.settings.give_back  # another may win what was its
+            context.won, context.seat = frozenset() if gives_back else node.won, node.seat
             found = self._cuts[key] = Node(self, None, None, (what,), context)
             found.holds = key[3]
         return found

@@ -177,6 +177,11 @@ class Judge:
     def _on_cell(self, memory: Memory, number: int, value: int, seat: int | None, is_living: Any) -> str | None:
         old, grant, state = memory[number], memory[self._layout.grant], value >> STATE_SHIFT & STATE_MASK
         is_pending = state_of(old) == State.PUBLISHED and generation_of(old) == generation_of(value)
+        is_taken = state_of(old) == CellState.TAKEN and generation_of(old) == generation_of(value)
+        may_finish = seat_of(old) == seat or (seat == 0 and not is_living(seat_of(old)))
+        if state == State.PUBLISHED and is_taken and may_finish:  # given back
+            is_same = state_of(grant) == State.PUBLISHED and generation_of(grant) == generation_of(value)
+            return None if is_same else f"a ticket given back of another publication: the row says {describe(grant)}"
         if state == State.PUBLISHED:
             is_mine = seat and grant & ~(STATE_MASK << STATE_SHIFT) == value & ~(STATE_MASK << STATE_SHIFT)
             return None if is_mine and state_of(grant) == State.LEASED else "a ticket made without a lease"
@@ -184,8 +189,6 @@ class Judge:
             return None if is_pending and seat_of(value) == seat else "a double grant: the ticket was not pending"
         if state != CellState.DONE:
             return "no state of a cell"
-        is_taken = state_of(old) == CellState.TAKEN and generation_of(old) == generation_of(value)
-        may_finish = seat_of(old) == seat or (seat == 0 and not is_living(seat_of(old)))
         return None if is_pending or (is_taken and may_finish) else "a ticket closed by another than its holder"
 
     def _on_header(self, memory: Memory, number: int, value: int, seat: int | None, is_living: Any) -> str | None:

@@ -22,7 +22,7 @@ from shmpool.pool import BasePool
 from shmpool.protocol.ledger import GENERATION_FIELD, ROW_WORDS, SEAT_LOCKS, STATE_SHIFT
 from shmpool.protocol.messages import Message
 from shmpool.protocol.states import CellState
-from shmpool.seat import tickets
+from shmpool.seat import deferred, tickets
 from shmpool.seat.magazine import Magazine, Slot
 from shmpool.seat.session import Session
 from shmpoold.core.connections.clients import Clients
@@ -247,6 +247,15 @@ MUTANTS: tuple[Mutant, ...] = (
         "a dead reader's tickets left open", SCENARIO["restart x sweep"],
         rewrite(Endings, "_finish_tickets",
                 ("rows.cells_taken_by(seats, first, first + SEARCHED_PER_STEP)", "[]")),
+    ),
+    Mutant(
+        "a ticket given back under another generation", SCENARIO["reader that gives back x reader"],
+        rewrite(deferred, "release",
+                ("granted if ticket.is_given_back", "granted + (1 << 24) if ticket.is_given_back")),
+    ),
+    Mutant(
+        "a dead reader's ticket given back under another generation", SCENARIO["dead reader's ticket x reader"],
+        rewrite(Rows, "reopen_cell", ("self.words[at] = granted", "self.words[at] = granted + (1 << 24)")),
     ),
     Mutant(
         "custody ended with tickets out", SCENARIO["publisher's death x sweep"],

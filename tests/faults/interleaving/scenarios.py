@@ -32,6 +32,7 @@ class Scenario:
     faults: int = 0
     restarts: int = 0
     expiry: bool = False
+    gives_back: bool = False
     timeouts: bool = False
     bells_suffice: tuple[str, ...] = ()
 
@@ -121,6 +122,16 @@ def read(*numbers: int) -> Role:
     return role
 
 
+def give_back(number: int) -> Role:
+    """Open what was posted as this, give it back, and go on."""
+
+    def role(client: Client) -> None:
+        client.give_back(number)
+        client.serve()
+
+    return role
+
+
 def both(*names: str) -> dict[str, frozenset[str]]:
     """These may die, or stop for ever."""
     return {"mortal": frozenset(names), "pausable": frozenset(names)}
@@ -143,6 +154,16 @@ SCENARIOS: tuple[Scenario, ...] = (
         "readers of two tickets",
         (("publisher", recycle_for_two), ("reader1", read(0)), ("reader2", read(1))),
         tickets=2,
+    ),
+    Scenario(
+        "reader that gives back x reader",
+        (("publisher", recycle), ("reader1", give_back(0)), ("reader2", read(0))),
+        mortal=frozenset({"reader1"}), faults=1,
+    ),
+    Scenario(
+        "dead reader's ticket x reader",
+        (("publisher", produce()), ("reader1", read(0)), ("reader2", read(0))),
+        mortal=frozenset({"reader1"}), faults=1, gives_back=True,
     ),
     Scenario(
         "reader x discard",

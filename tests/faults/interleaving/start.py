@@ -63,10 +63,12 @@ class Start:
     """The pool before the first step. *clients* parties are connected, with connections
     and seats 1 to *clients*; the first of them has the slot in its magazine."""
 
-    def __init__(self, clients: int, seats: int, tickets: int) -> None:
+    def __init__(self, clients: int, seats: int, tickets: int, *, gives_back: bool = False) -> None:
         self.clients = clients
         self.layout = Layout(tickets, seats)
-        self.settings = Settings(memory_limit=MIB, sizing=SIZING, max_clients=seats, fallback=False)
+        self.settings = Settings(
+            memory_limit=MIB, sizing=SIZING, max_clients=seats, fallback=False, give_back=gives_back
+        )
         self.ledger = [0] * (ledger_bytes(rows_of(TIERS), seats) // 8)
         self.header = [0] * (header_bytes(seats) // 8)
         format_header(self.header, POOL_ID, TIERS, seats, self.settings)

@@ -37,7 +37,7 @@ class World:
     def __init__(self, scenario: Scenario, *, is_tso: bool) -> None:
         self.scenario = scenario
         self.is_tso = is_tso
-        self.start = Start(scenario.connected, scenario.seats, scenario.tickets)
+        self.start = Start(scenario.connected, scenario.seats, scenario.tickets, gives_back=scenario.gives_back)
         self.layout: Layout = self.start.layout
         self.nodes: list[Node] = []
         self.machines = [

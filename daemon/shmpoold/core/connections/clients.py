@@ -157,6 +157,7 @@ class Clients:
     def _forget(self, connection: int) -> Client | None:
         self._operators.discard(connection)
         self._line.cancel_all(connection)
+        self._endings.forget(connection)
         return self._clients.pop(connection, None)
 
 

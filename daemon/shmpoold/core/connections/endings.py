@@ -58,6 +58,8 @@ class Endings:
         self._lending = lending
         self._chores = chores
         self._outbox = outbox
+        #: Whether the tickets of dead readers are open again.
+        self.gives_back = False
         self._seats: list[Seat] = []
         #: Settled but for what they had open, which may still be read; and what nobody reads.
         self.read: dict[int, Seat] = {}
@@ -74,8 +76,13 @@ class Endings:
         if seat.is_ending:
             return
         seat.is_ending = True
+        self._custody.shared.names.give_up(seat.number)  # whoever waits in line need not wait for all the rest
         self._seats.append(seat)
         self._go_on(now)
+
+    def forget(self, connection: int) -> None:
+        """A connection is gone: nobody waits for a name over it."""
+        self._custody.shared.names.cancel_all(connection)
 
     def on_readers_gone(self, number: int, now: float) -> None:
         """What a seat had open can be settled, too."""
@@ -138,6 +145,7 @@ class Endings:
                 if unread:
                     yield from self._finish_tickets([seat.number for seat in unread])
                 while unread:
+                    yield self._custody.shared.forget(unread[-1].number, self._chores.now)
                     self._clear(unread[-1])
                     unread.pop()
                     yield CLEARING
@@ -192,16 +200,16 @@ class Endings:
             reading |= {seat_of(rows.cell(*at)) for at in rows.cells_taken_by(asked, first, first + SEARCHED_PER_STEP)}
             yield SEARCHING if len(asked) > FEW_SEATS else SEARCHING_FOR_FEW
         for number in asked:
-            if number not in reading and number in self.read:
+            if number not in reading and number in self.read and not self._custody.shared.may_hold(number):
                 self._unread.append(self.read.pop(number))
 
     def _finish_tickets(self, seats: list[int]) -> Chore:
-        """Store DONE in what these seats had open."""
+        """Store DONE in what these seats had open, or give it back."""
         rows = self._rows
         for first in range(0, rows.count, SEARCHED_PER_STEP):
             yield SEARCHING if len(seats) > FEW_SEATS else SEARCHING_FOR_FEW
             for row, cell in rows.cells_taken_by(seats, first, first + SEARCHED_PER_STEP):
-                rows.finish_cell(row, cell)
+                (rows.reopen_cell if self.gives_back else rows.finish_cell)(row, cell)
                 yield self._returns.settle(row, self._chores.now)
 
     def _clear(self, seat: Seat) -> None:

@@ -7,7 +7,7 @@ object; time. Nothing is cooled, recalled or made for a request that would not b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from shmpool.protocol.ledger import MAX_CHUNKS
 from shmpool.protocol.sizing import Tier, TierKind
@@ -58,6 +58,9 @@ class Ladder:
         self.has_fallback = True
         #: How often each rung served, since this broker began.
         self.served = dict.fromkeys(Rung, 0)
+        #: Shared publications that are kept as caches and that nobody holds: so many bytes of them, of
+        #: a tier or any, are given up. Returns how many were.
+        self.give_up_cached: Callable[[int, float, int | None], int] = lambda nbytes, now, tier: 0
         self._inventory = inventory
         self._line = line
         self._grants = grants
@@ -68,7 +71,14 @@ class Ladder:
 
     def climb(self, request: Request, now: float, *, may_warm: bool = True) -> bool:
         """Grant, or begin to warm, the least that satisfies a request or up to what it
-        asked for; False when it has to wait."""
+        asked for; False when it has to wait. Short of rows, caches of its tier make room."""
+        while not self._climb(request, now, may_warm=may_warm):
+            slots = self._inventory.maps[request.tier.index]
+            if slots.unused >= request.chunks or not self.give_up_cached(1, now, request.tier.index):
+                return False
+        return True
+
+    def _climb(self, request: Request, now: float, *, may_warm: bool) -> bool:
         inventory = self._inventory
         inventory.to_clear = 0
         room = self._quotas.room(request, now) if self._quotas.is_on else None
@@ -82,7 +92,7 @@ class Ladder:
             if self._line or tier is not request.tier:
                 most = 1
             if tier.kind is TierKind.DIRECT:
-                if may_warm and self._make_direct(request):
+                if may_warm and self._make_direct(request, now):
                     return True
             elif self._take_slots(request, tier, chunks, most, now, may_warm=may_warm):
                 return True
@@ -109,13 +119,21 @@ class Ladder:
     def _take_slots(self, request: Request, tier: Tier, chunks: int, most: int, now: float, *, may_warm: bool) -> bool:
         holdings, rung = self.take_ready(tier, chunks, most), Rung.READY
         if not holdings and may_warm:
+            self._make_room(tier.size * chunks, now)
             holdings = self._inventory.take_cold(tier, chunks, most)
             rung = Rung.COOL if self._inventory.has_cooled else Rung.WARM
         if holdings:
             self._note(request, rung if tier is request.tier else Rung.LARGER)
         return self._grants.grant_or_warm(request, holdings, now)
 
-    def _make_direct(self, request: Request) -> bool:
+    def _make_room(self, nbytes: int, now: float) -> None:
+        """Before anything idle is cooled, caches that nobody holds are given up, if that helps."""
+        short = nbytes - self._inventory.room
+        if short > 0:
+            self.give_up_cached(short, now, None)
+
+    def _make_direct(self, request: Request, now: float) -> bool:
+        self._make_room(request.nbytes, now)
         if not self._grants.create_direct(request):
             return False
         self._note(request, Rung.COOL if self._inventory.has_cooled else Rung.WARM)

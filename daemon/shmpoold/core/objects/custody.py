@@ -21,6 +21,7 @@ from ..memory.inventory import Inventory
 from ..outbox import Outbox
 from ..owners import Owner
 from ..rows import Rows, is_published
+from .shared import Shared
 
 #: How many publications one sweep looks at, and how many tickets it closes (each takes its
 #: byte lock, two system calls), so that a turn of the loop stays short.
@@ -43,8 +44,11 @@ class Custody(Owner):
         outbox: Outbox,
         free: Callable[[Holding, float], int],
         is_hurried: Callable[[], bool],
+        shared: Shared,
     ) -> None:
         super().__init__()
+        #: Where those go that have no tickets.
+        self.shared = shared
         self._rows = rows
         self._inventory = inventory
         self.ttl = ttl
@@ -60,6 +64,9 @@ class Custody(Owner):
 
     def accept(self, holding: Holding, now: float) -> None:
         """Custody has passed to the broker; frees it at once when all is done."""
+        if holding.owner is self.shared or self._rows.is_shared(holding.row):
+            self.shared.accept(holding, now)
+            return
         if holding.owner is not self:
             self._inventory.hold(holding, self)
             if self._interval != FIRST or len(self._queue) == 1:
@@ -87,10 +94,13 @@ class Custody(Owner):
 
     def published_by(self, seat: int) -> list[int]:
         """The rows here whose publisher has this seat."""
-        return list(self._published.get(seat, ()))
+        return [*self._published.get(seat, ()), *self.shared.published_by(seat)]
 
     def take_over(self, holding: Holding, now: float) -> None:
         """Its publisher's seat ends: its number may soon be another's."""
+        if holding.owner is self.shared or self._rows.is_shared(holding.row):
+            self.shared.take_over(holding, now)
+            return
         if holding.owner is self:
             self._forget_publisher(holding)
         holding.publisher = 0

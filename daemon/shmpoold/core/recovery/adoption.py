@@ -52,6 +52,7 @@ def adopt(broker: Broker, now: float, segments: Mapping[tuple[int, int], int]) -
     for seat in broker.seats.adopt():
         broker.outbox.add(WatchAdopted(seat.number, seat.peer))
         broker.away.leave(seat, now)
+    broker.shared.untold = set(broker.seats.taken)
     words = broker.rows.grant_words()
     followers = _followers(broker, words)
     inventory = broker.inventory
@@ -71,6 +72,7 @@ def adopt(broker: Broker, now: float, segments: Mapping[tuple[int, int], int]) -
     if inventory.room < 0:
         inventory.cool(-inventory.room, inventory.rows.count)  # the limit was lowered meanwhile
     inventory.adopted = inventory.held
+    broker.shared.look_at_all(now)
     broker.cooling.note_idle(now)
 
 
@@ -172,6 +174,11 @@ def _place(broker: Broker, holding: Holding, word: int, now: float) -> None:
     holding.publisher = seat.number if seat else 0
     if generation_of(word) < holding.birth:
         inventory.quarantine(holding)
+        return
+    if broker.rows.is_shared(holding.row):
+        if holding.tier.kind is TierKind.DIRECT:
+            holding.publisher = broker.shared.publisher_of(holding.row)
+        broker.shared.adopt(holding, now)
         return
     if seat is not None and state_of(word) != State.RETURNED:
         inventory.hold(holding, seat)

@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Final
 
 from shmpool.protocol.ledger import (
     BROKER,
+    CACHED,
     EXTENT,
     FIRST_CELL,
+    KEPT,
     LINK,
     MAX_EXTENTS,
     MAX_TICKETS,
     ROW_WORDS,
+    SHARED,
     chunks_of,
     chunks_of_link,
     generation_of,
     head_of,
+    is_shared,
     nbytes_of,
     next_row_of,
     seat_of,
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
 
 _HELD: Final = frozenset((State.IDLE, State.LEASED, State.PUBLISHED))
 _NOBODYS: Final = frozenset((State.COLD, State.FREE, State.RETURNED))
+_SHARED: Final = (SHARED, SHARED | KEPT, SHARED | CACHED)
 _MARKS: Final = frozenset((State.PUBLISHED, CellState.TAKEN, CellState.DONE))
 
 
@@ -97,6 +102,8 @@ def _is_publication(rows: Rows, row: int, word: int, extent: int) -> bool:
     """Whether its tickets are as many as cells were made for this generation. (The last
     cell may be a checksum.)"""
     tickets = tickets_of(extent)
+    if is_shared(extent):
+        return seat_of(word) == BROKER and tickets in _SHARED
     if not 1 <= tickets <= MAX_TICKETS:
         return False
     following = rows.words[row * ROW_WORDS + FIRST_CELL + tickets] if tickets < MAX_TICKETS - 1 else 0

@@ -19,6 +19,7 @@ from ..lending.lending import Lending
 from ..lending.requests import Rung
 from ..memory.inventory import Inventory
 from ..memory.manager import Manager
+from ..objects.shared import Shared
 from ..outbox import Outbox
 from ..rows import Rows
 from . import holders, metrics
@@ -50,6 +51,7 @@ class Reports:
         rows: Rows,
         inventory: Inventory,
         manager: Manager,
+        shared: Shared,
         seats: Seats,
         lending: Lending,
         chores: Chores,
@@ -62,6 +64,7 @@ class Reports:
         self._rows = rows
         self._inventory = inventory
         self._manager = manager
+        self._shared = shared
         self._seats = seats
         self._line, self._ladder = lending.line, lending.ladder
         self._chores = chores
@@ -205,10 +208,12 @@ class Reports:
             return self._stats()
         if topic is Topic.LEAKS:
             return self._leaks()
+        if topic is Topic.NAMES:
+            return holders.names(self._shared, self._seats)
         seats, clock = self._seats, lambda: self._chores.now
         if topic is Topic.LEASES:
             return holders.lines(self.ledger, self._inventory.tiers, seats, clock)
-        return holders.each(self.ledger, self._inventory, seats.taken, clock)
+        return holders.each(self.ledger, self._inventory, self._shared, seats.taken, clock)
 
     def _leaks(self) -> Report:
         """What a look finds now; what a client was only asked about now has no site yet."""
@@ -234,6 +239,7 @@ class Reports:
             "ladder": {rung.value: count for rung, count in self._ladder.served.items()},
             "memory": {**metrics.memory(self._inventory, census), **self._manager.figures()},
             "tiers": tiers,
+            "shared": self._shared.summary(),
             "leaks": self.leaks.counts(),
             "alerts": [*wrong, *self._manager.alerts(), *self.alerts.raised()],
             "alert_states": self.alerts.lines(self._chores.now),

@@ -10,11 +10,13 @@ from itertools import islice
 from typing import Any, Final
 
 from shmpool.protocol.census import Census, Kept, Tally, Use
+from shmpool.protocol.ledger import CACHED, KEPT
 from shmpool.protocol.sizing import STRATEGY_OF_KIND, Tier, format_bytes
 from shmpool.protocol.states import State
 
 from ..connections.seats import Seat, Seats
 from ..memory.inventory import Inventory
+from ..objects.shared import Shared
 from .census import HELD_ROW, Found, Ledger
 
 #: Lines of one answer at most; how many there are in all is said beside them.
@@ -27,6 +29,7 @@ _NAMES: Final = {
     Use.LEASED: "leased",
     Use.UNREAD: "published and not opened",
     Use.OPEN: "open for reading",
+    Use.SHARED: "shared",
     Use.IDLE: "idle in its magazines",
 }
 
@@ -105,9 +108,10 @@ def _line(process: Process, tiers: tuple[Tier, ...], now: float) -> dict[str, An
 
 
 def each(
-    ledger: Ledger, inventory: Inventory, seats: Mapping[int, Seat], clock: Callable[[], float]
+    ledger: Ledger, inventory: Inventory, shared: Shared, seats: Mapping[int, Seat], clock: Callable[[], float]
 ) -> Generator[int, None, dict[str, Any]]:
-    """A report: a line for each buffer, in the order of the ledger."""
+    """A report: a line for each buffer, in the order of the ledger. Who holds what is shared stands
+    among its readers."""
     total = 0
     shown: list[bytes] = []
     for found in ledger.find():
@@ -117,7 +121,7 @@ def each(
         for kept in found.kept:
             total += 1
             if len(shown) < MOST_LINES:
-                shown.append(_buffer(kept, found, clock()))
+                shown.append(_buffer(kept, found, clock(), shared.holders_of(kept.row)))
         yield len(found.kept) * BUFFER
     peers = {}
     for number, seat in list(seats.items()):
@@ -127,16 +131,34 @@ def each(
     return {"total": total, "shown": len(shown), "tiers": tiers, "seats": peers, "leases": shown}
 
 
-def _buffer(kept: Kept, found: Found, now: float) -> bytes:
+def _buffer(kept: Kept, found: Found, now: float, holders: tuple[int, ...] | None) -> bytes:
     """An array in JSON, which `shmpool.stats` unfolds: there may be many, and bytes are nothing
     that the garbage collector has to look at."""
     use = Use.LEASED if kept.state is State.LEASED else Use.IDLE
     if kept.state is State.PUBLISHED:
-        use = Use.OPEN if kept.readers else Use.UNREAD
+        use = Use.SHARED if holders is not None else Use.OPEN if kept.readers else Use.UNREAD
+    readers = kept.readers if holders is None else holders
     age = _age((found.changed if use is Use.OPEN else found.since)[kept.row - found.first], now)
-    line = (kept.row, kept.tier.index, use, kept.seat, kept.nbytes, kept.unread, kept.readers, age, kept.is_in_custody)
+    line = (kept.row, kept.tier.index, use, kept.seat, kept.nbytes, kept.unread, readers, age, kept.is_in_custody)
     return json.dumps(line, separators=(",", ":")).encode()
 
 
 def _age(since: float | None, now: float) -> float | None:
     return None if since is None else round(max(0.0, now - since), 3)
+
+
+def names(shared: Shared, seats: Seats) -> Generator[int, None, dict[str, Any]]:
+    """A report: each shared publication that has a name, who may drop it and which processes hold it."""
+    lines = []
+    for name, publication in shared.names.items():
+        pids = {seat.peer.pid for number, _ in publication.holders if (seat := seats.taken.get(number)) is not None}
+        lines.append({
+            "name": name,
+            "row": publication.row,
+            "bytes": publication.holding.nbytes,
+            "uid": publication.uid,
+            "keep": {KEPT: "kept", CACHED: "cache"}.get(publication.keep, ""),
+            "held_by": sorted(pids),
+        })  # fmt: skip
+        yield LINE
+    return {"total": len(lines), "shown": len(lines), "names": sorted(lines, key=lambda line: str(line["name"]))}

@@ -21,6 +21,8 @@ from ..rows import Rows
 #: counters alone; in units.
 FIGURES, CLIENT, BLOCK = 32, 10, 4
 _NOTHING = Tally()
+#: What a seat keeps; what is shared nobody keeps alone.
+_USES = (Use.LEASED, Use.UNREAD, Use.OPEN, Use.IDLE)
 
 
 def fold_counters(rows: Rows, seat: int) -> None:
@@ -76,7 +78,7 @@ def _block(rows: Rows, seat: int) -> list[int]:
 
 
 def _client(seat: Seat, block: list[int], census: Census) -> dict[str, Any]:
-    leased, unread, opened, idle = (census.kept.get((seat.number, use), _NOTHING) for use in Use)
+    leased, unread, opened, idle = (census.kept.get((seat.number, use), _NOTHING) for use in _USES)
     return {
         "seat": seat.number,
         "pid": seat.peer.pid,

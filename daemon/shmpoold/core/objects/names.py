@@ -1,0 +1,152 @@
+"""Names: what each stands for, whose turn it is to make it, and who waits in line for either.
+
+One seat at a time has the turn to make what a name is to stand for; when it ends without, it passes to
+whoever has waited longest to make it. When it is there, all who wait have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from shmpool.protocol.codes import Code
+from shmpool.protocol.messages import Find, Purpose, Refusal, Turn
+
+from ..outbox import Outbox
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """Somebody who waits for a name."""
+
+    connection: int
+    seat: int
+    request: int
+    name: str
+    purpose: int
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Who has the turn."""
+
+    seat: int
+    number: int
+
+
+class Names(Generic[T]):
+    """All names of a pool. *found* hands over what has one: to a connection, for a seat and a number."""
+
+    def __init__(self, outbox: Outbox, found: Callable[[int, int, int, T], None]) -> None:
+        self._outbox = outbox
+        self._found = found
+        self._holders: dict[str, T] = {}
+        self._makers: dict[str, Maker] = {}
+        #: By name, in the order in which they came; and the same by connection and request.
+        self._lines: dict[str, dict[tuple[int, int], Waiter]] = {}
+        self._waiting: dict[int, dict[int, Waiter]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._holders
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Those that stand for something, as they are now."""
+        yield from self._holders.copy().items()
+
+    def holder(self, name: str) -> T | None:
+        """What has it."""
+        return self._holders.get(name)
+
+    # --- finding ---------------------------------------------------------------------------------------
+
+    def find(self, connection: int, seat: int, message: Find) -> None:
+        """Answer, or have it wait."""
+        name, request = message.name, message.request
+        holder, maker = self._holders.get(name), self._makers.get(name)
+        if message.purpose == Purpose.CLAIM:
+            if holder is not None or (maker is not None and maker != Maker(seat, request)):
+                what = "is being made" if holder is None else "is taken"
+                self._outbox.send(connection, Refusal(request, Code.NAME_TAKEN, f"the name {name!r} {what}"))
+            else:
+                self._let_make(Waiter(connection, seat, request, name, message.purpose))
+        elif holder is not None:
+            self._found(connection, seat, request, holder)
+        elif message.purpose == Purpose.MAKE and maker in (None, Maker(seat, request)):
+            self._let_make(Waiter(connection, seat, request, name, message.purpose))
+        elif message.queue:
+            waiter = Waiter(connection, seat, request, name, message.purpose)
+            self._lines.setdefault(name, {})[connection, request] = waiter
+            self._waiting.setdefault(connection, {})[request] = waiter
+        else:
+            text = f"there is no shared publication {name!r}" + (": it is being made" if maker is not None else "")
+            self._outbox.send(connection, Refusal(request, Code.NOT_FOUND, text))
+
+    def _let_make(self, waiter: Waiter) -> None:
+        self._makers[waiter.name] = Maker(waiter.seat, waiter.request)
+        self._outbox.send(waiter.connection, Turn(waiter.request))
+
+    def cancel(self, connection: int, request: int) -> bool:
+        """Somebody waits no longer. True when it did."""
+        waiter = self._leave(connection, request)
+        if waiter is not None:
+            text = f"there is no shared publication {waiter.name!r}"
+            self._outbox.send(connection, Refusal(request, Code.NOT_FOUND, text))
+        return waiter is not None
+
+    def cancel_all(self, connection: int) -> None:
+        """A connection is gone; its client asks again over its next one."""
+        for request in list(self._waiting.get(connection, ())):
+            self._leave(connection, request)
+
+    def _leave(self, connection: int, request: int) -> Waiter | None:
+        waiting = self._waiting.get(connection, {})
+        waiter = waiting.pop(request, None)
+        if waiter is None:
+            return None
+        if not waiting:
+            del self._waiting[connection]
+        line = self._lines[waiter.name]
+        del line[connection, request]
+        if not line:
+            del self._lines[waiter.name]
+        return waiter
+
+    # --- giving ------------------------------------------------------------------------------------------
+
+    def is_free_for(self, name: str, seat: int, turn: int) -> bool:
+        """Whether a seat may give a name: nobody has it, or the turn, but itself."""
+        return name not in self._holders and self._makers.get(name) in (None, Maker(seat, turn))
+
+    def give(self, name: str, holder: T) -> bool:
+        """It stands for this from now on; who waits for it has it. False when it is taken."""
+        if name in self._holders:
+            return False
+        self._makers.pop(name, None)
+        self._holders[name] = holder
+        for waiter in list(self._lines.get(name, {}).values()):
+            self._leave(waiter.connection, waiter.request)
+            self._found(waiter.connection, waiter.seat, waiter.request, holder)
+        return True
+
+    def remove(self, name: str, holder: T) -> None:
+        """It stands for this no longer."""
+        if self._holders.get(name) is holder:
+            del self._holders[name]
+
+    def give_up(self, seat: int, number: int | None = None) -> None:
+        """A seat does not make what it had this turn for, or any turn."""
+        if not self._makers:
+            return
+        for name, maker in list(self._makers.items()):
+            if maker.seat == seat and number in (None, maker.number):
+                del self._makers[name]
+                makers = (one for one in self._lines.get(name, {}).values() if one.purpose == Purpose.MAKE)
+                if (following := next(makers, None)) is not None:
+                    self._leave(following.connection, following.request)
+                    self._let_make(following)

@@ -1,0 +1,207 @@
+"""Making shared publications, and finding them by their names: what is told to the broker, and in which order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from math import ceil
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from ..errors import BrokerUnavailable, LeakedView, LeaseReleased
+from ..link.waiting import check_timeout, check_ttl
+from ..protocol.ledger import (
+    CACHED,
+    CHUNKS_SHIFT,
+    EXTENT,
+    KEPT,
+    NAME_BYTES,
+    SHARED,
+    STATE_SHIFT,
+    TICKETS_SHIFT,
+    shared_cells,
+)
+from ..protocol.messages import Drop, Dropped, Find, Held, Purpose, Share, Turn
+from ..protocol.states import State
+from ..seat.holds import refused
+from ..shared import Shared
+from ..system.here import HERE, OURS
+from .encoding import PicklerClass, encode
+
+if TYPE_CHECKING:
+    from ..live_lease import LiveLease
+    from ..pool import BasePool
+    from ..seat.holds import Hold
+    from ..seat.session import Session
+
+Keep = bool | Literal["cache"]
+
+_KEEP: Final = {False: 0, True: KEPT, "cache": CACHED}
+
+
+def _made(pool: BasePool, session: Session, hold: Hold, *, until_opened: bool) -> Shared:
+    """A Shared that holds it by itself."""
+    row = hold.record.row
+    shared = Shared(pool, session.pool_id, row, hold.granted, hold.nbytes, hold.name)
+    pinned = session.holds.pin(row, hold.granted)
+    if pinned is not None:
+        shared._pin = pinned, until_opened
+    return shared
+
+
+# --- making ----------------------------------------------------------------------------------------------
+
+
+def share(
+    pool: BasePool,
+    obj: Any,
+    name: str | None,
+    keep: Keep,
+    ttl: float | None,
+    timeout: float | None,
+    pickler: PicklerClass | None,
+    turn: int = 0,
+) -> Shared:
+    """Pickle first: what cannot be pickled claims no name and leases nothing."""
+    _check(name, keep, ttl)
+    encoded = encode(obj, pickler)
+    session = pool._live_session()
+    number = turn or claim(session, name)
+    try:
+        with pool.lease(encoded.nbytes, timeout=timeout) as lease:
+            lease._write_placed(encoded.parts)
+            return publish(lease, pool, name, keep, ttl, number)  # type: ignore[arg-type]
+    except BaseException:
+        if number and not turn:
+            session.let_go(number)
+        raise
+
+
+def claim(session: Session, name: str | None) -> int:
+    """Have the turn to make what is to have a name: its number. Raises NameTaken."""
+    if name is None:
+        return 0
+    message = Find(session.link.next_number(), name, Purpose.CLAIM, False)
+    request = session.holds.ask(message, None, what=f"share {name!r}")
+    if request.refusal is not None:
+        raise refused(request.refusal)
+    return message.request
+
+
+def publish_shared(pool: BasePool, lease: LiveLease, name: str | None, keep: Keep, ttl: float | None) -> Shared:
+    """What `Lease.publish_shared` does."""
+    _check(name, keep, ttl)
+    session = pool._live_session()
+    number = claim(session, name)
+    try:
+        return publish(lease, pool, name, keep, ttl, number)
+    except BaseException:
+        if number:
+            session.let_go(number)
+        raise
+
+
+def publish(lease: LiveLease, pool: BasePool, name: str | None, keep: Keep, ttl: float | None, turn: int) -> Shared:
+    """Custody passes to the broker with the publishing store; then it is told, and holds it for us."""
+    slot, session = lease._slot, pool._live_session()
+    if slot.session is not session or not HERE[OURS]:
+        raise LeaseReleased("the lease's seat is gone: the pool was closed, or the broker came back with a new one")
+    if session.link.connection is None:
+        raise BrokerUnavailable(f"the broker at {session.address} is away, and a shared publication needs it")
+    if not lease._take_view():
+        raise LeaseReleased("the lease is being published or released by another thread")
+    if slot.has_views and session.strict:
+        lease._renew_view()
+        raise LeakedView("an array or slice of lease.view is alive at publish; delete it first (strict mode)")
+    written = slot.window if slot.has_views else None
+    words, cells = session.words, shared_cells(name or "", _uid(), ceil(ttl) if ttl and ttl != float("inf") else 0)
+    for at, word in enumerate(cells):
+        words[slot.first_cell + at] = word
+    words[slot.word + EXTENT] = (
+        lease.nbytes | (SHARED | _KEEP[keep]) << TICKETS_SHIFT | slot.first_chunks << CHUNKS_SHIFT
+    )
+    granted = slot.base | State.PUBLISHED << STATE_SHIFT
+    lease._return_shared()
+    number = session.link.next_number()
+    milliseconds = ceil(ttl * 1000) if ttl and ttl != float("inf") else 0
+    request = session.holds.ask(Share(number, slot.row, turn, milliseconds), None, what="share")
+    if request.refusal is not None:
+        raise refused(request.refusal)
+    assert isinstance(request.answer, Held)
+    assert request.answer.word == granted
+    return _made(pool, session, session.holds.keep(request.answer, written), until_opened=False)
+
+
+# --- finding ---------------------------------------------------------------------------------------------
+
+
+def find(pool: BasePool, name: str, timeout: float | None) -> Shared:
+    """Hold what has a name, waiting for it to come."""
+    _check(name, False, None)
+    timeout = None if timeout is None else check_timeout(timeout)
+    session = pool._live_session()
+    message = Find(session.link.next_number(), name, Purpose.OPEN, timeout != 0)
+    request = session.holds.ask(message, timeout, what=f"find {name!r}")
+    if request.refusal is not None:
+        raise refused(request.refusal)
+    assert isinstance(request.answer, Held)
+    return _made(pool, session, session.holds.keep(request.answer), until_opened=True)
+
+
+def get_or_share(
+    pool: BasePool,
+    name: str,
+    make: Callable[[], Any],
+    timeout: float | None,
+    keep: Keep,
+    ttl: float | None,
+    pickler: PicklerClass | None,
+) -> Shared:
+    """Hold what has a name, or have the turn to make it."""
+    _check(name, keep, ttl)
+    timeout = None if timeout is None else check_timeout(timeout)
+    session = pool._live_session()
+    message = Find(session.link.next_number(), name, Purpose.MAKE, timeout != 0)
+    request = session.holds.ask(message, timeout, what=f"get_or_share {name!r}")
+    if request.refusal is not None:
+        raise refused(request.refusal)
+    if isinstance(request.answer, Held):
+        return _made(pool, session, session.holds.keep(request.answer), until_opened=True)
+    assert isinstance(request.answer, Turn)
+    try:
+        return share(pool, make(), name, keep, ttl, timeout, pickler, turn=message.request)
+    except BaseException:
+        session.let_go(message.request)  # the next in line makes it
+        raise
+
+
+def drop(pool: BasePool, name: str) -> None:
+    """Free a name."""
+    _check(name, False, None)
+    session = pool._live_session()
+    request = session.holds.ask(Drop(session.link.next_number(), name), None, what=f"drop {name!r}")
+    if request.refusal is not None:
+        raise refused(request.refusal)
+    assert isinstance(request.answer, Dropped)
+
+
+# --- checks ----------------------------------------------------------------------------------------------
+
+
+def _check(name: str | None, keep: Keep, ttl: float | None) -> None:
+    if name is not None:
+        if not isinstance(name, str):
+            raise TypeError(f"a name is a str, not {type(name).__name__}")
+        try:
+            length = len(name.encode())
+        except UnicodeEncodeError as error:
+            raise ValueError(f"a name is Unicode, {name!r} is not: {error}") from None
+        if not 0 < length <= NAME_BYTES:
+            raise ValueError(f"a name is 1 to {NAME_BYTES} bytes of UTF-8, this one has {length}")
+    if not (keep is True or keep is False or keep == "cache"):
+        raise ValueError(f"keep is False, True or 'cache', not {keep!r}")
+    if ttl is not None:
+        check_ttl(ttl)
+
+
+def _uid() -> int:
+    return os.geteuid()

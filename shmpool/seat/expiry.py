@@ -1,0 +1,75 @@
+"""Tickets with a ttl: closed by their publisher's session when nobody has opened them in time.
+
+The helper looks when the next one is due. A ticket that is open just then may be given back
+(`Buffer.give_back`), so it is looked at again until it is done. After the publisher has gone the
+broker's ``handle_ttl`` counts.
+"""
+
+from __future__ import annotations
+
+import time
+from heapq import heappop, heappush
+from itertools import count
+from threading import Lock
+from typing import Final
+
+from ..errors import HandleUsed, StaleHandle
+from ..protocol.handle import Handle, unpack_handle
+from ..protocol.ledger import NBYTES_BITS
+from . import tickets
+from .tickets import Reader
+
+#: Seconds until a ticket that is open, or is being opened, is looked at again.
+AGAIN: Final = 1.0
+
+
+class Expiry:
+    """Those of one session. Thread-safe."""
+
+    def __init__(self, session: Reader) -> None:
+        self._session = session
+        self._lock = Lock()
+        self._numbers = count()
+        #: When (monotonic seconds), a number of its own, granted and tail of a handle.
+        self._heap: list[tuple[float, int, int, int]] = []
+
+    def add(self, handles: list[Handle], ttl: float) -> None:
+        """These are to be closed in *ttl* seconds."""
+        due = time.monotonic() + ttl
+        with self._lock:
+            is_first = not self._heap or due < self._heap[0][0]
+            for handle in handles:
+                _, granted, tail = unpack_handle(handle)
+                heappush(self._heap, (due, next(self._numbers), granted, tail))
+        if is_first:
+            self._session.wake_helper()
+
+    @property
+    def pause(self) -> float | None:
+        """Seconds until the next one is due, None without any."""
+        heap = self._heap
+        try:
+            return max(0.0, heap[0][0] - time.monotonic())
+        except IndexError:
+            return None
+
+    def look(self) -> None:
+        """Close what is due."""
+        while self._heap and self._heap[0][0] <= (now := time.monotonic()):
+            with self._lock:
+                if not self._heap or self._heap[0][0] > now:
+                    return
+                _, _, granted, tail = heappop(self._heap)
+            try:
+                tickets.discard_handle(self._session, granted, tail)
+            except HandleUsed:
+                if tickets.is_open(self._session, granted, tail >> NBYTES_BITS):
+                    with self._lock:
+                        heappush(self._heap, (now + AGAIN, next(self._numbers), granted, tail))
+            except StaleHandle:
+                pass  # it was read, and its slot is in use again
+
+    def abandon(self) -> None:
+        """In a forked child: they are the parent's."""
+        self._lock = Lock()
+        self._heap = []

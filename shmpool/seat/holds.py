@@ -1,0 +1,215 @@
+"""Holds: the shared publications that this process has open, one record for each, whoever opens it.
+
+The first open asks the broker, further ones find the hold here. Every view hangs on the hold's window,
+so the window's reference count tells when the last one is gone; then the helper lets go, a little later
+(a loop that opens and releases asks once), or at once when somebody waits for memory. A **pin** keeps a
+hold without a view: its maker's, and that of what was found and not yet opened. What a child may have
+inherited is held as long as it reads (`guards`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from sys import getrefcount
+from typing import Final
+
+from ..errors import BrokerUnavailable, LeaseTimeout, NameTaken, NotFound, ShmpoolError
+from ..link.refusals import discarded
+from ..link.requests import Question, Request
+from ..protocol.codes import Code
+from ..protocol.ledger import NBYTES_BITS, generation_of
+from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Held, Holds, LetGo, Refusal
+from . import tickets
+from .supply import Supply
+from .tickets import Record
+from .windows import AT_REST, Window
+
+#: Seconds that a hold outlives its last view.
+LINGER: Final = 0.25
+#: The helper's pause between looks while anything is held without a pin.
+PAUSE: Final = 0.1
+
+
+class Hold:
+    """One shared publication that is held here. *number* is by which the broker knows that, *fork* the
+    last fork that had ended before; *written* the window through which its maker may still see it."""
+
+    __slots__ = ("fork", "granted", "idle_since", "name", "nbytes", "number", "pins", "record", "written")
+
+    def __init__(self, record: Record, held: Held, fork: int, written: Window | None) -> None:
+        self.record = record
+        self.number = held.request
+        self.granted = held.word
+        self.nbytes = held.nbytes
+        self.name = held.name
+        self.fork = fork
+        self.written = written
+        #: As many items as pins: `append` and `pop` are what a finalizer may call.
+        self.pins: list[None] = []
+        self.idle_since: float | None = None
+
+    @property
+    def is_looked_through(self) -> bool:
+        """Whether a view of it lives."""
+        return self.record.is_looked_through or (self.written is not None and getrefcount(self.written) != AT_REST)
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a view or a pin keeps it."""
+        return bool(self.pins) or self.is_looked_through
+
+
+class HoldTable:
+    """Those of one session. Thread-safe."""
+
+    def __init__(self, session: Supply) -> None:
+        self._session = session
+        self._table: dict[int, Hold] = {}
+        #: Of the table, and of what hangs on a window of it. Reentrant: a finalizer of the user's may open
+        #: something meanwhile.
+        self.lock = threading.RLock()
+        #: A connection was lost and not everything was told again: see `messages`.
+        self._told: list[int] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._table)
+
+    # --- asking ---------------------------------------------------------------------------------------
+
+    def ask(self, message: Question, timeout: float | None, *, what: str) -> Request:
+        """Send a question to the broker and wait; the request has its answer or its refusal. Raises
+        LeaseTimeout and BrokerUnavailable when there is neither in time."""
+        session = self._session
+        if not session.helper.is_running:
+            session.helper.start()
+        started = time.monotonic()
+        request = Request(message)
+        session.link.ask(request, timeout)
+        if request.answer is None and request.refusal is None:
+            if session.link.is_discarding:
+                raise discarded(session.is_closing)
+            waited = time.monotonic() - started
+            if session.link.connection is None:
+                raise BrokerUnavailable(f"{what}: the broker at {session.address} is away, waited {waited:.3g} s")
+            raise LeaseTimeout(f"{what}: the broker did not answer within {waited:.3g} s")
+        return request
+
+    def keep(self, held: Held, written: Window | None = None) -> Hold:
+        """Map what the broker holds for us. If another thread was faster, its hold counts. Nothing is held
+        when it raises."""
+        session = self._session
+        try:
+            session.watch()
+            with self.lock:
+                hold = self._table.get(held.row)
+                if hold is not None and hold.granted == held.word:
+                    self._let_go(held.request)
+                    return hold
+                hold = Hold(self._map(held), held, session.forks, written)
+                self._table[held.row] = hold
+        except BaseException:
+            self._let_go(held.request)
+            raise
+        session.wake_helper()
+        return hold
+
+    def _map(self, held: Held) -> Record:
+        record = tickets.make_ticket(self._session, held.row << 4 + NBYTES_BITS | held.nbytes)
+        tickets.map_record(record, held.word, held.nbytes)
+        return record
+
+    def find(self, row: int, granted: int) -> Hold | None:
+        """The hold of a publication, if there is one."""
+        hold = self._table.get(row)
+        return hold if hold is not None and hold.granted == granted else None
+
+    def look_through(self, row: int, granted: int) -> tuple[Hold, memoryview] | None:
+        """A view of a publication that is held, None of one that is not: in one step, which the helper
+        does not let go of in between."""
+        with self.lock:
+            hold = self._table.get(row)
+            if hold is None or hold.granted != granted:
+                return None
+            if self._session.is_over:
+                raise discarded(self._session.is_closing)
+            hold.idle_since = None
+            assert hold.record.window is not None
+            return hold, memoryview(hold.record.window)[: hold.nbytes]
+
+    def pin(self, row: int, granted: int) -> Hold | None:
+        """Keep a hold that is there without a view."""
+        with self.lock:
+            hold = self.find(row, granted)
+            if hold is not None:
+                hold.pins.append(None)
+            return hold
+
+    # --- letting go -------------------------------------------------------------------------------------
+
+    @property
+    def pause(self) -> float | None:
+        """For the helper: when it has to look again."""
+        return PAUSE if any(not hold.pins for hold in list(self._table.values())) else None
+
+    def look(self, *, at_once: bool = False) -> None:
+        """Let go of what nobody looks through any more."""
+        if not self._table or self._session.is_over:
+            return
+        session, now = self._session, time.monotonic()
+        ended: list[int] = []
+        with self.lock:
+            for row, hold in list(self._table.items()):
+                if hold.is_in_use:
+                    hold.idle_since = None
+                    continue
+                if hold.idle_since is None:
+                    hold.idle_since = now
+                is_due = at_once or now >= hold.idle_since + LINGER
+                if is_due and not session.guards.between(hold.fork, session.guards.last):
+                    del self._table[row]
+                    hold.record.window = hold.written = None  # before the word: memory stays with a map
+                    ended.append(hold.number)
+        for at in range(0, len(ended), MAX_ROWS_PER_MESSAGE):
+            session.link.send(LetGo(ended[at : at + MAX_ROWS_PER_MESSAGE]))
+
+    def _let_go(self, number: int) -> None:
+        self._session.link.send(LetGo([number]))
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a view of anything lives. A pin is no use once its pool is closed."""
+        return any(hold.is_looked_through for hold in list(self._table.values()))
+
+    # --- another connection, another process ------------------------------------------------------------
+
+    def messages(self) -> list[Holds]:
+        """All that is held, for a broker that may not know: to be sent before anything else."""
+        with self.lock:
+            holds = [[hold.number, row, generation_of(hold.granted)] for row, hold in self._table.items()]
+        self._told = [hold[0] for hold in holds]
+        parts = [holds[at : at + MAX_ROWS_PER_MESSAGE] for at in range(0, len(holds), MAX_ROWS_PER_MESSAGE)] or [[]]
+        return [Holds(part, part is parts[-1]) for part in parts]
+
+    def after_telling(self) -> None:
+        """What was told, and let go of before there was a connection to say so."""
+        numbers = {hold.number for hold in list(self._table.values())}
+        for number in self._told:
+            if number not in numbers:
+                self._let_go(number)
+
+    def abandon(self) -> None:
+        """In a forked child: the parent's views are all that is left of it."""
+        self.lock = threading.RLock()
+        for hold in self._table.values():
+            hold.record.window = hold.written = None
+        self._table = {}
+
+
+def refused(refusal: Refusal) -> ShmpoolError:
+    """The error for what there is not."""
+    if refusal.code == Code.NAME_TAKEN:
+        return NameTaken(refusal.text)
+    if refusal.code == Code.NOT_FOUND:
+        return NotFound(refusal.text)
+    return ShmpoolError(refusal.text)
