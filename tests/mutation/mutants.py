@@ -104,20 +104,29 @@ def _statements(tree: ast.Module) -> Iterator[tuple[ast.stmt, str]]:
 
 
 def _bounds_of(node: ast.stmt) -> Iterator[tuple[str, str, int]]:
-    """A number by its name, as it is written, and one more, and as if it were not there."""
+    """Numbers by their names, as they are written, and one more, and as if they were not there."""
     if isinstance(node, ast.Assign):
         target, value = node.targets[0], node.value
     elif isinstance(node, ast.AnnAssign) and node.value is not None:
         target, value = node.target, node.value
     else:
         return
-    if not isinstance(target, ast.Name) or not target.id.isupper():
-        return
-    if isinstance(value, ast.Constant) and type(value.value) is int:
-        yield target.id, str(value.value), value.value + 1
-    elif not (isinstance(value, ast.BinOp) and isinstance(value.op, ast.Mult)):
-        return
-    yield target.id, ast.unparse(value), UNBOUNDED
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        pairs = list(zip(target.elts, value.elts, strict=True))
+    else:
+        pairs = [(target, value)]
+    for name, number in pairs:
+        if not isinstance(name, ast.Name) or not name.id.isupper():
+            continue
+        if isinstance(number, ast.Constant) and type(number.value) is int:
+            yield name.id, str(number.value), number.value + 1
+            yield name.id, str(number.value), UNBOUNDED
+        elif isinstance(number, ast.Name | ast.BinOp) and _names_in(number) <= {"KIB", "MIB"}:
+            yield name.id, ast.unparse(number), UNBOUNDED
+
+
+def _names_in(node: ast.AST) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
 
 # --- what may be done ------------------------------------------------------------------------------
