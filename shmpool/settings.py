@@ -34,6 +34,8 @@ class Settings(TypedDict, total=False):
     lease_timeout: Duration
     handle_ttl: Duration
     magazine_bytes: Size
+    magazine_first_batch: int
+    magazine_max_batch: int
     magazine_idle: Duration
     buffer_lifetime: Duration
     max_concurrent_large_ops: int

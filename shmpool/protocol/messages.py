@@ -67,6 +67,9 @@ class Setting(IntEnum):
     DETAILED_METRICS = 11
     #: 1: the host is short of memory; a lease that may be direct is to be.
     PREFERS_DIRECT = 12
+    #: Slots that the first refill of a size asks for; each next one twice as many, up to the other.
+    MAGAZINE_FIRST_BATCH = 13
+    MAGAZINE_MAX_BATCH = 14
 
 
 class Purpose(IntEnum):

@@ -33,8 +33,6 @@ from .windows import AT_REST, Window
 
 #: Publications looked at in one reap, when none of them is done.
 REAP_SCAN: Final = 64
-#: Slots asked for in one refill, at most.
-MAX_BATCH: Final = 64
 #: Slots that a recall leaves besides as many as are out with readers, if they were used lately.
 KEPT: Final = 2
 #: The last generation that a client uses, in its place in the grant word.
@@ -171,7 +169,7 @@ class Magazine:
         self.words = session.words
         self.ready: deque[Slot] = deque()
         self.published: deque[Slot] = deque()
-        self.batch = 1
+        self.batch = session.first_batch
         #: What lay in *ready* at the last look of the helper, to see what rests there.
         self.resting: list[tuple[Slot, int]] = []
         #: The newest publication at that look, with its generation.
@@ -221,8 +219,10 @@ class Magazine:
 
     def grow(self) -> int:
         """How many to ask for now; the next time twice as many."""
-        batch = self.batch
-        self.batch = max(1, min(2 * batch, MAX_BATCH, self.session.magazine_bytes // self.size))
+        session = self.session
+        most = max(1, min(session.max_batch, session.magazine_bytes // self.size))
+        batch = min(self.batch, most)
+        self.batch = min(2 * batch, most)
         return batch
 
     def reap_rested(self) -> None:

@@ -144,6 +144,10 @@ class Mapping:
                 self.lease_timeout = value / 1000
             elif number == Setting.MAGAZINE_BYTES:
                 self.magazine_bytes = value
+            elif number == Setting.MAGAZINE_FIRST_BATCH:
+                self.first_batch = value
+            elif number == Setting.MAGAZINE_MAX_BATCH:
+                self.max_batch = value
             elif number == Setting.MAGAZINE_IDLE_MS:
                 self.magazine_idle = value / 1000
             elif number == Setting.DEFAULT_BUFFER_SIZE:

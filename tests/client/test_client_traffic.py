@@ -122,6 +122,14 @@ def test_refills_double_up_to_the_bound_in_bytes(start: Start, sent: list[Any]) 
             lease.release()
 
 
+def test_first_and_largest_batch_are_settings(start: Start, sent: list[Any]) -> None:
+    with start(magazine_first_batch=8, magazine_max_batch=20, magazine_idle="1h").connect() as pool:
+        leases = [pool.lease(1000) for _ in range(60)]
+        assert [message.count for message in sent] == [8, 16, 20, 20]
+        for lease in leases:
+            lease.release()
+
+
 def test_idle_magazines_shrink_to_nothing(start: Start) -> None:
     broker = start(memory_limit="32MiB", magazine_idle="20ms")
     with broker.connect() as pool:

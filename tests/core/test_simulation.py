@@ -40,6 +40,22 @@ def test_nothing_is_lost_and_nothing_given_twice_whatever_happens(pytestconfig: 
         assert simulation.world.most_actions < 500, "one event brought an unbounded number of actions"
 
 
+@pytest.mark.long
+def test_the_cap_holds_over_a_million_operations(pytestconfig: pytest.Config) -> None:
+    """The world sums what has pages at every action: tiers, chunks, direct segments, spares, ledger, header."""
+    seed = pytestconfig.getoption("--seed", None) or random.randrange(1 << 32)
+    operations = 0
+    while operations < 1_000_000:
+        simulation = Simulation(seed, check_every=1000)
+        try:
+            simulation.run(100_000)
+        except BaseException as error:
+            error.add_note(f"replay it with --seed {seed}")
+            raise
+        operations += simulation.done.total()
+        seed += 1
+
+
 @pytest.mark.parametrize("seed", corner(1, 2, 3))
 def test_the_same_seed_gives_the_same_course_with_memoryviews_and_with_lists(seed: int) -> None:
     one, other = simulate(seed, 3000), simulate(seed, 3000, as_lists=True)

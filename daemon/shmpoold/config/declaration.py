@@ -27,6 +27,7 @@ from shmpool.protocol.sizing import (
     rows_of,
 )
 
+from ..core.lending.lending import GRANTED_PER_REQUEST
 from ..core.memory.pressure import Thresholds
 from ..core.reports.rules import NAMES
 from . import rules
@@ -197,6 +198,20 @@ class Config(BaseModel):
         ge=PAGE,
         lt=MAX_NBYTES + 1,
         description="A client holds ready at most so much of each slot size.",
+    )
+    magazine_first_batch: Annotated[int, Scope.RELOAD] = Field(
+        default=1,
+        strict=True,
+        ge=1,
+        le=GRANTED_PER_REQUEST,
+        description="How many slots of a size a client asks for first; each next time for twice as many.",
+    )
+    magazine_max_batch: Annotated[int, Scope.RELOAD] = Field(
+        default=64,
+        strict=True,
+        ge=1,
+        le=GRANTED_PER_REQUEST,
+        description="How many it asks for at a time at most, within magazine_bytes.",
     )
     magazine_idle: Annotated[Seconds, Scope.RELOAD] = Field(
         default=1.0,

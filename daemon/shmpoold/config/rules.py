@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from shmpool.addresses import MAX_PATH
-from shmpool.protocol.sizing import MIB, format_bytes
+from shmpool.protocol.sizing import MIB, PAGE, format_bytes
 
 from .handover import floors
 from .units import Unit
@@ -22,6 +22,8 @@ def check(config: Config) -> None:
     _check_room(config)
     _check_allocation(config)
     _check_pressure(config)
+    _check_magazines(config)
+    _check_quotas(config)
 
 
 def _check_access(config: Config) -> None:
@@ -32,6 +34,32 @@ def _check_access(config: Config) -> None:
         raise ValueError(f"socket is {len(path)} bytes long, a socket's path has at most {MAX_PATH}: {config.socket!r}")
     if (config.allow_uids or config.allow_gids) and config.group is None:
         raise ValueError("allow_uids and allow_gids need group: without one nobody else can reach the segments")
+
+
+def _check_magazines(config: Config) -> None:
+    if config.magazine_first_batch > config.magazine_max_batch:
+        raise ValueError(
+            f"magazine_first_batch is {config.magazine_first_batch}, more than magazine_max_batch,"
+            f" {config.magazine_max_batch}: raise that, or lower it"
+        )
+
+
+def _check_quotas(config: Config) -> None:
+    smallest = min(config.sizing.pooled_sizes, default=PAGE)
+    for key in ("client_quota_bytes", "uid_quota_bytes"):
+        quota: int = getattr(config, key)
+        if 0 < quota < smallest:
+            raise ValueError(
+                f"{key} is {format_bytes(quota)}, less than the smallest slot, {format_bytes(smallest)}: nobody could"
+                " lease anything. Raise it, or leave it out"
+            )
+    for kind, show in (("bytes", format_bytes), ("buffers", str)):
+        own, shared = getattr(config, f"client_quota_{kind}"), getattr(config, f"uid_quota_{kind}")
+        if 0 < shared < own:
+            raise ValueError(
+                f"client_quota_{kind} is {show(own)}, more than uid_quota_{kind}, {show(shared)}, which all clients of"
+                " a user share: lower it, or raise that"
+            )
 
 
 def _check_pressure(config: Config) -> None:

@@ -56,6 +56,9 @@ class Settings:
     give_back: bool = False
     #: A client's magazine of one tier grows to so many bytes at most.
     magazine_bytes: int = MIB
+    #: It asks for so many slots first, then for twice as many each time, up to the other.
+    magazine_first_batch: int = 1
+    magazine_max_batch: int = 64
     #: What a magazine did not use for so long goes back, half of it each time.
     magazine_idle: float = 1.0
     #: A warm slot that nobody used for so long is cooled.
@@ -98,6 +101,8 @@ class Settings:
             handle_ttl=new.handle_ttl,
             give_back=new.give_back,
             magazine_bytes=new.magazine_bytes,
+            magazine_first_batch=new.magazine_first_batch,
+            magazine_max_batch=new.magazine_max_batch,
             magazine_idle=new.magazine_idle,
             buffer_lifetime=new.buffer_lifetime,
             max_concurrent_large_ops=new.max_concurrent_large_ops,

@@ -69,6 +69,8 @@ class Terms:
             Setting.MEMORY_LIMIT: self._limit,
             Setting.LEASE_TIMEOUT_MS: round(settings.lease_timeout * 1000),
             Setting.MAGAZINE_BYTES: settings.magazine_bytes,
+            Setting.MAGAZINE_FIRST_BATCH: settings.magazine_first_batch,
+            Setting.MAGAZINE_MAX_BATCH: settings.magazine_max_batch,
             Setting.MAGAZINE_IDLE_MS: round(settings.magazine_idle * 1000),
             Setting.MEDIUM_OBJECT_THRESHOLD: sizing.medium_object_threshold,
             Setting.LARGE_OBJECT_THRESHOLD: sizing.large_object_threshold,
