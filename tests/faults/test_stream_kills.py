@@ -52,6 +52,10 @@ while True:
 """
 
 
+#: What a worker had published when it died, and nobody opens, goes after `handle_ttl`.
+SETTINGS = {"memory_limit": "64MiB", "on_stop": "remove", "handle_ttl": 1}
+
+
 class Streamer:
     """A process that streams until it is killed."""
 
@@ -88,7 +92,7 @@ def streamers() -> Iterator[list[Streamer]]:
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[list[Daemon]]:
     """The present broker is the last."""
-    daemons = [Daemon(str(tmp_path / "broker.sock"), memory_limit="64MiB", on_stop="remove")]
+    daemons = [Daemon(str(tmp_path / "broker.sock"), **SETTINGS)]
     yield daemons
     for daemon in daemons:
         daemon.end(signal.SIGTERM)
@@ -122,7 +126,7 @@ def test_nothing_is_lost_of_streams_whose_brokers_are_killed(daemon: list[Daemon
         with pytest.raises(subprocess.TimeoutExpired):
             streamers[0].process.wait(chance.random() * 0.3)
         daemon[-1].end(signal.SIGKILL)
-        daemon.append(Daemon(address, memory_limit="64MiB", on_stop="remove"))
+        daemon.append(Daemon(address, **SETTINGS))
     while streamers:
         streamers.pop().kill_within(0.2)
     assert_all_is_back(address)
