@@ -15,7 +15,6 @@ import os
 import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from time import perf_counter
@@ -37,8 +36,9 @@ from .trees import ROOT, TreePath, measure
 from .units import KIB, MIB, size_name
 
 ROUNDS, SECONDS = 7, 0.05
-#: Of direct objects: their first ones are new segments, and what rests for half a second goes back.
-SECONDS_DIRECT = 0.4
+#: Direct objects that are not timed at the beginning of each lap, for each that is in flight: the first
+#: ones are new segments, since what rests while others have their laps goes back.
+PRELUDE = 3
 PARTS = ("copy", "tee", "stitched", "write", "direct", "streamed", "between", "before")
 
 COPIED = (256 * KIB, 512 * KIB, MIB)
@@ -326,9 +326,9 @@ def _direct(report: Report, options: Options) -> None:
         [Column("size", "B"), Column(OURS, "s"), Column(FLOOR, "s"), Column("times the floor", "x")],
     )
     ratios: dict[int, float] = {}
-    with contest([_ENTRIES[0], _ENTRIES[2]], _longer(options)) as running:
+    with contest([_ENTRIES[0], _ENTRIES[2]], options) as running:
         for nbytes in _sizes(options, DIRECT):
-            series = running.run(Plan(nbytes))
+            series = running.run(Plan(nbytes), prelude=PRELUDE)
             if len(series) < 2:
                 break
             ratio = series[FLOOR].ratio_to(series[OURS]).median
@@ -350,18 +350,14 @@ def _streamed(report: Report, options: Options) -> None:
         [Column("size", "B"), Column("mode"), Column(OURS, "s"), Column(CHUNKED, "s")],
         is_grouped=True,
     )
-    with contest(_ENTRIES[:2], _longer(options)) as running:
+    with contest(_ENTRIES[:2], options) as running:
         for nbytes in _sizes(options, STREAMED):
             for mode, copies in (("touch", False), ("copy", True)):
-                series = running.run(Plan(nbytes, 16, copies, copies))
+                series = running.run(Plan(nbytes, 16, copies, copies), prelude=16 * PRELUDE)
                 table.rows.append([nbytes, mode, series[OURS].median, series[CHUNKED].median])
                 name = f"{mode} {size_name(nbytes)}, streamed: of chunked"
                 report.bars.append(Bar.of_ratio(name, OF_CHUNKED, series[OURS], series[CHUNKED]))
     report.tables.append(table)
-
-
-def _longer(options: Options) -> Options:
-    return replace(options, seconds=options.seconds or SECONDS_DIRECT)
 
 
 def _before(report: Report, options: Options) -> None:

@@ -5,6 +5,7 @@
 | both are plain files, pipes or sockets | in the kernel: ``copy_file_range``, ``splice``, ``sendfile``: no memory |
 | up to the very-large threshold, or of unknown size, from ``readinto`` | one leased buffer or chunk, again and again |
 | very large, or from a source that only has ``read`` | its own pieces, handed on: nothing is leased |
+| from `io.BytesIO` | written from where it lies |
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _KERNEL_PIECE: Final = 64 * MIB
 #: How much is read and written at a time.
 _PIECE: Final = 64 * KIB
+#: And of what lies in memory.
+_MEMORY_PIECE: Final = MIB
 #: The kernel cannot do it between these two; there is another way.
 _CANNOT: Final = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.EXDEV, errno.EBADF, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY, errno.EISDIR}
@@ -169,6 +172,8 @@ def _move_all(move: Move, size: int | None, source: int, target: int) -> int | N
 
 def _through_memory(src: Any, dst: Any, pool: BasePool, size: int | None) -> int:
     readinto = getattr(src, "readinto", None)
+    if type(src) is io.BytesIO:
+        return _from_memory(src, dst)
     sizing = pool.sizing
     is_very_large = size is not None and categorize(size, sizing) is SizeCategory.VERY_LARGE
     if readinto is None or (is_very_large and hasattr(src, "read")):
@@ -182,6 +187,21 @@ def _through_memory(src: Any, dst: Any, pool: BasePool, size: int | None) -> int
         return _fill_and_write(src, dst, room.view, size)
     finally:
         room.release()
+
+
+def _from_memory(src: io.BytesIO, dst: Any) -> int:
+    """What lies in memory already is written from there. (A size that was announced is all of it.)"""
+    copied, start = 0, src.tell()
+    whole = src.getbuffer()
+    try:
+        while start + copied < len(whole):
+            with whole[start + copied : start + copied + _MEMORY_PIECE] as piece:
+                write_all(dst, piece, copied)
+                copied += len(piece)
+            src.seek(start + copied)
+    finally:
+        whole.release()
+    return copied
 
 
 def _fill_and_write(src: Any, dst: Any, whole: memoryview, size: int | None) -> int:
