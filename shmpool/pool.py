@@ -8,10 +8,10 @@ users have, is this with the verbs of `objects` and `streams` and with its life 
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Collection
 from fcntl import fcntl
 from operator import index
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 from weakref import proxy
 
@@ -41,6 +41,7 @@ from .protocol.sizing import (
 from .seat import private, tickets
 from .seat.direct import DirectSlot
 from .seat.magazine import Magazine, Slot
+from .seat.seat import TOLD_AT_ONCE
 from .seat.session import Session
 from .seat.tickets import Record
 from .system.here import HERE, OURS
@@ -106,6 +107,7 @@ class BasePool:
             or nbytes < 0
         ):
             return self._lease_otherwise(nbytes, strategy, timeout)
+        started = perf_counter_ns() if session.has_details else 0
         if nbytes < session.pooled_below:
             magazine = session.pooled[nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT]
             counter = session.counters + (_POOLED_SMALL if nbytes < session.medium_from else _POOLED_MEDIUM)
@@ -124,7 +126,10 @@ class BasePool:
         if slot is None:
             slot = session.obtain(magazine, nbytes, timeout)
             if slot.magazine is not magazine:
-                return self._make_lease(session, slot, nbytes, counter)
+                other = self._make_lease(session, slot, nbytes, counter)
+                if started:
+                    self._note_latency(session, counter, perf_counter_ns() - started)
+                return other
         word = slot.word
         # LEASED with its own generation before anything is written: a sweep frees it if we die here.
         words[word] = slot.base | session.leased
@@ -136,21 +141,28 @@ class BasePool:
         lease.nbytes = nbytes
         window = slot.window or session.window_for(slot)
         lease.view = memoryview(window)[:nbytes]
+        if started:
+            session.timed[(counter - session.counters - LEASES) % 4].append(perf_counter_ns() - started)
         return lease
 
     def _lease_sampled(
         self, session: Session, magazine: Magazine, counter: int, nbytes: int, timeout: float | None
     ) -> Lease:
-        """One lease in `SAMPLE_EVERY` is timed."""
-        started = time.perf_counter_ns()
+        """One lease in `SAMPLE_EVERY` is timed, with `detailed_metrics` each."""
+        started = perf_counter_ns()
         slot = magazine.take() or session.obtain(magazine, nbytes, timeout)
         lease = self._make_lease(session, slot, nbytes, counter)
-        self._note_latency(session, counter, time.perf_counter_ns() - started)
+        self._note_latency(session, counter, perf_counter_ns() - started)
         return lease
 
     def _note_latency(self, session: Session, counter: int, nanoseconds: int) -> None:
-        """A lease was timed that counts there."""
-        session.note_latency((counter - session.counters - LEASES) % 4, nanoseconds)
+        """A lease was timed that counts there. Where each is, they are told many at once."""
+        category = (counter - session.counters - LEASES) % 4
+        if session.has_details:
+            session.timed[category].append(nanoseconds)
+            session.note_timed(TOLD_AT_ONCE)
+        else:
+            session.note_latency(category, nanoseconds)
 
     def _lease_otherwise(self, nbytes: int, strategy: StrategyLike, timeout: float | None) -> Lease:
         """Every lease that the hot path does not serve."""
@@ -183,9 +195,9 @@ class BasePool:
         return session.counters + LEASES + 4 * _STRATEGY_INDEX[strategy] + category
 
     def _lease_direct(self, session: Session, nbytes: int, counter: int, timeout: float | None) -> Lease:
-        started = time.perf_counter_ns()
+        started = perf_counter_ns()
         lease = self._make_direct_lease(session, session.obtain_direct(nbytes, timeout), nbytes, counter)
-        self._note_latency(session, counter, time.perf_counter_ns() - started)
+        self._note_latency(session, counter, perf_counter_ns() - started)
         return lease
 
     def _make_direct_lease(self, session: Session, slot: Slot, nbytes: int, counter: int) -> Lease:

@@ -28,14 +28,14 @@ class Pool(ObjectVerbs, StreamVerbs, lifetime.PoolLife):
     """
 
     def _fit_class(self, session: Session) -> None:
-        self.__class__ = _pool_class(session.has_checksums, session.has_details, self._is_traced)
+        self.__class__ = _pool_class(session.has_checksums, self._is_traced)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reconnect, (self.address, self._timeout, self._strict)
 
 
 @cache
-def _pool_class(has_checksums: bool, has_details: bool, is_traced: bool) -> type[Pool]:
+def _pool_class(has_checksums: bool, is_traced: bool) -> type[Pool]:
     """The class of a pool with these properties."""
     extras: list[type[BasePool]] = []
     if is_traced:
@@ -46,10 +46,6 @@ def _pool_class(has_checksums: bool, has_details: bool, is_traced: bool) -> type
         from .checked import CheckedPool
 
         extras.append(CheckedPool)
-    if has_details:
-        from .detailed import DetailedPool
-
-        extras.append(DetailedPool)
     return type("Pool", (*extras, Pool), {}) if extras else Pool
 
 

@@ -153,7 +153,7 @@ STOREYS = (
     "link",
     "seat.supply seat.holds seat.session stats",
     "lease live_lease direct_lease buffer shared",
-    "pool traced checked detailed",
+    "pool traced checked",
     "life objects streams",
     "pools",
     "launch embedded",

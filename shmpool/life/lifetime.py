@@ -56,7 +56,6 @@ class PoolLife(BasePool):
             closing.sessions.add(session)
             session.helper.start()
             self.address = session.address
-            session.on_settings = partial(_fit, ref(self))
             session.on_share = partial(_share, ref(self))
             self._fit_class(session)
             self._session = session
@@ -71,7 +70,7 @@ class PoolLife(BasePool):
         return session
 
     def _fit_class(self, session: Session) -> None:
-        """What a session does besides (sums, times, notes) its pool's class does, so that others pay nothing."""
+        """What a session does besides (sums, notes) its pool's class does, so that others pay nothing."""
         raise NotImplementedError
 
     def _share_lease(self, lease: Any, name: str | None, keep: Any, ttl: float | None) -> Any:
@@ -155,12 +154,6 @@ class PoolLife(BasePool):
         session = self._session
         what = "closed" if session is None else f"seat {session.seat} of pool {session.pool_id:016x}"
         return f"<Pool at {self.address}: {what}>"
-
-
-def _fit(pool: ref[PoolLife], session: Session) -> None:
-    """Settings of a session were changed."""
-    if (alive := pool()) is not None:
-        alive._fit_class(session)
 
 
 def _share(pool: ref[PoolLife], lease: object, name: str | None, keep: object, ttl: float | None) -> Any:

@@ -7,10 +7,15 @@ their seat besides stands in `seat.magazine.Keeper`, what tickets and buffers as
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..protocol.figures import CATEGORIES, LATENCIES, LATENCY_WORDS, TO_BUCKET
 from ..protocol.messages import Message
 from .mapping import Mapping
 from .sites import Sites
+
+#: With `detailed_metrics` so many leases of a category are told at once: they share what the stores cost.
+TOLD_AT_ONCE: Final = 512
 
 
 class Seat(Mapping):
@@ -78,7 +83,9 @@ class Seat(Mapping):
         self.words[timed + TO_BUCKET[nanoseconds.bit_length()]] += 1
 
     def note_timed(self, least: int = 1) -> None:
-        """Have the counters say what `timed` says of a category, if it is *least* leases. By any thread."""
+        """Have the counters say what `timed` says of a category, if it is *least* leases: when there are
+        many, for `Pool.stats`, at the end, and by the helper after a second or so. So much is missing of
+        a process that is killed. By any thread."""
         words, at = self.words, self.counters + LATENCIES
         for latencies in () if self.is_over else self.timed:
             if len(latencies) >= least:

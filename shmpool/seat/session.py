@@ -47,8 +47,6 @@ class Session(Supply):
         super().__init__()
         self.address = ""
         self.strict = strict
-        #: Called when settings were changed.
-        self.on_settings: Callable[[Session], None] | None = None
         self.warned_of_views = False
         self.openings = Openings(self)
         #: Its table, for `Pool.open`.
@@ -129,11 +127,6 @@ class Session(Supply):
     def broker_pid(self) -> int:
         """The broker's process, as it sees itself."""
         return self.header[BROKER_PID]
-
-    def apply(self, settings: list[list[int]]) -> None:
-        super().apply(settings)
-        if self.on_settings is not None:
-            self.on_settings(self)
 
     @property
     def connection(self) -> Connection | None:
