@@ -84,7 +84,7 @@ def raised(world: World) -> dict[str, dict[str, Any]]:
 
 def look(world: World, times: int = 1) -> None:
     """So many looks at the figures."""
-    world.pass_time(times * (JUDGED_EVERY + 1))
+    world.pass_time(times * (JUDGED_EVERY + 0.1))
 
 
 def count(world: World, seat: int, word: int, more: int) -> None:

@@ -78,6 +78,7 @@ class ScriptedCore:
         self.outbox = Outbox()
         self.pressure = Pressure(Thresholds())
         self.manager = SimpleNamespace(is_ready=True, failure="")
+        self.draining = SimpleNamespace(is_done=False)
         self._adopt = adopt
 
     def adopt(self, now: float) -> list[Action]:

@@ -35,7 +35,7 @@ Report = Generator[int, None, Any]
 SOON: Final = 1.0
 LONGEST: Final = 32.0
 REST: Final = 500
-#: Seconds from one look at the alerts' figures to the next, at least.
+#: Seconds from one look at the alerts' figures to the next, at least; more while nothing is leased anew.
 JUDGED_EVERY: Final = 10.0
 #: As much for the censuses that are taken while somebody waits.
 CENSUS_REST: Final = 20
@@ -81,6 +81,7 @@ class Reports:
         self._next_leaks = 0.0
         #: `NEVER` while nothing is granted and no alert is to be seen.
         self._next_judging = NEVER
+        self._judged_every = JUDGED_EVERY
         self._is_looking = self._is_counting = self._is_seeking = self._is_judging = False
 
     # --- time --------------------------------------------------------------------------------------
@@ -175,7 +176,9 @@ class Reports:
             pass
         finally:
             self._is_judging = False
-            self._next_judging = self._chores.now + max(JUDGED_EVERY, REST * UNIT * cost)
+            is_still = self.alerts.is_still and self.alerts.is_quiet
+            self._judged_every = min(2 * self._judged_every, LONGEST) if is_still else JUDGED_EVERY
+            self._next_judging = self._chores.now + max(self._judged_every, REST * UNIT * cost)
 
     def _figures_of_alerts(self) -> Iterator[int]:
         _, processes = yield from self._take_census()

@@ -60,6 +60,8 @@ class Alerts:
         self._states = {rule.name: State() for rule in RULES}
         self.bounds = bounds
         self._counted: list[int] | None = None
+        #: Nothing was counted between the last two looks.
+        self.is_still = False
         self._fallbacks = 0
         #: By category, nanoseconds that leases usually take.
         self._usual: dict[str, float] = {}
@@ -104,6 +106,7 @@ class Alerts:
     def judge_counters(self, totals: list[int], now: float) -> None:
         """By what was counted since the last look."""
         before, self._counted = self._counted, totals
+        self.is_still = totals == before
         if before is None:
             return
         more = [new - old for new, old in zip(totals, before, strict=True)]
