@@ -81,7 +81,7 @@ class ScriptedCore:
         self.draining = SimpleNamespace(is_done=False)
         self._adopt = adopt
 
-    def adopt(self, now: float) -> list[Action]:
+    def adopt(self, now: float, segments: object) -> list[Action]:
         return self._adopt
 
     def finish_chores(self, now: float) -> list[Action]:
