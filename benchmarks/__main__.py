@@ -29,6 +29,7 @@ NAMES = (
     "broker",
     "memory",
     "objects",
+    "held",
     "latency",
     "scale",
     "hostile",

@@ -1,4 +1,4 @@
-"""The plots of reports: a panel for each table that names one, both axes logarithmic."""
+"""The plots of reports: a panel for each table that names one, both axes logarithmic unless it says otherwise."""
 
 from __future__ import annotations
 
@@ -55,10 +55,15 @@ def _draw(table: Table, panel: Any, styles: dict[str, dict[str, Any]]) -> None:
     for label, points in _lines(table, wanted):
         style = styles.setdefault(label, _style(label, styles))
         panel.plot(*zip(*sorted(points), strict=True), label=label, **style)
-    panel.set(xscale="log", yscale="log", title=wanted.title or table.title)
-    ticks = sorted({x for _, points in _lines(table, wanted) for x, _ in points})
-    panel.set_xticks(ticks, [show(x, units[wanted.x]) for x in ticks], rotation=45, fontsize=8, ha="right")
-    panel.minorticks_off()
+    panel.set(title=wanted.title or table.title)
+    if wanted.is_linear:
+        panel.set_ylim(bottom=0)
+        panel.xaxis.set_major_formatter(lambda x, _: show(x, units[wanted.x]))
+    else:
+        panel.set(xscale="log", yscale="log")
+        ticks = sorted({x for _, points in _lines(table, wanted) for x, _ in points})
+        panel.set_xticks(ticks, [show(x, units[wanted.x]) for x in ticks], rotation=45, fontsize=8, ha="right")
+        panel.minorticks_off()
     unit = units[wanted.y[0]]
     panel.yaxis.set_major_formatter(lambda y, _: show(y, unit))
     panel.set(xlabel=wanted.x, ylabel=AXES.get(unit, unit))

@@ -34,6 +34,7 @@ class Plot:
     y: tuple[str, ...]
     line: str | None = None
     title: str = ""
+    is_linear: bool = False
 
 
 @dataclass
