@@ -199,6 +199,8 @@ def _check(name: str | None, keep: Keep, ttl: float | None) -> None:
             raise ValueError(f"a name is 1 to {NAME_BYTES} bytes of UTF-8, this one has {length}")
     if not (keep is True or keep is False or keep == "cache"):
         raise ValueError(f"keep is False, True or 'cache', not {keep!r}")
+    if keep is True and name is None:
+        raise ValueError("what is kept until it is dropped needs a name: that is how it is dropped")
     if ttl is not None:
         check_ttl(ttl)
 

@@ -116,7 +116,7 @@ class ObjectVerbs(BasePool):
         """Publish an object for any number of processes, which open it any number of times: send them
         the `Shared`, or have them `find` its *name* (1 to 96 bytes of UTF-8, one for each pool).
 
-        It lives while its maker or anybody holds it; with *keep* until it is dropped; with
+        It lives while its maker or anybody holds it; with *keep* and a name until that is dropped; with
         ``keep="cache"`` until memory is needed, least recently held first. After *ttl* seconds it is
         dropped. Who holds it keeps it in any case. Raises what pickling raises, like `Pool.lease`, and
         `NameTaken`; nothing is shared then.

@@ -216,6 +216,8 @@ def test_a_name_is_found_once_it_is_there_and_dropped_by_whoever_made_it(pool: s
 
 @pytest.mark.parametrize("name", ["", "x" * 97, "\ud800", "ä" * 49, 5, b"x"])
 def test_a_name_that_is_none_is_refused_and_nothing_is_shared(pool: shmpool.Pool, name: Any) -> None:
+    with pytest.raises(ValueError, match="needs a name"):
+        pool.share(1, keep=True)  # nobody could drop it
     for verb in (lambda: pool.share(1, name), lambda: pool.find(name), lambda: pool.drop(name)):
         with pytest.raises((TypeError, ValueError), match="name"):
             verb()

@@ -163,6 +163,7 @@ class Shared(Owner):
         publication.name = name  # first: who waits for it is told
         if not name or not self.names.give(name, publication):
             publication.name = ""
+            publication.keep &= CACHED  # nobody could drop it any more
         if ttl := ttl or float(seconds):
             heappush(self._ends, (now + ttl, next(self._numbers), publication))
         self._rest(publication)
