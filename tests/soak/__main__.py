@@ -7,6 +7,7 @@ import resource
 import secrets
 import sys
 
+from .disturbances import KINDS
 from .engine import Options, Soak
 
 
@@ -18,6 +19,10 @@ def main() -> int:
     parser.add_argument("--kill-broker", action="store_true", help="kill the broker, and start it again")
     parser.add_argument("--worker-interval", type=float, default=0.2, metavar="S", help="mean time between kills")
     parser.add_argument("--broker-interval", type=float, default=5.0, metavar="S", help="mean time between kills")
+    parser.add_argument("--objects", choices=("mixed", "pooled", "chunked", "direct", "checksummed"), default="mixed")
+    parser.add_argument(
+        "--disturb", nargs="*", choices=KINDS, metavar="KIND", help=f"from within: {', '.join(KINDS)}; none named: all"
+    )
     parser.add_argument("--memory-limit", default="192MiB")
     parser.add_argument("--seed", type=int, help="of the random choices; what the kernel makes of them differs")
     parser.add_argument("--json", action="store_true", help="print the account as one JSON object")
@@ -34,6 +39,8 @@ def main() -> int:
         worker_interval=arguments.worker_interval,
         broker_interval=arguments.broker_interval,
         memory_limit=arguments.memory_limit,
+        objects=arguments.objects,
+        disturbances=() if arguments.disturb is None else tuple(arguments.disturb) or KINDS,
         is_talkative=not arguments.json,
     )
     account = Soak(options).run()

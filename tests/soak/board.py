@@ -45,6 +45,15 @@ class Figure(IntEnum):
     DIED_BY_SEGFAULT = auto()
     DIED_BY_EXEC = auto()
 
+    INTERRUPTS = auto()  # exceptions that ended something half way
+    INTERRUPTED_FINALIZERS = auto()  # CPython prints these
+    CLOSED = auto()  # pools that were closed while threads used them
+    REFUSED_CLOSED = auto()
+    SECOND_CYCLES = auto()  # objects written and read through a pool that is closed now and then
+    CHILDREN = auto()
+    GRANDCHILDREN = auto()
+    VERIFIED_BY_CHILDREN = auto()  # arrays that were open at a fork
+
 
 NOT_SUMS = 5
 WORDS = 64

@@ -15,7 +15,7 @@ from typing import Any
 import shmpool
 import shmpoold
 
-START_PATIENCE = 30.0
+START_PATIENCE = 120.0
 _ROOTS = [str(Path(shmpool.__file__).parents[1]), str(Path(shmpoold.__file__).parents[1])]
 
 

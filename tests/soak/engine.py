@@ -29,11 +29,13 @@ from .account import Account
 from .board import Board, Figure
 from .brokers import BrokerFailed, Brokers
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 #: Seconds that the workers have for reading what is left, and the broker for settling.
-CLOSING_PATIENCE = 60.0
-#: A signal that nobody sent on purpose, and yet one that we know about.
-KNOWN_ENDS = {0, worker.HARD_EXIT, -signal.SIGKILL, -signal.SIGSEGV}
+CLOSING_PATIENCE = 120.0
+#: Seconds between two looks for children of workers that were killed.
+REAP_EVERY = 0.2
+#: How a worker may end. An alarm that was set before an exec ends what was executed.
+KNOWN_ENDS = {0, worker.HARD_EXIT, -signal.SIGKILL, -signal.SIGSEGV, -signal.SIGALRM}
 
 
 @dataclass(slots=True)
@@ -49,6 +51,10 @@ class Options:
     broker_interval: float = 5.0
     memory_limit: str = "192MiB"
     ttl: float = 20.0
+    #: "mixed", or the kind of all: "pooled", "chunked", "direct", "checksummed" (mixed, with checksums).
+    objects: str = "mixed"
+    #: Of `disturbances.KINDS`.
+    disturbances: tuple[str, ...] = ()
     is_talkative: bool = False
 
 
@@ -62,7 +68,8 @@ class Soak:
         self.directory = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))
         self.brokers = Brokers(
             str(self.directory / "broker.sock"), self.directory / "broker.log", memory_limit=options.memory_limit,
-            max_clients=4 * options.workers + 8, on_stop="keep", handle_ttl=options.ttl,
+            max_clients=(24 if options.disturbances else 4) * options.workers + 8, on_stop="keep",
+            handle_ttl=options.ttl, checksums=options.objects == "checksummed",
         )  # fmt: skip
         self.board = Board(options.workers)
         self.mailboxes = [_mailbox() for _ in range(options.workers)]
@@ -70,7 +77,7 @@ class Soak:
         self.stop, self.end = os.pipe(), os.pipe()
         self.around = worker.Surroundings(
             self.board, self.mailboxes, theirs, self.stop[0], self.end[0], self.brokers.address, options.ttl,
-            lives_forever=not options.kill_workers,
+            lives_forever=not options.kill_workers, objects=options.objects, disturbances=options.disturbances,
         )  # fmt: skip
         self.poll = select.poll()
         self.poll.register(self.complaints, select.POLLIN)
@@ -88,6 +95,9 @@ class Soak:
         started = time.monotonic()
         try:
             self.brokers.start()
+            # Children of workers that were killed are ours: nobody else would see how they end.
+            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+            self._reap_orphans()
             for place in range(self.options.workers):
                 self._fork(place)
             self._plan_kills()
@@ -160,6 +170,26 @@ class Soak:
                 self._fork(place)
             else:
                 self._after(self.random.random(), lambda: None if self.is_closing else self._fork(place))
+
+    def _reap_orphans(self) -> None:
+        while self._reap_an_orphan():
+            pass
+        self._after(REAP_EVERY, self._reap_orphans)
+
+    def _reap_an_orphan(self) -> bool:
+        """Whether there was one. Our own children are waited for elsewhere."""
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None or any(ended.si_pid == pid for _, pid in self.running.values()) or self.brokers.has_ended():
+            return False
+        status = os.waitstatus_to_exitcode(os.waitpid(ended.si_pid, 0)[1])
+        if status:
+            self._note(f"pid {ended.si_pid}, a child of a worker, ended with {status}")
+        return True
+
+    def _has_orphans(self) -> bool:
+        """Whether any child is left but the broker."""
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return len(file.read().split()) > 1
 
     # --- killing ---------------------------------------------------------------------------------------------
 
@@ -237,6 +267,7 @@ class Soak:
         self._work_until(deadline, lambda: not self.running)
         if self.running:
             self._note(f"workers did not end in {CLOSING_PATIENCE} s: {list(self.running.values())}")
+        self._settle("the workers' children", lambda: not self._has_orphans(), deadline)
         self._settle("the clients' seats", lambda: not query(self.brokers.address).clients, deadline)
         self._check(keeps_unread=True)
         # Unread handles of killed readers: a broker with a short time to live closes them.

@@ -6,17 +6,22 @@ every shared read, store, lock, unlock and message. The explorer visits every st
 slot with a few processes can get into, with deaths, endless pauses and restarts of the broker
 at any step, under sequential consistency and with x86's store buffers.
 
+A reader may fork: the parent's hooks, guards and releases are the real ones, the child keeps a view and
+the pages that it inherits until it goes.
+
 Covered: one pooled slot, up to two tickets, the words of its row, the seat table and the wanted
 flag, the tickets' locks, the messages on each connection, the payload (one word that stands for
 all bytes), expiry, discard, custody, adoption, reconnecting.
 
 Not covered: runs and direct segments, several slots, cooling, threads of one process (what the
-helper thread does is done where its client waits or between two calls), forks, views that
-outlive their buffer, the shell's sockets (a connection is two queues that end with the process),
-processors that reorder more than x86, counters (each has one writer and decides nothing).
+helper thread does is done where its client waits or between two calls), a child's hooks, several
+forks, views that outlive their buffer in one process, the shell's sockets (a connection is two
+queues that end with the process), processors that reorder more than x86, counters (each has one
+writer and decides nothing).
 
 `memory` has the words and what may be stored in them, `machines` runs parties one step at a
 time, `clients` and `brokers` have the processes (real code, patched where it meets the kernel),
-`start` how all begins, `world` what a step does and what must hold, `rest` what must hold in the
-end, `explorer` the search, `scenarios` and `mutants` what is explored.
+`forking` what belongs to forks, `start` how all begins, `world` what a step does and what must
+hold, `rest` what must hold in the end, `explorer` the search, `scenarios` and `mutants` what is
+explored.
 """

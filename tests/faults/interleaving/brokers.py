@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from shmpool.protocol.messages import FROM_CLIENT, Recall, decode, encode
+from shmpool.system.heirs import READERS
 from shmpoold.core.actions import (
     Action,
     Close,
@@ -168,7 +169,8 @@ class BrokerProcess:
             elif isinstance(action, ProbeSeat):
                 self._watches.probe(action.seat)
             elif isinstance(action, ProbeReaders):
-                self._events.append(ReadersGone(action.seat))  # nobody forks here
+                if not self._start.forks or not ask("held", READERS + action.seat):
+                    self._events.append(ReadersGone(action.seat))
             elif isinstance(action, Unwatch):
                 self._watches.unwatch(action.seat)
                 ask("unwatch", action.seat)
@@ -185,7 +187,7 @@ class BrokerProcess:
         for seat in core.seats.taken.values():
             seat.recalled_at = float("-inf")
         core.cooling.next_deadline = NEVER
-        core.endings._next_look, core.endings._pause = NEVER, FIRST_LOOK
+        core.endings._next_look, core.endings._pause = 0.0 if core.endings.read else NEVER, FIRST_LOOK
         earmarks = core.lending.earmarks
         earmarks._freed_at, earmarks._pause, earmarks._rests_until = NEVER, FIRST_PAUSE, 0.0
         earmarks._began = earmarks._best_at = 0.0

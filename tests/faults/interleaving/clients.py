@@ -15,13 +15,16 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import shmpool.life.forks as forks
 import shmpool.link.link
 import shmpool.link.waiting
 import shmpool.pool
 import shmpool.seat.custody
+import shmpool.seat.guards
 import shmpool.seat.mapping
 import shmpool.seat.session
 import shmpool.seat.tickets
+import shmpool.system.heirs
 from shmpool import BrokerUnavailable, HandleUsed, LeaseTimeout, Pool, StaleHandle
 from shmpool.link.connection import ConnectionEnded
 from shmpool.link.hello import greet
@@ -34,8 +37,10 @@ from shmpool.protocol.ledger import FIRST_CELL, NBYTES_BITS, SEAT_LOCKS, state_o
 from shmpool.protocol.messages import FROM_BROKER, Message, Role, decode, encode
 from shmpool.protocol.states import CellState
 from shmpool.seat.session import Session
+from shmpool.system.heirs import READERS
 from shmpool.system.locks import UNLOCK_ALL
 
+from . import forking
 from .fingerprints import fingerprint
 from .machines import Context
 from .memory import Words
@@ -89,9 +94,10 @@ class Connection:
         self.send(message)
         return True
 
-    def wait(self) -> bool:
-        """Until there is something to receive; False when a deadline passed first."""
-        self.pending = self._context.ask("receive", self.number)
+    def wait(self, guards: tuple[int, ...] = ()) -> bool:
+        """Until there is something to receive, or one of these bytes is free; False when a deadline
+        passed first."""
+        self.pending = self._context.ask("receive", self.number, *([guards] if guards else []))
         return self.pending != "timeout"
 
     def receive(self) -> list[Message]:
@@ -176,6 +182,8 @@ def _make_words(session: Session, welcome: Any) -> None:
     session.words = Words(context, start.layout.ledger, start.layout.searched, start.ledger)  # type: ignore[assignment]
     session.header = Words(context, start.layout.header, {}, start.header)  # type: ignore[assignment]
     session.counters = len(start.ledger) - COUNTER_WORDS
+    if start.forks:
+        session.readers = forking.hold_anew(0, READERS + welcome.seat)  # type: ignore[assignment]
 
 
 def _await_welcome(find: Any, nonce: int, deadline: float, is_closed: Any) -> Any:
@@ -231,6 +239,9 @@ def patched() -> Iterator[None]:
             (shmpool.seat.session, "await_welcome", _await_welcome),
             (shmpool.seat.session, "dial", _dial),
             (shmpool.seat.session, "os", system),
+            (shmpool.seat.guards, "open_segment", lambda *_, **__: -1),
+            (shmpool.system.heirs, "hold_anew", forking.hold_anew),
+            (shmpool.system.heirs, "is_held", forking.is_held),
         ):
             stack.enter_context(patch.object(module, name, stand_in))
         yield
@@ -250,6 +261,9 @@ class Client:
         if not joins:
             context.memory = list(start.memory)
             context.inbox = [start.welcomes[context.index]]
+        if start.forks:
+            context.process = forking.Process()
+            context.process.enter()
         session = self.session = context.session = self._connect()
         session._fds = {(0, True): -1, (0, False): -1}
         if not joins and context.index == 0:
@@ -259,6 +273,8 @@ class Client:
         pool.address, pool._strict, pool._is_closed = "here", False, False
         pool._connecting, pool._session, pool._closing = threading.Lock(), session, None
         self.handle = b""
+        if start.forks:
+            context.process.sessions.add(session)
 
     def _connect(self) -> Session:
         """Tried twice: who finds no broker then goes away."""
@@ -288,7 +304,8 @@ class Client:
 
     def _mark(self) -> None:
         context, session = self._context, self.session
-        context.cut((self._step, self.handle, fingerprint(session, context.lease, context.buffer)))
+        process = None if context.process is None else context.process.key
+        context.cut((self._step, self.handle, fingerprint(session, context.lease, context.buffer), process))
 
     # --- writing -----------------------------------------------------------------------------------
 
@@ -394,6 +411,13 @@ class Client:
             self._context.buffer = None
         self.turn()
 
+    def fork(self) -> None:
+        """With the real hooks of the parent. The child (`scenarios.inherit`) has what is open here."""
+        forks._first_act()
+        forks._before()
+        self._context.ask("fork", self._context.buffer._granted)
+        forks._after_in_parent()
+
     def consume(self, number: int) -> None:
         """Receive, open, hold and release."""
         self.receive(number)
@@ -418,15 +442,18 @@ class Client:
             return True
         context.marks = (mark,)
         self._mark()
-        in_time = connection.wait()
+        in_time = connection.wait(forking.guards_of(session))
         context.marks = ()
         if in_time:
-            session.link.receive(connection)
+            if connection.pending != "freed":
+                session.link.receive(connection)
             self._help()
         return in_time
 
     def _help(self) -> None:
         session = self.session
+        if session.guards:
+            session.look_after_views()
         if session.is_wanted:
             session.answer_recall()
         session.link.send_bells()

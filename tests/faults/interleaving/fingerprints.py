@@ -20,7 +20,7 @@ UNSEEN = frozenset({
     "_freed_at", "granted_at", "since", "resting", "newest", "settings", "tiers", "sizing", "pooled",
 })  # fmt: skip
 #: Of these it matters that they are there.
-OPAQUE = frozenset({"Window", "Windows", "Context", "Words"})
+OPAQUE = frozenset({"Window", "Windows", "Context", "Words", "Page"})
 _PLAIN = (int, float, str, bytes, bool, type(None))
 
 

@@ -53,9 +53,17 @@ class Context:
         self.session: Any = None
         self.client: Any = None
         self.fingerprint: Any = None
+        #: What is global in a process that forks (`forking.Process`), and what a child has of its
+        #: parent's: the grant word of what it reads.
+        self.process: Any = None
+        self.inherited: int | None = None
+        #: Bytes whose pages went with their last reference, and the world does not know yet.
+        self.unmapped: list[int] = []
 
     def ask(self, *request: Any) -> Any:
         """One step: the world answers when its turn comes."""
+        while self.unmapped and not self.is_dead:
+            self.hub.switch(("unmap", self.unmapped.pop()))
         if self.is_dead:
             raise GreenletExit
         return self.hub.switch(request)
@@ -77,6 +85,8 @@ class Context:
 
     def holds(self) -> Holds:
         """The right that its user has just now: a view to write or to read."""
+        if self.inherited is not None:
+            return "R", self.inherited
         for letter, thing, live in (("W", self.lease, "LiveLease"), ("R", self.buffer, "LiveBuffer")):
             if type(thing).__name__ == live and hasattr(thing, "view"):
                 return letter, thing._slot.base if letter == "W" else thing._granted
@@ -122,8 +132,12 @@ class Run:
 
     def step(self, answer: Any = None) -> Request:
         """Run to the next request."""
-        Context.current = self.context
+        context = Context.current = self.context
+        if context.process is not None:
+            context.process.enter()
         request: Request = self._greenlet.switch(answer) if self._greenlet else self._greenlet.switch()
+        if context.process is not None:
+            context.process.leave()
         Context.current = None
         return request
 

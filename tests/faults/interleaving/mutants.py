@@ -16,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 from shmpool.buffer import EndedBuffer, LiveBuffer
+from shmpool.life import forks
 from shmpool.link.link import Link
 from shmpool.live_lease import LiveLease
 from shmpool.pool import BasePool
@@ -23,6 +24,8 @@ from shmpool.protocol.ledger import GENERATION_FIELD, ROW_WORDS, SEAT_LOCKS, STA
 from shmpool.protocol.messages import Message
 from shmpool.protocol.states import CellState
 from shmpool.seat import deferred, tickets
+from shmpool.seat.deferred import DeferredReleases
+from shmpool.seat.guards import Guards
 from shmpool.seat.magazine import Magazine, Slot
 from shmpool.seat.session import Session
 from shmpoold.core.connections.clients import Clients
@@ -270,6 +273,43 @@ MUTANTS: tuple[Mutant, ...] = (
         rewrite(LiveBuffer, "release",
                 ("if words[record.word] != granted or session.header[record.wanted]:", "if False:")),
         ("SC",),
+    ),
+    # Forks.
+    Mutant(
+        "settled at once, whoever inherited", SCENARIO["fork x publisher"],
+        rewrite(Endings, "_await_readers",
+                ("self.read[seat.number] = seat\n", "self._unread.append(seat)\n    return\n")),
+    ),
+    Mutant(
+        "a release that does not ask for forks", SCENARIO["fork x publisher"],
+        rewrite(LiveBuffer, "release", ("or not HERE[UNSHARED] or", "or")),
+    ),
+    Mutant(
+        "DONE before the guards are looked at", SCENARIO["fork x publisher"],
+        rewrite(DeferredReleases, "_settle",
+                ("session.guards.between(ticket._fork, ticket._last_fork)",
+                 "finish(ticket._record, ticket._granted) or session.guards.between(ticket._fork, ticket._last_fork)")),
+    ),
+    Mutant(
+        "the guard made after the fork", SCENARIO["fork x publisher"],
+        together(
+            rewrite(forks, "_before", ("session.guards.begin()", "pass")),
+            rewrite(forks, "_after_in_parent",
+                    ("session.guards.end()", "session.guards.begin()\n            session.guards.end()")),
+        ),
+    ),
+    Mutant(
+        "the guard dropped before the fork", SCENARIO["fork x publisher"],
+        rewrite(Guards, "begin", ("guard.is_certain = True\n        except FileNotFoundError",
+                                  "guard.is_certain, guard.page = True, None\n        except FileNotFoundError")),
+    ),
+    Mutant(
+        "an open that counts the fork to come", SCENARIO["fork x publisher"],
+        rewrite(BasePool, "open", ("buffer._fork = session.forks\n", "buffer._fork = session.forks + 1\n")),
+    ),
+    Mutant(
+        "a readers' byte given up with the seat's sweep", SCENARIO["fork x restart"],
+        rewrite(Endings, "tick", ("self._outbox.add(ProbeReaders(number))", "self.on_readers_gone(number, now)")),
     ),
     # Store buffers can hide a reader's DONE from the broker and the custodian from the reader.
     Mutant(

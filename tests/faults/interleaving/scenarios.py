@@ -35,6 +35,12 @@ class Scenario:
     gives_back: bool = False
     timeouts: bool = False
     bells_suffice: tuple[str, ...] = ()
+    #: The child that one of them forks, if any.
+    child: str = ""
+
+    @property
+    def forks(self) -> bool:
+        return bool(self.child)
 
     @property
     def connected(self) -> int:
@@ -45,7 +51,8 @@ class Scenario:
         return len(self.roles)
 
     def bodies(self) -> list[tuple[str, Callable[[Context], None]]]:
-        return [(name, self._body(name, role)) for name, role in self.roles]
+        bodies = [(name, self._body(name, role)) for name, role in self.roles]
+        return [*bodies, (self.child, inherit)] if self.child else bodies
 
     def _body(self, name: str, role: Role) -> Callable[[Context], None]:
         def body(context: Context) -> None:
@@ -130,6 +137,30 @@ def give_back(number: int) -> Role:
         client.serve()
 
     return role
+
+
+def read_and_fork(*numbers: int) -> Role:
+    """Fork while the first of these handles is open, go on, and read the others."""
+
+    def role(client: Client) -> None:
+        client.receive(numbers[0])
+        if client.open():
+            client.fork()
+            client.release()
+        client.turn()
+        for number in numbers[1:]:
+            client.consume(number)
+        client.serve()
+
+    return role
+
+
+def inherit(context: Context) -> None:
+    """A child: reads what was open at its fork, and goes."""
+    context.inherited = context.ask("born")
+    context.ask("pass")  # it reads for a while: the payload is looked at in every state
+    context.inherited = None
+    context.ask("let go")
 
 
 def both(*names: str) -> dict[str, frozenset[str]]:
@@ -228,6 +259,21 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         "idle publisher x waiter",
         (("publisher", produce()), ("reader", read(0)), ("heir", produce())),
+    ),
+    Scenario(
+        "fork x publisher",
+        (("publisher", recycle), ("reader", read_and_fork(0))),
+        mortal=frozenset({"reader"}), faults=1, child="child",
+    ),
+    Scenario(
+        "fork x waiter",
+        (("publisher", produce(then=Client.exit)), ("reader", read_and_fork(0)), ("heir", produce())),
+        child="child",
+    ),
+    Scenario(
+        "fork x restart",
+        (("publisher", recycle), ("reader", read_and_fork(0))),
+        mortal=frozenset({"reader"}), faults=1, restarts=1, child="child",
     ),
 )  # fmt: skip
 

@@ -61,10 +61,14 @@ class NoReports:
 
 class Start:
     """The pool before the first step. *clients* parties are connected, with connections
-    and seats 1 to *clients*; the first of them has the slot in its magazine."""
+    and seats 1 to *clients*; the first of them has the slot in its magazine. Where somebody
+    *forks*, each has a page that holds its readers' byte."""
 
-    def __init__(self, clients: int, seats: int, tickets: int, *, gives_back: bool = False) -> None:
+    def __init__(
+        self, clients: int, seats: int, tickets: int, *, gives_back: bool = False, forks: bool = False
+    ) -> None:
         self.clients = clients
+        self.forks = forks
         self.layout = Layout(tickets, seats)
         self.settings = Settings(
             memory_limit=MIB, sizing=SIZING, max_clients=seats, fallback=False, give_back=gives_back

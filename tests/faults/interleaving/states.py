@@ -35,8 +35,8 @@ class Draft:
     """A state taken apart. Its parts are shared with other states: they are replaced, never
     changed in place, but for the list of nodes."""
 
-    __slots__ = ("alive", "budget", "buffers", "conns", "last_conn", "locks", "memory", "nodes", "origin", "paused",
-                 "post", "state", "watches")  # fmt: skip
+    __slots__ = ("alive", "budget", "buffers", "conns", "last_conn", "locks", "memory", "nodes", "origin", "pages",
+                 "paused", "post", "state", "watches")  # fmt: skip
 
     def __init__(self, world: World, state: State_) -> None:
         self.state = state
@@ -47,7 +47,9 @@ class Draft:
         self.locks: dict[int, int]
         #: For each party what it has stored and nobody else sees yet.
         self.buffers: tuple[tuple[tuple[int, int], ...], ...]
-        self.locks, self.buffers = processors
+        #: (byte, party): who maps a page of the open file that has the byte locked.
+        self.pages: frozenset[tuple[int, int]]
+        self.locks, self.buffers, self.pages = processors
         self.conns: dict[int, Conn]
         #: Handles that were sent, to whoever wants one.
         self.post: tuple[bytes, ...]

@@ -22,7 +22,7 @@ MODES = ("SC", "TSO")
 #: At most some ten thousand states each.
 SMALL = (
     "readers of two tickets", "reader's death x sweep", "newcomer x sweep", "close x reader's bell",
-    "idle publisher x waiter",
+    "idle publisher x waiter", "fork x publisher",
 )  # fmt: skip
 #: States of each of the others in the default setting.
 WALK = 3_000

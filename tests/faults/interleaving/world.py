@@ -4,7 +4,7 @@
 `Violation` for what must never happen:
 
 - two parties that may write the slot, or one that may while another reads it;
-- a reader with an open buffer whose payload is not what it opened;
+- a reader with an open buffer, or its child, whose payload is not what it opened;
 - two parties that opened one ticket, ever;
 - a word stored by anybody but the holder of its token (`memory.Judge`);
 - an error in a party's code, or a row that the broker had to quarantine.
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from shmpool.protocol.ledger import SEAT_LOCKS
+from shmpool.system.heirs import READERS
 
 from .brokers import RECALL
 from .machines import Machine, Node
@@ -37,7 +38,9 @@ class World:
     def __init__(self, scenario: Scenario, *, is_tso: bool) -> None:
         self.scenario = scenario
         self.is_tso = is_tso
-        self.start = Start(scenario.connected, scenario.seats, scenario.tickets, gives_back=scenario.gives_back)
+        self.start = Start(
+            scenario.connected, scenario.seats, scenario.tickets, gives_back=scenario.gives_back, forks=scenario.forks
+        )
         self.layout: Layout = self.start.layout
         self.nodes: list[Node] = []
         self.machines = [
@@ -63,6 +66,8 @@ class World:
         draft.memory = tuple(self.start.memory)
         draft.locks = {SEAT_LOCKS + index + 1: index for index in range(clients)}
         draft.buffers = ((),) * parties
+        readers = range(clients if self.scenario.forks else 0)
+        draft.pages = frozenset((READERS + index + 1, index) for index in readers)
         draft.conns = {index + 1: Conn(index) for index in range(clients)}
         draft.post, draft.last_conn, draft.watches = (), clients, self.start.watches
         draft.alive, draft.paused = (1 << parties) - 1, 0
@@ -76,11 +81,11 @@ class World:
         one, two, three, four = state[:4]
         if draft.memory is not memory:
             one = self._memories.number(draft.memory, draft.memory)
-        if processors is None or draft.locks is not processors[0] or draft.buffers is not processors[1]:
-            key: Any = (tuple(sorted(draft.locks.items())), draft.buffers)
-            two = self._processors.number(key, (draft.locks, draft.buffers))
+        now = (draft.locks, draft.buffers, draft.pages)
+        if processors is None or any(one is not other for one, other in zip(now, processors, strict=True)):
+            two = self._processors.number((tuple(sorted(draft.locks.items())), *now[1:]), now)
         net = (draft.conns, draft.post, draft.last_conn, draft.watches)
-        if nets is None or any(now is not before for now, before in zip(net, nets, strict=True)):
+        if nets is None or any(one is not other for one, other in zip(net, nets, strict=True)):
             three = self._nets.number((tuple(sorted(draft.conns.items())), *net[1:]), net)
         fate = (draft.alive, draft.paused, draft.budget)
         if fate != fates:
@@ -152,7 +157,11 @@ class World:
                 choices.append(("step", "end"))
             if self.scenario.timeouts and draft.nodes[party].marks == ("waiting",) and not choices:
                 choices.append(("time", "timeout"))
+            if len(request) > 2 and not all(self._is_mapped(draft, offset) for offset in request[2]):
+                choices.append(("step", "freed"))
             return choices
+        if what == "born":
+            return []  # its parent's fork answers
         if what == "fetch":
             return [("step", None)] if len(draft.post) > request[1] else []
         if what == "until":
@@ -268,6 +277,29 @@ class World:
         if draft.locks.get(offset) == party:
             draft.locks = {at: holder for at, holder in draft.locks.items() if at != offset}
 
+    # Pages that hold a byte's lock, in whatever processes map them.
+
+    def _is_mapped(self, draft: Draft, offset: int) -> bool:
+        return any(offset == mapped for mapped, _ in draft.pages)
+
+    def _on_hold(self, draft: Draft, party: int, choice: Any, offset: int) -> None:
+        draft.pages |= {(offset, party)}
+
+    def _on_unmap(self, draft: Draft, party: int, choice: Any, offset: int) -> None:
+        draft.pages -= {(offset, party)}
+
+    def _on_held(self, draft: Draft, party: int, choice: Any, offset: int) -> bool:
+        return self._is_mapped(draft, offset)
+
+    def _on_let_go(self, draft: Draft, party: int, choice: Any) -> None:
+        draft.pages = frozenset(page for page in draft.pages if page[1] != party)
+
+    def _on_fork(self, draft: Draft, party: int, choice: Any, granted: int) -> None:
+        """The child has all maps that its parent has, and reads what is open there."""
+        child = len(self.machines) - 1
+        draft.pages |= {(offset, child) for offset, owner in draft.pages if owner == party}
+        draft.nodes[child] = self.machines[child].advance(draft.nodes[child], granted)
+
     def _on_send(self, draft: Draft, party: int, choice: Any, number: int, frame: bytes) -> None:
         conn = draft.conns.get(number)
         if conn is None:
@@ -278,7 +310,7 @@ class World:
         elif conn.is_client_there and conn.is_broker_there and not (frame == RECALL and conn.down[-1:] == (RECALL,)):
             draft.set_conn(number, conn._replace(down=(*conn.down, frame)))
 
-    def _on_receive(self, draft: Draft, party: int, choice: str, number: int) -> Any:
+    def _on_receive(self, draft: Draft, party: int, choice: str, number: int, *_: Any) -> Any:
         if choice != "message":
             return choice
         conn = draft.conns[number]
@@ -339,6 +371,7 @@ class World:
     def _end_process(self, draft: Draft, party: int) -> None:
         draft.alive &= ~(1 << party)
         self._free_locks(draft, party)
+        self._on_let_go(draft, party, None)
         for number, conn in list(draft.conns.items()):
             if conn.party == party and conn.is_client_there:
                 self._change(draft, number, down=(), is_client_there=False)
