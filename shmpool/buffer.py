@@ -34,7 +34,7 @@ class Buffer(Ticket):
     context manager. It is given back when its last view is gone: arrays and slices of
     `view` that outlive it delay that (`LeakedView` in strict mode); so is one that nobody keeps,
     ``np.frombuffer(pool.open(handle).view)`` is good until the array dies. Not usable in a forked
-    child (`LeaseReleased`), where an inherited array reads as zeros."""
+    child (`LeaseReleased`), where an inherited array stays right for as long as it is kept."""
 
     _left: Callable[[], object]
 

@@ -7,12 +7,12 @@ its next object (`seat.segments`), mapped.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, cast
 
 from . import layouts
-from .lease import EndedLease, Lease, is_parents
+from .lease import EndedLease, Lease, ViewTaken, is_parents
 from .live_lease import LiveLease
 from .protocol.handle import Handle
 from .protocol.ledger import ONE_GENERATION, SEAT_MASK, STATE_SHIFT
@@ -43,9 +43,24 @@ class DirectLease(LiveLease):
             return cast(memoryview, _view.__get__(self))
         except AttributeError:
             pass
-        view = memoryview(self._slot.map())[: self.nbytes]
-        _view.__set__(self, view)
+        with self._claimed():
+            view = memoryview(self._slot.map())[: self.nbytes]
+            _view.__set__(self, view)
         return view
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """Nobody publishes or releases it meanwhile, and so nobody else has its segment: `Pool.close`
+        leaves it to this thread. Raises LeaseReleased where somebody does already."""
+        claim = self._slot.claim
+        try:
+            claim.pop()
+        except IndexError:
+            raise ViewTaken from None
+        try:
+            yield
+        finally:
+            claim.append(None)
 
     def _shorten_view(self, nbytes: int) -> None:
         if self._slot.window is not None:  # else it is made when it is asked for
@@ -72,9 +87,10 @@ class DirectLease(LiveLease):
             return
         if not HERE[OURS]:
             is_parents()
-        written, fd = 0, self._slot.open()
-        while written < len(raw):
-            written += os.pwrite(fd, raw[written:], offset + written)
+        with self._claimed():
+            written, fd = 0, self._slot.open()
+            while written < len(raw):
+                written += os.pwrite(fd, raw[written:], offset + written)
 
     def _fill(self, fd: int, offset: int | None) -> int:
         """Without a map where the kernel copies from file to file."""

@@ -34,7 +34,7 @@ class Lease:
     even where the lease is scattered; its content is undefined until written: the last user's
     bytes or zeros.
     A forked child cannot use a lease of its parent (`LeaseReleased`), nor release it; an
-    array that it inherited reads as zeros.
+    array that it inherited is a copy, made in its first moments.
     """
 
     _slot: Slot
@@ -110,15 +110,25 @@ class Lease:
     def _write(self, source: memoryview) -> None:
         if not HERE[OURS]:
             is_parents()
-        if source.format == "B" and source.ndim == 1:
-            self.view[:] = source
-        else:
-            layouts.copy(self.view, source)
+        view = self.view
+        try:
+            if source.format == "B" and source.ndim == 1:
+                view[:] = source
+            else:
+                layouts.copy(view, source)
+        except ValueError:
+            _raise_if_taken(view)
+            raise
 
     def _write_part(self, offset: int, source: memoryview) -> None:
         if not HERE[OURS]:
             is_parents()
-        layouts.copy(self.view[offset : offset + source.nbytes], source)
+        view = self.view
+        try:
+            layouts.copy(view[offset : offset + source.nbytes], source)
+        except ValueError:
+            _raise_if_taken(view)
+            raise
 
     def ndarray(self, dtype: DTypeLike = "uint8", shape: int | Sequence[int] = -1) -> NDArray[Any]:
         """`view` as a numpy array to write to, of *dtype* and *shape*, which may have one -1.
@@ -204,6 +214,21 @@ class Lease:
 
     def __repr__(self) -> str:
         return f"<Lease of {self.nbytes} bytes, {self.strategy.value}, row {self._slot.row}>"
+
+
+class ViewTaken(LeaseReleased, AttributeError):
+    """Another thread has taken the view, to publish or to release the lease."""
+
+    def __init__(self) -> None:
+        super().__init__("the lease is being published or released, by another thread or as its pool is closed")
+
+
+def _raise_if_taken(view: memoryview) -> None:
+    """Say so where a view was released by another thread."""
+    try:
+        view.nbytes  # noqa: B018
+    except ValueError:
+        raise ViewTaken from None
 
 
 def is_parents() -> NoReturn:

@@ -14,7 +14,7 @@ from sys import getrefcount
 from typing import TYPE_CHECKING
 
 from .errors import InvalidSize, LeakedView, LeaseReleased
-from .lease import EndedLease, Lease
+from .lease import EndedLease, Lease, ViewTaken
 from .protocol.figures import DEFERRED
 from .protocol.handle import Handle, pack_handle
 from .protocol.ledger import CHUNKS_SHIFT, EXTENT, MAX_TICKETS, NBYTES_BITS, STATE_SHIFT, TICKETS_SHIFT
@@ -35,6 +35,13 @@ class LiveLease(Lease):
     if TYPE_CHECKING:
         nbytes: int
         view: memoryview
+    else:
+
+        def __getattr__(self, name):
+            """Of what is not there: only the view goes before the lease does."""
+            if name == "view":
+                raise ViewTaken
+            raise AttributeError(f"a Lease has no attribute {name!r}")
 
     def publish(self, *, ttl: float | None = None) -> Handle:
         if ttl is not None:
@@ -119,6 +126,7 @@ class LiveLease(Lease):
         session.deferred.look_at_partings()  # what the writer let go of meanwhile is the next to be leased
         await_readers = self._await_readers
         handles = self._store_publication(tickets)
+        slot.done = slot.base | _DONE  # from here on it is never given back as one that nobody heard of
         session.deferred.add_slot(slot, await_readers)
         return handles
 
@@ -132,7 +140,6 @@ class LiveLease(Lease):
             session.barrier()
         words[slot.word] = granted
         slot.last_cell = slot.first_cell + tickets - 1
-        slot.done = slot.base | _DONE
         self.__class__ = EndedLease  # type: ignore[assignment]
         if tickets == 1:
             return [Handle(pack_handle(session.pool_id, granted, slot.tail | self.nbytes))]
@@ -152,6 +159,7 @@ class LiveLease(Lease):
     def _await_readers(self) -> None:
         slot = self._slot
         assert slot.magazine is not None
+        slot.done = slot.base | _DONE
         slot.magazine.published.append(slot)
 
     def release(self) -> None:

@@ -24,10 +24,11 @@ from ..protocol.ledger import (
     NBYTES_BITS,
     ONE_GENERATION,
     ROW_WORDS,
+    STATE_SHIFT,
     TICKETS_SHIFT,
 )
 from ..protocol.sizing import Tier
-from ..protocol.states import State
+from ..protocol.states import CellState, State
 from .seat import Seat
 from .windows import AT_REST, Window
 
@@ -35,6 +36,7 @@ from .windows import AT_REST, Window
 REAP_SCAN: Final = 64
 #: Slots that a recall leaves besides as many as are out with readers, if they were used lately.
 KEPT: Final = 2
+_DONE: Final = CellState.DONE << STATE_SHIFT
 #: The last generation that a client uses, in its place in the grant word.
 LAST_BASE: Final = (MAX_GENERATION - 1) * ONE_GENERATION
 
@@ -143,6 +145,12 @@ class Slot:
     def first_chunks(self) -> int:
         """Chunks of the first extent, for the extent word."""
         return self.extents[0][1]
+
+    @property
+    def is_noted(self) -> bool:
+        """Whether its publication was made whole, with what readers will say when they are done: its
+        handles may be on their way."""
+        return self.done == self.base | _DONE
 
     def is_done(self, words: memoryview[int]) -> bool:
         """Whether every ticket of its last publication is done."""

@@ -29,15 +29,23 @@ from .tickets import Reader
 
 def left_slots(session: Reader, owned: dict[int, Slot]) -> list[Slot]:
     """The slots to be given back. Those of which the broker is the custodian already are
-    settled here: their handles were never delivered."""
+    settled here: their handles were never delivered. A publication whose handles may have been
+    goes on: the exception came when it was looked at, or was to be handed over."""
     found = []
     for row in list(owned):
         if references(owned, row) == KNOWN_TO_NOBODY:
             slot = owned[row]  # nobody but us can come by it
             word = session.words[slot.word]
+            if slot.has_views:
+                continue  # its user has one; when that is gone it is found again
             if state_of(word) == State.PUBLISHED and seat_of(word) == 0:
                 owned.pop(row)
                 _discard(session, slot.row, word)
+            elif word == slot.base | slot.session.published and slot.is_noted:
+                if slot.magazine is not None:
+                    slot.magazine.published.append(slot)
+                else:
+                    slot.session.return_soon(slot, State.PUBLISHED)
             else:
                 found.append(slot)
     return found

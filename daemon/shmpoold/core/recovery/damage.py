@@ -100,14 +100,17 @@ def _is_somebodys(word: int, extent: int, seats: Collection[int], tier: Tier, mo
 
 def _is_publication(rows: Rows, row: int, word: int, extent: int) -> bool:
     """Whether its tickets are as many as cells were made for this generation. (The last
-    cell may be a checksum.)"""
+    cell may be a checksum.) Its client works on while this is read: where the grant word is another
+    by now, the rest may be of its next publication."""
     tickets = tickets_of(extent)
     if is_shared(extent):
-        return seat_of(word) == BROKER and tickets in _SHARED
-    if not 1 <= tickets <= MAX_TICKETS:
-        return False
-    following = rows.words[row * ROW_WORDS + FIRST_CELL + tickets] if tickets < MAX_TICKETS - 1 else 0
-    return state_of(following) not in _MARKS or generation_of(following) != generation_of(word)
+        if seat_of(word) == BROKER and tickets in _SHARED:
+            return True
+    elif 1 <= tickets <= MAX_TICKETS:
+        following = rows.words[row * ROW_WORDS + FIRST_CELL + tickets] if tickets < MAX_TICKETS - 1 else 0
+        if state_of(following) not in _MARKS or generation_of(following) != generation_of(word):
+            return True
+    return rows.grant(row) != word
 
 
 def _is_nobodys(word: int, cell: int) -> bool:
