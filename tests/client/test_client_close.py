@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import threading
 import warnings
@@ -204,6 +205,74 @@ def test_steady_use_defers_no_release(connect: Connect) -> None:
             assert np.frombuffer(buffer.view, dtype=np.uint8)[0] == pattern(1)[0]
         pool.lease(nbytes).release()
     assert pool.stats().deferred_releases == before
+
+
+def test_close_leaves_a_direct_lease_that_another_thread_writes_to_that_thread(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would write on in a segment that is somebody else's by then."""
+    pool, other = connect(), connect()
+    lease = pool.lease(2 * MIB)
+    writing, closed = threading.Event(), threading.Event()
+    pwrite = os.pwrite
+
+    def slowly(fd: int, data: memoryview, offset: int) -> int:
+        writing.set()
+        assert closed.wait(20)
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", slowly)
+    thread = threading.Thread(target=lease.write, args=(b"\x63" * (2 * MIB),))
+    thread.start()
+    assert writing.wait(20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        pool.close()
+    mine = other.lease(2 * MIB)
+    mine.view[:] = b"\x07" * (2 * MIB)
+    closed.set()
+    thread.join()
+    assert mine.view == b"\x07" * (2 * MIB)
+    with other.open(lease.publish()) as buffer:
+        assert buffer.view == b"\x63" * (2 * MIB)
+    mine.release()
+    eventually(lambda: len(other.stats().clients) == 1 and other.stats().active_buffers == 0)
+
+
+@pytest.mark.parametrize("nbytes", SIZES)
+def test_threads_at_work_while_the_pool_closes_are_told_so(connect: Connect, nbytes: int) -> None:
+    """With one of two errors, and what ended well is right."""
+    wrong: list[BaseException | str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+
+        def work(pool: shmpool.Pool, number: int, barrier: threading.Barrier) -> None:
+            data = bytes([number]) * nbytes
+            barrier.wait()
+            try:
+                while True:
+                    lease = pool.lease(nbytes)
+                    lease.write(data)
+                    lease.write_parts([(0, data)])
+                    with pool.open(lease.publish()) as buffer:
+                        if buffer.view != data:
+                            wrong.append(f"{bytes(buffer.view[:1])!r} is not {number}")
+            except (shmpool.LeaseReleased, shmpool.PoolClosed):
+                pass
+            except BaseException as error:
+                wrong.append(error)
+
+        for _ in range(4):
+            pool, barrier = connect(), threading.Barrier(4)
+            threads = [threading.Thread(target=work, args=(pool, number, barrier)) for number in range(3)]
+            for thread in threads:
+                thread.start()
+            barrier.wait()
+            pool.lease(nbytes).release()
+            pool.close()
+            for thread in threads:
+                thread.join()
+        assert wrong == []
 
 
 @pytest.mark.parametrize("nbytes", SIZES)

@@ -13,6 +13,8 @@ from shmpool.protocol.ledger import BROKER, EXTENT, LINK, ROW_WORDS, extent_word
 from shmpool.protocol.states import CellState, State
 from shmpoold.core.actions import WatchAdopted
 from shmpoold.core.events import Event
+from shmpoold.core.recovery import damage
+from shmpoold.core.rows import Rows
 
 
 def test_a_new_broker_counts_the_epoch_up_and_the_pool_stays(world: World) -> None:
@@ -42,6 +44,30 @@ def test_the_living_keep_all_that_they_have(world: World) -> None:
     client.give_back(*client.ready)
     world.run()
     assert world.broker.inventory.granted == {}
+
+
+def test_a_row_whose_client_works_on_while_it_is_read_is_not_damaged(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its words are read one after the other: some are of one publication, some of the next."""
+    client, reader = world.client(), world.client()
+    (slot,) = client.get()
+    tickets = client.publish(slot, 3)
+    read = damage._column
+
+    def read_slowly(rows: Rows, word: int) -> list[int]:
+        for ticket in tickets:
+            assert reader.open(ticket)
+            reader.release(ticket)
+        tickets.clear()
+        client.reap()
+        if slot in client.ready:
+            client.publish(slot, 1)
+        return read(rows, word)
+
+    monkeypatch.setattr(damage, "_column", read_slowly)
+    world.restart()
+    assert not world.broker.inventory.quarantined
 
 
 def test_work_goes_on_while_the_broker_is_away(world: World) -> None:

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import pytest
 from fault_helpers import ENV, Daemon, assert_all_is_back, eventually, pattern
@@ -144,6 +145,58 @@ def test_interrupted_cycle_loses_nothing(broker: Daemon, kind: str, readers: int
         nobody_sits(broker.address)
 
     places(act, all_of_them=all_of_them)
+    assert_all_is_back(broker.address)
+
+
+class WhereItIsLookedAt(Interrupter):
+    """Only where publications are taken up to be looked at or handed over."""
+
+    PLACES = ("Magazine.reap", "Custody.close_magazines", "DeferredReleases.look_at_partings")
+
+    def _come_to(self, frame: FrameType, where: str) -> None:
+        if frame.f_code.co_qualname in self.PLACES:
+            super()._come_to(frame, where)
+
+
+def test_interrupted_look_at_publications_takes_none_from_its_reader(broker: Daemon) -> None:
+    """What an exception took out of a magazine had its handles delivered: it is not given back."""
+
+    def act(interrupter: Interrupter, end: Callable[[shmpool.Pool], object]) -> None:
+        with shmpool.connect(broker.address) as other:
+            pool = shmpool.connect(broker.address)
+            handles, views = [], []
+            for keeps in (False, True):
+                lease = pool.lease(1000)
+                lease.write(b"\x07" * 1000)
+                views += [memoryview(lease.view)] if keeps else []
+                handles.append(lease.publish())
+            del lease
+            buffers = [other.open(handle) for handle in handles]
+            views.clear()
+            interrupted(interrupter, lambda: end(pool))
+            pool.close()
+            leases = [other.lease(1000, timeout=0) for _ in range(40)]
+            for lease in leases:
+                lease.write(b"\x63" * 1000)
+                lease.release()
+            assert [bytes(buffer.view) for buffer in buffers] == [b"\x07" * 1000] * 2
+            for buffer in buffers:
+                buffer.release()
+        nobody_sits(broker.address)
+
+    for end in (lambda pool: pool.lease(1000, timeout=5).release(), lambda pool: pool.close()):
+        n = 1
+        while True:
+            interrupter = WhereItIsLookedAt(n)
+            try:
+                act(interrupter, end)
+            except BaseException as error:
+                error.add_note(f"interrupted at place {n}: {interrupter.place}")
+                raise
+            if not interrupter.place:
+                break
+            n += 1
+        assert n > 8
     assert_all_is_back(broker.address)
 
 
