@@ -153,9 +153,9 @@ class Ticket:
 
     @classmethod
     def of(cls, record: Record, granted: int) -> Self:
-        """The ticket of a cell."""
+        """The ticket of a cell whose buffer is no more, opened before or after any fork."""
         ticket = cls()
-        ticket._record, ticket._granted, ticket._fork = record, granted, -1
+        ticket._record, ticket._granted, ticket._fork, ticket._last_fork = record, granted, -1, None
         return ticket
 
 
