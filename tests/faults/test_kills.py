@@ -19,6 +19,8 @@ from fault_helpers import ENV
 ROOT = Path(__file__).parents[2]
 #: How long it runs, in minutes.
 SHORT, LONG = 0.08, 0.5
+#: Of objects.
+KINDS = ["pooled", "chunked", "direct", "checksummed", "mixed"]
 
 
 def soak(minutes: float, *options: str) -> dict[str, Any]:
@@ -58,6 +60,23 @@ def test_account_closes_when_workers_and_brokers_are_killed_under_load(
     if minutes == LONG:
         assert deeds["workers_stopped"] >= 1
         assert min(figures["pooled"], figures["chunked"], figures["direct"]) >= 1
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("objects", [pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[:-1]] + KINDS[-1:])
+def test_account_closes_of_workers_whose_threads_fork_and_close_and_interrupt(
+    soak_minutes: float | None, objects: str
+) -> None:
+    account = soak(
+        soak_minutes or SHORT, "--workers", "3", "--objects", objects, "--disturb",
+        "--kill-workers", "--worker-interval", "1", "--kill-broker", "--broker-interval", "3",
+    )  # fmt: skip
+    figures = account["figures"]
+    assert figures["children"] >= 1
+    assert figures["interrupts"] >= 1
+    assert figures["second_cycles"] >= 1
+    if objects not in ("mixed", "checksummed"):
+        assert figures[objects] > 0.9 * figures["leases"]
 
 
 @pytest.mark.long
