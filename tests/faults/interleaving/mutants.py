@@ -282,7 +282,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a release that does not ask for forks", SCENARIO["fork x publisher"],
-        rewrite(LiveBuffer, "release", ("or not HERE[UNSHARED] or", "or")),
+        rewrite(LiveBuffer, "release", ("or not HERE[UNSHARED]\n", "\n")),
     ),
     Mutant(
         "DONE before the guards are looked at", SCENARIO["fork x publisher"],
@@ -293,14 +293,14 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the guard made after the fork", SCENARIO["fork x publisher"],
         together(
-            rewrite(forks, "_before", ("session.guards.begin()", "pass")),
+            rewrite(forks, "_before", ("session.guards.before_fork()", "pass")),
             rewrite(forks, "_after_in_parent",
-                    ("session.guards.end()", "session.guards.begin()\n            session.guards.end()")),
+                    ("session.guards.after_fork()", "session.guards.before_fork()\n            session.guards.after_fork()")),
         ),
     ),
     Mutant(
         "the guard dropped before the fork", SCENARIO["fork x publisher"],
-        rewrite(Guards, "begin", ("guard.is_certain = True\n        except FileNotFoundError",
+        rewrite(Guards, "before_fork", ("guard.is_certain = True\n        except FileNotFoundError",
                                   "guard.is_certain, guard.page = True, None\n        except FileNotFoundError")),
     ),
     Mutant(
