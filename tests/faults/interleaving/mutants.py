@@ -295,7 +295,8 @@ MUTANTS: tuple[Mutant, ...] = (
         together(
             rewrite(forks, "_before", ("session.guards.before_fork()", "pass")),
             rewrite(forks, "_after_in_parent",
-                    ("session.guards.after_fork()", "session.guards.before_fork()\n            session.guards.after_fork()")),
+                    ("session.guards.after_fork()",
+                     "session.guards.before_fork()\n            session.guards.after_fork()")),
         ),
     ),
     Mutant(
