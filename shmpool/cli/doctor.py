@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from typing import Final
 
@@ -9,7 +11,6 @@ import click
 from rich.text import Text
 
 from ..addresses import resolve
-from ..protocol.sizing import MIB
 from .checks import Finding, Level, examine
 from .look import console, printable, socket_option
 from .sizes import size
@@ -19,20 +20,43 @@ _STYLES: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red
 
 @click.command("doctor", short_help="Check this host, and say the fixes.")
 @click.option(
-    "--memory-limit", type=size, default=str(256 * MIB), metavar="SIZE", help="For a pool so large.  [256MiB]"
+    "--memory-limit",
+    type=size,
+    metavar="SIZE",
+    help="For a pool so large.  [default: the answering broker's, or 256MiB]",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--clean", is_flag=True, help="Remove what is left of dead pools, as `shmpoold --cleanup` does.")
+@click.option("--dry-run", is_flag=True, help="With --clean: say what would be removed, and remove nothing.")
 @socket_option
-def command(memory_limit: int, socket: str | None) -> None:
+def command(memory_limit: int | None, as_json: bool, clean: bool, dry_run: bool, socket: str | None) -> None:
     """Check this host: memory, kernel, logind, leftovers. Each line says the fix.
 
     Exit status 1 when something fails; warnings do not count.
     """
-    out = console()
+    if dry_run and not clean:
+        raise click.UsageError("--dry-run goes with --clean")
+    address = resolve(socket)
+    if clean:
+        sys.exit(_clean(address, dry_run=dry_run))
+    findings = examine(memory_limit, address)
     failed = False
-    for finding in examine(memory_limit, resolve(socket)):
-        out.print(_line(finding), soft_wrap=True)
-        failed = failed or finding.level is Level.FAIL
+    if as_json:
+        found = list(findings)
+        failed = any(finding.level is Level.FAIL for finding in found)
+        click.echo(json.dumps([{**finding._asdict(), "level": finding.level.value} for finding in found], indent=2))
+    else:
+        out = console()
+        for finding in findings:
+            out.print(_line(finding), soft_wrap=True)
+            failed = failed or finding.level is Level.FAIL
     sys.exit(1 if failed else 0)
+
+
+def _clean(address: str, *, dry_run: bool) -> int:
+    """By the daemon, which knows what nobody living owns. Its exit status."""
+    line = [sys.executable, "-m", "shmpoold", "--cleanup", "--socket", address, *(["--dry-run"] if dry_run else [])]
+    return subprocess.run(line, check=False).returncode
 
 
 def _line(finding: Finding) -> Text:

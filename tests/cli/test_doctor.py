@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -13,6 +14,7 @@ from cli_helpers import eventually, is_alive, shmpool_command
 import shmpool
 from shmpool.cli import checks
 from shmpool.cli.checks import Finding, Group, Leftover, Level, Login
+from shmpool.protocol.sizing import format_bytes
 from shmpool.stats import query
 from shmpool.system.memory import MemoryGroup, Pressure, Space, pressure
 
@@ -144,7 +146,7 @@ def test_leftovers_are_named_and_only_warned_of() -> None:
     finding = checks.judge_leftovers(2, [Leftover(255, 10, 5 * MIB)])
     assert finding.level is Level.WARN
     assert "00000000000000ff" in finding.text
-    assert "--cleanup" in finding.fix
+    assert "doctor --clean" in finding.fix
 
 
 def test_a_living_brokers_pool_is_no_leftover_and_a_killed_ones_is() -> None:
@@ -196,3 +198,44 @@ def test_a_size_that_is_none_is_a_usage_error(text: str) -> None:
     done = shmpool_command("doctor", f"--memory-limit={text}")
     assert done.returncode == 2
     assert "256MiB" in done.stderr
+
+
+# --- for machines, and for tidying up -----------------------------------------------------------
+
+
+def test_json_has_each_finding_with_its_fix(broker: shmpool.Broker) -> None:
+    done = shmpool_command("doctor", "--json", SHMPOOL_SOCKET=broker.address)
+    findings = {finding["subject"]: finding for finding in json.loads(done.stdout)}
+    assert {"kernel", "/dev/shm", "cgroup", "huge pages", "leftovers", "broker"} <= set(findings)
+    assert all(set(finding) == {"level", "subject", "text", "fix"} for finding in findings.values())
+    limit = format_bytes(query(broker.address).memory["limit"])
+    assert f"for a memory_limit of {limit}" in findings["/dev/shm"]["text"]  # of the broker that answers
+
+
+def test_clean_removes_what_dead_brokers_left_and_a_dry_run_says_so_first(broker: shmpool.Broker) -> None:
+    other = shmpool.Broker(memory_limit="8MiB")
+    pool_id = query(other.address).pool_id
+    os.kill(other.pid, signal.SIGKILL)
+    segments = [name for name in os.listdir("/dev/shm") if pool_id in name]
+    promised = shmpool_command("doctor", "--clean", "--dry-run", SHMPOOL_SOCKET=other.address)
+    assert f"pool {pool_id}: would remove {len(segments)} segments" in promised.stdout
+    assert segments == [name for name in os.listdir("/dev/shm") if pool_id in name]
+    done = shmpool_command("doctor", "--clean", SHMPOOL_SOCKET=other.address)
+    assert done.returncode == 0 and f"pool {pool_id}: removed {len(segments)} segments" in done.stdout
+    assert query(broker.address).memory["held"]  # the living one's stay
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "enabled", "words"),
+    [
+        (["rw", "huge=within_size"], "never", "has them (huge=within_size"),
+        (["rw"], "force", "has them"),
+        (["rw", "huge=always"], "deny", "remount,huge=within_size"),
+        (["rw"], "never", "1.3 to 1.6 times"),
+        (["rw"], "", "this kernel has none"),
+    ],
+)
+def test_huge_pages_are_told_with_what_they_give(options: list[str], enabled: str, words: str) -> None:
+    finding = checks.judge_huge_pages(options, enabled)
+    assert finding.level is Level.OK and words in finding.text
