@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import os
 import secrets
+import select
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -97,6 +98,21 @@ def false_bells(address: str) -> Steps:
     return _flood(address, _frame(Bell(rows)) + _frame(Return(rows)))
 
 
+def twenty_floods(address: str) -> Steps:
+    """Twenty connections that flood the broker side by side with bells, long and short ones."""
+    bells = [_frame(Bell([row])) * 64 + _frame(Bell(list(range(1, MAX_ROWS_PER_MESSAGE + 1)))) for row in range(1, 21)]
+    with _many(address, len(bells)) as peers:
+        for peer in peers:
+            _say(peer, _hello())
+            peer.setblocking(False)
+        left = [memoryview(bell) for bell in bells]
+        while True:
+            _, ready, _ = select.select([], peers, [], 1.0)
+            for at in (at for at, peer in enumerate(peers) if peer in ready):
+                left[at] = left[at][peers[at].send(left[at]) :] or memoryview(bells[at])
+            yield
+
+
 def refills(address: str) -> Steps:
     """Refills replayed, always the same number, never read and never given back."""
     return _flood(address, b"".join(_frame(Refill(number, 1, 1, 64, True)) for number in range(1, 9)))
@@ -143,6 +159,7 @@ ATTACKS: dict[str, Callable[[str], Steps]] = {
     "never reads": never_reads,
     "1,000 connections": thousand,
     "false bells": false_bells,
+    "20 floods": twenty_floods,
     "refills replayed": refills,
     "bell flood": bell_flood,
     "recall storm": recall_storm,

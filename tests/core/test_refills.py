@@ -461,12 +461,34 @@ def test_wanted_flags_are_up_while_somebody_waits_and_come_down(world: World) ->
     assert hoarder.recalls > 0
 
 
-def test_short_of_rows_only_the_tier_and_larger_ones_are_wanted(make_world: type[World]) -> None:
+@pytest.mark.parametrize(("tier", "wanted"), [(MEDIUM, {MEDIUM, CHUNKS}), (CHUNKS, {CHUNKS})])
+def test_short_of_rows_only_what_would_serve_is_wanted_and_recalled(
+    make_world: type[World], tier: int, wanted: set[int]
+) -> None:
+    """The tier's own rows, or those that the ladder looks in next."""
     world = make_world(small_settings(memory_limit=512 * KIB))
     world.broker.inventory.limit = 4096 * KIB
-    fill(world, CHUNKS)
-    waiting(world, CHUNKS)
-    assert [world.is_wanted(tier) for tier in range(4)] == [False, False, True, True]
+    world.broker.lending.ladder.has_fallback = False
+    holders = [world.client() for _ in range(3)]
+    for index, holder in enumerate(holders):
+        holder.answers_recalls = False
+        holder.get(index)
+    for index in wanted:
+        fill(world, index)
+    waiting(world, tier)
+    world.pass_time(2 * RECALL_EVERY)
+    assert {index for index in range(4) if world.is_wanted(index)} == wanted
+    assert {index for index, holder in enumerate(holders) if holder.recalls} == wanted
+
+
+def test_short_of_memory_everybody_is_recalled(world: World) -> None:
+    other = world.client()
+    other.answers_recalls = False
+    other.get(CHUNKS)
+    fill(world)
+    waiting(world)
+    world.pass_time(2 * RECALL_EVERY)
+    assert other.recalls
 
 
 def test_nothing_is_due_in_a_pool_where_nothing_is_idle_or_waits(world: World) -> None:

@@ -11,6 +11,7 @@ import itertools
 import os
 import socket
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from shmpoold.core.events import Peer
 from shmpoold.shell import connection as shell_connection
 from shmpoold.shell.connection import CPU_PER_TURN, FRAMES_PER_TURN, MOST_QUESTIONS, Connection
 from shmpoold.shell.listener import ACCEPTS_PER_WINDOW, Admission, Listener
+from shmpoold.shell.turns import REST, SPACING, Turns
 
 LONG = Bell(list(range(1, MAX_ROWS_PER_MESSAGE + 1)))
 LONGEST = Bell([MAX_ROWS - 1] * MAX_ROWS_PER_MESSAGE)
@@ -56,11 +58,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Owner:
-    """Hears messages; *turns* are how many came in each turn of the loop. *work* is done for each."""
+    """Hears messages; *counts* are how many came in each turn of the loop. *work* is done for each."""
 
     def __init__(self, work: Callable[[], None] = lambda: None) -> None:
         self.work = work
-        self.turns = [0]
+        self.turns = Turns()
+        self.counts = [0]
         self.messages: list[Message] = []
         self.gone = asyncio.Event()
 
@@ -68,7 +71,7 @@ class Owner:
 
     def on_message(self, connection: Connection, message: Message) -> None:
         self.messages.append(message)
-        self.turns[-1] += 1
+        self.counts[-1] += 1
         self.work()
 
     def on_lost(self, connection: Connection) -> None:
@@ -77,7 +80,7 @@ class Owner:
     async def until(self, count: int) -> None:
         while len(self.messages) < count:
             await asyncio.sleep(0)  # a turn
-            self.turns.append(0)
+            self.counts.append(0)
 
 
 async def connected(owner: Owner) -> tuple[Connection, socket.socket]:
@@ -113,7 +116,7 @@ def test_a_turn_handles_so_many_frames_and_two_long_ones(message: Message, most:
 
     owner = run(flood)
     assert owner.messages == [message] * 200
-    assert max(owner.turns) == most
+    assert max(owner.counts) == most
 
 
 @pytest.mark.parametrize("share", [0.3, 2.0], ids=["a third of a turn", "two turns"])
@@ -129,8 +132,8 @@ def test_a_turn_ends_when_what_it_was_asked_for_took_long(clock: Clock, share: f
 
     owner = run(flood, Owner(grant))
     assert len(owner.messages) == 40
-    assert max(owner.turns) * share <= 1 + share
-    assert max(owner.turns) == (4 if share < 1 else 1)
+    assert max(owner.counts) * share <= 1 + share
+    assert max(owner.counts) == (4 if share < 1 else 1)
 
 
 def test_a_peer_that_used_its_turn_up_waits_for_the_next() -> None:
@@ -140,10 +143,45 @@ def test_a_peer_that_used_its_turn_up_waits_for_the_next() -> None:
         )
         await asyncio.gather(sending, owner.until(10 * FRAMES_PER_TURN))
 
-    turns = run(flood).turns
+    turns = run(flood).counts
     full = [at for at, count in enumerate(turns) if count == FRAMES_PER_TURN]
     assert len(full) >= 9
     assert sum(later > before + 1 for before, later in itertools.pairwise(full)) > len(full) // 2
+
+
+def test_however_many_flood_the_turns_of_all_together_leave_most_of_the_time() -> None:
+    turns, now, took = Turns(), 100.0, 0.001
+    due = [(now, number) for number in range(20)]
+    heapify(due)
+    work: list[tuple[float, int]] = []
+    while now < 101.0:
+        now, number = heappop(due)
+        work.append((now, number))
+        heappush(due, (turns.reserve(now, took), number))
+    later = [at for at, _ in work[20:]]
+    assert all(after - before >= SPACING * took - 1e-9 for before, after in itertools.pairwise(later))
+    assert {number for _, number in work[-20:]} == set(range(20))
+
+
+def test_who_floods_alone_rests_as_long_as_ever() -> None:
+    assert Turns().reserve(100.0, 0.001) == 100.0 + REST
+
+
+def test_a_turn_is_used_up_by_what_comes_bit_by_bit() -> None:
+    """A flood whose every read ends just before its turn does would never rest."""
+
+    async def flood(owner: Owner, connection: Connection, theirs: socket.socket) -> None:
+        loop, bit = asyncio.get_running_loop(), encode_frame(encode(Cancel(1))) * (FRAMES_PER_TURN // 2)
+        began = loop.time()
+        connection.data_received(bit)
+        connection.data_received(bit)
+        theirs.send(bit)
+        for _ in range(8):
+            await asyncio.sleep(0)
+        assert len(owner.messages) == FRAMES_PER_TURN or loop.time() >= began + REST
+        await owner.until(3 * FRAMES_PER_TURN // 2)
+
+    run(flood)
 
 
 @pytest.mark.parametrize(("message", "rests"), [(Cancel(1), False), (LONGEST, True)], ids=["short", "long"])

@@ -23,15 +23,24 @@ class Owner:
     #: The memory that they hold, in bytes; how many of them are runs or direct segments.
     nbytes: int = field(default=0, init=False)
     large: int = field(default=0, init=False)
+    #: By tier that it has anything of, how many.
+    tiers: dict[int, int] = field(default_factory=dict, init=False)
 
     def gain(self, holding: Holding) -> None:
         """This is its own from now on."""
         self.rows.add(holding.row)
         self.nbytes += holding.nbytes
         self.large += holding.is_large
+        tier = holding.tier.index
+        self.tiers[tier] = self.tiers.get(tier, 0) + 1
 
     def lose(self, holding: Holding) -> None:
         """It is another's now, or nobody's."""
         self.rows.remove(holding.row)
         self.nbytes -= holding.nbytes
         self.large -= holding.is_large
+        tier = holding.tier.index
+        if self.tiers[tier] == 1:
+            del self.tiers[tier]
+        else:
+            self.tiers[tier] -= 1

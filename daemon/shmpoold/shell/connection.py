@@ -30,17 +30,16 @@ from shmpool.protocol.messages import (
 from shmpool.protocol.sizing import KIB, MIB
 
 from ..core.events import Peer
+from .turns import REST, Turns
 
-#: Frames of one connection that are handled before others have their turn; a long one, which
-#: names many rows, counts as one for so many bytes.
+#: Frames of one connection that are handled within `REST` before others have their turn; a long
+#: one, which names many rows, counts as one for so many bytes.
 FRAMES_PER_TURN: Final = 64
 BYTES_PER_FRAME: Final = 64
 #: Seconds of CPU after which a turn ends as well: what a short frame asks for may be much.
 CPU_PER_TURN: Final = 0.001
 #: One that is shorter (bytes) does not use a turn up.
 SHORT_FRAME: Final = (FRAMES_PER_TURN - 1) * BYTES_PER_FRAME
-#: Seconds until a peer that used its turn up has the next.
-REST: Final = 0.005
 #: Seconds that a peer is not listened to when it dribbles (two reads in a row that end no
 #: frame), doubled each time. A sound client's frames arrive whole.
 FIRST_LULL: Final = 0.005
@@ -65,6 +64,10 @@ log = logging.getLogger(__name__)
 
 class Owner(Protocol):
     """What a connection tells the server, always from the loop's thread."""
+
+    @property
+    def turns(self) -> Turns:
+        """When it has its next turn, once it has used one up."""
 
     def on_connected(self, connection: Connection) -> None:
         """It is open, and admitted."""
@@ -91,6 +94,11 @@ class Connection(asyncio.Protocol):
         self._decoder = FrameDecoder()
         self._frames: Iterator[bytes] | None = None
         self._greeted = False
+        #: What is left of its turn, in frames and in seconds of CPU, and when it is whole again.
+        self._frames_left = FRAMES_PER_TURN
+        self._cpu_left = CPU_PER_TURN
+        self._whole_again = 0.0
+        self._is_resting = False
         #: 0, or how many times the first lull the next one is.
         self._dribbles = 0
         self._closing = False
@@ -115,7 +123,7 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         frame = None if self._questions else self._decoder.only_frame(data)
-        if frame is not None and len(frame) < SHORT_FRAME:
+        if frame is not None and len(frame) < SHORT_FRAME and self._frames_left > 0:
             self._work_on_one(frame)
         else:
             self._frames = self._decoder.feed(data)
@@ -225,24 +233,29 @@ class Connection(asyncio.Protocol):
         """The usual turn: of one short frame, with nothing before it and nothing behind it, so
         what `_work` and `_rest` would see to is as it was."""
         self._dribbles = 0
+        self._frames_left -= 1
         try:
             self._on_frame(frame)
         except MessageError as error:
             self.fail(Code.BAD_MESSAGE, str(error))
 
     def _work(self) -> None:
-        """Handle one turn's worth of the frames at hand."""
-        left, ends = FRAMES_PER_TURN, thread_time() + CPU_PER_TURN
+        """Handle what is left of a turn's worth of the frames at hand."""
+        if self._is_resting:
+            return
+        now = self._loop.time()
+        if now >= self._whole_again:
+            self._frames_left, self._cpu_left, self._whole_again = FRAMES_PER_TURN, CPU_PER_TURN, now + REST
+        ends = thread_time() + self._cpu_left
         try:
-            while left > 0 and self._frames is not None and self._has_its_turn:
+            while self._frames_left > 0 and self._cpu_left > 0 and self._frames is not None and self._has_its_turn:
                 frame = next(self._frames, None)
                 if frame is None:
                     self._rest()
                     return
-                left -= 1 + len(frame) // BYTES_PER_FRAME
+                self._frames_left -= 1 + len(frame) // BYTES_PER_FRAME
                 self._on_frame(frame)
-                if thread_time() >= ends:
-                    break
+                self._cpu_left = ends - thread_time()
         except FrameError as error:
             self.fail(Code.BAD_FRAME, str(error))
         except MessageError as error:
@@ -251,7 +264,13 @@ class Connection(asyncio.Protocol):
             if self._frames is not None:
                 self._transport.pause_reading()
                 if self._has_its_turn:
-                    self._loop.call_later(REST, self._work)
+                    self._is_resting = True
+                    took = CPU_PER_TURN - self._cpu_left
+                    self._loop.call_at(self._owner.turns.reserve(now, took), self._begin_turn)
+
+    def _begin_turn(self) -> None:
+        self._is_resting, self._whole_again = False, 0.0
+        self._work()
 
     def _on_frame(self, frame: bytes) -> None:
         message = decode(frame, FROM_CLIENT)

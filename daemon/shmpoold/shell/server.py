@@ -63,6 +63,7 @@ from .pages import Pages
 from .repeats import Repeats
 from .segments import SegmentStore
 from .tickets import TicketCloser
+from .turns import Turns
 from .watches import Watches
 
 #: Connections besides those with seats: operators, and clients on their way.
@@ -79,6 +80,7 @@ class Server:
 
     def __init__(self, core: Broker, store: SegmentStore, tickets: ByteLocks, seats: ByteLocks) -> None:
         self._loop = asyncio.get_running_loop()
+        self.turns = Turns()
         self._core = core
         self._store = store
         self._tickets = TicketCloser(store.ledger, tickets, lambda row: self.dispatch(TicketClosed(row)))

@@ -37,7 +37,7 @@ from ..outbox import Outbox
 from ..rows import Rows
 from .earmarks import Earmarks
 from .grants import Grants
-from .ladder import Ladder
+from .ladder import Ladder, places
 from .large import LargeOperations
 from .quotas import Quotas
 from .recalls import Recalls
@@ -72,11 +72,10 @@ class Lending:
         self.header = header
         self.inventory = inventory
         self.tiers = inventory.tiers
-        self._first_chunks = sum(tier.kind is TierKind.POOLED for tier in self.tiers)
         #: Any wanted flag is up.
         self._has_flags = True
         self.line = WaitingLine()
-        self.recalls = Recalls(seats, outbox, self._is_of_use)
+        self.recalls = Recalls(seats, outbox, self._tiers_of_use)
         self.grants = Grants(rows, seats, inventory, self.line, chores, outbox, self)
         self.quotas = Quotas(
             seats, inventory, self.line, self.recalls, chores, outbox, self.grants.under_way, self.serve_or_wait
@@ -169,10 +168,21 @@ class Lending:
         """Something that was taken is nobody's again."""
         self.something_freed = True
 
-    def _is_of_use(self, seat: Seat) -> bool:
-        """Whether what a seat has idle might serve anybody who waits: not a slot, where they all
-        wait for the end of a large operation."""
-        return bool(seat.large) or not self.line or not all(map(self.large.are_full_for, self.line.heads()))
+    def _tiers_of_use(self) -> set[int]:
+        """The tiers of which something has to come back, that anybody who waits may be served: short
+        of memory, all of them; short of rows, those that the ladder looks in; those of the large
+        operations, when there are too many of these."""
+        inventory, wanted = self.inventory, set[int]()
+        for request in self.line.heads():
+            if self.large.are_full_for(request):
+                wanted.update(tier.index for tier in self.tiers if tier.kind is not TierKind.POOLED)
+            elif self.refusals.failure(request) or request.wanted_bytes > inventory.room + inventory.idle:
+                wanted.update(tier.index for tier in self.tiers)
+            else:
+                wanted.update(tier.index for tier, _ in places(request, self.tiers))
+                if self.ladder.has_fallback:
+                    wanted.add(self.tiers[-1].index)
+        return wanted
 
     def bound_large(self, most: int) -> None:
         """Bound the large operations anew. Who has one keeps it."""
@@ -318,23 +328,13 @@ class Lending:
     # --- the flags ---------------------------------------------------------------------------------
 
     def raise_flags(self) -> None:
-        """The wanted flags in the header: short of memory, every tier can help; short of
-        rows, the tier itself, the larger ones and, for a run, all chunks."""
+        """The wanted flags in the header, of the tiers that can help."""
         if not (self.line or self._has_flags):
             return
         if not self.line:
             self.recalls.rest()
             self.earmarks.forget()
-        wanted: set[int] = set()
-        for request in self.line.heads():
-            if self.large.are_full_for(request):
-                wanted.update(tier.index for tier in self.tiers if tier.kind is not TierKind.POOLED)
-            elif self.refusals.failure(request) or request.wanted_bytes > self.inventory.room:
-                wanted.update(tier.index for tier in self.tiers)
-            else:
-                own = request.tier
-                first = own.index if own.kind is not TierKind.CHUNK else self._first_chunks
-                wanted.update(range(first, len(self.tiers)))
+        wanted = self._tiers_of_use()
         for tier in self.tiers:
             flag = int(tier.index in wanted)
             if self.header[WANTED + tier.index] != flag:

@@ -28,9 +28,10 @@ SPACING = 0.005
 class Recalls:
     """Who is asked to give back, and when."""
 
-    def __init__(self, seats: Seats, outbox: Outbox, is_of_use: Callable[[Seat], bool]) -> None:
+    def __init__(self, seats: Seats, outbox: Outbox, tiers_of_use: Callable[[], set[int]]) -> None:
         self._seats = seats
-        self._is_of_use = is_of_use
+        #: Those of which something has to come back, that anybody who waits may be served.
+        self._tiers_of_use = tiers_of_use
         self._outbox = outbox
         #: Seats that the present round has not come to, whoever holds least first.
         self._round: list[int] = []
@@ -62,7 +63,8 @@ class Recalls:
         if begins:
             self._next_round = now + RECALL_EVERY
             connected = [seat for seat in self._seats.taken.values() if seat.rows and seat.connection is not None]
-            holding = [seat for seat in connected if self._is_of_use(seat)]
+            tiers = self._tiers_of_use()
+            holding = [seat for seat in connected if not tiers.isdisjoint(seat.tiers)]
             self._round = [seat.number for seat in sorted(holding, key=attrgetter("nbytes"))]
             self._next_turn = now
         if self._round and now >= self._next_turn:

@@ -7,6 +7,7 @@ together at one moment, and forgives what has changed since an earlier step.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -150,18 +151,21 @@ def _claimant(broker: Broker, row: int, claims: array[int]) -> Holding | None:
 def _check_owner(broker: Broker, owner: Owner) -> Iterator[int]:
     """Its account, unless it changes meanwhile."""
     granted = broker.inventory.granted
-    rows, counted = list(owner.rows), (owner.nbytes, owner.large)
-    nbytes = large = 0
+    rows, counted = list(owner.rows), (owner.nbytes, owner.large, dict(owner.tiers))
+    nbytes, large, tiers = 0, 0, Counter[int]()
     for at, row in enumerate(rows, 1):
         if row in owner.rows:
             holding = granted.get(row)
             assert holding is not None and holding.owner is owner, f"row {row} is not this owner's"
             nbytes += holding.nbytes
             large += holding.is_large
+            tiers[holding.tier.index] += 1
         if at % CHUNKS_PER_STEP == 0:
             yield CHUNKS_PER_STEP // ROWS_PER_STEP
-    if (owner.nbytes, owner.large) == counted and len(owner.rows) == len(rows) and owner.rows.issuperset(rows):
-        assert (nbytes, large) == counted, f"an owner counts {counted} (bytes, large ones), it has {nbytes, large}"
+    is_still = (owner.nbytes, owner.large, owner.tiers) == counted and len(owner.rows) == len(rows)
+    if is_still and owner.rows.issuperset(rows):
+        found = nbytes, large, tiers
+        assert found == counted, f"an owner counts {counted} (bytes, large ones, by tier), it has {found}"
     yield 1
 
 
