@@ -32,6 +32,7 @@ NAMES = (
     "held",
     "latency",
     "scale",
+    "restart",
     "hostile",
     "soak",
     "gate",

@@ -100,7 +100,7 @@ class Server:
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._no_tick_before = 0.0
-        self._all_gone = asyncio.Event()
+        self._one_gone = asyncio.Event()
         self._host = HostWatch(core.pressure, lambda: core.inventory.held, self.dispatch)
         #: Set when nothing has to be reserved any more, or it cannot be.
         self.prepared = asyncio.Event()
@@ -177,6 +177,22 @@ class Server:
             text += f"; memory pressure is {core.pressure.level.name.lower()}"
         return text
 
+    async def until_alone(self, seconds: float, hurried: asyncio.Event) -> None:
+        """Go on serving until nobody is connected, for so many seconds at the longest; less when
+        it is *hurried*."""
+        hurry = asyncio.ensure_future(hurried.wait())
+        try:
+            async with asyncio.timeout(seconds):
+                while self._connections and not hurry.done():
+                    self._one_gone.clear()
+                    gone = asyncio.ensure_future(self._one_gone.wait())
+                    await asyncio.wait((gone, hurry), return_when=asyncio.FIRST_COMPLETED)
+                    gone.cancel()
+        except TimeoutError:
+            pass
+        finally:
+            hurry.cancel()
+
     async def stop(self) -> None:
         """Tell everybody, end all connections, and leave ledger and segments as they are.
         Takes a few seconds at most; the core is not used any more. May be called twice."""
@@ -201,8 +217,8 @@ class Server:
         try:
             async with asyncio.timeout(2 * CLOSE_GRACE):
                 while self._connections:
-                    self._all_gone.clear()
-                    await self._all_gone.wait()
+                    self._one_gone.clear()
+                    await self._one_gone.wait()
         except TimeoutError:
             for connection in list(self._connections.values()):
                 connection.abort()
@@ -311,7 +327,7 @@ class Server:
     def on_lost(self, connection: Connection) -> None:
         """A connection is gone."""
         self._connections.pop(connection.number, None)
-        self._all_gone.set()
+        self._one_gone.set()
         self.dispatch(Disconnected(connection.number))
 
     def _send(self, action: Send) -> None:

@@ -45,6 +45,10 @@ RENEW_EVERY: Final = 3600.0
 PROGRESS_EVERY: Final = 1.0
 #: How long a private broker waits for another at its socket to end.
 PREDECESSOR_SECONDS: Final = 1.0
+#: How long a private broker that is to end lets its clients end first, and how long it is found out
+#: whether it was its parent that did or the parent's program.
+LAST_SECONDS: Final = 1.0
+LOOKS_AT_PARENT: Final = 0.02
 #: What ends a broker in an orderly way.
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -128,6 +132,9 @@ async def _run(config: Config, parent: Parent, read_again: Callable[[], Config],
         stack.callback(heartbeat.stop)
         parent.tell({"ready": True, "address": config.socket, "pid": os.getpid()})
         await _serve_until(stop.requested, files)
+        if parent.pidfd is not None:
+            # One signal ends a whole group, one process after the other: nobody is to miss us first.
+            await server.until_alone(LAST_SECONDS, stop.hurried)
         systemd.notify("STOPPING=1")
         if ending.patience and not ending.keep and parent.pidfd is None:
             await _drain(server, stop, ending.patience)
@@ -272,13 +279,16 @@ class Ending:
 
 class Stop:
     """The reasons to end: SIGTERM, SIGINT, the parent's death. A private broker leaves
-    SIGINT to its parent: Ctrl-C reaches both, and the parent may still need its pool."""
+    SIGINT to its parent: Ctrl-C reaches both, and the parent may still need its pool. It is in a
+    hurry when the parent lives and wants it no longer (it has closed it, or called exec)."""
 
     def __init__(self, parent: Parent) -> None:
         self._loop = asyncio.get_running_loop()
         self.requested = asyncio.Event()
         #: A second signal: at once.
         self.insisted = asyncio.Event()
+        self.hurried = asyncio.Event()
+        self._is_orphaned = False
         self._loop.add_signal_handler(signal.SIGTERM, self._because, "SIGTERM")
         self.on_hangup(lambda: log.warning("SIGHUP while starting: the configuration has just been read"))
         if parent.pidfd is None:
@@ -305,6 +315,7 @@ class Stop:
         (self.insisted if self.requested.is_set() else self.requested).set()
 
     def _parent_ended(self, pidfd: int) -> None:
+        self._is_orphaned = True
         self._loop.remove_reader(pidfd)
         self._because("the parent has ended")
 
@@ -312,7 +323,16 @@ class Stop:
         """A thread of its own, for the kernel has no descriptor to poll that tells of a lock."""
         lifeline.wait(life_fd)
         with suppress(RuntimeError):  # the loop has ended already
-            self._loop.call_soon_threadsafe(self._because, "the parent runs another program, or has ended")
+            self._loop.call_soon_threadsafe(self._program_ended)
+
+    def _program_ended(self) -> None:
+        """When it is a process that ends, the kernel lets go of its locks a moment before its pidfd tells."""
+        self._because("the parent runs another program, or has ended")
+        self._loop.call_later(LOOKS_AT_PARENT, self._hurry)
+
+    def _hurry(self) -> None:
+        if not self._is_orphaned:
+            self.hurried.set()
 
 
 def _activated_socket() -> socket.socket | None:

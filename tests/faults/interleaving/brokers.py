@@ -85,12 +85,14 @@ class Loop:
 
 
 class BrokerProcess:
-    """One broker's life. *epoch* 1 begins with the conversation of `Start`, later ones adopt."""
+    """One broker's life. *epoch* 1 begins with the conversation of `Start`, later ones adopt. One that
+    *is_abroad* can watch no process."""
 
-    def __init__(self, context: Context, start: Start, epoch: int) -> None:
+    def __init__(self, context: Context, start: Start, epoch: int, *, is_abroad: bool = False) -> None:
         self._context = context
         self._start = start
         self._epoch = epoch
+        self._is_abroad = is_abroad
         self._known = set(range(1, start.clients + 1)) if epoch == 1 else set()
         self._events: deque[Event] = deque()
         context.seat = 0
@@ -157,13 +159,15 @@ class BrokerProcess:
             elif isinstance(action, CloseTicket):
                 self._loop.ticket = action
                 self._closer.close_ticket(action)
+            elif isinstance(action, WatchConnected) and self._is_abroad:
+                self._events.append(Unseen(action.seat))
             elif isinstance(action, WatchConnected):
                 ask("watch", action.seat, self.core.clients.get(action.connection).peer.pid)
             elif isinstance(action, WatchAdopted):
                 if self._watches.probe(action.seat):
                     pass  # it is nobody's, and its end is the next event
-                elif ask("is dead", action.peer.pid):
-                    self._events.append(Unseen(action.seat))  # died since
+                elif self._is_abroad or ask("is dead", action.peer.pid):
+                    self._events.append(Unseen(action.seat))  # nobody's, or nobody whom we see
                 else:
                     ask("watch", action.seat, action.peer.pid)
             elif isinstance(action, ProbeSeat):

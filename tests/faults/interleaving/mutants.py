@@ -312,6 +312,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "a readers' byte given up with the seat's sweep", SCENARIO["fork x restart"],
         rewrite(Endings, "tick", ("self._outbox.add(ProbeReaders(number))", "self.on_readers_gone(number, now)")),
     ),
+    Mutant(
+        "a process that cannot be seen taken for dead", SCENARIO["restart abroad x leaving publisher"],
+        rewrite(Clients, "on_unseen", ("self._away.hide(seat, now)", "self.end(seat, now)")),
+    ),
     # Store buffers can hide a reader's DONE from the broker and the custodian from the reader.
     Mutant(
         "no sweep", SCENARIO["close x reader's bell"],

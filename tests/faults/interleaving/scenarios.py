@@ -20,8 +20,9 @@ Role = Callable[[Client], None]
 class Scenario:
     """*roles* are by name; the first has the slot at the start. Those in *joining* connect
     once something is published. *faults* is how many of them die (*mortal*) or stop for ever
-    (*pausable*), *restarts* how often the broker dies. *bells_suffice* in these modes: there
-    the sweep has nothing to find."""
+    (*pausable*), *restarts* how often the broker dies; *is_abroad*: the next one is in
+    another namespace and sees no client's process. *bells_suffice* in these modes: there the
+    sweep has nothing to find."""
 
     name: str
     roles: tuple[tuple[str, Role], ...]
@@ -31,6 +32,7 @@ class Scenario:
     tickets: int = 1
     faults: int = 0
     restarts: int = 0
+    is_abroad: bool = False
     expiry: bool = False
     gives_back: bool = False
     timeouts: bool = False
@@ -64,7 +66,8 @@ class Scenario:
         return body
 
     def broker(self, epoch: int) -> Callable[[Context], None]:
-        return lambda context: BrokerProcess(context, context.machine.start, epoch).run()
+        is_abroad = self.is_abroad and epoch > 1
+        return lambda context: BrokerProcess(context, context.machine.start, epoch, is_abroad=is_abroad).run()
 
 
 # --- roles -----------------------------------------------------------------------------------------
@@ -225,6 +228,11 @@ SCENARIOS: tuple[Scenario, ...] = (
         "restart x leaving publisher",
         (("publisher", give_up), ("heir", produce())),
         restarts=1,
+    ),
+    Scenario(
+        "restart abroad x leaving publisher",
+        (("publisher", give_up), ("heir", produce())),
+        mortal=frozenset({"publisher"}), faults=1, restarts=1, is_abroad=True,
     ),
     Scenario(
         "restart x return",
