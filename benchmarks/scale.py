@@ -13,10 +13,11 @@ from itertools import cycle, islice
 
 import click
 
-from shmpool.protocol.messages import Bell, Cancel, Direct, Return, Topic
+from shmpool.protocol.messages import MAX_ROWS_PER_MESSAGE, Bell, Cancel, Direct, Refill, Return, Topic
 from shmpool.protocol.sizing import MIB
-from shmpoold.core.events import Event, Ticked
+from shmpoold.core.events import Event, Received, Ticked
 from shmpoold.core.settings import Settings
+from shmpoold.shell.service import COLLECTED_AFTER
 
 from .options import Options
 from .parameters import Counts
@@ -28,6 +29,8 @@ LEASES = (1_000, 10_000, 100_000)
 SETTINGS = Settings(memory_limit=32 * 1024 * MIB)
 #: Tiers that the leases lie in, and the one that is measured: of the largest slots, none of them leased.
 FILLED, MEASURED = (0, 1, 2, 3, 4, 6), 5
+#: The tier of the longest run, and its chunks.
+RUNS, LONGEST_RUN = 7, 16_000
 ROUNDS = 5
 #: How often each kind is timed in a round, and how many of it together.
 EVENTS_PER_ROUND = 5
@@ -49,7 +52,7 @@ def run(options: Options) -> Report:
     report = Report.of(__doc__, options)
     rounds = options.rounds or ROUNDS
     clients, leases = options.more.get("clients") or CLIENTS, options.more.get("leases") or LEASES
-    with _quiet():
+    with _collecting_as_the_daemon():
         pools = {(some, many): _pool(some, many) for some in clients for many in leases}
         _add_events(report, pools, rounds)
         _add_turns(report, pools, rounds)
@@ -58,16 +61,17 @@ def run(options: Options) -> Report:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No garbage collection in the middle: the daemon does it when it is idle."""
-    was_enabled = gc.isenabled()
-    gc.disable()
+def _collecting_as_the_daemon() -> Iterator[None]:
+    """Garbage is collected as often as there, and what is here now is not looked at."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTED_AFTER)
     try:
         yield
     finally:
-        gc.collect()
-        if was_enabled:
-            gc.enable()
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def _pool(clients: int, leases: int) -> SimulatedPool:
@@ -190,6 +194,8 @@ def _add_turns(report: Report, pools: dict[Size, SimulatedPool], rounds: int) ->
             for number in pool.waiting():
                 pool.handle(pool.saying(1, Cancel(number)))
             pool.turns()
+            for kind, took in _long_messages(pool):
+                _keep(best, kind, size, took)
     for size, pool in pools.items():
         for client in range(1, min(pool.clients, rounds) + 1):
             _keep(best, "a client's death", size, _longest(pool, pool.dying(client)))
@@ -198,6 +204,25 @@ def _add_turns(report: Report, pools: dict[Size, SimulatedPool], rounds: int) ->
         Bar(f"{kind}: longest turn", LONGEST_TURN, max(costs.values()), "s", is_most=True)
         for kind, costs in best.items()
     ]
+
+
+def _long_messages(pool: SimulatedPool) -> Iterator[tuple[str, float]]:
+    """The longest that clients can say, and the longest run that there can be, with all that follows."""
+    client, rows = 1, list(range(1, MAX_ROWS_PER_MESSAGE + 1))
+    yield "a Bell of 1,024 rows", _longest(pool, pool.saying(client, Bell(rows)))
+    held: list[int] = []
+    while len(held) < MAX_ROWS_PER_MESSAGE:
+        pool.handle(pool.refilling(client, MEASURED, 256))
+        held += [row for _, row in pool.granted()]
+    for row in held:
+        pool.give_back(row)
+    yield "a Return of 1,024 rows", _longest(pool, pool.saying(client, Return(held[:MAX_ROWS_PER_MESSAGE])))
+    pool.handle(pool.saying(client, Return(held[MAX_ROWS_PER_MESSAGE:])))
+    granting = [pool.timed(Received(client, Refill(pool.next_number(), RUNS, LONGEST_RUN, 1, True))), *pool.turns()]
+    yield "a run of 16,000 chunks granted", max(granting)
+    ((_, head),) = pool.granted()
+    pool.give_back(head)
+    yield "a run of 16,000 chunks freed", _longest(pool, pool.saying(client, Return([head])))
 
 
 def _longest(pool: SimulatedPool, event: Event) -> float:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -108,15 +109,17 @@ class SimulatedPool:
         return took
 
     def _obey(self, actions: Sequence[Action]) -> None:
-        for action in actions:
+        left = deque(actions)
+        while left:
+            action = left.popleft()
             if isinstance(action, Send):
                 self.sent.append(action)
                 if isinstance(action.message, Welcome):
                     self.seats[action.connection] = action.message.seat
             elif isinstance(action, Warm):
-                self.handle(Warmed(action.tier, action.row, action.count))
+                left += self.core.handle(Warmed(action.tier, action.row, action.count), self.now)
             elif isinstance(action, CreateDirect):
-                self.handle(DirectCreated(action.row))
+                left += self.core.handle(DirectCreated(action.row), self.now)
 
     def granted(self) -> list[tuple[int, int]]:
         """(connection, row) of all that was granted since it was asked last."""

@@ -96,11 +96,7 @@ def _is_there(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     ("runs", "manner"),
-<<<<<<< HEAD
-    [(4, "polite"), *(pytest.param(100, how, marks=pytest.mark.long) for how in ("abrupt", "polite"))],
-=======
-    [(5, "abrupt"), (5, "polite"), *(pytest.param(100, how, marks=pytest.mark.long) for how in ("abrupt", "polite"))],
->>>>>>> 536c61b (Let a private broker outlive those who end with it, and explore a next broker abroad)
+    [(2, "abrupt"), (4, "polite"), *(pytest.param(100, how, marks=pytest.mark.long) for how in ("abrupt", "polite"))],
 )
 def test_one_sigterm_to_parent_workers_and_private_broker_leaves_nothing(
     manner: str, runs: int, tmp_path: Path, subreaper: None

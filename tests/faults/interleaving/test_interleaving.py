@@ -19,7 +19,6 @@ from .mutants import MUTANTS, Mutant, grants_trusted, old_replies_kept
 from .scenarios import SCENARIO, SCENARIOS, WHOLE, Scenario
 
 MODES = ("SC", "TSO")
-<<<<<<< HEAD
 #: At most some ten thousand states each.
 SMALL = (
     "readers of two tickets", "reader's death x sweep", "newcomer x sweep", "close x reader's bell",
@@ -27,10 +26,6 @@ SMALL = (
 )  # fmt: skip
 #: States of each of the others in the default setting.
 WALK = 3_000
-=======
-#: Hundreds of thousands of states each.
-LARGE = {"reader x expiry", "restart x publisher", "restart x return", "restart abroad x leaving publisher"}
->>>>>>> 536c61b (Let a private broker outlive those who end with it, and explore a next broker abroad)
 
 
 def show(result: Result) -> None:
