@@ -25,7 +25,7 @@ PR_SET_CHILD_SUBREAPER = 36
 #: A parent with a private broker and two workers that lease, publish and open all the time; with
 #: *polite*, SIGTERM raises SystemExit in parent and workers, and all that is open is closed then.
 GROUP = """
-import multiprocessing, os, signal, sys
+import multiprocessing, os, signal, sys, time
 import shmpool
 
 def work(address):
@@ -46,6 +46,8 @@ for worker in workers:
     worker.start()
 for worker in workers:
     worker.join()
+while True:  # until it is told as well: a handler that raises while the interpreter exits is another matter
+    time.sleep(1)
 """
 
 
