@@ -19,6 +19,8 @@ from .magazine import Keeper, Magazine, Slot
 
 #: A producer is steady that leases so soon, in seconds, after it published or released the last one.
 STEADY: Final = 0.5
+#: Seconds that a reader is given for a byte of it first: who waits for 256 MiB to be read is steady, too.
+READING: Final = 2e-9
 #: Seconds from one look at what lies here to the next; what lay here unused at both goes back.
 LIFETIME: Final = 0.25
 #: The largest part of the pool's limit that one seat keeps, in use or not, and the most segments.
@@ -71,7 +73,7 @@ class Segments(Magazine):
     def keeps(self, slot: DirectSlot) -> bool:
         """Whether a segment that is just published or released stays here. Takes no lock that a
         finalizer could meet."""
-        self._used_at = time.monotonic()
+        self._used_at = time.monotonic() + slot.size * READING
         session = self.session
         if session.header[slot.wanted] or session.prefers_direct or session.is_closing:
             return False
