@@ -171,7 +171,7 @@ def test_a_hundred_deaths_at_once_are_one_search_and_many_turns(large_world: Wor
     world.check()
 
 
-@pytest.mark.parametrize("topic", Topic)
+@pytest.mark.parametrize("topic", [topic for topic in Topic if topic is not Topic.NAMES])  # nobody named anything
 def test_a_question_is_answered_in_turns(large_world: World, topic: Topic) -> None:
     world = large_world
     operator = world.client(is_connected=False)
