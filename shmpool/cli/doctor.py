@@ -48,7 +48,7 @@ def command(memory_limit: int | None, as_json: bool, clean: bool, dry_run: bool,
     else:
         out = console()
         for finding in findings:
-            out.print(_line(finding), soft_wrap=True)
+            out.print(render(finding), soft_wrap=True)
             failed = failed or finding.level is Level.FAIL
     sys.exit(1 if failed else 0)
 
@@ -59,7 +59,8 @@ def _clean(address: str, *, dry_run: bool) -> int:
     return subprocess.run(line, check=False).returncode
 
 
-def _line(finding: Finding) -> Text:
+def render(finding: Finding) -> Text:
+    """One line, and one for its fix."""
     text = Text(f"{finding.level.value:<5}", style=_STYLES[finding.level])
     text += Text(f"{finding.subject:<11}", style="bold") + printable(finding.text)
     if finding.fix:

@@ -46,7 +46,7 @@ def command(as_json: bool, each: bool, idle: bool, leaks: bool, names: bool, soc
     elif not found["total"]:
         click.echo("nobody holds anything" if idle else "nobody holds a lease or a publication")
     else:
-        console().print((_buffers if each else _processes)(found["leases"]))
+        console().print((_buffers if each else render)(found["leases"]))
         if found["shown"] < found["total"]:
             click.echo(f"{number(found['shown'])} of {number(found['total'])} are shown")
 
@@ -103,7 +103,8 @@ def _leave_out_idle(found: dict[str, Any]) -> None:
     found["leases"], found["shown"] = used, len(used)
 
 
-def _processes(leases: list[dict[str, Any]]) -> Any:
+def render(leases: list[dict[str, Any]]) -> Any:
+    """A line for each process and state."""
     shown = table("Who holds what", "pid>", "state", "buffers>", "memory>", "oldest>", "tier", "command~")
     for lease in leases:
         shown.add_row(

@@ -57,12 +57,12 @@ def printable(text: str) -> Text:
     return Text("".join(shown), overflow="fold")
 
 
-def bar(share: float, width: int) -> Text:
-    """A *share* (0 to 1) as a bar of so many columns; red when it is nearly all."""
+def bar(share: float, width: int, *, warns: bool = True) -> Text:
+    """A *share* (0 to 1) as a bar of so many columns; red when it is nearly all, if that *warns*."""
     eighths = round(max(0.0, min(1.0, share)) * width * 8)
     full, rest = divmod(eighths, 8)
     shown = "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
-    style = "red" if share >= 0.9 else "yellow" if share >= 0.75 else "green"
+    style = "red" if warns and share >= 0.9 else "yellow" if warns and share >= 0.75 else "green"
     return Text.assemble((shown, style), ("·" * (width - len(shown)), "dim"))
 
 

@@ -141,7 +141,7 @@ class Screen:
         share = memory["held"] / memory["limit"]
         lines = Text.assemble(
             ("pool ", "bold"), f"{stats.pool_id}, epoch {stats.epoch}, {len(stats.clients)} clients\n",
-            ("held ", "bold"), bar(share, _BAR),
+            ("held ", "bold"), bar(share, _BAR, warns=False),
             f" {format_bytes(memory['held'])} of {format_bytes(memory['limit'])}, pressure {memory['pressure']}\n",
             ("now  ", "bold"), f"{number(stats.active_buffers)} buffers active, {self._rates(stats)}\n",
         )  # fmt: skip
