@@ -3,6 +3,7 @@ another program keeps nothing."""
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import multiprocessing
 import os
@@ -135,3 +136,82 @@ def test_workers_that_inherit_a_data_set_read_it_after_its_buffer_was_released(s
             assert workers.map(item, range(5000)) == list(range(250)) * 20
             assert pool.stats().active_buffers == 1
         eventually(lambda: pool.stats().active_buffers == 0)
+
+
+def forks_itself() -> None:
+    """In a worker of multiprocessing: its own child reads what both inherited."""
+    assert DataSet.array is not None
+    assert in_fork(DataSet.array.tobytes) == b"x" * 5000
+
+
+def test_worker_of_multiprocessing_that_forks_reads_what_was_open(connect: Connect) -> None:
+    pool = connect()
+    buffer = pool.open(publish(pool, b"x" * 5000))
+    DataSet.array = np.frombuffer(buffer.view, np.uint8)
+    worker = multiprocessing.get_context("fork").Process(target=forks_itself)
+    worker.start()
+    DataSet.array = None
+    buffer.release()
+    worker.join()
+    assert worker.exitcode == 0
+    eventually(lambda: pool.stats().active_buffers == 0)
+
+
+ENDS = """
+import os, sys, numpy as np, shmpool
+pool = shmpool.connect(sys.argv[1])
+with pool.lease(5000) as lease:
+    lease.view[:] = b"\\x07" * 5000
+    handle = lease.publish()
+array = np.frombuffer(pool.open(handle).view, np.uint8)
+if os.fork() == 0:
+    sys.stdin.read()
+    os.write(1, str(sorted(set(array.tolist()))).encode())
+    os._exit(0)
+"""
+
+
+def test_parent_that_simply_ends_leaves_its_child_what_was_open(connect: Connect) -> None:
+    other = connect()
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDS, other.address], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    assert process.wait(60) == 0
+    eventually(lambda: other.stats().active_buffers == 1)
+    for _ in range(50):
+        other.discard(publish(other, b"\x63" * 5000))
+    process.stdin.close()
+    assert process.stdout.read() == b"[7]"
+    process.stdout.close()
+    eventually(lambda: other.stats().active_buffers == 0)
+
+
+def test_buffer_in_a_context_of_another_thread_outlives_a_fork(connect: Connect) -> None:
+    """A child drops the contexts of threads that it has not, before any hook."""
+    pool = connect()
+    variable: contextvars.ContextVar[shmpool.Buffer] = contextvars.ContextVar("buffer")
+    is_open, go = threading.Event(), threading.Event()
+    views = []
+
+    def work() -> None:
+        buffer = pool.open(publish(pool, b"x" * 5000))
+        views.append(buffer.view)
+        variable.set(buffer)
+        del buffer
+        is_open.set()
+        go.wait()
+        variable.get().release()
+
+    thread = threading.Thread(target=lambda: contextvars.Context().run(work))
+    thread.start()
+    assert is_open.wait(60)
+    for _ in range(3):
+        in_fork(lambda: None)
+    for _ in range(20):
+        pool.discard(publish(pool, b"\x63" * 5000))
+    assert bytes(views[0]) == b"x" * 5000
+    go.set()
+    views.clear()
+    thread.join()
+    eventually(lambda: pool.stats().active_buffers == 0)
