@@ -214,7 +214,7 @@ class BasePool:
         """The broker may have granted what another strategy has: it is counted by what it is."""
         category = (counter - session.counters - LEASES) % 4
         counter = session.counters + LEASES + 4 * slot.tier.kind + category
-        if slot.magazine is None:
+        if isinstance(slot, DirectSlot):
             return self._make_direct_lease(session, slot, nbytes, counter)
         session.words[slot.word] = slot.base | session.leased
         session.words[slot.word + EXTENT] = slot.extent_word | nbytes
