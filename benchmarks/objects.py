@@ -277,7 +277,7 @@ def _to_many(report: Report, broker: shmpool.Broker) -> Table:
     )
 
 
-def _make_or_get(address: str, start: Any, is_killed: bool, pipe: Any) -> None:
+def _make_or_get(address: str, name: str, start: Any, is_killed: bool, pipe: Any) -> None:
     with shmpool.connect(address) as pool:
         made = []
 
@@ -292,7 +292,7 @@ def _make_or_get(address: str, start: Any, is_killed: bool, pipe: Any) -> None:
         if start is not None:
             start.wait()
         with closing(pipe):
-            shared = pool.get_or_share("made", make)
+            shared = pool.get_or_share(name, make)
             shared.get()
             pipe.send((len(made), time.monotonic()))
             pipe.recv()
@@ -301,11 +301,12 @@ def _make_or_get(address: str, start: Any, is_killed: bool, pipe: Any) -> None:
 def _made_once(report: Report, broker: shmpool.Broker) -> Table:
     rows: list[list[Any]] = []
     for is_killed in (False, True):
-        victim = _started(_make_or_get, broker.address, None, True) if is_killed else None
+        name = "made again" if is_killed else "made"
+        victim = _started(_make_or_get, broker.address, name, None, True) if is_killed else None
         if victim is not None:
             assert victim[0].recv() == "making"
         start = fork.Barrier(MAKERS + 1)
-        makers = [_started(_make_or_get, broker.address, start, False) for _ in range(MAKERS)]
+        makers = [_started(_make_or_get, broker.address, name, start, False) for _ in range(MAKERS)]
         start.wait()
         time.sleep(0.1 if is_killed else 0.0)
         began = time.monotonic()
