@@ -241,8 +241,9 @@ class StreamWriter(io.BufferedIOBase):
             if self._outgoing.chunks:
                 return None  # one of ours comes back
             raise
-        self._class = type(lease)
-        self._counter = pool.counter_of(self._session, lease.strategy, size)
+        if lease._slot.tier.kind is not TierKind.DIRECT:  # such a chunk does not come back
+            self._class = type(lease)
+            self._counter = pool.counter_of(self._session, lease.strategy, size)
         return lease
 
     def _await_chunk(self, deadline: float) -> None:

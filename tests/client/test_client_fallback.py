@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,10 +18,10 @@ RUN = 512 * KIB
 
 
 @contextmanager
-def all_chunks_leased(pool: shmpool.Pool) -> Iterator[None]:
+def all_chunks_leased(pool: shmpool.Pool) -> Iterator[list[shmpool.Lease]]:
     leases = [pool.lease(RUN) for _ in range(16384 * 4 * KIB // RUN)]
     assert {lease.strategy for lease in leases} == {Strategy.CHUNKED}
-    yield
+    yield leases
     for lease in leases:
         lease.release()
 
@@ -53,3 +54,22 @@ def test_without_fallback_it_is_refused_by_name(start: Start) -> None:
         with pytest.raises(shmpool.LeaseTimeout, match="no chunk 4 KiB for 512 KiB: 0 of its 16384 chunks are free"):
             other.lease(RUN, timeout=0)
         assert other.stats().ladder["refused"] == 1
+
+
+def test_a_stream_goes_on_where_its_chunks_fall_back(start: Start) -> None:
+    content = bytes(range(256)) * (8 * KIB)
+    broker = start(**SIZES)
+    with broker.connect() as pool, broker.connect() as other, all_chunks_leased(pool):
+        got: list[bytes] = []
+
+        def read() -> None:
+            with other.open_reader(writer.handle) as reader:
+                got.append(reader.read())
+
+        with pool.stream(len(content)) as writer:
+            thread = threading.Thread(target=read)
+            thread.start()
+            for at in range(0, len(content), 1000):
+                writer.write(content[at : at + 1000])
+        thread.join()
+        assert got == [content]
