@@ -128,7 +128,9 @@ class _Broker:
         self._process = subprocess.Popen([*command, "--ready-fd", str(writing)], pass_fds=(writing,))
         os.close(writing)
         with open(reading, "rb") as pipe:
-            if not select.select([pipe], [], [], PATIENCE)[0] or not json.loads(pipe.readline() or b"{}").get("ready"):
+            poll = select.poll()  # of five hundred pipes some are beyond what select knows
+            poll.register(pipe, select.POLLIN)
+            if not poll.poll(PATIENCE * 1000) or not json.loads(pipe.readline() or b"{}").get("ready"):
                 raise RuntimeError("the broker did not start")
 
     def cpu_seconds(self) -> float:

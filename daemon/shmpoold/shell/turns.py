@@ -11,8 +11,9 @@ from typing import Final
 
 #: Seconds until a peer that used its turn up has the next, at the earliest.
 REST: Final = 0.005
-#: How many times as long as it takes such a turn has to itself, and the shortest that it counts for (seconds).
-SPACING: Final = 4
+#: How many times as long as it takes such a turn has to itself, so that many have together no more than
+#: one alone; and the shortest that it counts for (seconds).
+SPACING: Final = 8
 SHORTEST: Final = 0.00025
 
 
