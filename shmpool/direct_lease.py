@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from . import layouts
 from .lease import EndedLease, Lease, ViewTaken, is_parents
-from .live_lease import LiveLease
+from .live_lease import _DONE, LiveLease
 from .protocol.handle import Handle
 from .protocol.ledger import ONE_GENERATION, SEAT_MASK, STATE_SHIFT
 from .protocol.states import State
@@ -142,6 +142,7 @@ class DirectLease(LiveLease):
         slot.close()
         is_ours = slot.session.words[slot.word] & SEAT_MASK
         if is_ours and _segments(slot).keeps(slot):
+            slot.done = slot.base | _DONE  # first: whoever reaps compares with it
             _segments(slot).published.append(slot)
             _segments(slot).watch()
             return
