@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from .errors import ConfigError
 from .protocol.figures import BUCKET_ENDS_NS
-from .protocol.metrics import KEYS, MEMORY, STATS, TIERS, Figure, Kind, Unit
+from .protocol.metrics import KEYS, MEMORY, SHARED, STATS, TIERS, Figure, Kind, Unit
 from .stats import Stats, TierStats
 
 try:
@@ -47,6 +47,8 @@ HELP: Final = {
     "held_by_views": "buffers released or published that wait for a view to die",
     "latency_histogram": "how long leases took: one in 64 is timed, with detailed_metrics each",
 }
+#: What has figures of its own.
+TABLES: Final = ("memory", "shared", "tiers", "clients")
 #: What follows from what is told, and how.
 DERIVED: Final = {
     "total_gets": "sum(shmpool_leases_total)",
@@ -93,6 +95,8 @@ def families(stats: Stats) -> Iterator[Metric]:
             yield _state("shmpool_memory_pressure", stats.memory["pressure"])
         elif figure.name in stats.memory:
             yield from _family("shmpool_memory", figure, stats.memory[figure.name])
+    for figure in SHARED:
+        yield from _family("shmpool_shared", figure, stats.shared[figure.name])
     yield from _tiers(stats.tiers)
     yield _alerts(stats.alert_states)
     yield from _clients(stats)
@@ -101,10 +105,10 @@ def families(stats: Stats) -> Iterator[Metric]:
 def _family(prefix: str, figure: Figure, value: Any) -> Iterator[Metric]:
     """A figure of a declared kind; facts and tables have their own ways."""
     about = HELP.get(figure.name, figure.help).replace("`", "")
-    if figure.kind is Kind.FACT or not isinstance(value, int | float | dict) or figure.name == "memory":
+    if figure.kind is Kind.FACT or not isinstance(value, int | float | dict) or figure.name in TABLES:
         return
     scale = 1e-9 if figure.unit is Unit.NANOSECONDS else 1
-    unit = _UNITS.get(figure.unit, "")
+    unit = _UNITS.get(figure.unit, "") if not figure.name.endswith("bytes") else ""
     name = "_".join(filter(None, (prefix, NAMES.get(figure.name, figure.name.removesuffix("_ns")), unit)))
     if figure.kind is Kind.HISTOGRAM and isinstance(value, dict):
         histogram = HistogramMetricFamily(name, about, labels=figure.by)

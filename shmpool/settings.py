@@ -33,6 +33,7 @@ class Settings(TypedDict, total=False):
     max_clients: int
     lease_timeout: Duration
     handle_ttl: Duration
+    give_back: bool
     magazine_bytes: Size
     magazine_first_batch: int
     magazine_max_batch: int

@@ -3,7 +3,7 @@ the census needs no broker.
 
 Found as clients find it, by the files beside the socket. Reads and changes nothing; what is read may be
 changing, so the figures may be a few leases apart. What only a broker knows is left out: ages, alerts,
-pressure, spares, the ladder.
+pressure, spares, the ladder, shared publications, how chunks lie.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import closing
 from typing import Any
 
 from .errors import BrokerUnavailable
-from .protocol.census import Census, Tally, Use, held_rows, read, slices, snapshot
+from .protocol.census import Census, held_rows, read, slices, snapshot
 from .protocol.figures import HELD_BY_VIEWS, USED_COUNTERS
 from .protocol.header import (
     EPOCH,
@@ -31,19 +31,22 @@ from .protocol.header import (
     seat_at,
 )
 from .protocol.ledger import ROW_BYTES, STATE_SHIFT
-from .protocol.metrics import KEYS
+from .protocol.metrics import KEYS, SHARED
 from .protocol.names import header_name, ledger_name, pool_prefix, tickets_path
 from .protocol.sizing import Tier, TierKind
 from .protocol.states import State
-from .protocol.totals import counted
+from .protocol.totals import counted, kept_by
 from .stats import Stats
 from .system.locks import pool_id_in
 from .system.memory import SHM_DIR
 from .system.processes import command
 
-_NOTHING = Tally()
 #: Rows that nobody has, side by side.
 _NOBODYS = re.compile(b"[%c%c]+" % (State.COLD, State.FREE))
+
+
+class _Unreadable(Exception):
+    """It is no pool of this version."""
 
 
 def read_stats(address: str, why: BrokerUnavailable) -> Stats:
@@ -53,7 +56,7 @@ def read_stats(address: str, why: BrokerUnavailable) -> Stats:
         pool_id = _pool_id(address)
         with closing(_map(header_name(pool_id))) as header, closing(_map(ledger_name(pool_id))) as ledger:
             return Stats.from_dict(_figures(pool_id, header, ledger))
-    except (OSError, ValueError):
+    except (OSError, _Unreadable):
         raise why from None
 
 
@@ -73,10 +76,10 @@ def _figures(pool_id: int, header: mmap.mmap, ledger: mmap.mmap) -> dict[str, An
     # Copies: a view of a map that is closed would be in its way.
     facts = memoryview(header[: len(header) // 8 * 8]).cast("Q")
     if fault := header_fault(facts):
-        raise ValueError(fault)
+        raise _Unreadable(fault)
     rows, seats, tiers = facts[ROWS], facts[SEATS], read_tiers(facts)
     if len(ledger) < ledger_bytes(rows, seats):
-        raise ValueError("the ledger is too short")
+        raise _Unreadable("the ledger is too short")
     words = memoryview(ledger[: len(ledger) // 8 * 8]).cast("Q")
     census, states = _census(words, tiers)
     blocks = [list(words[counters_at(rows, seat) :][:USED_COUNTERS]) for seat in range(seats + 1)]
@@ -105,6 +108,7 @@ def _figures(pool_id: int, header: mmap.mmap, ledger: mmap.mmap) -> dict[str, An
         **counted(totals, census),
         "ladder": dict.fromkeys(KEYS["rung"], 0),
         "memory": memory,
+        "shared": {figure.name: 0 for figure in SHARED},
         "tiers": told,
         "clients": [_client(facts, seat, blocks[seat], census) for seat in taken],
         "leaks": dict.fromkeys(KEYS["leak"], 0),
@@ -141,7 +145,6 @@ def _tier(tier: Tier, census: Census, states: bytes) -> dict[str, Any]:
 
 
 def _client(facts: memoryview[int], seat: int, block: list[int], census: Census) -> dict[str, Any]:
-    leased, unread, opened, idle = (census.kept.get((seat, use), _NOTHING) for use in Use)
     pid = facts[seat_at(seat) + SEAT_PID]
     return {
         "seat": seat,
@@ -150,11 +153,5 @@ def _client(facts: memoryview[int], seat: int, block: list[int], census: Census)
         "command": command(pid),
         "connected": False,
         "seen": True,
-        "leases": leased.buffers + unread.buffers,
-        "bytes": leased.nbytes + unread.nbytes + idle.nbytes,
-        "unread": unread.buffers,
-        "unread_bytes": unread.nbytes,
-        "reads": opened.buffers,
-        "read_bytes": opened.nbytes,
-        "held_by_views": block[HELD_BY_VIEWS],
+        **kept_by(seat, census, block[HELD_BY_VIEWS]),
     }

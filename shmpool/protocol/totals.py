@@ -4,9 +4,9 @@ whoever reads the ledger of a broker that does not answer."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
-from .census import Census
+from .census import Census, Tally, Use
 from .figures import (
     CATEGORIES,
     DEFERRED,
@@ -20,6 +20,10 @@ from .figures import (
     TIMEOUTS,
     quantile,
 )
+
+#: What a seat keeps; what is shared nobody keeps alone.
+_USES: Final = (Use.LEASED, Use.UNREAD, Use.OPEN, Use.IDLE)
+_NOTHING: Final = Tally()
 
 
 def counted(
@@ -60,4 +64,18 @@ def _latencies(totals: list[int]) -> dict[str, Any]:
         "p50_latency_ns": {name: quantile(counts[name], 0.50) for name in CATEGORIES},
         "p99_latency_ns": {name: quantile(counts[name], 0.99) for name in CATEGORIES},
         "latency_histogram": {name: {"counts": counts[name], "sum_ns": sums[name]} for name in CATEGORIES},
+    }
+
+
+def kept_by(seat: int, census: Census, held_by_views: int) -> dict[str, int]:
+    """What a client's line says of what it keeps."""
+    leased, unread, opened, idle = (census.kept.get((seat, use), _NOTHING) for use in _USES)
+    return {
+        "leases": leased.buffers + unread.buffers,
+        "bytes": leased.nbytes + unread.nbytes + idle.nbytes,
+        "unread": unread.buffers,
+        "unread_bytes": unread.nbytes,
+        "reads": opened.buffers,
+        "read_bytes": opened.nbytes,
+        "held_by_views": held_by_views,
     }

@@ -18,7 +18,7 @@ import shmpool
 import shmpoold
 from shmpool import exposition
 from shmpool.cli.check import Verdict, judge
-from shmpool.protocol.metrics import MEMORY, STATS, Kind
+from shmpool.protocol.metrics import MEMORY, SHARED, STATS, Kind
 from shmpool.stats import query
 
 MONITORING = Path(shmpoold.__file__).parents[1] / "units" / "monitoring"
@@ -55,9 +55,9 @@ def test_every_declared_figure_is_told_or_follows_from_one_that_is(samples) -> N
     told = set(samples)
     for expression in exposition.DERIVED.values():
         assert set(re.findall(r"shmpool_\w+", expression)) <= told
-    for prefix, figures in (("shmpool_", STATS), ("shmpool_memory_", MEMORY)):
+    for prefix, figures in (("shmpool_", STATS), ("shmpool_memory_", MEMORY), ("shmpool_shared_", SHARED)):
         for figure in figures:
-            if figure.kind is Kind.FACT or figure.name in (*exposition.DERIVED, "memory", "tiers", "clients"):
+            if figure.kind is Kind.FACT or figure.name in (*exposition.DERIVED, *exposition.TABLES):
                 continue
             stem = exposition.NAMES.get(figure.name, figure.name.removesuffix("_ns"))
             assert any(name.startswith(prefix + stem) for name in told), figure.name

@@ -15,7 +15,7 @@ from shmpool.stats import query
 from shmpool.unanswered import read_stats
 
 #: What only a broker knows.
-ITS_OWN = {"ladder", "alerts", "alert_states", "memory", "clients", "leaks"}
+ITS_OWN = {"ladder", "shared", "alerts", "alert_states", "memory", "clients", "leaks"}
 
 
 def test_the_ledger_alone_says_what_the_broker_says(broker: shmpool.Broker, pool: shmpool.Pool) -> None:

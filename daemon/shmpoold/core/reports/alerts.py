@@ -189,7 +189,7 @@ def look(
     used = [one for one in processes if one.use is not Use.IDLE]
     room = inventory.limit - inventory.overhead
     # What several have open is there once.
-    nbytes = min(sum(one.tally.nbytes for one in used), inventory.held - inventory.overhead)
+    nbytes = min(sum(one.tally.nbytes for one in used) - spare, inventory.held - inventory.overhead)
     found.judge("full", nbytes / room, now)
     reader = next((one for one in used if one.use is Use.OPEN), None)
     share = reader.tally.nbytes / room if reader else 0.0

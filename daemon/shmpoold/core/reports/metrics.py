@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
-from shmpool.protocol.census import Census, Tally, Use
+from shmpool.protocol.census import Census
 from shmpool.protocol.figures import HELD_BY_VIEWS, USED_COUNTERS
 from shmpool.protocol.header import counters_at
 from shmpool.protocol.messages import U64
 from shmpool.protocol.sizing import Tier, TierKind
 from shmpool.protocol.states import State
-from shmpool.protocol.totals import counted
+from shmpool.protocol.totals import counted, kept_by
 
 from ..connections.seats import Seat, Seats
 from ..memory.inventory import Inventory
@@ -20,9 +20,6 @@ from ..rows import Rows
 #: What the figures besides the census cost; what a client's counters and its line do, and its
 #: counters alone; in units.
 FIGURES, CLIENT, BLOCK = 32, 10, 4
-_NOTHING = Tally()
-#: What a seat keeps; what is shared nobody keeps alone.
-_USES = (Use.LEASED, Use.UNREAD, Use.OPEN, Use.IDLE)
 
 
 def fold_counters(rows: Rows, seat: int) -> None:
@@ -78,7 +75,6 @@ def _block(rows: Rows, seat: int) -> list[int]:
 
 
 def _client(seat: Seat, block: list[int], census: Census) -> dict[str, Any]:
-    leased, unread, opened, idle = (census.kept.get((seat.number, use), _NOTHING) for use in _USES)
     return {
         "seat": seat.number,
         "pid": seat.peer.pid,
@@ -86,13 +82,7 @@ def _client(seat: Seat, block: list[int], census: Census) -> dict[str, Any]:
         "command": seat.peer.command,
         "connected": seat.connection is not None,
         "seen": seat.is_seen,
-        "leases": leased.buffers + unread.buffers,
-        "bytes": leased.nbytes + unread.nbytes + idle.nbytes,
-        "unread": unread.buffers,
-        "unread_bytes": unread.nbytes,
-        "reads": opened.buffers,
-        "read_bytes": opened.nbytes,
-        "held_by_views": block[HELD_BY_VIEWS],
+        **kept_by(seat.number, census, block[HELD_BY_VIEWS]),
     }
 
 
