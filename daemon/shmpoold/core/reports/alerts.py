@@ -177,10 +177,11 @@ def look(
     leaks: int,
     level: int,
     processes: list[Process],
+    spare: int,
     now: float,
 ) -> None:
     """Judge every figure that is of now. *totals*: the counters; *leaks*: buffers; *level*: of
-    pressure; *processes*: who keeps what, the most first."""  # fmt: skip
+    pressure; *processes*: who keeps what, the most first; *spare*: bytes of caches that nobody holds."""
     found.judge_counters(totals, now)
     found.judge("leaks", leaks, now)
     found.judge("pressure", level, now)
