@@ -242,7 +242,7 @@ def test_others_who_fill_shm_are_given_room_and_operators_an_alert() -> None:
 
 IN_A_FULL_CGROUP = """
 import os, shmpool, sys, time
-with shmpool.Broker(memory_limit="40MiB", max_clients=8, on_critical_pressure="direct") as broker:
+with shmpool.Broker(memory_limit="40MiB", max_clients=8, on_critical_pressure="direct", fallback=False) as broker:
     with broker.connect() as pool:
         pool.lease(1000).release()
         others = bytearray(1 << 20) * 0

@@ -127,7 +127,7 @@ class Broker:
         self.lending = Lending(self.rows, header, self.seats, self.inventory, self.chores, self.outbox)
         self.lending.large.most = settings.max_concurrent_large_ops
         self.lending.ladder.has_fallback = settings.fallback
-        self.draining = Draining(self.lending, self.inventory, header, self.outbox)
+        self.draining = Draining(self.lending, self.inventory, self.seats, header, self.outbox)
         self.shared = Shared(
             self.rows,
             self.inventory,

@@ -14,10 +14,11 @@ from shmpool.protocol.header import WANTED
 from shmpool.protocol.messages import Direct, Refill, Refusal
 
 from ..chores import NEVER
-from ..connections.seats import Seat
+from ..connections.seats import Seat, Seats
 from ..memory.inventory import Inventory
 from ..outbox import Outbox
 from .lending import Lending
+from .recalls import RECALL_EVERY
 
 TEXT = "the broker is stopping and leases nothing any more"
 
@@ -25,12 +26,16 @@ TEXT = "the broker is stopping and leases nothing any more"
 class Draining:
     """Off until `begin`."""
 
-    def __init__(self, lending: Lending, inventory: Inventory, header: MutableSequence[int], outbox: Outbox) -> None:
+    def __init__(
+        self, lending: Lending, inventory: Inventory, seats: Seats, header: MutableSequence[int], outbox: Outbox
+    ) -> None:
         self._lending = lending
+        self._seats = seats
         self._inventory = inventory
         self._header = header
         self._outbox = outbox
         self.is_on = False
+        self._next_round = NEVER
 
     @property
     def is_done(self) -> bool:
@@ -47,7 +52,7 @@ class Draining:
         self._lending.raise_flags()
         for tier in self._lending.tiers:
             self._header[WANTED + tier.index] = 1
-        self._lending.recalls.tick(now)
+        self._ask(now)
 
     def refuse(self, connection: int, seat: Seat, message: Refill | Direct, now: float) -> None:
         """Somebody asks for memory."""
@@ -56,9 +61,15 @@ class Draining:
     @property
     def next_deadline(self) -> float:
         """When `tick` is due."""
-        return self._lending.recalls.next_deadline if self.is_on and not self.is_done else NEVER
+        return self._next_round if self.is_on and not self.is_done else NEVER
 
     def tick(self, now: float) -> None:
         """Ask again for what has become idle meanwhile."""
-        if self.is_on:
-            self._lending.recalls.tick(now)
+        if self.is_on and now >= self._next_round:
+            self._ask(now)
+
+    def _ask(self, now: float) -> None:
+        """Everybody, whether anybody waits for it or not."""
+        self._next_round = now + RECALL_EVERY
+        for number in list(self._seats.taken):
+            self._lending.recalls.ask(number, now)
