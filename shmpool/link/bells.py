@@ -45,6 +45,7 @@ class Bells:
         self._rows.append(row)
         self._quiet_looks = 0
         if not self._is_watched:
+            self._is_watched = True  # one wake is enough, however long the helper waits for the interpreter
             self._wake()
 
     def pause(self) -> float | None:
