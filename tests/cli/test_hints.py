@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
@@ -139,7 +140,16 @@ def test_who_may_not_make_a_socket_there_is_told_of_a_path_that_works() -> None:
 # --- where a user's own broker is ----------------------------------------------------------------------
 
 
+@pytest.fixture
+def alone_with_ann() -> Iterator[None]:
+    """Her folder in /tmp has one name: one test at a time, of whatever run."""
+    with open(f"/tmp/shmpool-tests-{ANN}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @as_root
+@pytest.mark.usefixtures("alone_with_ann")
 @pytest.mark.parametrize("runtime", ["", "/nowhere", "/root"])
 def test_without_a_runtime_directory_daemon_and_client_agree_on_another(runtime: str) -> None:
     """As after `su`, in cron or in a container."""
@@ -160,6 +170,7 @@ def test_without_a_runtime_directory_daemon_and_client_agree_on_another(runtime:
 
 
 @as_root
+@pytest.mark.usefixtures("alone_with_ann")
 def test_a_directory_that_somebody_else_made_for_us_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     home = Path(f"/tmp/shmpool-{ANN}")
     home.mkdir()
