@@ -11,7 +11,7 @@ import struct
 from collections.abc import Collection
 from fcntl import fcntl
 from operator import index
-from time import perf_counter_ns
+from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 from weakref import proxy
 
@@ -107,7 +107,7 @@ class BasePool:
             or nbytes < 0
         ):
             return self._lease_otherwise(nbytes, strategy, timeout)
-        started = perf_counter_ns() if session.has_details else 0
+        started = perf_counter() if session.has_details else 0.0
         if nbytes < session.pooled_below:
             magazine = session.pooled[nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT]
             counter = session.counters + (_POOLED_SMALL if nbytes < session.medium_from else _POOLED_MEDIUM)
@@ -128,7 +128,7 @@ class BasePool:
             if slot.magazine is not magazine:
                 other = self._make_lease(session, slot, nbytes, counter)
                 if started:
-                    self._note_latency(session, counter, perf_counter_ns() - started)
+                    session.timed[counter].append((perf_counter() - started) * 1e9)
                 return other
         word = slot.word
         # LEASED with its own generation before anything is written: a sweep frees it if we die here.
@@ -142,7 +142,7 @@ class BasePool:
         window = slot.window or session.window_for(slot)
         lease.view = memoryview(window)[:nbytes]
         if started:
-            session.timed[(counter - session.counters - LEASES) % 4].append(perf_counter_ns() - started)
+            session.timed[counter].append((perf_counter() - started) * 1e9)
         return lease
 
     def _lease_sampled(
@@ -157,12 +157,11 @@ class BasePool:
 
     def _note_latency(self, session: Session, counter: int, nanoseconds: int) -> None:
         """A lease was timed that counts there. Where each is, they are told many at once."""
-        category = (counter - session.counters - LEASES) % 4
         if session.has_details:
-            session.timed[category].append(nanoseconds)
+            session.timed[counter].append(nanoseconds)
             session.note_timed(TOLD_AT_ONCE)
         else:
-            session.note_latency(category, nanoseconds)
+            session.note_latency((counter - session.counters - LEASES) % 4, nanoseconds)
 
     def _lease_otherwise(self, nbytes: int, strategy: StrategyLike, timeout: float | None) -> Lease:
         """Every lease that the hot path does not serve."""

@@ -7,7 +7,9 @@ ends. What is told of them, under which names: `metrics`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 #: A seat's whole block.
@@ -47,6 +49,30 @@ SAMPLE_EVERY: Final = 64
 
 assert LEASES + len(STRATEGIES) * len(CATEGORIES) <= MISSES
 assert USED_COUNTERS < COUNTER_WORDS
+
+
+#: Of a double's bytes, the one with sign and the exponent's upper bits, and the one with its lower four.
+_UPPER, _LOWER = (7, 6) if sys.byteorder == "little" else (0, 1)
+_LOWER_FOUR: Final = bytes(byte >> 4 for byte in range(256))
+#: As it is stored. One has one bit.
+_EXPONENT_OF_ONE: Final = 1023
+
+
+def spread(latencies: Sequence[float]) -> Iterator[tuple[int, int]]:
+    """In which words behind a category's sum these count, in nanoseconds, and how many of them in each; a
+    word may come more than once. By the exponents of all at once: bit lengths one by one take three times
+    as long."""
+    raw = array("d", latencies).tobytes()
+    upper, lower = raw[_UPPER::8], raw[_LOWER::8].translate(_LOWER_FOUR)
+    while upper:
+        first, alike = upper[0], lower
+        if others := upper.replace(upper[:1], b""):
+            alike = bytes(four for four, one in zip(lower, upper, strict=True) if one == first)
+            lower = bytes(four for four, one in zip(lower, upper, strict=True) if one != first)
+        for four in range(16):
+            if count := alike.count(four):
+                yield TO_BUCKET[max((first << 4 | four) - _EXPONENT_OF_ONE + 1, 0)], count
+        upper = others
 
 
 def quantile(counts: Sequence[int], share: float) -> int:

@@ -76,6 +76,7 @@ class Custody(Keeper, Reader):
         exactly a threshold is told apart by the caller."""
         sizing = self.sizing
         self._choose_fast_path()
+        self._make_timed()
         #: The direct segments that are kept; one of the magazines, too.
         self.segments = Segments(self, self.tiers[-1])
         self.magazines: dict[tuple[int, int], Magazine] = {(self.tiers[-1].index, 1): self.segments}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -57,3 +58,12 @@ def test_names_are_those_of_the_enums_in_their_order() -> None:
 def test_the_sampling_is_by_a_mask() -> None:
     """The hot path asks whether a counter's low bits are zero."""
     assert figures.SAMPLE_EVERY.bit_count() == 1
+
+
+@given(st.lists(st.one_of(st.integers(0, 2**40), st.integers(0, 40).map((2).__pow__)), max_size=60), st.floats(0, 0.99))
+def test_many_latencies_are_spread_as_they_are_one_by_one(latencies: list[int], fraction: float) -> None:
+    expected = Counter(figures.TO_BUCKET[latency.bit_length()] for latency in latencies)
+    found: Counter[int] = Counter()
+    for bucket, count in figures.spread([latency + fraction for latency in latencies]):
+        found[bucket] += count
+    assert found == expected
