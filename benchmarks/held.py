@@ -21,6 +21,7 @@ from pathlib import Path
 
 import shmpool
 
+from .measure import cpu_seconds
 from .options import Options
 from .report import Bar, Column, Plot, Report, Table
 from .units import GIB, KIB, MIB
@@ -167,9 +168,9 @@ def _rest(report: Report) -> None:
         _use(pool)
         maps = _maps()
         time.sleep(2 * LIFETIME)
-        before, began = _cpu_seconds(broker.pid), time.monotonic()
+        before, began = cpu_seconds(broker.pid), time.monotonic()
         time.sleep(RESTED)
-        rest = (_cpu_seconds(broker.pid) - before) / (time.monotonic() - began)
+        rest = (cpu_seconds(broker.pid) - before) / (time.monotonic() - began)
         _use(pool)
         report.bars += [
             Bar("the broker at rest, of a core", AT_REST, rest, "%", is_most=True),
@@ -187,11 +188,6 @@ def _use(pool: shmpool.Pool) -> None:
 def _maps() -> set[str]:
     """Where this process has tiers mapped."""
     return {line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if "-tier" in line}
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # --- preallocation ---------------------------------------------------------------------------------

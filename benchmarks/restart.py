@@ -3,7 +3,8 @@
 Real processes, each with a seat, one lease that it holds and one that it waits for: the
 broker has to grant it. Each round kills the broker, lets it be away for a while (clients look for it more
 and more rarely), starts the next one and counts from when that says it is ready. What the
-processes need to wake up and ask is in the figure: on few cores it is most of it."""
+processes need to wake up and ask is in the figure: on few cores it is most of it. So it is told what CPU
+time the broker and its clients took for it, and what others on this host took meanwhile."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ import click
 import shmpool
 
 from .crew import Answer, Crew
+from .measure import cpu_seconds
 from .misses import SETTINGS
 from .options import Options
 from .report import Bar, Column, Report, Table
@@ -49,7 +51,7 @@ def run(options: Options) -> Report:
     clients, rounds = options.more.get("clients") or CLIENTS, options.rounds or ROUNDS
     table = Table(f"{clients} clients, from the broker's being ready until they have what they wait for", [
         Column("broker away", "s"), *(Column(what, "s") for what in ("first", "half", "all")),
-        Column("CPU of the broker", "s"), Column("CPU of the host", "s"), Column("cores busy", "x"),
+        Column("CPU of the broker", "s"), Column("CPU of the clients", "s"), Column("CPU of others", "s"),
     ])  # fmt: skip
     report.tables.append(table)
     with TemporaryDirectory() as folder:
@@ -70,19 +72,22 @@ def run(options: Options) -> Report:
 
 def _round(broker: _Broker, crew: Crew, away: float) -> tuple[float, ...]:
     ready, began = 0.0, 0.0
+    spent, pids = 0.0, [process.pid or 0 for process in crew.processes]
 
     def restart() -> None:
-        nonlocal ready, began
+        nonlocal ready, began, spent
         time.sleep(away)
+        spent = cpu_seconds(*pids)
         broker.start()
         ready, began = time.perf_counter(), _busy_seconds()
 
     broker.kill()
     served = sorted(crew.ask(PATIENCE + away, meanwhile=restart))
-    host, own = _busy_seconds() - began, broker.cpu_seconds()
+    host, own = _busy_seconds() - began, cpu_seconds(broker.pid)
+    clients = cpu_seconds(*pids) - spent
     crew.ask(None)
     first, half, last = (max(0.0, served[at] - ready) for at in (0, len(served) // 2, -1))
-    return first, half, last, own, host, host / max(last, 0.001)
+    return first, half, last, own, clients, max(0.0, host - own - clients)
 
 
 @contextmanager
@@ -133,12 +138,11 @@ class _Broker:
             if not poll.poll(PATIENCE * 1000) or not json.loads(pipe.readline() or b"{}").get("ready"):
                 raise RuntimeError("the broker did not start")
 
-    def cpu_seconds(self) -> float:
-        """Of the present one, since its start."""
+    @property
+    def pid(self) -> int:
+        """Of the present one."""
         assert self._process is not None
-        with open(f"/proc/{self._process.pid}/stat") as status:
-            fields = status.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICK
+        return self._process.pid
 
     def kill(self) -> None:
         """End it, its pool stays."""

@@ -50,6 +50,17 @@ def dial(address: str, deadline: float, interruption: Interruption | None = None
     """Connect to a broker's socket. Raises BrokerUnavailable; its ``may_come`` says whether another
     try can help."""
     try:
+        return reach(address, deadline, interruption)
+    except OSError as error:  # it says all that the cause says
+        unavailable = BrokerUnavailable(hints.unreachable(address, error))
+        unavailable.may_come = error.errno in _NOT_YET
+        raise unavailable from None
+
+
+def reach(address: str, deadline: float, interruption: Interruption | None = None) -> Connection:
+    """The same for who tries again and again, and tells nobody why it failed: raises OSError as it
+    comes, and BrokerUnavailable where there is no socket to be had."""
+    try:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     except OSError as error:
         raise BrokerUnavailable(f"no socket for the broker at {address}: {explain(error)}") from error
@@ -64,18 +75,10 @@ def dial(address: str, deadline: float, interruption: Interruption | None = None
                     raise
                 # Each waits another while: who came first must not meet who came last again and again.
                 time.sleep(_BACKLOG_PAUSE * jitter())
-    except BaseException as error:
+    except BaseException:
         sock.close()
-        if isinstance(error, OSError):
-            raise _no_answer(address, error) from None  # it says all that the cause says
         raise
     return connection
-
-
-def _no_answer(address: str, error: OSError) -> BrokerUnavailable:
-    unavailable = BrokerUnavailable(hints.unreachable(address, error))
-    unavailable.may_come = error.errno in _NOT_YET
-    return unavailable
 
 
 def listens(address: str) -> bool:

@@ -13,7 +13,16 @@ import time
 from typing import Final
 
 from ..errors import InvalidSize
-from ..protocol.ledger import EXTENT, GENERATION_FIELD, ONE_GENERATION, ROW_WORDS, SEAT_MASK, STATE_SHIFT, nbytes_of
+from ..protocol.ledger import (
+    EXTENT,
+    GENERATION_FIELD,
+    ONE_GENERATION,
+    ROW_WORDS,
+    SEAT_MASK,
+    STATE_SHIFT,
+    nbytes_of,
+    rows_that_say,
+)
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Return
 from ..protocol.sizing import PAGE_SHIFT, Tier, TierKind, chunk_run, pooled_tier
 from ..protocol.states import State
@@ -143,9 +152,7 @@ class Custody(Keeper, Reader):
     def _adopt_unknown(self) -> None:
         """Rows that say (IDLE, this seat) and that no magazine knows: their grant was lost
         with the old connection."""
-        mine = self.idle
-        grants = self.words[: self.rows * ROW_WORDS : ROW_WORDS].tolist()
-        idle = [row for row, word in enumerate(grants) if word & ~GENERATION_FIELD == mine]
+        idle = rows_that_say(self.words, self.rows, State.IDLE, self.seat)  # after a restart all search at once
         self.return_unwanted(*[self.adopt_row(row) for row in idle])
 
     def return_unwanted(self, *slots: Slot | None) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from .. import hints
 from ..errors import BrokerUnavailable, LeaseReleased, ShmpoolError
 from ..link.connection import Connection, Interruption
-from ..link.hello import await_welcome, dial, greet
+from ..link.hello import await_welcome, greet, reach
 from ..link.helper import Helper
 from ..link.link import Link
 from ..link.prefetch import Prefetch
@@ -108,9 +108,9 @@ class Session(Supply):
         broker has another pool or has given the seat up."""
         deadline = time.monotonic() + timeout
         try:
-            connection = dial(self.address, deadline, interruption)
+            connection = reach(self.address, deadline, interruption)
             welcome = greet(connection, Role.WORKER, self.nonce, self.pool_id, self.seat, deadline, interruption)
-        except ShmpoolError:
+        except (ShmpoolError, OSError):
             return False
         if not welcome.resumed or welcome.pool_id != self.pool_id:
             connection.close()

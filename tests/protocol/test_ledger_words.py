@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,3 +98,49 @@ def test_states_and_cell_states_fit_their_byte_and_never_meet() -> None:
 def test_a_fresh_row_of_zeros_is_cold_and_the_brokers() -> None:
     assert ledger.state_of(0) == State.COLD
     assert ledger.seat_of(0) == ledger.BROKER
+
+
+def ledger_of(grants: dict[int, int], count: int) -> memoryview:
+    words = memoryview(bytearray(count * ledger.ROW_BYTES)).cast("Q")
+    for row, word in grants.items():
+        words[row * ledger.ROW_WORDS] = word
+    return words
+
+
+@given(st.dictionaries(st.integers(0, 63), parts, max_size=20), states, seats)
+def test_rows_are_found_by_what_they_say(said: dict[int, tuple[int, int, int]], state: int, seat: int) -> None:
+    grants = {row: ledger.grant_word(*parts) for row, parts in said.items()}
+    unsaid = [] if state or seat else [row for row in range(64) if row not in grants]
+    expected = [row for row, (_, *rest) in said.items() if rest == [state, seat]] + unsaid
+    assert ledger.rows_that_say(ledger_of(grants, 64), 64, state, seat) == sorted(expected)
+
+
+def test_words_that_say_it_across_their_borders_are_not_found() -> None:
+    """Of all rows the bytes look alike, from the second or the third on."""
+    grants = {row: ledger.grant_word(0x0001_0201, 1, 0x0201) for row in range(64)}
+    assert ledger.rows_that_say(ledger_of(grants, 64), 64, 2, 0x0102) == []
+    assert ledger.rows_that_say(ledger_of(grants, 64), 64, 1, 0x0201) == list(range(64))
+
+
+def test_a_row_that_says_something_else_costs_no_step_of_the_search() -> None:
+    """Every client of a broker that came back searches the whole ledger at once."""
+
+    def steps(count: int) -> int:
+        taken = 0
+
+        def trace(frame: FrameType, event: str, argument: Any) -> Any:
+            nonlocal taken
+            frame.f_trace_opcodes = True
+            taken += event == "opcode"
+            return trace
+
+        words = ledger_of({row: ledger.grant_word(row, State.LEASED, 3) for row in range(0, count, 2)}, count)
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            ledger.rows_that_say(words, count, State.IDLE, 7)
+        finally:
+            sys.settrace(before)
+        return taken
+
+    assert steps(50_000) == steps(100)

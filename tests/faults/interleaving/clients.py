@@ -237,7 +237,7 @@ def patched() -> Iterator[None]:
             (shmpool.link.waiting.Waiter, "wait", _wait),
             (shmpool.seat.session.Helper, "start", lambda *_: None),  # its part is `Client.turn`
             (shmpool.seat.session, "await_welcome", _await_welcome),
-            (shmpool.seat.session, "dial", _dial),
+            (shmpool.seat.session, "reach", _dial),
             (shmpool.seat.session, "os", system),
             (shmpool.seat.guards, "open_segment", lambda *_, **__: -1),
             (shmpool.system.heirs, "hold_anew", forking.hold_anew),

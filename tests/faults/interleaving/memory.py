@@ -7,6 +7,7 @@ what is stored in it is forgotten.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,9 @@ class Column(list[int]):
 
     def tolist(self) -> list[int]:
         return list(self)
+
+    def tobytes(self) -> bytes:
+        return array("Q", self).tobytes()
 
 
 class Layout:
