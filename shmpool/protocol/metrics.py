@@ -54,7 +54,7 @@ class Figure(NamedTuple):
 KEYS: Final = {
     "category": CATEGORIES,
     "strategy": STRATEGIES,
-    "rung": ("ready", "warm", "cool", "larger", "recall", "fallback", "wait", "refused", "withdrawn"),
+    "rung": ("ready", "warm", "evict", "cool", "larger", "recall", "fallback", "wait", "refused", "withdrawn"),
     "state": ("free", "idle", "leased", "published"),
     "level": ("normal", "elevated", "critical"),
     "leak": ("leased", "unread", "view", "quarantined"),

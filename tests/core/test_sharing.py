@@ -393,6 +393,45 @@ def test_caches_are_given_up_before_anything_waits_and_the_least_recently_held_f
     client.let_go(kept)
 
 
+def rungs(world: World) -> dict[str, int]:
+    return {rung.value: count for rung, count in world.broker.lending.ladder.served.items() if count}
+
+
+@pytest.mark.parametrize("is_direct", [False, True])
+def test_what_caches_made_room_for_is_counted_under_their_rung(is_direct: bool) -> None:
+    world = World(small_settings())
+    client = sharer(world)
+    size = world.tiers[CHUNKS].size
+    while world.broker.inventory.room >= 2 * size:
+        cache(client, f"c{world.broker.inventory.room}")
+    served = world.broker.lending.ladder.served
+    served.update(dict.fromkeys(served, 0))
+    if is_direct:
+        slot = client.get_direct(3 * size)
+    else:
+        (slot,) = client.get(CHUNKS, 3)
+    assert world.broker.shared.figures.evictions
+    assert rungs(world) == {"evict": 1}
+    client.lease(slot)
+    client.put_back(slot)
+
+
+def test_what_needed_idle_slots_besides_caches_is_counted_under_theirs() -> None:
+    world = World(small_settings())
+    client = sharer(world)
+    size = world.tiers[CHUNKS].size
+    cache(client, "c")
+    others = [client.get(SMALL)[0] for _ in range(4 * size // world.tiers[SMALL].size)]
+    client.give_back(*others)
+    served = world.broker.lending.ladder.served
+    served.update(dict.fromkeys(served, 0))
+    slot = client.get_direct(world.broker.inventory.room + 4 * size)
+    assert world.broker.shared.figures.evictions == 1
+    assert rungs(world) == {"cool": 1}
+    client.lease(slot)
+    client.put_back(slot)
+
+
 def test_a_cache_is_not_given_up_in_vain() -> None:
     world = World(small_settings())
     client = sharer(world)

@@ -1,7 +1,7 @@
 """The ladder: what is tried in order for a request, and how often each rung served.
 
-Each rung costs somebody more than the one before: nobody; the host; whoever would have had the idle
-slots; the bytes that a larger slot wastes; those who are asked to give back; a segment made for one
+Each rung costs somebody more than the one before: nobody; the host; whoever would have made use of a
+cache, or of the idle slots; the bytes that a larger slot wastes; those who are asked to give back; a segment made for one
 object; time. Nothing is cooled, recalled or made for a request that would not be served by it.
 """
 
@@ -76,6 +76,7 @@ class Ladder:
             slots = self._inventory.maps[request.tier.index]
             if slots.unused >= request.chunks or not self.give_up_cached(1, now, request.tier.index):
                 return False
+            request.rung = Rung.EVICT
         return True
 
     def _climb(self, request: Request, now: float, *, may_warm: bool) -> bool:
@@ -119,21 +120,21 @@ class Ladder:
     def _take_slots(self, request: Request, tier: Tier, chunks: int, most: int, now: float, *, may_warm: bool) -> bool:
         holdings, rung = self.take_ready(tier, chunks, most), Rung.READY
         if not holdings and may_warm:
-            self._make_room(tier.size * chunks, now)
+            self._make_room(request, tier.size * chunks, now)
             holdings = self._inventory.take_cold(tier, chunks, most)
             rung = Rung.COOL if self._inventory.has_cooled else Rung.WARM
         if holdings:
             self._note(request, rung if tier is request.tier else Rung.LARGER)
         return self._grants.grant_or_warm(request, holdings, now)
 
-    def _make_room(self, nbytes: int, now: float) -> None:
+    def _make_room(self, request: Request, nbytes: int, now: float) -> None:
         """Before anything idle is cooled, caches that nobody holds are given up, if that helps."""
         short = nbytes - self._inventory.room
-        if short > 0:
-            self.give_up_cached(short, now, None)
+        if short > 0 and self.give_up_cached(short, now, None) >= short:
+            request.rung = Rung.EVICT
 
     def _make_direct(self, request: Request, now: float) -> bool:
-        self._make_room(request.nbytes, now)
+        self._make_room(request, request.nbytes, now)
         if not self._grants.create_direct(request):
             return False
         self._note(request, Rung.COOL if self._inventory.has_cooled else Rung.WARM)
@@ -173,8 +174,9 @@ class Ladder:
     # --- counts --------------------------------------------------------------------------------------
 
     def _note(self, request: Request, rung: Rung) -> None:
-        """Idle slots that were cooled for it, in several turns maybe, stay what served it."""
-        if request.rung is not Rung.COOL:
+        """Idle slots that were cooled for it, in several turns maybe, stay what served it; so do caches that
+        were given up, whose slots are idle then, and are cooled."""
+        if request.rung not in (Rung.EVICT, Rung.COOL):
             request.rung = rung
 
     def count(self, request: Request, now: float) -> None:

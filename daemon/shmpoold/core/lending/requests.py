@@ -25,6 +25,8 @@ class Rung(Enum):
     """Something was warm and nobody's."""
     WARM = "warm"
     """Something was warmed, or made, under the cap."""
+    EVICT = "evict"
+    """Caches that nobody holds were given up for it, and that was enough."""
     COOL = "cool"
     """Idle slots of other tiers, or spares, were cooled for it."""
     LARGER = "larger"
