@@ -23,14 +23,18 @@ from ..demo.files import Corpus, Trouble, scan
 from ..demo.job import POOL, QUEUE, Job, Report, Timed, processors
 from ..protocol.sizing import MIB, format_bytes
 from ..system import memory
-from .look import console, duration, number, printable, table
+from .look import console, count, duration, number, printable, table
 from .sizes import size
 
 _DEFAULT_LIMIT: Final = 256 * MIB
 #: Of the default corpus: what was installed into the Python library and is not part of it.
 _LEFT_OUT: Final = frozenset({"site-packages", "dist-packages", "__pycache__"})
-#: Names shown on a terminal for each kind of trouble, unless all are asked for.
+#: Names shown for each kind of trouble, unless all are asked for.
 _SHOWN_NAMES: Final = 10
+#: A corpus with less of both tells how fast processes start, not how fast objects pass.
+_TELLING_FILES, _TELLING_BYTES = 100, MIB
+#: Below this, in seconds, the processors' times are too coarse to be compared.
+_TELLING_CPU: Final = 0.1
 _MAX_WORKERS: Final = 8
 
 
@@ -40,9 +44,9 @@ _MAX_WORKERS: Final = 8
 @click.option("--readers", type=click.IntRange(1, 64), default=2, help="Processes that read files.  [default: 2]")
 @click.option("--workers", type=click.IntRange(1, 64), help="Processes that digest.  [default: one a processor]")
 @click.option("--no-compare", is_flag=True, help="Leave multiprocessing.Queue out.")
-@click.option("--names", is_flag=True, help="Name every file left out, also on a terminal.")
+@click.option("-v", "--verbose", is_flag=True, help="Name every file that is left out.")
 def command(
-    path: str | None, memory_limit: int | None, readers: int, workers: int | None, no_compare: bool, names: bool
+    path: str | None, memory_limit: int | None, readers: int, workers: int | None, no_compare: bool, verbose: bool
 ) -> None:
     """Pass every file below PATH through a pool, between real processes, and check it.
 
@@ -56,21 +60,23 @@ def command(
     corpus = _find_files(out, path)
     workers = workers or max(2, min(_MAX_WORKERS, processors()))
     limit = memory_limit or _fitting_limit(out)
-    out.print(f"{readers} readers and {workers} workers, a private broker with {format_bytes(limit)}\n")
+    crew = f"{count(readers, 'reader')} and {count(workers, 'worker')}"
+    out.print(f"{crew}, a private broker with {format_bytes(limit)}\n")
+    is_telling = len(corpus.paths) >= _TELLING_FILES or corpus.nbytes >= _TELLING_BYTES
     signal.signal(signal.SIGTERM, _on_terminate)
     with _progress(out, corpus) as advance:
         try:
-            report = Job(corpus, limit, readers, workers, advance).run(compare=not no_compare)
+            report = Job(corpus, limit, readers, workers, advance).run(compare=is_telling and not no_compare)
         except CrewFailed as error:
             raise click.ClickException(str(error)) from error
-    show(out, report, all_names=names or not out.is_terminal)
+    show(out, report, all_names=verbose, has_times=is_telling)
     sys.exit(0 if report.ok else 1)
 
 
 def _find_files(out: Console, path: str | None) -> Corpus:
     root = path if path is not None else sysconfig.get_path("stdlib")
     corpus = scan(root, frozenset() if path is not None else _LEFT_OUT)
-    line = Text(f"{number(len(corpus.paths))} files, {format_bytes(corpus.nbytes)}, in ") + printable(root)
+    line = Text(f"{count(len(corpus.paths), 'file')}, {format_bytes(corpus.nbytes)}, in ") + printable(root)
     if path is None:
         line.append(f"\nwithout {', '.join(sorted(_LEFT_OUT))}; name a PATH to take everything below it")
     out.print(line)
@@ -122,34 +128,44 @@ class _Bars:
 # --- the report ------------------------------------------------------------------------------
 
 
-def show(out: Console, report: Report, *, all_names: bool) -> None:
-    """Print all of it: what was left out first, the verdict last."""
+def show(out: Console, report: Report, *, all_names: bool, has_times: bool = True) -> None:
+    """Print all of it: what was left out first, the verdict last. Without times where there was so
+    little to do that they would say nothing."""
     for trouble, paths in report.troubles.items():
         _show_names(out, trouble, paths, all_names=all_names)
-    out.print(_categories(report))
-    _show_speed(out, report)
+    if report.verified:
+        out.print(_categories(report, has_times=has_times))
+    if has_times:
+        _show_speed(out, report)
+    elif report.verified:
+        least = f"{number(_TELLING_FILES)} files or {format_bytes(_TELLING_BYTES)}"
+        out.print(f"Too little to say how fast it is: that takes {least}.")
     _show_failures(out, report)
 
 
 def _show_names(out: Console, trouble: Trouble, paths: list[str], *, all_names: bool) -> None:
     if not paths:
         return
-    out.print(f"{number(len(paths))} {trouble.value}:", style="yellow")
+    told = f"{count(len(paths), 'file')} left out, {trouble.value}"
+    if trouble is Trouble.EMPTY and len(paths) > 1 and not all_names:
+        out.print(f"{told}; --verbose names them", style="yellow")
+        return
+    out.print(f"{told}:", style="yellow")
     shown = paths if all_names else paths[:_SHOWN_NAMES]
     for path in shown:
         out.print(Text("  ") + printable(path), soft_wrap=True)
     if len(shown) < len(paths):
-        out.print(f"  and {number(len(paths) - len(shown))} more; --names shows all")
+        out.print(f"  and {number(len(paths) - len(shown))} more; --verbose names all")
 
 
-def _categories(report: Report) -> object:
-    shown = table(
-        "Through shmpool, median time per object", "size", "files>", "bytes>", "strategy",
-        "lease to release>", "reading>", "digests>",
-    )  # fmt: skip
+def _categories(report: Report, *, has_times: bool) -> object:
+    columns = ("lease to release>", "reading>", "digests>") if has_times else ()
+    title = "Through shmpool" + (", median time per object" if has_times else "")
+    shown = table(title, "size", "files>", "bytes>", "strategy", *columns)
     for line in report.lines.values():
         if line.files:
-            times = (duration(median(ns) / 1e9) for ns in (line.pool_ns, line.file_ns, line.digest_ns))
+            timed = (line.pool_ns, line.file_ns, line.digest_ns) if has_times else ()
+            times = (duration(median(ns) / 1e9) for ns in timed)
             strategies = ", ".join(sorted(strategy.value for strategy in line.strategies))
             name = line.category.value.replace("_", " ")
             shown.add_row(name, number(line.files), format_bytes(line.nbytes), strategies, *times)
@@ -162,27 +178,25 @@ def _show_speed(out: Console, report: Report) -> None:
         "The same job twice" if report.queue else "The job", "", "seconds>", "files/s>", "MiB/s>", "cpu seconds>"
     )
     for name, timed in passes:
-        shown.add_row(
-            name,
-            f"{timed.seconds:.2f}",
-            number(_per_second(timed)),
-            number(timed.rate / MIB),
-            f"{timed.cpu_seconds:.2f}",
-        )
+        rates = (_rate(_per_second(timed)), _rate(timed.rate / MIB))
+        shown.add_row(name, f"{timed.seconds:.2f}", *rates, f"{timed.cpu_seconds:.2f}")
     if report.pool.files:
         out.print(shown)
     if report.queue and report.queue.seconds and report.pool.seconds:
         ratio = report.queue.seconds / report.pool.seconds
-        share = report.pool.cpu_seconds / max(report.queue.cpu_seconds, 1e-9)
-        out.print(
-            f"ratio: through shmpool the job is {ratio:.2f} times as fast as over multiprocessing.Queue,"
-            f" for {share:.0%} of the processor time"
-        )
+        told = f"ratio: through shmpool the job is {ratio:.2f} times as fast as over multiprocessing.Queue"
+        if min(report.pool.cpu_seconds, report.queue.cpu_seconds) >= _TELLING_CPU:
+            told += f", for {report.pool.cpu_seconds / report.queue.cpu_seconds:.0%} of the processor time"
+        out.print(told)
     elif report.queue_failure:
         out.print(Text(f"no comparison: {report.queue_failure}", style="yellow"))
-    if report.slot_leases:
+    if report.slot_leases >= _TELLING_FILES:
         share = report.hits / report.slot_leases
         out.print(f"{share:.1%} of {number(report.slot_leases)} slot leases needed no message to the broker")
+
+
+def _rate(value: float) -> str:
+    return number(value) if value >= 10 else f"{value:.2g}"
 
 
 def _per_second(timed: Timed) -> float:
@@ -196,11 +210,10 @@ def _show_failures(out: Console, report: Report) -> None:
         out.print(Text("wrong digest: ", style="red") + printable(path), soft_wrap=True)
     for path, why in report.lost:
         out.print(Text(f"not verified ({why}): ", style="red") + printable(path), soft_wrap=True)
-    if report.ok:
-        out.print(
-            f"{number(report.verified)} files verified: SHA-256 and BLAKE2b of each are those of the file itself",
-            style="green",
-        )
+    verified = f"{count(report.verified, 'file')} verified"
+    if not report.ok:
+        out.print(f"{verified}, {number(len(report.mismatched) + len(report.lost))} not", style="red")
+    elif report.verified:
+        out.print(f"{verified}: SHA-256 and BLAKE2b of each are those of the file itself", style="green")
     else:
-        failed = len(report.mismatched) + len(report.lost)
-        out.print(f"{number(report.verified)} files verified, {number(failed)} not", style="red")
+        out.print("Nothing to verify: no file has anything in it that could be read.", style="yellow")

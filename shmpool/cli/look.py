@@ -71,6 +71,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def count(value: int, word: str) -> str:
+    """``1 file``, ``12,345 files``."""
+    return f"{number(value)} {word}" + ("" if value == 1 else "s")
+
+
 def microseconds(nanoseconds: float) -> str:
     """``0.85 us``, ``12.3 us``, ``4,500 us``: one unit, so that a column can be compared."""
     value = nanoseconds / 1000

@@ -429,20 +429,35 @@ def test_the_command_shows_names_table_ratio_and_verdict(tree: Path) -> None:
     done = shmpool_command("demo", str(tree), "--memory-limit", "32MiB")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    assert "1 empty:" in done.stdout
+    assert "1 file left out, empty:" in done.stdout
     assert str(tree / "nothing") in done.stdout
     for words in ("small", "medium", "large", "very large", "pooled", "chunked", "direct", "MiB/s", "ratio"):
         assert words in done.stdout
     assert f"{len(SIZES)} files verified" in done.stdout
 
 
+def test_empty_files_are_a_line_and_little_input_is_told_without_speed(tmp_path: Path) -> None:
+    for number in range(31):
+        (tmp_path / f"empty{number}").touch()
+    (tmp_path / "little").write_bytes(b"hi\n")
+    done = shmpool_command("demo", str(tmp_path))
+    assert done.returncode == 0
+    assert "31 files left out, empty; --verbose names them\n" in done.stdout
+    assert str(tmp_path / "empty") not in done.stdout
+    assert "1 file verified" in done.stdout
+    assert "Too little" in done.stdout
+    assert not re.search(r"ratio|%|MiB/s|seconds|\d [un]s", done.stdout)
+
+
 @pytest.mark.long
-def test_many_names_are_all_given_when_the_output_is_no_terminal(tmp_path: Path) -> None:
+def test_all_that_is_left_out_is_named_when_asked_for(tmp_path: Path) -> None:
     for number in range(40):
         (tmp_path / f"empty{number}").touch()
-    done = shmpool_command("demo", str(tmp_path), "--no-compare")
+    done = shmpool_command("demo", str(tmp_path), "--verbose")
     assert done.returncode == 0
     assert all(str(tmp_path / f"empty{number}") in done.stdout for number in range(40))
+    assert "Nothing to verify" in done.stdout
+    assert "verified" not in done.stdout
 
 
 @pytest.mark.long
@@ -452,10 +467,10 @@ def test_names_that_no_terminal_can_show_are_shown_otherwise(tmp_path: Path) -> 
         pass
     with open(os.fsencode(tmp_path) + b"/\xfe.txt", "wb") as file:
         file.write(b"content")
-    done = shmpool_command("demo", str(tmp_path), "--no-compare", LC_ALL="C", PYTHONIOENCODING="ascii")
+    done = shmpool_command("demo", str(tmp_path), "--verbose", LC_ALL="C", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert "\\xff[red]\\n.txt" in done.stdout
-    assert "1 files verified" in done.stdout
+    assert "1 file verified" in done.stdout
 
 
 def test_a_path_that_is_not_there_is_a_usage_error() -> None:
@@ -508,7 +523,7 @@ def _members_of(session: int) -> list[str]:
     return found
 
 
-def test_a_terminal_gets_a_progress_bar_and_few_names(tree: Path) -> None:
+def test_a_terminal_gets_a_progress_bar_and_no_names_of_empty_files(tree: Path) -> None:
     for number in range(40):
         (tree / f"empty{number}").touch()
     pid, terminal = os.forkpty()
@@ -530,8 +545,8 @@ def test_a_terminal_gets_a_progress_bar_and_few_names(tree: Path) -> None:
     assert "━" in text
     assert POOL in text
     assert QUEUE in text
-    assert "and 30 more; --names shows all" in text
-    assert len(re.findall(r"/empty\d+", text)) == 10
+    assert "40 files left out, empty; --verbose names them" in text
+    assert not re.findall(r"/empty\d+", text)
 
 
 def test_corpus_counts_its_bytes() -> None:
