@@ -57,8 +57,8 @@ def _start_command(address: str) -> str:
     return f"`systemctl start shmpoold` as root, or your own with `shmpoold` (it serves {own_socket()})"
 
 
-def _who_may(path: str) -> str:
-    """Whose a file is that we may not open, and who else may: the first on the way to it."""
+def first_barred(path: str) -> str:
+    """The first on the way to a file, or the file itself, that we may not use; empty when there is none."""
     steps = [path]
     while os.path.dirname(steps[-1]) != steps[-1]:
         steps.append(os.path.dirname(steps[-1]))
@@ -66,19 +66,32 @@ def _who_may(path: str) -> str:
         try:
             status = os.stat(step)
         except OSError:
-            break
-        needed = os.X_OK if stat.S_ISDIR(status.st_mode) and step != path else os.R_OK | os.W_OK
-        if os.access(step, needed, effective_ids=True):
-            continue
-        user, group = _name_of_user(status.st_uid), _name_of_group(status.st_gid)
-        if status.st_mode >> 3 & needed == needed:  # the group's
-            me = _name_of_user(os.geteuid())
-            return f"{step} is for the group {group}: `usermod -aG {group} {me}` and log in anew, or run as {user}"
-        return f"{step} is {user}'s alone: set `group` in that broker's configuration to one of yours, or run as {user}"
-    return "ask who runs that broker for its group"
+            return ""
+        if not os.access(step, _needed(step, path, status), effective_ids=True):
+            return step
+    return ""
 
 
-def _name_of_user(uid: int) -> str:
+def _needed(step: str, path: str, status: os.stat_result) -> int:
+    return os.X_OK if stat.S_ISDIR(status.st_mode) and step != path else os.R_OK | os.W_OK
+
+
+def _who_may(path: str) -> str:
+    """Whose a file is that we may not open, and who else may: the first on the way to it."""
+    step = first_barred(path)
+    if not step:
+        return "ask who runs that broker for its group"
+    status = os.stat(step)
+    needed = _needed(step, path, status)
+    user, group = user_name(status.st_uid), group_name(status.st_gid)
+    if status.st_mode >> 3 & needed == needed:  # the group's
+        me = user_name(os.geteuid())
+        return f"{step} is for the group {group}: `usermod -aG {group} {me}` and log in anew, or run as {user}"
+    return f"{step} is {user}'s alone: set `group` in that broker's configuration to one of yours, or run as {user}"
+
+
+def user_name(uid: int) -> str:
+    """For people."""
     import pwd
 
     try:
@@ -87,7 +100,8 @@ def _name_of_user(uid: int) -> str:
         return f"uid {uid}"
 
 
-def _name_of_group(gid: int) -> str:
+def group_name(gid: int) -> str:
+    """For people."""
     import grp
 
     try:

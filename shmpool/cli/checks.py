@@ -7,7 +7,6 @@ for good. Covers the host; a running broker's own state is `shmpool stats`'s.
 
 from __future__ import annotations
 
-import errno
 import glob
 import os
 import platform
@@ -17,7 +16,6 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final, NamedTuple
 
 from ..errors import BrokerUnavailable, ShmpoolError
@@ -25,8 +23,11 @@ from ..protocol.header import BROKER_PID, FIRST_SEAT, header_fault
 from ..protocol.names import header_name, parse_pool_id
 from ..protocol.sizing import format_bytes
 from ..stats import Stats, query
-from ..system.libc import needs_barrier, register_barrier
 from ..system.memory import SHM_DIR, Place, Pressure, Space, fitting_limit, memory_groups, pressure, shm_space
+from .access import check_access
+from .findings import Finding, Level
+from .kernel import check_kernel
+from .look import count, number
 
 _LARGEST_HEADER: Final = 1 << 20
 #: A broker's memory_limit that is told nothing.
@@ -37,23 +38,6 @@ _HARD_PRESSED: Final = 10.0
 _FEW_DESCRIPTORS: Final = 128
 #: A broker has a socket and a pidfd for each client.
 _DESCRIPTORS_A_CLIENT: Final = 2
-
-
-class Level(Enum):
-    """How bad it is."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-class Finding(NamedTuple):
-    """One line of the report; *fix* says what to do, if there is something to do."""
-
-    level: Level
-    subject: str
-    text: str
-    fix: str = ""
 
 
 def examine(limit: int | None, address: str) -> Iterator[Finding]:
@@ -72,30 +56,13 @@ def examine(limit: int | None, address: str) -> Iterator[Finding]:
         check_remove_ipc,
         check_leftovers,
         lambda: judge_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+        lambda: check_access(address),
         lambda: check_broker(address),
     )
     return (check() for check in checks)
 
 
-# --- kernel and interpreter --------------------------------------------------------------------
-
-
-def check_kernel() -> Finding:
-    """pidfds tell for certain that a process is dead; on other processors than x86 stores
-    need a barrier."""
-    release = f"Linux {platform.release()} on {platform.machine()}"
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-        if needs_barrier():
-            register_barrier()
-    except OSError as error:
-        if error.errno == errno.ENOSYS:
-            return Finding(Level.FAIL, "kernel", f"{release} has no pidfd_open", "use Linux 5.3 or later")
-        why = f"{release} refuses pidfd_open: {error.strerror}"
-        return Finding(Level.FAIL, "kernel", why, "let the container's seccomp profile allow pidfd_open")
-    except ShmpoolError as error:
-        return Finding(Level.FAIL, "kernel", str(error), "use x86-64, or a kernel with membarrier")
-    return Finding(Level.OK, "kernel", f"{release}, with pidfds")
+# --- interpreter --------------------------------------------------------------------------------
 
 
 def check_python() -> Finding:
@@ -308,11 +275,15 @@ def check_leftovers() -> Finding:
 def judge_leftovers(pools: int, leftovers: list[Leftover]) -> Finding:
     """They may be a kept pool, waiting for its next broker, so it is no failure."""
     if not leftovers:
-        return Finding(Level.OK, "leftovers", f"none ({pools} pools here, each with its broker)" if pools else "none")
+        return Finding(Level.OK, "leftovers", f"none ({_pools(pools)} here)" if pools else "none")
     nbytes = format_bytes(sum(leftover.nbytes for leftover in leftovers))
     named = ", ".join(f"{one.pool_id:016x}" + (f" ({one.owner}'s)" if one.owner else "") for one in leftovers)
     text = f"{nbytes} in {SHM_DIR} of pools without a broker in sight: {named}"
     return Finding(Level.WARN, "leftovers", text, "`shmpool doctor --clean` removes what nobody living owns")
+
+
+def _pools(pools: int) -> str:
+    return "1 pool with its broker" if pools == 1 else f"{number(pools)} pools, each with its broker,"
 
 
 def has_broker(pool_id: int) -> bool:
@@ -363,7 +334,7 @@ def judge_descriptors(soft: int) -> Finding:
     if soft == resource.RLIM_INFINITY:
         return Finding(Level.OK, "open files", "no limit")
     clients = max(0, soft - _FEW_DESCRIPTORS) // _DESCRIPTORS_A_CLIENT
-    text = f"{soft} a process; a broker started here serves about {clients} clients"
+    text = f"{number(soft)} a process; a broker started here serves about {count(clients, 'client')}"
     if soft < _FEW_DESCRIPTORS:
         return Finding(Level.FAIL, "open files", text, "ulimit -n 1024")
     if soft < 1024:
@@ -385,9 +356,9 @@ def check_broker(address: str) -> Finding:
 
 def judge_broker(address: str, stats: Stats) -> Finding:
     """By its own alerts."""
-    text = f"answers at {address}, {len(stats.clients)} clients"
+    text = f"answers at {address}, {count(len(stats.clients), 'client')}"
     if shared := stats.shared["publications"]:
-        text += f", {shared} shared publications, {stats.shared['holds']} times held"
+        text += f", {count(shared, 'shared publication')}, held by {count(stats.shared['holds'], 'process')}"
     if stats.alerts:
         return Finding(
             Level.WARN, "broker", f"{text}; {'; '.join(stats.alerts)}", "see `shmpool stats` and `shmpool leases`"

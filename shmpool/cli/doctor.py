@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 from typing import Final
 
 import click
 from rich.text import Text
 
 from ..addresses import resolve
-from .checks import Finding, Level, examine
+from .checks import examine
+from .findings import Finding, Level
 from .look import console, printable, socket_option
 from .sizes import size
 
+#: Where the text begins.
+_INDENT: Final = 16
 _STYLES: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 
 
@@ -48,7 +52,7 @@ def command(memory_limit: int | None, as_json: bool, clean: bool, dry_run: bool,
     else:
         out = console()
         for finding in findings:
-            out.print(render(finding), soft_wrap=True)
+            out.print(render(finding, out.width if out.is_terminal else 0), soft_wrap=True)
             failed = failed or finding.level is Level.FAIL
     sys.exit(1 if failed else 0)
 
@@ -59,10 +63,15 @@ def _clean(address: str, *, dry_run: bool) -> int:
     return subprocess.run(line, check=False).returncode
 
 
-def render(finding: Finding) -> Text:
-    """One line, and one for its fix."""
+def render(finding: Finding, width: int = 0) -> Text:
+    """What is found, in lines of *width* columns if that is given, and a line for its fix, which can be
+    copied whole."""
     text = Text(f"{finding.level.value:<5}", style=_STYLES[finding.level])
-    text += Text(f"{finding.subject:<11}", style="bold") + printable(finding.text)
+    text += Text(f"{finding.subject:<{_INDENT - 5}}", style="bold")
+    lines = [finding.text]
+    if width > 2 * _INDENT:
+        lines = textwrap.wrap(finding.text, width - _INDENT, break_long_words=False, break_on_hyphens=False)
+    text += Text("\n" + " " * _INDENT).join(printable(line) for line in lines)
     if finding.fix:
         text += Text("\n     fix: ", style="bold") + printable(finding.fix)
     return text

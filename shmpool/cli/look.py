@@ -72,8 +72,9 @@ def number(value: float) -> str:
 
 
 def count(value: int, word: str) -> str:
-    """``1 file``, ``12,345 files``."""
-    return f"{number(value)} {word}" + ("" if value == 1 else "s")
+    """``1 file``, ``12,345 files``, ``2 processes``."""
+    plural = "es" if word.endswith("s") else "s"
+    return f"{number(value)} {word}" + ("" if value == 1 else plural)
 
 
 def microseconds(nanoseconds: float) -> str:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import resource
+import shutil
 import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from cli_helpers import eventually, is_alive, shmpool_command
 
 import shmpool
-from shmpool.cli import checks
-from shmpool.cli.checks import Finding, Group, Leftover, Level, Login
+from shmpool.cli import checks, kernel
+from shmpool.cli.access import Access, check_access, judge_access
+from shmpool.cli.checks import Group, Leftover, Login
+from shmpool.cli.doctor import render
+from shmpool.cli.findings import Finding, Level
 from shmpool.protocol.sizing import format_bytes
 from shmpool.stats import query
 from shmpool.system.memory import MemoryGroup, Pressure, Space, pressure
@@ -83,6 +91,109 @@ def test_the_pressure_is_the_innermost_cgroup_s_that_tells(tmp_path: Path) -> No
     assert pressure(groups) == Pressure(12.5, 1.25, 123456)
     (tmp_path / "a" / "memory.pressure").write_text(f"{some}\n")
     assert pressure(groups) == Pressure(12.5, 0.0, 123456)
+
+
+def feature(*, is_needed: bool) -> kernel.Feature:
+    return kernel.Feature("pidfd_open", "5.3", lambda: None, "deaths are not seen", is_needed)
+
+
+@pytest.mark.parametrize(
+    ("is_needed", "why", "level", "words"),
+    [
+        (True, "Function not implemented", Level.FAIL, "use Linux 5.3 or later"),
+        (True, "Operation not permitted", Level.FAIL, "seccomp"),
+        (False, "Invalid argument", Level.OK, "deaths are not seen"),
+    ],
+)
+def test_a_kernel_without_a_feature_is_told_with_what_that_means(
+    is_needed: bool, why: str, level: Level, words: str
+) -> None:
+    finding = kernel.judge_kernel("Linux 5.2", [(feature(is_needed=is_needed), why)], ["pidfd_open"])
+    assert finding.level is level and words in finding.text + finding.fix and "deaths are not seen" in finding.text
+    assert_useful(finding)
+
+
+def test_each_feature_that_is_needed_is_tried_and_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernel.check_kernel().level is Level.OK
+
+    def refuse(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    finding = kernel.check_kernel()
+    assert finding.level is Level.FAIL and "no fallocate (Operation not permitted)" in finding.text
+
+
+def access(**facts: object) -> Access:
+    usual: dict[str, object] = {
+        "path": "/run/shmpool/broker.sock", "me": "ann", "owner": "shmpool", "group": "media", "mode": 0o660,
+    }  # fmt: skip
+    return Access(**{**usual, **facts})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("facts", "level", "words"),
+    [
+        (access(), Level.OK, "as may the group media"),
+        (access(mode=0o600), Level.OK, "ann may use"),
+        (access(mode=0o666), Level.WARN, "every user"),
+        (access(barred="/run/shmpool", mode=0o750), Level.FAIL, "usermod -aG media ann"),
+        (access(barred="/run/shmpool", mode=0o750, is_member=True), Level.FAIL, "newgrp media"),
+        (access(barred="/s", mode=0o700), Level.FAIL, "set `group`"),
+        (access(barred="/s", mode=0o640, is_member=True, is_member_now=True), Level.FAIL, "chmod g+rwX /s"),
+        (access(owner="nobody", is_unmapped=True), Level.WARN, "--userns=host"),
+    ],
+)
+def test_who_is_kept_out_is_told_what_has_to_change(facts: Access, level: Level, words: str) -> None:
+    finding = judge_access(facts)
+    assert finding.level is level and words in finding.text + finding.fix
+    assert_useful(finding)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_a_folder_on_the_way_that_bars_a_user_is_named() -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        (folder / "broker.sock").touch()
+        os.chmod(folder / "broker.sock", 0o660)
+        os.chown(folder, 0, 12345)
+        os.chown(folder / "broker.sock", 0, 12345)
+        path = str(folder / "broker.sock")
+        for mode, groups, words in ((0o750, (), f"may not use {folder} "), (0o750, (12345,), f"may use {path} ")):
+            os.chmod(folder, mode)
+            with child_of(65534, groups, check_access, path) as finding:
+                assert words in finding.text
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def child_of(uid: int, groups: tuple[int, ...], act: Callable[[str], Finding], path: str) -> Iterator[Finding]:
+    """What a process of another user finds."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups(groups)
+            os.setgid(uid)
+            os.setuid(uid)
+            os.write(write, repr(tuple(act(path)[1:])).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        raw = pipe.read().decode()
+    os.waitpid(pid, 0)
+    yield Finding(Level.OK, *ast.literal_eval(raw))
+
+
+def test_a_terminal_gets_its_lines_indented_and_the_fix_whole() -> None:
+    finding = Finding(Level.WARN, "cgroup", "word " * 40, "a command " * 12)
+    lines = render(finding, 80).plain.splitlines()
+    assert len(lines) > 3
+    assert all(len(line) <= 80 and line[16] != " " for line in lines[:-1])
+    assert all(line.startswith(" " * 16) for line in lines[1:-1])
+    assert lines[-1] == "     fix: " + finding.fix
 
 
 def login(**facts: object) -> Login:
@@ -181,7 +292,18 @@ def test_a_socket_without_a_broker_is_a_failure(tmp_path: os.PathLike[str]) -> N
 def test_the_whole_runs_here() -> None:
     done = shmpool_command("doctor", "--memory-limit", "16MiB")
     assert done.stderr == ""
-    subjects = ("kernel", "python", "/dev/shm", "cgroup", "pressure", "RemoveIPC", "leftovers", "open files", "broker")
+    subjects = (
+        "kernel",
+        "python",
+        "/dev/shm",
+        "cgroup",
+        "pressure",
+        "RemoveIPC",
+        "leftovers",
+        "open files",
+        "access",
+        "broker",
+    )
     for subject in subjects:
         assert subject in done.stdout
     assert (done.returncode == 1) == any(line.startswith("fail") for line in done.stdout.splitlines())
