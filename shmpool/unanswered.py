@@ -129,12 +129,12 @@ def _census(words: memoryview[int], tiers: tuple[Tier, ...]) -> tuple[Census, di
 
 def _tier(tier: Tier, census: Census, states: bytes) -> dict[str, Any]:
     idle, leased, published = (census.slots[tier.index, s] for s in (State.IDLE, State.LEASED, State.PUBLISHED))
-    free = states.count(State.FREE)
+    free = states.count(State.FREE) if tier.size else 0  # which direct rows are spares only the broker knows
     return {
         "size": tier.size,
         "kind": tier.kind.name.lower(),
         "capacity": tier.capacity,
-        "warm": idle + leased + published + (free if tier.size else 0),
+        "warm": idle + leased + published + free,
         "free": free,
         "idle": idle,
         "leased": leased,

@@ -14,7 +14,7 @@ from ..addresses import resolve
 from ..errors import ShmpoolError
 from ..protocol.sizing import format_bytes
 from ..stats import Stats, query
-from .look import socket_option
+from .look import count, socket_option
 
 
 class Verdict(IntEnum):
@@ -49,7 +49,11 @@ def judge(stats: Stats) -> tuple[Verdict, str]:
         verdict = max(verdict, Verdict.WARNING)
     held, limit = stats.memory["held"], stats.memory["limit"]
     about = [f"{alert['text']} ({alert['about']})" if alert["about"] else alert["text"] for alert in raised]
-    about = about or stats.alerts or [f"{len(stats.clients)} clients, {format_bytes(held)} of {format_bytes(limit)}"]
+    about = (
+        about
+        or stats.alerts
+        or [f"{count(len(stats.clients), 'client')}, {format_bytes(held)} of {format_bytes(limit)}"]
+    )
     figures = (
         f"held={held}B;;;0;{limit}",
         f"active={stats.active_buffers}",

@@ -18,7 +18,7 @@ from ..errors import BrokerUnavailable
 from ..protocol.sizing import format_bytes
 from ..stats import Stats, query
 from ..unanswered import read_stats
-from .look import age, bar, console, microseconds, name, number, printable, socket_option, table
+from .look import age, bar, console, count, microseconds, name, number, printable, socket_option, table
 
 
 @click.command("stats", short_help="Show the figures of a broker.")
@@ -55,7 +55,7 @@ def _look(address: str) -> Stats:
 def _watch_json(address: str, interval: float) -> None:
     with suppress(KeyboardInterrupt):
         while True:
-            click.echo(json.dumps(query(address).to_dict(), separators=(",", ":")))
+            click.echo(json.dumps(_look(address).to_dict(), separators=(",", ":")))
             sys.stdout.flush()
             time.sleep(interval)
 
@@ -65,12 +65,12 @@ def _watch(address: str, interval: float) -> None:
     out = console()
     try:
         if out.is_terminal:
-            with Live(render(query(address)), console=out, auto_refresh=False) as live:
+            with Live(render(_look(address)), console=out, auto_refresh=False) as live:
                 while True:
                     time.sleep(interval)
-                    live.update(render(query(address)), refresh=True)
+                    live.update(render(_look(address)), refresh=True)
         while True:
-            out.print(render(query(address)))
+            out.print(render(_look(address)))
             sys.stdout.flush()  # whoever reads the pipe reads it now
             time.sleep(interval)
     except KeyboardInterrupt:
@@ -99,34 +99,33 @@ def _head(stats: Stats) -> Text:
     slot_gets = stats.pool_hits + stats.pool_misses
     rate = f" ({stats.pool_hits / slot_gets:.1%})" if slot_gets else ""
     return Text.assemble(
-        ("pool ", "bold"),
-        f"{stats.pool_id}, epoch {stats.epoch}\n",
-        ("memory ", "bold"),
-        f"{format_bytes(memory['held'])} held of {format_bytes(memory['limit'])};",
-        f" of what is in use {stats.memory_efficiency:.0%} was asked for",
-        "\n" if memory["pressure"] == "normal" else f"; pressure is {memory['pressure']}\n",
+        ("pool    ", "bold"),
+        f"{stats.pool_id}, epoch {stats.epoch}, {count(len(stats.clients), 'client')}\n",
+        ("held    ", "bold"),
+        bar(memory["held"] / memory["limit"], 20, warns=False),
+        f" {format_bytes(memory['held'])} of {format_bytes(memory['limit'])},",
+        f" efficiency {stats.memory_efficiency:.0%}" if stats.active_buffers else " nothing in use",
+        "\n" if memory["pressure"] == "normal" else f", pressure {memory['pressure']}\n",
         ("buffers ", "bold"),
         f"{number(stats.total_gets)} gets, {number(stats.total_puts)} puts, {number(stats.active_buffers)} active",
         f", {number(stats.held_by_views)} of them held by views\n" if stats.held_by_views else "\n",
-        ("hits ", "bold"),
-        f"{number(stats.pool_hits)}{rate}, ",
-        ("misses ", "bold"),
-        f"{number(stats.pool_misses)} (leases that waited for the broker)\n",
+        ("hits    ", "bold"),
+        f"{number(stats.pool_hits)}{rate}, {number(stats.pool_misses)} misses (leases that waited for the broker)\n",
     )
 
 
 def _operations(stats: Stats) -> RenderableType:
     shown = table("Leases, and how long they took", "category", "leases>", "average>", "p50>", "p99>")
-    for category, count in stats.operations.items():
+    for category, leases in stats.operations.items():
         timed = sum(stats.latency_histogram[category]["counts"])
         latencies = (stats.average_latency_ns, stats.p50_latency_ns, stats.p99_latency_ns)
         shown.add_row(
             category.replace("_", " "),
-            number(count),
+            number(leases),
             *(microseconds(latency[category]) if timed else "-" for latency in latencies),
         )
-    by_strategy = ", ".join(f"{name} {number(count)}" for name, count in stats.strategies.items())
-    rungs = ", ".join(f"{name} {number(count)}" for name, count in stats.ladder.items() if count)
+    by_strategy = ", ".join(f"{name} {number(leases)}" for name, leases in stats.strategies.items())
+    rungs = ", ".join(f"{name} {number(served)}" for name, served in stats.ladder.items() if served)
     served = f"beyond magazines: {rungs}\n" if rungs else ""
     return Group(shown, Text(f"by strategy: {by_strategy}\n{served}"))
 

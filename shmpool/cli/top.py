@@ -27,7 +27,7 @@ from ..addresses import resolve
 from ..errors import ShmpoolError
 from ..protocol.sizing import format_bytes
 from ..stats import Stats, query, query_leases
-from .look import age, bar, console, microseconds, name, number, printable, socket_option, table
+from .look import age, bar, console, count, microseconds, name, number, printable, socket_option, table
 
 #: Lines besides the table's rows: the head, the table's own, the keys.
 _OTHER_LINES: Final = 12
@@ -140,7 +140,7 @@ class Screen:
         memory = stats.memory
         share = memory["held"] / memory["limit"]
         lines = Text.assemble(
-            ("pool ", "bold"), f"{stats.pool_id}, epoch {stats.epoch}, {len(stats.clients)} clients\n",
+            ("pool ", "bold"), f"{stats.pool_id}, epoch {stats.epoch}, {count(len(stats.clients), 'client')}\n",
             ("held ", "bold"), bar(share, _BAR, warns=False),
             f" {format_bytes(memory['held'])} of {format_bytes(memory['limit'])}, pressure {memory['pressure']}\n",
             ("now  ", "bold"), f"{number(stats.active_buffers)} buffers active, {self._rates(stats)}\n",

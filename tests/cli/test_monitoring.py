@@ -122,7 +122,7 @@ def test_check_says_how_it_is_by_its_status(broker: shmpool.Broker, pool: shmpoo
     done = shmpool_command("check", SHMPOOL_SOCKET=broker.address)
     assert done.returncode == 0, done.stdout
     assert re.fullmatch(
-        r"OK: 1 clients, .* of .* \| held=\d+B;;;0;\d+ active=0 clients=1 misses=0c timeouts=0c\n", done.stdout
+        r"OK: 1 client, .* of .* \| held=\d+B;;;0;\d+ active=0 clients=1 misses=0c timeouts=0c\n", done.stdout
     )
     gone = shmpool_command("check", "--socket", "/nowhere/broker.sock")
     assert gone.returncode == 2 and gone.stdout.startswith("CRITICAL: no broker answers at /nowhere/broker.sock")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import pty
@@ -19,10 +20,12 @@ import pytest
 from cli_helpers import ENV, PATIENCE, command, shmpool_command
 from corners import corner
 from patience import settle
+from rich.console import Console
 
 import shmpool
+from shmpool.cli import stats as stats_command
 from shmpool.cli.look import age, duration, printable
-from shmpool.stats import query
+from shmpool.stats import Stats, query
 
 TOP_LEVEL = {
     "pool_id", "epoch", "total_gets", "total_puts", "pool_hits", "pool_misses", "active_buffers", "operations",
@@ -74,6 +77,30 @@ def test_the_table_shows_tiers_and_clients(broker: shmpool.Broker, pool: shmpool
     stats = query(broker.address)
     for words in (stats.pool_id, "pooled 4 KiB", "chunk 128 KiB", "direct", str(os.getpid()), "very large"):
         assert words in done.stdout
+
+
+def test_each_figure_of_the_table_is_the_one_it_says(broker: shmpool.Broker) -> None:
+    figures = query(broker.address).to_dict()
+    numbers = iter(range(1001, 2000))
+    for group in ("operations", "strategies", "ladder"):
+        figures[group] = {key: next(numbers) for key in figures[group]}
+    for key in ("total_gets", "total_puts", "active_buffers", "held_by_views", "pool_hits", "pool_misses"):
+        figures[key] = next(numbers)
+    tier = figures["tiers"][2]
+    columns = ("capacity", "warm", "free", "idle", "leased", "published")
+    tier.update({column: next(numbers) for column in columns})
+    text = io.StringIO()
+    Console(file=text, width=200).print(stats_command.render(Stats.from_dict(figures)))
+    lines = [" ".join(line.split()) for line in text.getvalue().replace(",", "").splitlines()]
+    shown = "\n".join(lines)
+    for group in ("strategies", "ladder"):
+        assert " ".join(f"{key} {value}" for key, value in figures[group].items()) in shown
+    for category, leases in figures["operations"].items():
+        assert f"{category.replace('_', ' ')} {leases} - - -" in lines
+    assert " ".join(str(tier[column]) for column in columns) in shown
+    assert f"{figures['total_gets']} gets {figures['total_puts']} puts {figures['active_buffers']} active" in shown
+    assert f"{figures['held_by_views']} of them held by views" in shown
+    assert f"{figures['pool_misses']} misses" in shown and f"hits {figures['pool_hits']} (" in shown
 
 
 def test_watch_ends_cleanly_with_ctrl_c(broker: shmpool.Broker) -> None:

@@ -104,13 +104,14 @@ def memory(inventory: Inventory, census: Census) -> dict[str, Any]:
 def tier(inventory: Inventory, which: Tier, census: Census) -> dict[str, Any]:
     """One tier, in slots."""
     slots = inventory.maps[which.index]
+    free = slots.ready if which.size else len(inventory.spares)
     idle, leased, published = (census.slots[which.index, s] for s in (State.IDLE, State.LEASED, State.PUBLISHED))
     return {
         "size": which.size,
         "kind": which.kind.name.lower(),
         "capacity": which.capacity,
-        "warm": slots.warm if which.size else idle + leased + published + len(inventory.spares),
-        "free": slots.ready,
+        "warm": slots.warm if which.size else idle + leased + published + free,
+        "free": free,
         "idle": idle,
         "leased": leased,
         "published": published,
