@@ -1,8 +1,9 @@
 """The ladder: what is tried in order for a request, and how often each rung served.
 
 Each rung costs somebody more than the one before: nobody; the host; whoever would have made use of a
-cache, or of the idle slots; the bytes that a larger slot wastes; those who are asked to give back; a segment made for one
-object; time. Nothing is cooled, recalled or made for a request that would not be served by it.
+cache, or of the idle slots; the bytes that a larger slot wastes; those who are asked to give back; a
+segment made for one object; time. Nothing is cooled, recalled or made for a request that would not be
+served by it.
 """
 
 from __future__ import annotations
