@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from .measure import Contestant, Lap, Series, interleave
+from .measure import Contestant, Series, interleave
 from .options import Options
 from .pair import Entry, Pair, PairFailed
 from .peers.base import Absent
@@ -71,11 +71,10 @@ class Contest:
         self._rounds = options.rounds or ROUNDS
         self._seconds = options.seconds or SECONDS
 
-    def run(self, plan: Plan, others: Mapping[str, Contestant] | None = None, *, prelude: int = 0) -> dict[str, Series]:
-        """Interleave all who take the plan. A pair that fails is out from then on. Before each lap
-        *prelude* objects are handed over that are not timed: what is measured is a steady stream."""
+    def run(self, plan: Plan, others: Mapping[str, Contestant] | None = None) -> dict[str, Series]:
+        """Interleave all who take the plan. A pair that fails is out from then on."""
         while True:
-            contestants = {label: partial(_lap, pair, plan, prelude) for label, pair in self._of(plan).items()}
+            contestants = {label: partial(pair.lap, plan) for label, pair in self._of(plan).items()}
             try:
                 return interleave(
                     {**contestants, **(others or {})}, rounds=self._rounds, seconds=self._seconds, least=plan.in_flight
@@ -89,12 +88,6 @@ class Contest:
     def _drop(self, failure: PairFailed) -> None:
         del self._pairs[failure.label]
         self.absent[failure.label] = f"stopped: {failure}"
-
-
-def _lap(pair: Pair, plan: Plan, prelude: int, objects: int) -> Lap:
-    if prelude:
-        pair.lap(plan, prelude)
-    return pair.lap(plan, objects)
 
 
 @contextmanager

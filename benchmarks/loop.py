@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from .channel import Channel
@@ -28,9 +29,13 @@ def producing(peer: Peer, plan: Plan, there: Channel, back: Channel) -> Callable
     put = peer.producer(plan, payload(plan.nbytes))
     give = _give_tokens(put, there) if peer.token_bytes else _give_alone(put)
 
+    hand_over = _one_by_one if plan.in_flight == 1 else _streamed
+
     def run() -> tuple[float, list[float]]:
+        if plan.prelude:
+            hand_over(give, replace(plan, objects=plan.prelude), back)
         started = time.perf_counter()
-        samples = _one_by_one(give, plan, back) if plan.in_flight == 1 else _streamed(give, plan, back)
+        samples = hand_over(give, plan, back)
         return time.perf_counter() - started, samples
 
     return run
@@ -41,12 +46,13 @@ def consuming(peer: Peer, plan: Plan, there: Channel, back: Channel) -> Callable
     bytes that were copied out are the producer's."""
     target = blank_target(plan.nbytes)
     take = peer.consumer(plan, target)
+    whole = replace(plan, objects=plan.prelude + plan.objects)
 
     def run() -> bool:
         if peer.token_bytes:
-            _take_tokens(take, peer.token_bytes, plan, there, back)
+            _take_tokens(take, peer.token_bytes, whole, there, back)
         else:
-            _take_alone(take, plan, back)
+            _take_alone(take, whole, back)
         return not (plan.fills and plan.drains) or target == payload(plan.nbytes)
 
     return run

@@ -28,6 +28,8 @@ class Plan:
     #: Seconds of polling before sleeping; 0 sleeps at once.
     spin: float = SPIN
     objects: int = 1
+    #: So many more are handed over first, in the same breath, that are not timed.
+    prelude: int = 0
 
     @property
     def batch(self) -> int:

@@ -328,7 +328,7 @@ def _direct(report: Report, options: Options) -> None:
     ratios: dict[int, float] = {}
     with contest([_ENTRIES[0], _ENTRIES[2]], options) as running:
         for nbytes in _sizes(options, DIRECT):
-            series = running.run(Plan(nbytes), prelude=PRELUDE)
+            series = running.run(Plan(nbytes, prelude=PRELUDE))
             if len(series) < 2:
                 break
             ratio = series[FLOOR].ratio_to(series[OURS]).median
@@ -353,7 +353,7 @@ def _streamed(report: Report, options: Options) -> None:
     with contest(_ENTRIES[:2], options) as running:
         for nbytes in _sizes(options, STREAMED):
             for mode, copies in (("touch", False), ("copy", True)):
-                series = running.run(Plan(nbytes, 16, copies, copies), prelude=16 * PRELUDE)
+                series = running.run(Plan(nbytes, 16, copies, copies, prelude=16 * PRELUDE))
                 table.rows.append([nbytes, mode, series[OURS].median, series[CHUNKED].median])
                 name = f"{mode} {size_name(nbytes)}, streamed: of chunked"
                 report.bars.append(Bar.of_ratio(name, OF_CHUNKED, series[OURS], series[CHUNKED]))

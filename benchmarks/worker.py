@@ -80,8 +80,8 @@ class _Pair:
         """One lap. The first objects, an eighth, are not counted: they find the caches as
         the other contestants left them."""
         self._back.set_spin(plan.spin)
-        warm_up = max(plan.in_flight, plan.objects // 8)
-        self._run(plan, warm_up)
+        if not plan.prelude:
+            self._run(plan, max(plan.in_flight, plan.objects // 8))
         return self._run(plan, plan.objects)
 
     def _run(self, plan: Plan, objects: int) -> tuple[float, list[float]]:

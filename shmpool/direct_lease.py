@@ -1,7 +1,7 @@
-"""A lease of a direct segment (`seat.direct`). A payload that is ready is written by ``pwrite``, which
-needs no map, so the view is made when it is first asked for. At publish the broker becomes the
-custodian, and unlinks the segment when the last reader is done; or a steady producer keeps it for
-its next object (`seat.segments`), mapped.
+"""A lease of a direct segment that serves one object (`seat.direct`). A payload that is ready is written
+by ``pwrite``, which needs no map, so the view is made when it is first asked for. At publish the
+broker becomes the custodian, and unlinks the segment when the last reader is done; or a steady producer
+keeps it for its next object (`seat.segments`), whose lease is then like that of any slot.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Final, cast
 
 from . import layouts
 from .lease import EndedLease, Lease, ViewTaken, is_parents
-from .live_lease import _DONE, LiveLease
+from .live_lease import LiveLease
 from .protocol.handle import Handle
 from .protocol.ledger import ONE_GENERATION, SEAT_MASK, STATE_SHIFT
 from .protocol.states import State
 from .seat.direct import DirectSlot
-from .seat.segments import Segments
 from .system import filling
 from .system.here import HERE, OURS
 
@@ -70,9 +69,6 @@ class DirectLease(LiveLease):
                 whole.release()
 
     def _write(self, source: memoryview) -> None:
-        if self._slot.is_kept:
-            super()._write(source)
-            return
         self._write_part(0, source)
         self._slot.close()  # a process may have more direct leases than descriptors
 
@@ -81,7 +77,7 @@ class DirectLease(LiveLease):
         self._slot.close()
 
     def _write_part(self, offset: int, source: memoryview) -> None:
-        raw = layouts.flat(source) if self._slot.window is None and not self._slot.is_kept else None
+        raw = layouts.flat(source) if self._slot.window is None else None
         if raw is None:
             super()._write_part(offset, source)
             return
@@ -97,7 +93,7 @@ class DirectLease(LiveLease):
         if not HERE[OURS]:
             is_parents()
         slot = self._slot
-        if slot.window is None and not slot.is_kept:
+        if slot.window is None:
             filled = filling.copy_range(slot.open(), self.nbytes, fd, offset)
             slot.close()
             if filled is not None:
@@ -132,7 +128,7 @@ class DirectLease(LiveLease):
     def _granted(self) -> int:
         """Custody passes with the publishing store, unless the writer keeps views, or the segment."""
         slot = self._slot
-        if slot.has_views or _segments(slot).keeps(slot):
+        if slot.has_views or slot.stock.keeps(slot):
             return super()._granted()
         slot.window = None
         return slot.base | State.PUBLISHED << STATE_SHIFT
@@ -141,32 +137,20 @@ class DirectLease(LiveLease):
         slot = self._slot
         slot.close()
         is_ours = slot.session.words[slot.word] & SEAT_MASK
-        if is_ours and _segments(slot).keeps(slot):
-            slot.done = slot.base | _DONE  # first: whoever reaps compares with it
-            _segments(slot).published.append(slot)
-            _segments(slot).watch()
+        if is_ours and slot.stock.keeps(slot):
+            LiveLease._await_readers(self)
+            slot.stock.watch()
             return
         slot.window = None  # before another is the custodian: the memory would stay with the map
         slot.session.return_soon(slot, State.PUBLISHED)
 
-    def _return_shared(self) -> None:
-        slot = self._slot
-        slot.close()
-        if not slot.has_views:
-            slot.window = None  # before another is the custodian: the memory would stay with the map
-        super()._return_shared()
-
     def _return(self) -> None:
         slot = self._slot
         slot.close()
-        if _segments(slot).keeps(slot):
+        if slot.stock.keeps(slot):
             slot.session.return_unpublished(slot)
-            _segments(slot).watch()
+            slot.stock.watch()
             return
         slot.window = None
         slot.base += ONE_GENERATION
         slot.session.return_soon(slot, State.RETURNED)
-
-
-def _segments(slot: DirectSlot) -> Segments:
-    return cast(Segments, slot.magazine)

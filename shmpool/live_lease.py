@@ -152,6 +152,7 @@ class LiveLease(Lease):
     def _return_shared(self) -> None:
         """Custody passes to the broker with this store, whatever views there are: they hold it, too."""
         slot, session = self._slot, self._slot.session
+        slot.prepare_return()
         session.return_soon(slot, State.PUBLISHED)
         self.__class__ = EndedLease  # type: ignore[assignment]
         session.keep_window(slot)

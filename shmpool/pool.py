@@ -56,6 +56,7 @@ _SAMPLE_MASK: Final = SAMPLE_EVERY - 1
 _POOLED_SMALL: Final = LEASES
 _POOLED_MEDIUM: Final = LEASES + 1
 _CHUNKED_LARGE: Final = LEASES + 4 + 2
+_DIRECT_VERY_LARGE: Final = LEASES + 8 + 3
 _STRATEGY_INDEX: Final = {Strategy.POOLED: 0, Strategy.CHUNKED: 1, Strategy.DIRECT: 2}
 _CATEGORY_INDEX: Final = {"small": 0, "medium": 1, "large": 2, "very_large": 3}
 
@@ -111,9 +112,14 @@ class BasePool:
         if nbytes < session.pooled_below:
             magazine = session.pooled[nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT]
             counter = session.counters + (_POOLED_SMALL if nbytes < session.medium_from else _POOLED_MEDIUM)
-        elif nbytes < session.chunked_below and (found := session.chunked.get(nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT)):
+        elif nbytes < session.chunked_below:
+            if (found := session.chunked.get(nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT)) is None:
+                return self._lease_otherwise(nbytes, strategy, timeout)
             magazine = found
             counter = session.counters + _CHUNKED_LARGE
+        elif (shelf := session.shelves.get(nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT)) is not None:
+            magazine = shelf
+            counter = session.counters + _DIRECT_VERY_LARGE
         else:
             return self._lease_otherwise(nbytes, strategy, timeout)
         words = session.words
@@ -195,12 +201,12 @@ class BasePool:
 
     def _lease_direct(self, session: Session, nbytes: int, counter: int, timeout: float | None) -> Lease:
         started = perf_counter_ns()
-        lease = self._make_direct_lease(session, session.obtain_direct(nbytes, timeout), nbytes, counter)
+        lease = self._make_lease(session, session.obtain_direct(nbytes, timeout), nbytes, counter)
         self._note_latency(session, counter, perf_counter_ns() - started)
         return lease
 
-    def _make_direct_lease(self, session: Session, slot: Slot, nbytes: int, counter: int) -> Lease:
-        assert isinstance(slot, DirectSlot)
+    def _make_direct_lease(self, session: Session, slot: DirectSlot, nbytes: int, counter: int) -> Lease:
+        slot.claim = [None]
         session.words[slot.word] = slot.base | session.leased
         session.words[slot.word + EXTENT] = slot.extent_word | nbytes
         lease = DirectLease.__new__(DirectLease)
@@ -213,7 +219,7 @@ class BasePool:
         """The broker may have granted what another strategy has: it is counted by what it is."""
         category = (counter - session.counters - LEASES) % 4
         counter = session.counters + LEASES + 4 * slot.tier.kind + category
-        if isinstance(slot, DirectSlot):
+        if isinstance(slot, DirectSlot) and not slot.is_kept:
             return self._make_direct_lease(session, slot, nbytes, counter)
         session.words[slot.word] = slot.base | session.leased
         session.words[slot.word + EXTENT] = slot.extent_word | nbytes

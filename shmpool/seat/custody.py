@@ -75,20 +75,21 @@ class Custody(Keeper, Reader):
         return min(sizing.large_object_threshold, sizing.pooled_sizes[-1] + 1) if sizing.is_pooling else 0
 
     def _choose_fast_path(self) -> None:
-        """Leases below these sizes look for a magazine before anything else: none while direct
-        segments are preferred."""
+        """Leases below these sizes look for a magazine before anything else, larger ones for a shelf: none
+        while direct segments are preferred."""
         self.pooled_below = 0 if self.prefers_direct else self._pooled_limit
         self.chunked_below = 0 if self.prefers_direct else self.sizing.very_large_object_threshold
+        self.shelves = {} if self.prefers_direct else self.segments.shelves
 
     def _make_tables(self) -> None:
         """Size in pages -> magazine, so that choosing one costs a look-up. A size that is
         exactly a threshold is told apart by the caller."""
         sizing = self.sizing
-        self._choose_fast_path()
         self._make_timed()
-        #: The direct segments that are kept; one of the magazines, too.
+        #: The direct segments that are kept.
         self.segments = Segments(self, self.tiers[-1])
-        self.magazines: dict[tuple[int, int], Magazine] = {(self.tiers[-1].index, 1): self.segments}
+        self._choose_fast_path()
+        self.magazines: dict[tuple[int, int], Magazine] = {}
         self.pooled: list[Magazine] = []
         for pages in range((self._pooled_limit - 1 >> PAGE_SHIFT) + 2):
             tier = pooled_tier(pages << PAGE_SHIFT, self.tiers) or self.tiers[len(sizing.pooled_sizes) - 1]
@@ -100,6 +101,11 @@ class Custody(Keeper, Reader):
         """The magazine of a tier's slots or of its runs of a length."""
         key = tier.index, chunks
         return self.magazines.get(key) or self.magazines.setdefault(key, Magazine(self, tier, chunks))
+
+    @property
+    def all_magazines(self) -> list[Magazine]:
+        """With the shelves of what is kept."""
+        return [*self.magazines.copy().values(), *self.segments.in_use]
 
     def run_magazine(self, nbytes: int) -> Magazine:
         """The magazine of the runs that hold *nbytes* bytes with least waste."""
@@ -115,6 +121,8 @@ class Custody(Keeper, Reader):
         """The window through which a slot is written, made on its first use."""
         if slot.window is None:
             try:
+                if isinstance(slot, DirectSlot):
+                    return slot.map()
                 pieces = [self.piece(row, count, writable=True) for row, count in slot.extents]
                 slot.window = self.windows.make(pieces, WRITE)
             except BaseException:
@@ -139,11 +147,11 @@ class Custody(Keeper, Reader):
         if known is not None and (known.tier.kind is TierKind.POOLED or known.extents == self.extents_of(row)):
             known.base = base
             return known
-        tier, extents = self.tier_of(row), self.extents_of(row)
+        tier = self.tier_of(row)
         if tier.kind is TierKind.DIRECT:
-            direct = DirectSlot(self, tier, extents, nbytes_of(self.words[row * ROW_WORDS + EXTENT]), base)
-            direct.magazine, direct.is_kept = self.segments, False
-            return direct
+            size = nbytes_of(self.words[row * ROW_WORDS + EXTENT])
+            return DirectSlot(self, tier, row, size, base, self.segments)
+        extents = self.extents_of(row)
         chunks = sum(count for _, count in extents)
         slot = Slot(self, tier, extents, chunks * tier.size, base)
         slot.magazine = self.magazine(tier, chunks)
@@ -245,7 +253,7 @@ class Custody(Keeper, Reader):
 
     def _return_all(self, *, everything: bool) -> None:
         self.deferred.recover()
-        for magazine in list(self.magazines.values()):
+        for magazine in self.all_magazines:
             magazine.newest = None  # it would keep a lost slot known
             slot = magazine.reap(len(magazine.published))
             if slot is not None:
@@ -261,12 +269,12 @@ class Custody(Keeper, Reader):
 
     def return_rested(self) -> bool:
         """Return what was not used; False when nothing idle is left."""
-        for magazine in list(self.magazines.values()):
+        for magazine in self.all_magazines:
             magazine.reap_rested()
             slots = magazine.rested()
             if slots:
                 self.return_to_broker(slots)
-        return any(magazine.ready or magazine.published for magazine in list(self.magazines.values()))
+        return any(magazine.ready or magazine.published for magazine in self.all_magazines)
 
     def close_magazines(self) -> None:
         """Return what is idle and hand the publications to the broker."""
@@ -274,7 +282,7 @@ class Custody(Keeper, Reader):
         self.return_all()
         handed = State.PUBLISHED << STATE_SHIFT
         rows = []
-        for magazine in list(self.magazines.values()):
+        for magazine in self.all_magazines:
             while magazine.published:
                 slot = magazine.published.popleft()
                 slot.window = None
@@ -285,6 +293,9 @@ class Custody(Keeper, Reader):
 
     def owns(self, row: int) -> bool:
         return row in self._owned
+
+    def owned_slot(self, row: int) -> Slot | None:
+        return self._owned.get(row)
 
     def abandon_windows(self) -> None:
         """In a forked child: the parent's views are all that is left of what it could write to."""

@@ -11,30 +11,48 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Protocol
 
 from ..errors import SharedMemoryFull
-from ..protocol.ledger import LINK, birth_of
+from ..protocol.ledger import CHUNKS_SHIFT, LINK, TICKETS_SHIFT, birth_of
 from ..protocol.names import direct_name
-from ..protocol.sizing import format_bytes
+from ..protocol.sizing import Tier, format_bytes
 from ..system import memory
 from ..system.descriptors import Descriptor
 from ..system.segments import open_segment
-from .magazine import Slot
+from .magazine import Keeper, Slot
 from .windows import WRITE, Piece, Window
+
+
+class Stock(Protocol):
+    """Who keeps segments (`seat.segments`)."""
+
+    def keeps(self, slot: DirectSlot, /) -> bool:
+        """Whether one that is just published or released stays with its producer. Takes no lock that a
+        finalizer could meet."""
+
+    def watch(self) -> None:
+        """Something is kept: it is to be looked at. Takes no lock."""
 
 
 class DirectSlot(Slot):
     """The record of a direct segment that this client writes; *fd* is open until it is mapped,
     written or published. *claim* has one item until somebody publishes or releases: the view may not
-    exist yet. One that *is_kept* serves its producer's next object too."""
+    exist yet. One that *is_kept* by its *stock* serves its producer's next object too, as any slot."""
 
-    __slots__ = ("claim", "fd", "is_kept")
+    __slots__ = ("claim", "fd", "is_kept", "stock")
 
     is_kept: bool
+    stock: Stock
 
     claim: list[None]
 
     fd: Descriptor | None
+
+    def __init__(self, session: Keeper, tier: Tier, row: int, size: int, base: int, stock: Stock) -> None:
+        super().__init__(session, tier, ((row, 1),), size, base)
+        self.extent_word = 1 << TICKETS_SHIFT | session.seat << CHUNKS_SHIFT
+        self.stock, self.is_kept = stock, False
 
     def open(self) -> Descriptor:
         """The descriptor of the segment that was granted. Raises StaleHandle, ConfigError."""
@@ -71,6 +89,12 @@ class DirectSlot(Slot):
         """In the place of the chunks: the publisher's seat. Custody passes at publish, and a
         broker that starts anew must still know whose publication it is."""
         return self.session.seat
+
+    def prepare_return(self) -> None:
+        """Before another is the custodian: its memory would stay with our map."""
+        self.close()
+        if not self.has_views:
+            self.window = None
 
     def close(self) -> None:
         """Close its descriptor, if it is open."""

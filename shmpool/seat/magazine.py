@@ -81,6 +81,10 @@ class Keeper(Seat):
         """Whether this seat is the custodian of what a row heads."""
         raise NotImplementedError
 
+    def owned_slot(self, row: int) -> Slot | None:
+        """What a row heads, if this seat is its custodian."""
+        raise NotImplementedError
+
     def keep_window(self, slot: Slot) -> None:
         """Keep the window of a slot that is the broker's: it may serve its next grant."""
         raise NotImplementedError
@@ -145,6 +149,9 @@ class Slot:
     def first_chunks(self) -> int:
         """Chunks of the first extent, for the extent word."""
         return self.extents[0][1]
+
+    def prepare_return(self) -> None:
+        """Custody is about to pass to another while views may live."""
 
     @property
     def is_noted(self) -> bool:

@@ -3,7 +3,8 @@
 New pages cost more than the copy into them, a new map costs both sides a fault for every sixteen of
 them, and each turn of the broker two switches. So a producer whose direct objects follow one another
 stays the custodian of what it publishes, like of a slot: name and row stay, the generation counts on,
-both sides keep their maps, and the broker is told nothing. Nothing is kept of a lone object, beyond
+both sides keep their maps, and the broker is told nothing. What is kept lies on a **shelf**, a magazine
+of those of one size, and is leased like any slot (`live_lease`). Nothing is kept of a lone object, beyond
 the share of the pool that spares have, or while somebody waits; what nobody used for `LIFETIME` goes
 back.
 """
@@ -13,7 +14,9 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from ..protocol.sizing import Tier, page_round
+from ..protocol.ledger import EXTENT, LINK, ROW_WORDS, birth_of, generation_of, nbytes_of, seat_of, state_of
+from ..protocol.sizing import PAGE_SHIFT, Tier, page_round
+from ..protocol.states import State
 from .direct import DirectSlot
 from .magazine import Keeper, Magazine, Slot
 
@@ -23,20 +26,41 @@ STEADY: Final = 0.5
 READING: Final = 2e-9
 #: Seconds from one look at what lies here to the next; what lay here unused at both goes back.
 LIFETIME: Final = 0.25
-#: The largest part of the pool's limit that one seat keeps, in use or not, and the most segments.
+#: The largest part of the pool's limit that all seats together keep, in use or not, and the most
+#: segments of one.
 SHARE: Final = 1 / 8
 MOST: Final = 64
 #: A segment serves an object of at least one part in so many of its size.
 LARGEST_CUT: Final = 2
+#: Sizes that a lease finds the shelf of by itself.
+KNOWN_SIZES: Final = 256
 
 
-class Segments(Magazine):
-    """Those of one seat. *ready* and *published* are as in every magazine, but of any size."""
+class Shelf(Magazine):
+    """The kept segments of one size."""
 
-    __slots__ = ("_is_steady", "_is_watched", "_kept", "_next_look", "_used_at")
+    __slots__ = ("bases",)
+
+    def __init__(self, session: Keeper, tier: Tier, size: int) -> None:
+        super().__init__(session, tier, 1)
+        self.size = size
+        #: What was used here, at the last look: the newest generation of each row, added up.
+        self.bases = 0
+
+    def rested(self) -> list[Slot]:
+        """Nothing: `Segments.look` has returned it long before."""
+        return []
+
+
+class Segments:
+    """Those of one seat."""
+
+    __slots__ = ("_is_steady", "_is_watched", "_kept", "_next_look", "_session", "_tier", "_used_at", "shelves")
 
     def __init__(self, session: Keeper, tier: Tier) -> None:
-        super().__init__(session, tier, 1)
+        self._session, self._tier = session, tier
+        #: Size in pages -> the shelf that what is kept next goes to. (More than one may have a size.)
+        self.shelves: dict[int, Shelf] = {}
         #: When an object was published or released last, and whether the one that is leased now
         #: followed it soon.
         self._used_at = float("-inf")
@@ -48,59 +72,85 @@ class Segments(Magazine):
         self._is_watched = False
         self._next_look = 0.0
 
+    @property
+    def in_use(self) -> list[Shelf]:
+        """The shelves that something belongs to, wherever it is."""
+        kept, found = self._kept, dict[int, Shelf]()
+        for row in list(kept):
+            slot = self._session.owned_slot(row)
+            if isinstance(slot, DirectSlot) and slot.is_kept and isinstance(slot.magazine, Shelf):
+                found[id(slot.magazine)] = slot.magazine
+            else:
+                kept.pop(row, None)
+        return list(found.values())
+
     def lease(self, nbytes: int) -> DirectSlot | None:
         """The segment for an object of *nbytes* bytes: the smallest that holds it and is not much
         larger, of those used last. None when there is none: then the broker is asked."""
         self._is_steady = time.monotonic() - self._used_at < STEADY
-        if self.published and (done := self.reap(len(self.published))) is not None:
-            self.ready.append(done)
-        while (slot := self._best_for(nbytes)) is not None:
-            try:
-                self.ready.remove(slot)
-            except ValueError:
-                continue  # another thread took it
-            assert isinstance(slot, DirectSlot)
-            return slot
+        least, most = max(nbytes, 1), LARGEST_CUT * page_round(max(nbytes, 1))
+        for shelf in sorted(self.in_use, key=lambda shelf: shelf.size):
+            if least <= shelf.size <= most and (slot := shelf.take()) is not None:
+                assert isinstance(slot, DirectSlot)
+                return slot
         return None
-
-    def _best_for(self, nbytes: int) -> Slot | None:
-        best, least, most = None, max(nbytes, 1), LARGEST_CUT * page_round(max(nbytes, 1))
-        for slot in list(self.ready):
-            if least <= slot.size <= most and (best is None or slot.size <= best.size):
-                best = slot
-        return best
 
     def keeps(self, slot: DirectSlot) -> bool:
         """Whether a segment that is just published or released stays here. Takes no lock that a
         finalizer could meet."""
         self._used_at = time.monotonic() + slot.size * READING
-        session = self.session
+        session = self._session
         if session.header[slot.wanted] or session.prefers_direct or session.is_closing:
             return False
-        if not slot.is_kept:
-            slot.is_kept = self._is_steady and self._has_room(slot)
+        if not slot.is_kept and self._is_steady and self._has_room(slot):
+            slot.magazine, slot.is_kept = self._shelf(slot.size), True
         return slot.is_kept
+
+    def _shelf(self, size: int) -> Shelf:
+        pages = size >> PAGE_SHIFT
+        shelf = self.shelves.get(pages)
+        if shelf is None:
+            if len(self.shelves) >= KNOWN_SIZES:
+                self.shelves.clear()
+            shelf = self.shelves.setdefault(pages, Shelf(self._session, self._tier, size))
+        return shelf
 
     def _has_room(self, slot: Slot) -> bool:
         kept = self._kept
         for row in list(kept):
-            if not self.session.owns(row):
+            if not self._session.owns(row):
                 kept.pop(row, None)
-        if len(kept) >= MOST or sum(list(kept.values())) + slot.size > self.session.memory_limit * SHARE:
+        ours, most = sum(list(kept.values())) + slot.size, self._session.memory_limit * SHARE
+        if len(kept) >= MOST or ours > most or ours + self._kept_by_others() > most:
             return False
         kept[slot.row] = slot.size
         return True
 
+    def _kept_by_others(self) -> int:
+        """Bytes, as the ledger says: in rows that a client has although they were published."""
+        session, tier = self._session, self._tier
+        words, total = session.words, 0
+        for row, word in enumerate(words[tier.base * ROW_WORDS : tier.end * ROW_WORDS : ROW_WORDS].tolist(), tier.base):
+            if seat_of(word) not in (0, session.seat):
+                at = row * ROW_WORDS
+                if state_of(word) == State.PUBLISHED or generation_of(word) > birth_of(words[at + LINK]):
+                    total += page_round(max(1, nbytes_of(words[at + EXTENT])))
+        return total
+
+    def __bool__(self) -> bool:
+        """Whether anything is kept, in use or not."""
+        return bool(self.in_use)
+
     def watch(self) -> None:
-        """Something lies here: the helper is to look whether it is used. Takes no lock."""
+        """Something is kept: the helper is to look whether it is used. Takes no lock."""
         if not self._is_watched:
-            self.session.wake_helper()
+            self._session.wake_helper()
 
     def pause(self) -> float | None:
-        """For the helper, before it waits: when it has to look; None when nothing lies here. What
+        """For the helper, before it waits: when it has to look; None when nothing is kept. What
         comes after this call wakes it, or is found then."""
         was_watched, self._is_watched = self._is_watched, False
-        if not (self.published or self.ready):
+        if not self.in_use:
             return None
         self._is_watched = True
         if not was_watched:
@@ -109,36 +159,51 @@ class Segments(Magazine):
 
     def look(self) -> None:
         """Return what was not used since the last look, if it is time."""
-        if not self._is_watched or time.monotonic() < self._next_look:
+        now = time.monotonic()
+        if not self._is_watched or now < self._next_look:
             return
-        self._next_look = time.monotonic() + LIFETIME
-        if (done := self.reap(len(self.published))) is not None:
-            self.ready.append(done)
-        if slots := self._unused():
-            self.session.return_to_broker(slots)
+        self._next_look = now + LIFETIME
+        unused: list[Slot] = []
+        for shelf in self.in_use:
+            if (done := shelf.reap(len(shelf.published))) is not None:
+                shelf.ready.append(done)
+            unused += _unused(shelf)
+        if self._is_used():
+            self._used_at = max(self._used_at, now)
+        if unused:
+            self._session.return_to_broker(unused)
 
-    def _unused(self) -> list[Slot]:
-        """What lay in *ready* at the last look, taken out of it."""
-        before = {id(slot): base for slot, base in self.resting}
-        taken = []
-        for slot in list(self.ready):
-            if before.get(id(slot)) == slot.base:
-                try:
-                    self.ready.remove(slot)
-                except ValueError:
-                    continue  # another thread took it
-                taken.append(slot)
-        self.resting = [(slot, slot.base) for slot in list(self.ready)]
-        return taken
-
-    def rested(self) -> list[Slot]:
-        """Nothing: `look` has returned it long before."""
-        return []
+    def _is_used(self) -> bool:
+        """Whether anything was leased since this was asked last."""
+        is_used = False
+        for shelf in self.in_use:
+            bases = sum(slot.base for row in list(self._kept) if (slot := self._session.owned_slot(row)) is not None
+                        and slot.magazine is shelf)  # fmt: skip
+            is_used |= bases > shelf.bases
+            shelf.bases = bases
+        return is_used
 
     def forget_all(self) -> None:
         """The seat is over: their maps would keep the memory."""
-        for slots in (self.ready, self.published):
-            for slot in list(slots):
-                slot.window = None
-            slots.clear()
-        self.resting = []
+        for shelf in self.in_use:
+            for slots in (shelf.ready, shelf.published):
+                for slot in list(slots):
+                    slot.window = None
+                slots.clear()
+            shelf.resting = []
+        self.shelves.clear()
+
+
+def _unused(shelf: Shelf) -> list[Slot]:
+    """What lay on a shelf at the last look, taken off it."""
+    before = {id(slot): base for slot, base in shelf.resting}
+    taken = []
+    for slot in list(shelf.ready):
+        if before.get(id(slot)) == slot.base:
+            try:
+                shelf.ready.remove(slot)
+            except ValueError:
+                continue  # another thread took it
+            taken.append(slot)
+    shelf.resting = [(slot, slot.base) for slot in list(shelf.ready)]
+    return taken

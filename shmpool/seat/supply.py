@@ -14,6 +14,7 @@ from ..link.requests import Request
 from ..protocol.codes import Code
 from ..protocol.figures import MISSES, TIMEOUTS
 from ..protocol.messages import Direct, Message, Refill
+from ..protocol.sizing import TierKind
 from ..system.memory import MemoryGroup, memory_groups
 from .custody import Custody
 from .direct import DirectSlot
@@ -35,7 +36,9 @@ class Supply(Custody):
     def obtain(self, magazine: Magazine, nbytes: int, timeout: float | None) -> Slot:
         """A slot when the magazine has none ready: reap, else ask the broker and wait for
         the grant or for an own slot that comes back. What neither slots nor runs can serve is a direct
-        segment, as from `obtain_direct`. Raises LeaseTimeout, SharedMemoryFull."""
+        segment, as from `obtain_direct`; so is what a shelf has not. Raises LeaseTimeout, SharedMemoryFull."""
+        if magazine.tier.kind is TierKind.DIRECT:
+            return self.obtain_direct(nbytes, timeout)
         slot = magazine.take()
         if slot is None and self.deferred.any:
             self.deferred.look_at_all()
@@ -58,7 +61,6 @@ class Supply(Custody):
         *timeout* seconds (None: the configured ones, 0: one try); nothing is leased then."""
         kept = self.segments.lease(nbytes)
         if kept is not None:
-            kept.claim = [None]
             return kept
         seconds = self.lease_timeout if timeout is None else timeout
         deadline = time.monotonic() + seconds
@@ -85,7 +87,6 @@ class Supply(Custody):
             slot.close()
             self.return_to_broker([slot])
             raise
-        slot.claim = [None]
         return slot
 
     def _obtain_granted(self, nbytes: int, timeout: float | None) -> DirectSlot:
@@ -124,7 +125,7 @@ class Supply(Custody):
         slot = self.link.ask(request, timeout)
         message = request.message
         assert isinstance(message, Refill | Direct)
-        if slot is None and not message.queue and (self.segments.ready or _is_over_quota(request)):
+        if slot is None and not message.queue and (self.segments or _is_over_quota(request)):
             # Who does not wait is not recalled either: what lies idle here may be all that is in the way.
             self.prefetch.discard()
             self.return_all()

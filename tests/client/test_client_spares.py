@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
+import tempfile
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from client_helpers import MIB, Common, eventually, pattern
 
@@ -99,8 +101,94 @@ def test_no_more_than_a_share_is_kept(pool: shmpool.Pool) -> None:
         handles = [lease.publish() for lease in leases]
         for handle in handles:
             pool.open(handle).release()
-    kept = [*pool._session.segments.ready, *pool._session.segments.published]
+    kept = [slot for shelf in pool._session.segments.in_use for slot in (*shelf.ready, *shelf.published)]
     assert 0 < sum(slot.size for slot in kept) <= 128 * MIB // 8
+
+
+def test_all_seats_together_keep_no_more_than_the_share(plenty: Common, pool: shmpool.Pool) -> None:
+    with plenty.broker().connect() as other:
+        for _ in range(3):
+            for one in (pool, other):
+                leases = [one.lease(3 * MIB) for _ in range(5)]
+                for lease in leases:
+                    pool.open(lease.publish()).release()
+        kept = [shelf.size for one in (pool, other) for shelf in one._session.segments.in_use
+                for _ in (*shelf.ready, *shelf.published)]  # fmt: skip
+    assert 0 < sum(kept) <= 128 * MIB // 8
+
+
+def steady(pool: shmpool.Pool, nbytes: int) -> None:
+    """From here on *pool* keeps a segment of that size."""
+    for _ in range(4):
+        with pool.lease(nbytes) as lease:
+            lease.write(bytes(nbytes))
+            pool.open(lease.publish()).release()
+    assert pool._session.segments
+
+
+def test_what_is_kept_is_leased_like_any_slot(pool: shmpool.Pool) -> None:
+    """For several readers, for many, released, filled from a file, shortened, written in parts, with a view left."""
+    nbytes, data = 2 * MIB, pattern(2 * MIB, 7)
+    steady(pool, nbytes)
+    with pool.lease(nbytes) as lease:
+        assert lease.strategy is shmpool.Strategy.DIRECT and lease.category is shmpool.SizeCategory.VERY_LARGE
+        lease.write_parts([(0, data[:MIB]), (MIB, data[MIB:])])
+        for handle in lease.publish_many(3):
+            with pool.open(handle) as buffer:
+                assert buffer.view == data
+    pool.lease(nbytes).release()
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        with pool.lease(nbytes) as lease:
+            assert lease.readinto_from(file.fileno(), 0) == nbytes
+            lease.shorten(nbytes - 1)
+            with pool.open(lease.publish()) as buffer:
+                assert buffer.view == data[:-1]
+    lease = pool.lease(nbytes)
+    lease.write(bytes(nbytes))
+    left = np.frombuffer(lease.view, np.uint8)
+    with pytest.warns(ResourceWarning):
+        pool.open(lease.publish()).release()
+    with pool.lease(nbytes) as lease:
+        lease.write(data)
+        assert not left.any()
+        del left
+        with lease.publish_shared() as shared, shared.open() as buffer:
+            assert buffer.view == data
+
+
+def test_kept_segments_of_a_pool_that_is_closed_are_its_readers(plenty: Common, pool: shmpool.Pool) -> None:
+    data = pattern(2 * MIB, 3)
+    with plenty.broker().connect() as other:
+        steady(other, 2 * MIB)
+        with other.lease(2 * MIB) as lease:
+            lease.write(data)
+            handle = lease.publish()
+    with pool.open(handle) as buffer:
+        assert buffer.view == data
+
+
+def test_sizes_that_change_all_the_time_leave_nothing(pool: shmpool.Pool) -> None:
+    for number in range(300):
+        nbytes = MIB + 4096 * number
+        with pool.lease(nbytes) as lease:
+            lease.view[-1] = number % 256
+            handle = lease.publish()
+        with pool.open(handle) as buffer:
+            assert buffer.view[-1] == number % 256 and len(buffer) == nbytes
+    eventually(lambda: not paths_of(pool), "no segment left")
+
+
+def test_kept_segments_are_summed_where_the_pool_asks_for_checksums() -> None:
+    with shmpool.Broker(**SETTINGS, checksums=True) as broker, broker.connect() as pool:
+        steady(pool, MIB)
+        with pool.lease(MIB) as lease:
+            lease.write(pattern(MIB, 1))
+            handle = lease.publish()
+            window = lease._slot.window
+        window[4096:4097] = bytes([window[4096] ^ 1])
+        with pytest.raises(shmpool.ChecksumError):
+            pool.open(handle)
 
 
 def test_who_waits_gets_what_is_kept(plenty: Common, pool: shmpool.Pool) -> None:
