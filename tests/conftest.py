@@ -21,6 +21,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import preloaded
 import pytest
 from hypothesis import HealthCheck, settings
 from patience import settle
@@ -35,16 +36,18 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # hundreds of processes wou
     os.environ["PYTHONPYCACHEPREFIX"] = f"{RUNTIME}/bytecode"
 
 import shmpool  # noqa: E402
+from shmpool import launch  # noqa: E402
 from shmpool.protocol.names import PREFIX  # noqa: E402
 from shmpool.stats import query, query_invariants  # noqa: E402
 
 pytest_plugins = ["cpu"]
+launch.subprocess = preloaded.standin  # type: ignore[assignment]
 
 SHM = "/dev/shm"
 #: Seconds for a whole test of the long setting; pyproject.toml has the default's.
 LONG_TIMEOUT = 1800
 #: Helpers of multiprocessing that live as long as the process.
-STAYING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+STAYING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", preloaded.MARK)
 
 # A busy machine makes an example slow, and no example wrong.
 settings.register_profile("shmpool", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -54,6 +57,7 @@ settings.load_profile("shmpool")
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "broker(**settings): settings of the broker fixture")
     config.addinivalue_line("markers", "keeps_buffers: this test leaves buffers out on purpose")
+    config.addinivalue_line("markers", "fresh: brokers and commands are new interpreters, not forks of one that waits")
     config.addinivalue_line("markers", "long: exhaustive, run by pytest -m long")
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:  # inherited: a shell's background, nohup
@@ -61,6 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure() -> None:
+    preloaded.nursery.close()
     shutil.rmtree(RUNTIME, ignore_errors=True)
 
 
@@ -68,6 +73,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(LONG_TIMEOUT))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    preloaded.nursery.is_open = item.get_closest_marker("fresh") is None
 
 
 # --- nothing is left behind ----------------------------------------------------------------------
@@ -97,8 +107,9 @@ def _children(pid: int) -> Iterator[int]:
 
 
 def _descriptors() -> set[int]:
-    staying = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)  # as long as the fork server
-    return {int(name) for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")} - {staying}
+    # As long as the process that is forked, multiprocessing's and ours.
+    staying = {getattr(forkserver._forkserver, "_forkserver_alive_fd", None), preloaded.nursery.descriptor}
+    return {int(name) for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")} - staying
 
 
 def _leaks(before: Traces) -> list[str]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 from patience import PATIENCE as PATIENCE
 from patience import eventually as eventually
 
@@ -29,7 +30,7 @@ def command(*args: str) -> list[str]:
 
 def shmpool_command(*args: str, timeout: float = PATIENCE, **env: str) -> subprocess.CompletedProcess[str]:
     """Run ``shmpool ARGS`` to its end."""
-    return subprocess.run(command(*args), env={**ENV, **env}, capture_output=True, text=True, timeout=timeout)
+    return preloaded.run(command(*args), env={**ENV, **env}, timeout=timeout)
 
 
 def script(text: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -26,6 +26,9 @@ from shmpool.stats import query
 from shmpoold.shell.files import RuntimeFiles
 from shmpoold.shell.segments import Access
 
+#: How a broker starts is what is tested here.
+pytestmark = pytest.mark.fresh
+
 SMALL = {"memory_limit": "16MiB", "max_clients": 8}
 
 

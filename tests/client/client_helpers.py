@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
+import preloaded
 from patience import PATIENCE as PATIENCE
 from patience import eventually as eventually
 from patience import settle
@@ -160,7 +161,7 @@ class Daemon:
         reading, writing = os.pipe()
         self.address = address
         settings = {"memory_limit": "16MiB", "max_clients": 8, "log_level": "warning", "drain_timeout": 0, **settings}
-        self.process = subprocess.Popen(
+        self.process = preloaded.Popen(
             [sys.executable, "-m", "shmpoold", "--socket", address, "--settings", json.dumps(settings),
              "--ready-fd", str(writing)],
             env=ENV, pass_fds=(writing,),

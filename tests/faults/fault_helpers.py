@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import preloaded
 from patience import PATIENCE as PATIENCE
 from patience import eventually as eventually
 from patience import settle
@@ -105,7 +106,7 @@ class Daemon:
         self.log = Path(address).with_suffix(f".{time.monotonic_ns()}.log")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
+            self.process = preloaded.Popen(
                 [*launcher, sys.executable, "-W", "error", "-c", code, "--socket", address,
                  "--settings", json.dumps(settings), "--ready-fd", str(writing)],
                 env=ENV, pass_fds=(writing,), stderr=log,
@@ -157,7 +158,7 @@ class Worker:
     """`fault_worker.py` in a process of its own, which does what it is told, line by line."""
 
     def __init__(self, address: str) -> None:
-        self.process = subprocess.Popen(
+        self.process = preloaded.Popen(
             [sys.executable, "-W", "error", "-W", "ignore::ResourceWarning", str(HERE / "fault_worker.py"), address],
             env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
         )  # fmt: skip

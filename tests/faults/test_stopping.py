@@ -18,7 +18,11 @@ from corners import corner
 from fault_helpers import ENV, PATIENCE, Daemon, eventually
 
 import shmpool
+from shmpool import launch
 from shmpool.stats import query
+
+#: How a broker starts is a part of how it ends here.
+pytestmark = pytest.mark.fresh
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -116,7 +120,7 @@ def test_private_broker_that_is_told_to_stop_before_it_serves_leaves_nothing(
     """It inherits a mask until it can end in an orderly way: the signal waits."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", "")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    real = subprocess.Popen
+    real = launch.subprocess.Popen
     brokers: list[subprocess.Popen[bytes]] = []
 
     def start_and_stop(*args: object, **options: object) -> subprocess.Popen[bytes]:
@@ -124,7 +128,7 @@ def test_private_broker_that_is_told_to_stop_before_it_serves_leaves_nothing(
         brokers[-1].send_signal(signal.SIGTERM)
         return brokers[-1]
 
-    monkeypatch.setattr(subprocess, "Popen", start_and_stop)
+    monkeypatch.setattr(launch.subprocess, "Popen", start_and_stop)
     try:
         shmpool.Broker(memory_limit="16MiB", max_clients=8).close()
     except shmpool.BrokerUnavailable:

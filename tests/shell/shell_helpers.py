@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import preloaded
 from patience import PATIENCE, eventually
 
 import shmpool.protocol
@@ -116,7 +117,7 @@ class BrokerProcess:
             run = ["-c", f"from shmpoold import cli; from shmpoold.shell import connection as c;"
                    f"vars(c).update({deadlines!r}); cli.main()"]  # fmt: skip
         command = [sys.executable, "-W", "error", *run, "--socket", address]
-        self.process = subprocess.Popen(
+        self.process = preloaded.Popen(
             [*command, "--ready-fd", str(writing), "--set", "drain_timeout=0", *options],
             env=ENV, pass_fds=(writing, *pass_fds), stderr=subprocess.PIPE, text=True,
         )  # fmt: skip

@@ -27,6 +27,7 @@ def files_beside(address: str) -> set[str]:
     return set(os.listdir(os.path.dirname(address)))
 
 
+@pytest.mark.fresh
 @pytest.mark.parametrize("number", corner(signal.SIGTERM, signal.SIGINT))
 def test_orderly_stop_leaves_nothing(
     start_broker: StartBroker, connect: Connect, address: str, number: signal.Signals
