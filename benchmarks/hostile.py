@@ -36,8 +36,6 @@ PARAMETERS = [
 
 ROUNDS = 7
 SECONDS = 0.4
-#: Seconds for starting the process that is to be killed.
-FORKING = 0.05
 BAR = 2.0
 WARM, MISS = "warm cycle", "miss"
 NBYTES = 64 * 1024
@@ -108,19 +106,19 @@ def _measure(name: str, rounds: int, seconds: float) -> tuple[float, Seen, Seen]
     ):
         misses = Misses(pool)
 
-        def measure(start: float, seen: Seen) -> None:
-            with victim(broker.address, HELD) as (pid, seat):
-                wait_until(start)
-                _add(seen.latency[WARM], list(_warm_cycles(other, start + seconds / 2)))
-                _add(seen.latency[MISS], misses.run(1 << 30, start + seconds))
-                seen.memory.append(_own_memory(broker.pid))
-                seen.swept.append(_until_swept(other, pid, seat))
+        def measure(start: float, seen: Seen, pid: int, seat: int) -> None:
+            wait_until(start)
+            _add(seen.latency[WARM], list(_warm_cycles(other, start + seconds / 2)))
+            _add(seen.latency[MISS], misses.run(1 << 30, start + seconds))
+            seen.memory.append(_own_memory(broker.pid))
+            seen.swept.append(_until_swept(other, pid, seat))
 
         for _ in range(rounds):
             for attack, seen in (("", quiet), (name, attacked)):
-                start = start_time() + FORKING
-                question = attack, start, lead + seconds + SWEPT_WITHIN
-                (steps,) = crew.ask(question, meanwhile=partial(measure, start + lead, seen))
+                with victim(broker.address, HELD) as killed:
+                    start = start_time()
+                    question = attack, start, lead + seconds + SWEPT_WITHIN
+                    (steps,) = crew.ask(question, meanwhile=partial(measure, start + lead, seen, *killed))
                 if attack:
                     rates.append(steps / (lead + seconds + SWEPT_WITHIN))
     return sorted(rates)[len(rates) // 2], quiet, attacked
@@ -149,11 +147,14 @@ def _add(series: Series, samples: list[float]) -> None:
 
 def _warm_cycles(pool: shmpool.Pool, until: float) -> Iterator[float]:
     clock = time.perf_counter
-    while (started := clock()) < until:
+    while True:
+        started = clock()
         with pool.lease(NBYTES) as lease:
             handle = lease.publish()
         pool.open(handle).release()
         yield clock() - started
+        if clock() >= until:
+            return
 
 
 @contextmanager

@@ -32,9 +32,9 @@ class Misses:
         self.run(BURST)  # what it holds is warm from now on
 
     def run(self, objects: int, until: float = float("inf")) -> list[float]:
-        """Miss so many times, or until then (of `time.perf_counter`): the seconds of each."""
+        """Miss so many times, or until then (of `time.perf_counter`), but once at least: the seconds of each."""
         samples: list[float] = []
-        while len(samples) < objects and time.perf_counter() < until:
+        while not samples or (len(samples) < objects and time.perf_counter() < until):
             samples += self._burst(min(BURST, objects - len(samples)), until)
         return samples
 

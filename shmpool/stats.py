@@ -168,7 +168,9 @@ def query_leaks(address: str, *, timeout: float = 5.0) -> dict[str, Any]:
 
 def query_names(address: str, *, timeout: float = 5.0) -> dict[str, Any]:
     """Ask for the shared publications that have a name: under "names" a dict for each, sorted."""
-    return dict(_ask(address, Topic.NAMES, timeout))
+    found = dict(_ask(address, Topic.NAMES, timeout))
+    found["names"].sort(key=lambda line: str(line["name"]))
+    return found
 
 
 def query_invariants(address: str, *, timeout: float = 5.0) -> str | None:

@@ -6,7 +6,9 @@ bounds are written out here, so that one which is raised is seen as well as one 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import FrameType
 
 import pytest
 from harness import CHUNKS, MEDIUM, SMALL, Client, World, small_settings, turns_of
@@ -308,6 +310,43 @@ def test_a_turn_recalls_from_no_more_clients_than_recalled_per_turn(large_world:
         world.pass_time(RECALL_EVERY / 2)
     assert sum(recalls) == len(holders) + 1
     assert max(recalls) <= RECALLED_PER_TURN <= 32
+
+
+def test_a_turn_through_a_long_line_costs_the_same_wherever_it_is(large_world: World) -> None:
+    """Thousands wait for more than comes back: each is looked at once, and none of those before it again."""
+    world = large_world
+    holder = hold_all(world, CHUNKS)
+    clients = [world.client() for _ in range(5)]
+    for client in clients:
+        for _ in range(800):
+            client.refill(CHUNKS, 1000)
+    world.run()
+    line = world.broker.lending.line
+    assert len(line) == 4000
+    holder.put_back(holder.leased[0])
+    holder.give_back(*holder.ready)
+    world.run()
+    steps: list[int] = []
+    while line.places:
+        taken = 0
+
+        def trace(frame: FrameType, event: str, argument: object) -> object:
+            nonlocal taken
+            taken += event == "line"
+            return trace
+
+        sys.settrace(trace)
+        try:
+            world.broker.lending._serve_turn(world.now)
+        finally:
+            sys.settrace(None)
+        steps.append(taken)
+    assert len(steps) > 50
+    assert max(steps[1:-1]) <= 1.2 * min(steps[1:-1])
+    for client in clients:
+        for number in list(client.requests):
+            client.cancel(number)
+    world.run()
 
 
 # --- what one client may ask for --------------------------------------------------------------------

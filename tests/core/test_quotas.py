@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
-from harness import CHUNKS, SMALL, Client, World, small_settings
+from harness import CHUNKS, SMALL, Client, World, small_settings, turns_of
 
 from shmpool.protocol.codes import Code
+from shmpool.protocol.messages import Recall, Refill
 from shmpool.protocol.sizing import KIB, MIB
-from shmpoold.core.events import Reconfigured
+from shmpoold.core.actions import Action, Send
+from shmpoold.core.events import Received, Reconfigured
 from shmpoold.core.lending.quotas import LOOK_EVERY, PATIENCE
+from shmpoold.core.lending.recalls import RECALLED_PER_TURN
 from shmpoold.core.lending.usage import FRESH, LOOKED_AT
 
 MakeWorld = Callable[..., World]
+
+
+def sent(kind: type[object]) -> Callable[[list[Action]], int]:
+    return lambda actions: sum(isinstance(action, Send) and isinstance(action.message, kind) for action in actions)
 
 
 def with_quotas(make_world: MakeWorld, **quotas: Any) -> World:
@@ -258,3 +267,51 @@ def test_a_steady_stream_of_requests_takes_a_census_a_second(large_world: World)
         soon(large_world)
     assert len(client.ready) > LOOKED_AT
     assert 2 <= censuses <= 3
+
+
+def test_many_idle_processes_of_a_user_are_recalled_some_at_a_time_and_not_more_often(make_world: MakeWorld) -> None:
+    settings = small_settings(memory_limit=24 * MIB, max_clients=220, uid_quota_buffers=200)
+    world = make_world(settings, check_every=0)
+    idlers = [world.client() for _ in range(200)]
+    for idler in idlers:
+        idler.answers_recalls = False
+        idler.get(SMALL)
+    client = world.client()
+    with turns_of(world, sent(Recall)) as recalls:
+        for _ in range(20):
+            client.cancel(client.refill(SMALL))
+            world.pass_time(0.001)
+        assert sum(recalls) <= RECALLED_PER_TURN + 1
+        client.refill(SMALL)
+        world.run()
+        world.pass_time(PATIENCE + 0.1)
+    assert max(recalls) <= RECALLED_PER_TURN + 1 <= 33
+    assert all(idler.recalls for idler in idlers)
+
+
+def test_what_a_request_costs_does_not_depend_on_how_many_clients_there_are(make_world: MakeWorld) -> None:
+    def steps(clients: int) -> int:
+        settings = small_settings(memory_limit=24 * MIB, max_clients=clients + 8, client_quota_bytes=20 * MIB)
+        world = make_world(settings, check_every=0)
+        for _ in range(clients):
+            world.client().get(SMALL, count=max(1, 2 * LOOKED_AT // clients))
+        client = world.client()
+        client.get(SMALL)
+        client.give_back(*client.ready)
+        world.run()
+        assert client.link is not None
+        taken = 0
+
+        def trace(frame: FrameType, event: str, argument: object) -> object:
+            nonlocal taken
+            taken += event == "line"
+            return trace
+
+        sys.settrace(trace)
+        try:
+            world.broker.handle(Received(client.link.number, Refill(9999, SMALL, 1, 1, False)), world.now)
+        finally:
+            sys.settrace(None)
+        return taken
+
+    assert steps(150) <= steps(4) + 20

@@ -182,7 +182,7 @@ def test_cancelled_waiters_do_not_pile_up_behind_one_that_waits(world: World) ->
         impatient.cancel(impatient.refill(SMALL))
     world.run()
     assert len(impatient.refusals) == 50
-    assert sum(len(queue) for queue in world.broker.lending.line._queues.values()) == 1
+    assert sum(len(list(queue)) for queue in world.broker.lending.line._queues.values()) == 1
 
 
 def test_a_cancel_forgets_its_own_request_and_no_other_of_that_client(world: World) -> None:

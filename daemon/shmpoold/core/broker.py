@@ -132,10 +132,12 @@ class Broker:
             self.rows,
             self.inventory,
             self.seats,
+            self.chores,
             self.outbox,
             free=lambda holding, now: self.returns.free(holding, now),
         )
-        self.lending.ladder.give_up_cached = self.shared.give_up
+        self.lending.evictions.give_up = self.shared.give_up
+        self.lending.evictions.nbytes = lambda: self.shared.caches.nbytes
         self.custody = Custody(
             self.rows,
             self.inventory,
@@ -167,7 +169,14 @@ class Broker:
         )
         self.endings.gives_back = settings.give_back
         self.clients = Clients(
-            self.terms, self.seats, self.away, self.endings, self.lending.line, self.returns.looks, self.outbox
+            self.terms,
+            self.seats,
+            self.away,
+            self.endings,
+            self.lending.line,
+            self.returns.looks,
+            self.chores,
+            self.outbox,
         )
         self.reports = Reports(
             self.rows,
@@ -221,7 +230,7 @@ class Broker:
             Share: self.shared.share,
             Hold: self.shared.on_hold,
             LetGo: lambda connection, seat, message, now: self.shared.let_go(seat, message.numbers, now),
-            Holds: lambda connection, seat, message, now: self.shared.on_holds(seat, message, now),
+            Holds: self.shared.on_holds,
             Find: self.shared.find,
             Drop: self.shared.on_drop,
             Goodbye: lambda connection, seat, message, now: self.clients.end(seat, now),
@@ -304,7 +313,7 @@ class Broker:
 
     def _on_memory_read(self, event: MemoryRead, now: float) -> None:
         if self.manager.on_memory_read(event, now):
-            self.clients.tell_changes()
+            self.clients.tell_changes(now)
 
     # --- settings and time ---------------------------------------------------------------------
 
@@ -320,7 +329,7 @@ class Broker:
         self.lending.quotas.limits = Limits.of(settings)
         self.manager.configure(settings)
         self.cooling.note_idle(now)  # what is idle may have been so for longer than it is to be now
-        self.clients.tell_changes()
+        self.clients.tell_changes(now)
 
     def _on_stop_asked(self, event: StopAsked, now: float) -> None:
         """From now on who asks for memory is refused."""

@@ -172,7 +172,7 @@ class Server:
         held, limit = format_bytes(core.inventory.held), format_bytes(core.inventory.limit)
         text = f"{len(core.seats.taken)} clients; {len(core.inventory.granted)} buffers out; {held} of {limit} held"
         if core.lending.line:
-            text += f"; {len(core.lending.line.all())} requests wait"
+            text += f"; {len(core.lending.line)} requests wait"
         if core.pressure.level is not Level.NORMAL:
             text += f"; memory pressure is {core.pressure.level.name.lower()}"
         return text

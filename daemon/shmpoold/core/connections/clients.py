@@ -14,6 +14,7 @@ from shmpool.protocol.messages import HELLO_MAGIC, PROTOCOL_VERSION, Fault, Hell
 from shmpool.protocol.messages import Settings as SettingsMessage
 
 from ..actions import Close, WatchConnected
+from ..chores import Chore, Chores
 from ..events import Connected, Disconnected, Peer, ProcessDied, Unseen
 from ..lending.requests import WaitingLine
 from ..looks import Looks
@@ -24,6 +25,8 @@ from .terms import Terms
 
 #: Connections of operators at one time: they must not shut out workers.
 MOST_OPERATORS = 64
+#: Telling one client, in units.
+TELLING = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +43,15 @@ class Clients:
     """Who is connected. Time passes for those who are not: see `away` and `endings`."""
 
     def __init__(
-        self, terms: Terms, seats: Seats, away: Away, endings: Endings, line: WaitingLine, looks: Looks, outbox: Outbox
+        self,
+        terms: Terms,
+        seats: Seats,
+        away: Away,
+        endings: Endings,
+        line: WaitingLine,
+        looks: Looks,
+        chores: Chores,
+        outbox: Outbox,
     ) -> None:
         self._terms = terms
         self._seats = seats
@@ -48,6 +59,7 @@ class Clients:
         self._endings = endings
         self._line = line
         self._looks = looks
+        self._chores = chores
         self._outbox = outbox
         self._clients: dict[int, Client] = {}
         #: The connections among them that only ask.
@@ -104,12 +116,17 @@ class Clients:
         self._looks.soon(seat.rows, now)
         return True
 
-    def tell_changes(self) -> None:
+    def tell_changes(self, now: float) -> None:
         """Tell the workers what of the settings that concern them is no longer as it was."""
-        changed = self._terms.take_changes()
-        for client in self._clients.values() if changed else ():
-            if client.seat is not None:
-                self._outbox.send(client.connection, SettingsMessage(changed))
+        if changed := self._terms.take_changes():
+            self._chores.begin(self._tell(SettingsMessage(changed)), now, is_urgent=True)
+
+    def _tell(self, message: SettingsMessage) -> Chore:
+        """Those who come meanwhile hear of it in their welcome."""
+        for client in list(self._clients.values()):
+            if client.seat is not None and self._clients.get(client.connection) is client:
+                self._outbox.send(client.connection, message)
+                yield TELLING
 
     # --- going -------------------------------------------------------------------------------------
 

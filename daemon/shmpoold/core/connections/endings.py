@@ -81,8 +81,9 @@ class Endings:
         self._go_on(now)
 
     def forget(self, connection: int) -> None:
-        """A connection is gone: nobody waits for a name over it."""
+        """A connection is gone: nobody waits for a name over it, or tells what he holds."""
         self._custody.shared.names.cancel_all(connection)
+        self._custody.shared.stop_telling(connection)
 
     def on_readers_gone(self, number: int, now: float) -> None:
         """What a seat had open can be settled, too."""
@@ -145,7 +146,7 @@ class Endings:
                 if unread:
                     yield from self._finish_tickets([seat.number for seat in unread])
                 while unread:
-                    yield self._custody.shared.forget(unread[-1].number, self._chores.now)
+                    yield from self._custody.shared.forget(unread[-1].number)
                     self._clear(unread[-1])
                     unread.pop()
                     yield CLEARING
@@ -218,5 +219,5 @@ class Endings:
         self._outbox.add(Unwatch(seat.number))
         self._inventory.acquit(seat.number)
         self._lending.note_freed(self._chores.now)
-        self._lending.quotas.usage.forget(seat.number)
+        self._lending.quotas.usage.forget(seat)
         self._table.clear(seat)

@@ -18,7 +18,7 @@ from ..connections.seats import Seat, Seats
 from ..memory.inventory import Inventory
 from ..outbox import Outbox
 from .lending import Lending
-from .recalls import RECALL_EVERY
+from .recalls import PAUSE, RECALL_EVERY, RECALLED_PER_TURN
 
 TEXT = "the broker is stopping and leases nothing any more"
 
@@ -36,6 +36,9 @@ class Draining:
         self._outbox = outbox
         self.is_on = False
         self._next_round = NEVER
+        #: Seats that the present round has not come to.
+        self._round: list[int] = []
+        self._next_turn = 0.0
 
     @property
     def is_done(self) -> bool:
@@ -52,7 +55,8 @@ class Draining:
         self._lending.raise_flags()
         for tier in self._lending.tiers:
             self._header[WANTED + tier.index] = 1
-        self._ask(now)
+        self._next_round = now
+        self.tick(now)
 
     def refuse(self, connection: int, seat: Seat, message: Refill | Direct, now: float) -> None:
         """Somebody asks for memory."""
@@ -61,15 +65,18 @@ class Draining:
     @property
     def next_deadline(self) -> float:
         """When `tick` is due."""
-        return self._next_round if self.is_on and not self.is_done else NEVER
+        if not self.is_on or self.is_done:
+            return NEVER
+        return self._next_turn if self._round else self._next_round
 
     def tick(self, now: float) -> None:
-        """Ask again for what has become idle meanwhile."""
-        if self.is_on and now >= self._next_round:
-            self._ask(now)
-
-    def _ask(self, now: float) -> None:
-        """Everybody, whether anybody waits for it or not."""
-        self._next_round = now + RECALL_EVERY
-        for number in list(self._seats.taken):
+        """Ask everybody for what is idle, whether anybody waits for it or not, some in each turn; and again
+        for what has become idle meanwhile."""
+        if self.next_deadline > now:
+            return
+        if not self._round:
+            self._round, self._next_round = list(self._seats.taken), now + RECALL_EVERY
+        asked, self._round = self._round[:RECALLED_PER_TURN], self._round[RECALLED_PER_TURN:]
+        for number in asked:
             self._lending.recalls.ask(number, now)
+        self._next_turn = now + PAUSE

@@ -8,7 +8,7 @@ served by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from shmpool.protocol.ledger import MAX_CHUNKS
 from shmpool.protocol.sizing import Tier, TierKind
@@ -17,6 +17,7 @@ from ..memory.clearings import Clearings
 from ..memory.holding import Holding
 from ..memory.inventory import Inventory
 from .earmarks import Earmarks
+from .evictions import Evictions
 from .grants import Grants
 from .large import LargeOperations
 from .quotas import Quotas, Room
@@ -54,14 +55,12 @@ class Ladder:
         quotas: Quotas,
         earmarks: Earmarks,
         clearings: Clearings,
+        evictions: Evictions,
     ) -> None:
         #: Whether what slots and runs cannot serve gets a direct segment.
         self.has_fallback = True
         #: How often each rung served, since this broker began.
         self.served = dict.fromkeys(Rung, 0)
-        #: Shared publications that are kept as caches and that nobody holds: so many bytes of them, of
-        #: a tier or any, are given up. Returns how many were.
-        self.give_up_cached: Callable[[int, float, int | None], int] = lambda nbytes, now, tier: 0
         self._inventory = inventory
         self._line = line
         self._grants = grants
@@ -69,15 +68,19 @@ class Ladder:
         self._quotas = quotas
         self._earmarks = earmarks
         self._clearings = clearings
+        self._evictions = evictions
 
     def climb(self, request: Request, now: float, *, may_warm: bool = True) -> bool:
         """Grant, or begin to warm, the least that satisfies a request or up to what it
         asked for; False when it has to wait. Short of rows, caches of its tier make room."""
+        slots = self._inventory.maps[request.tier.index]
         while not self._climb(request, now, may_warm=may_warm):
-            slots = self._inventory.maps[request.tier.index]
-            if slots.unused >= request.chunks or not self.give_up_cached(1, now, request.tier.index):
+            before = request.given_up
+            if slots.unused < request.chunks and self._evictions.make_rows(request, now):
+                return True
+            if request.given_up == before:
+                request.given_up = 0
                 return False
-            request.rung = Rung.EVICT
         return True
 
     def _climb(self, request: Request, now: float, *, may_warm: bool) -> bool:
@@ -121,21 +124,17 @@ class Ladder:
     def _take_slots(self, request: Request, tier: Tier, chunks: int, most: int, now: float, *, may_warm: bool) -> bool:
         holdings, rung = self.take_ready(tier, chunks, most), Rung.READY
         if not holdings and may_warm:
-            self._make_room(request, tier.size * chunks, now)
+            if self._evictions.make_room(request, tier.size * chunks, now):
+                return True
             holdings = self._inventory.take_cold(tier, chunks, most)
             rung = Rung.COOL if self._inventory.has_cooled else Rung.WARM
         if holdings:
             self._note(request, rung if tier is request.tier else Rung.LARGER)
         return self._grants.grant_or_warm(request, holdings, now)
 
-    def _make_room(self, request: Request, nbytes: int, now: float) -> None:
-        """Before anything idle is cooled, caches that nobody holds are given up, if that helps."""
-        short = nbytes - self._inventory.room
-        if short > 0 and self.give_up_cached(short, now, None) >= short:
-            request.rung = Rung.EVICT
-
     def _make_direct(self, request: Request, now: float) -> bool:
-        self._make_room(request, request.nbytes, now)
+        if self._evictions.make_room(request, request.nbytes, now):
+            return True
         if not self._grants.create_direct(request):
             return False
         self._note(request, Rung.COOL if self._inventory.has_cooled else Rung.WARM)
@@ -170,7 +169,7 @@ class Ladder:
     def is_anything_out(self) -> bool:
         """Whether anything could come back."""
         inventory = self._inventory
-        return bool(inventory.granted or inventory.leaving or self._grants or self._clearings)
+        return bool(inventory.granted or inventory.leaving or self._grants or self._clearings or self._evictions)
 
     # --- counts --------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ get nothing `refusals`'.
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableSequence
+from operator import attrgetter
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.header import WANTED
@@ -36,6 +37,7 @@ from ..memory.stock import BUILT_PER_STEP, COOLED_AT_ONCE, WARM_SLICE
 from ..outbox import Outbox
 from ..rows import Rows
 from .earmarks import Earmarks
+from .evictions import Evictions
 from .grants import Grants
 from .ladder import Ladder, places
 from .large import LargeOperations
@@ -84,11 +86,19 @@ class Lending:
         self.clearings = Clearings(inventory, self.earmarks, chores, self.serve_or_wait)
         self.large = LargeOperations(inventory, self.grants)
         self.refusals = Refusals(inventory, self.earmarks, self.large)
-        self.ladder = Ladder(inventory, self.line, self.grants, self.large, self.quotas, self.earmarks, self.clearings)
-        #: The line is to be looked at.
-        self.something_freed = False
-        #: By tier, where the last turn stopped that did not get through the line.
-        self._places: dict[int, int] = {}
+        self.evictions = Evictions(inventory, chores, self.serve_or_wait)
+        self.ladder = Ladder(
+            inventory,
+            self.line,
+            self.grants,
+            self.large,
+            self.quotas,
+            self.earmarks,
+            self.clearings,
+            self.evictions,
+        )
+        #: The line is to be looked at; and again from its beginning, once a turn has got through it.
+        self.something_freed = self._begin_again = False
         self._next_retry = 0.0
         #: The host is full: nothing is warmed for the line before this, unless something is freed.
         self.next_warming = 0.0
@@ -239,45 +249,35 @@ class Lending:
     @property
     def is_due(self) -> bool:
         """Whether somebody in the line is to be tried."""
-        return self.something_freed or bool(self._places)
+        return self.something_freed or bool(self.line.places)
 
     def serve_line(self, now: float) -> None:
         """After something was freed: the oldest waiter first. One that cannot be served holds up
         those who want the same of its tier. A turn that is too short for all goes on in the next."""
-        places, self._places = self._places, {}
-        begin_again = self.something_freed and bool(places)
-        self.something_freed = False
-        if not self._serve_turn(places, now) and begin_again:
-            self.something_freed = True
+        if self.something_freed:
+            self._begin_again |= bool(self.line.places)
+            self.something_freed = False
+            self.line.begin_turn()
+        self._serve_turn(now)
+        if not self.line.places and self._begin_again:
+            self._begin_again, self.something_freed = False, True
 
-    def _serve_turn(self, places: dict[int, int], now: float) -> bool:
-        """From these places of the queues on; whether somebody is left who was not tried."""
-        may_warm = self.next_warming <= now
-        at = {index: places.get(index, 0) for index in self.line.tiers()}
+    def _serve_turn(self, now: float) -> None:
+        """Try those in line, of each tier from where the last turn stopped."""
+        may_warm, places = self.next_warming <= now, self.line.places
         given = 0
         for _ in range(SERVED_PER_TURN):
-            if given >= GIVEN_PER_TURN:
-                break
-            waiting = [(request.order, index) for index in at if (request := self.line.at(index, at[index]))]
-            if not waiting:
-                return False
-            _, index = min(waiting)
-            request = self.line.at(index, at[index])
-            assert request is not None
-            if request.is_gone:
-                at[index] += 1
-                continue
-            self.line.leave(index, at[index])
-            if self.ladder.climb(request, now, may_warm=may_warm):
-                given += request.chunks
-            else:
-                self.line.join(request)
-                if request.tier.kind is TierKind.POOLED:
-                    del at[index]
-                else:
-                    at[index] += 1
-        self._places = at
-        return bool(at)
+            if not places or given >= GIVEN_PER_TURN:
+                return
+            request = min(places.values(), key=attrgetter("order"))
+            self.line.try_out(request)
+            try:
+                is_served = self.ladder.climb(request, now, may_warm=may_warm)
+            except BaseException:
+                self.line.settle(request, waits=self.line.knows(request))
+                raise
+            given += request.chunks if is_served else 0
+            self.line.settle(request, waits=request.is_waiting or not is_served)
 
     def watched(self, steps: Iterator[int]) -> Chore:
         """The steps of something that becomes free."""

@@ -12,7 +12,9 @@ refusal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from heapq import nlargest
+from operator import itemgetter
 from typing import NamedTuple
 
 from shmpool.protocol.codes import Code
@@ -20,17 +22,19 @@ from shmpool.protocol.messages import Refusal
 from shmpool.protocol.sizing import format_bytes
 
 from ..chores import NEVER, Chores
-from ..connections.seats import Seat, Seats
+from ..connections.seats import Seats
 from ..memory.inventory import Inventory
 from ..outbox import Outbox
 from ..settings import Settings
-from .recalls import Recalls
+from .recalls import RECALL_EVERY, RECALLED_PER_TURN, Recalls
 from .requests import Request, WaitingLine
 from .usage import Usage, Used
 
 #: Seconds for which a request is held back while idle slots are recalled: a recall leaves a steady
 #: stream what it used within the last second. And between two looks at those who are held back.
 PATIENCE, LOOK_EVERY, LOOK_AGAIN = 1.25, 0.02, 0.002
+#: A recall leaves a client what it used within so many seconds: asked again sooner, it has nothing new.
+KEPT_FOR = 1.0
 #: How many of them are looked at in one turn.
 LOOKED_AFTER_PER_TURN = 16
 
@@ -89,6 +93,8 @@ class Quotas:
         self._serve = serve
         #: Those who are held back, the oldest first, and since when.
         self.held: dict[Request, float] = {}
+        #: By user, when its processes may be asked again.
+        self._next_round: dict[int, float] = {}
         self._looked_at = 0.0
         self._next_look = NEVER
 
@@ -99,10 +105,9 @@ class Quotas:
 
     def room(self, request: Request, now: float) -> Room | None:
         """What a request's client may still be granted; None when that has to be counted first."""
-        uses = self.usage.by_seat(now)
-        if uses is None:
+        if not self.usage.is_known(now):
             return None
-        limits, (client, user) = self.limits, self.usage.of(request, uses)
+        limits, (client, user) = self.limits, self.usage.of(request)
         return Room(
             min(_left(limits.client_bytes, client.nbytes), _left(limits.uid_bytes, user.nbytes)),
             min(_left(limits.client_buffers, client.buffers), _left(limits.uid_buffers, user.buffers)),
@@ -154,26 +159,26 @@ class Quotas:
         if self.usage.began < self.held[request]:  # it may have got less since
             self.usage.count_anew(now)
             return
-        uses = self.usage.by_seat(now)
-        assert uses is not None
-        client, user = self.usage.of(request, uses)
+        client, user = self.usage.of(request)
         is_in_vain = self._excess(request, client, user, with_idle=False) is not None
         if is_in_vain or not request.queue or now >= self.held[request] + PATIENCE:
             del self.held[request]
             self._refuse(request, self._excess(request, client, user, with_idle=True) or "", client, user)
             return
-        for seat in self._to_recall(request, uses):
-            self._recalls.ask(seat.number, now)
-
-    def _to_recall(self, request: Request, uses: dict[int, Used]) -> Iterator[Seat]:
-        """Those whose idle slots stand in the way."""
-        own = self._seats.taken[request.seat]
-        yield own
+        self._recalls.ask(request.seat, now)
         if self.limits.uid_bytes or self.limits.uid_buffers:
-            for number, used in uses.items():
-                seat = self._seats.taken.get(number)
-                if seat is not None and seat is not own and used.idle_buffers and seat.peer.uid == own.peer.uid:
-                    yield seat
+            self._recall_from_user(self._seats.taken[request.seat].peer.uid, now)
+
+    def _recall_from_user(self, uid: int, now: float) -> None:
+        """Ask a user's processes for what lies idle with them, as a round of recalls does: not more often,
+        whoever has most of it first, some at a time."""
+        if now < self._next_round.get(uid, 0.0):
+            return
+        self._next_round = {other: due for other, due in self._next_round.items() if due > now}
+        self._next_round[uid] = now + RECALL_EVERY
+        idlers = [idler for idler in self.usage.idlers_of(uid) if idler[1].recalled_at < now - KEPT_FOR]
+        for _, seat in nlargest(RECALLED_PER_TURN, idlers, key=itemgetter(0)):
+            self._recalls.ask(seat.number, now)
 
     def _excess(self, request: Request, client: Used, user: Used, *, with_idle: bool) -> str | None:
         """The first quota that a request would exceed, None when it would not."""
@@ -196,10 +201,9 @@ class Quotas:
 
     def story(self, request: Request, now: float) -> str | None:
         """Why a request is held back; None when it is not."""
-        uses = self.usage.by_seat(now) if request in self.held and request.seat in self._seats.taken else None
-        if uses is None:
+        if request not in self.held or request.seat not in self._seats.taken or not self.usage.is_known(now):
             return None
-        client, user = self.usage.of(request, uses)
+        client, user = self.usage.of(request)
         name = self._excess(request, client, user, with_idle=True)
         return None if name is None else self._story(request, name, client, user)
 

@@ -9,13 +9,12 @@ granted to.
 
 from __future__ import annotations
 
-from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
 
-from shmpool.protocol.sizing import Tier
+from shmpool.protocol.sizing import Tier, TierKind
 
 
 class Rung(Enum):
@@ -58,13 +57,19 @@ class Request:
     since: float
     #: Its place in the order in which requests came.
     order: int = 0
-    #: It stands in the line.
+    #: It waits in the line.
     is_waiting: bool = False
+    #: It has a place in a queue, between these two.
+    is_linked: bool = False
+    before: Request | None = field(default=None, repr=False)
+    after: Request | None = field(default=None, repr=False)
     #: Its client cancelled it or is gone.
     is_gone: bool = False
     #: When it began to wait, and what served it.
     joined_at: float | None = None
     rung: Rung | None = None
+    #: Bytes of caches that were given up for it just now.
+    given_up: int = 0
     #: Why the host had no room, when it had none.
     failure: str = ""
     #: How many turns it had in which what became free was kept for it, and the most that there
@@ -84,27 +89,80 @@ class Request:
         return self.nbytes or self.tier.size * self.chunks
 
 
-class WaitingLine:
-    """The requests that wait, a queue for each tier; and all that are under way by name.
+@dataclass(slots=True)
+class Queue:
+    """The requests of one tier in the order in which they came, linked one to the next: whoever comes, goes
+    or is tried in the middle costs the same however many there are."""
 
-    Who has gone is taken out when he comes to the head, or with all the others like him
-    once they are most of a queue: leaving costs the same however long the queue is.
-    """
+    first: Request | None = None
+    last: Request | None = None
+    #: How many of them wait; one that is just being tried does not.
+    waiting: int = 0
+
+    def __iter__(self) -> Iterator[Request]:
+        request = self.first
+        while request is not None:
+            following = request.after
+            yield request
+            request = following
+
+    def insert(self, request: Request) -> None:
+        """Put it behind all that came before it. One that comes back had come early."""
+        before = self.last
+        if before is not None and before.order > request.order:
+            before = None
+            for other in self:
+                if other.order > request.order:
+                    break
+                before = other
+        after = self.first if before is None else before.after
+        request.before, request.after, request.is_linked = before, after, True
+        if before is None:
+            self.first = request
+        else:
+            before.after = request
+        if after is None:
+            self.last = request
+        else:
+            after.before = request
+
+    def remove(self, request: Request) -> None:
+        """Take it out."""
+        before, after = request.before, request.after
+        if before is None:
+            self.first = after
+        else:
+            before.after = after
+        if after is None:
+            self.last = before
+        else:
+            after.before = before
+        request.before = request.after = None
+        request.is_linked = False
+
+
+class WaitingLine:
+    """The requests that wait, a queue for each tier; and all that are under way by name."""
 
     def __init__(self) -> None:
-        self._queues: dict[int, deque[Request]] = {}
-        #: By tier, how many in its queue have gone.
-        self._gone: Counter[int] = Counter()
+        self._queues: dict[int, Queue] = {}
+        #: How many wait in all of them.
+        self._waiting = 0
+        #: By tier, who is to be tried next: where a turn stopped that did not get through the line.
+        self.places: dict[int, Request] = {}
         #: Connection -> number -> request.
         self._under_way: dict[int, dict[int, Request]] = {}
         self._last_order = 0
 
     def __bool__(self) -> bool:
-        return bool(self._queues)
+        return self._waiting > 0
+
+    def __len__(self) -> int:
+        return self._waiting
 
     def is_clear_for(self, connection: int) -> bool:
         """Whether nobody waits, and this connection has nothing else under way."""
-        return not self._queues and connection not in self._under_way
+        return not self._waiting and connection not in self._under_way
 
     def count(self, connection: int) -> int:
         """Requests of one connection that are under way."""
@@ -125,61 +183,91 @@ class WaitingLine:
         """A request was answered."""
         self._forget(request.connection, request.number)
 
+    # --- the queues ------------------------------------------------------------------------------
+
     def join(self, request: Request) -> None:
         """Wait. One that had left the line to be served and was not gets its place again."""
-        queue = self._queues.setdefault(request.tier.index, deque())
-        if not queue or queue[-1].order < request.order:
-            queue.append(request)
+        if request.is_waiting:
+            return
+        queue = self._queues.setdefault(request.tier.index, Queue())
+        if not request.is_linked:
+            queue.insert(request)
+        self._count(request, queue, 1)
+
+    def try_out(self, request: Request) -> None:
+        """It is to be served: its place is kept until `settle`."""
+        self._count(request, self._queues[request.tier.index], -1)
+
+    def settle(self, request: Request, *, waits: bool) -> None:
+        """It was tried, and waits on or is out of the line. The next one is to be tried; nobody behind it,
+        where all want the same."""
+        if waits:
+            self.join(request)
+            if self.places.get(request.tier.index) is request:
+                if request.tier.kind is TierKind.POOLED:
+                    del self.places[request.tier.index]
+                else:
+                    self._go_on_after(request)
+        elif request.is_linked:
+            self._remove(request)
+
+    def _count(self, request: Request, queue: Queue, more: int) -> None:
+        request.is_waiting = more > 0
+        queue.waiting += more
+        self._waiting += more
+
+    def _remove(self, request: Request) -> None:
+        index = request.tier.index
+        queue = self._queues[index]
+        if self.places.get(index) is request:
+            self._go_on_after(request)
+        if request.is_waiting:
+            self._count(request, queue, -1)
+        queue.remove(request)
+        if queue.first is None:
+            del self._queues[index]
+
+    def _go_on_after(self, request: Request) -> None:
+        if request.after is None:
+            self.places.pop(request.tier.index, None)
         else:
-            later = next(index for index, other in enumerate(queue) if other.order > request.order)
-            queue.insert(later, request)
-        request.is_waiting = True
+            self.places[request.tier.index] = request.after
+
+    def begin_turn(self) -> None:
+        """Those are to be tried who come first of each tier that is not gone through just now."""
+        for index, queue in self._queues.items():
+            if queue.first is not None:
+                self.places.setdefault(index, queue.first)
 
     def is_behind(self, tier: Tier) -> bool:
         """Whether somebody already waits for this tier."""
-        return tier.index in self._queues
+        queue = self._queues.get(tier.index)
+        return queue is not None and queue.waiting > 0
 
     def heads(self) -> Iterator[Request]:
         """The first waiter of each tier."""
         for queue in self._queues.values():
-            yield queue[0]
+            if (first := next((request for request in queue if request.is_waiting), None)) is not None:
+                yield first
 
     def first(self, count: int) -> Iterator[Request]:
         """The first so many of each tier."""
         for queue in self._queues.values():
-            yield from (request for request in islice(queue, count) if not request.is_gone)
-
-    def at(self, index: int, place: int) -> Request | None:
-        """The waiter in a place of a tier's queue, who may have gone; None when it is not so long."""
-        queue = self._queues.get(index)
-        return queue[place] if queue is not None and place < len(queue) else None
-
-    def tiers(self) -> list[int]:
-        """The indexes of the tiers that are waited for."""
-        return list(self._queues)
-
-    def leave(self, index: int, place: int) -> None:
-        """Whoever is in this place leaves the line, to be served."""
-        queue = self._queues[index]
-        queue[place].is_waiting = False
-        if place:
-            del queue[place]
-        else:
-            queue.popleft()
-        self._tidy(index)
+            yield from (request for request in islice(queue, count) if request.is_waiting)
 
     def all(self) -> list[Request]:
         """All that wait."""
-        return [request for queue in self._queues.values() for request in queue if not request.is_gone]
+        return [request for queue in self._queues.values() for request in queue if request.is_waiting]
+
+    # --- going -----------------------------------------------------------------------------------
 
     def cancel(self, connection: int, number: int) -> Request | None:
         """Forget a request. None if it is not known."""
         request = self._forget(connection, number)
         if request is not None:
             request.is_gone = True
-            if request.is_waiting:
-                self._gone[request.tier.index] += 1
-                self._tidy(request.tier.index)
+            if request.is_linked:
+                self._remove(request)
         return request
 
     def cancel_all(self, connection: int) -> None:
@@ -193,15 +281,3 @@ class WaitingLine:
         if not own:
             self._under_way.pop(connection, None)
         return request
-
-    def _tidy(self, index: int) -> None:
-        """See that a queue begins with somebody who waits, and is mostly such; else it goes."""
-        queue = self._queues[index]
-        if self._gone[index] > len(queue) // 2:
-            self._queues[index] = queue = deque(request for request in queue if not request.is_gone)
-            del self._gone[index]
-        while queue and queue[0].is_gone:
-            queue.popleft()
-            self._gone[index] -= 1
-        if not queue:
-            del self._queues[index], self._gone[index]

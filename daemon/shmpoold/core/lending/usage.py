@@ -8,14 +8,14 @@ Where little is granted it is looked at each time. Where much is, a census is ta
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from shmpool.protocol.census import Census, Use
 
 from ..chores import Chore, Chores
-from ..connections.seats import Seats
+from ..connections.seats import Seat, Seats
 from ..memory.inventory import Inventory
 from .requests import Request
 
@@ -61,9 +61,17 @@ class Used:
         self.idle_bytes += other.idle_bytes
         self.idle_buffers += other.idle_buffers
 
+    def leave(self, other: Used) -> None:
+        """Count nothing of another any more."""
+        self.nbytes -= other.nbytes
+        self.buffers -= other.buffers
+        self.idle_bytes -= other.idle_bytes
+        self.idle_buffers -= other.idle_buffers
+
 
 class Usage:
-    """What everybody has. *counted(now)* is called when a census was taken."""
+    """What everybody has. *counted(now)* is called when a census was taken. What one client and one user
+    have costs no look at the others."""
 
     def __init__(
         self,
@@ -81,61 +89,79 @@ class Usage:
         #: (seat, bytes, buffers) of what is taken for requests and not granted yet.
         self._under_way = under_way
         self._tell = counted
-        #: By seat, at the last census, which began and ended at these times.
-        self._counted: dict[int, Used] = {}
+        #: By seat, at the last census, which began and ended at these times, and with what was granted since
+        #: it began; the same by user.
+        self._by_seat: dict[int, Used] = {}
+        self._by_user: dict[int, Used] = {}
         self.began = self._ended = float("-inf")
-        #: By seat, bytes and buffers that were granted since that census began, or the present one.
-        self._since: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
+        #: By seat, bytes and buffers that were granted since the present census began.
         self._meanwhile: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
         self._is_counting = False
         self._rests_until = 0.0
 
     def note_granted(self, seat: int, nbytes: int) -> None:
         """A seat was granted a buffer."""
-        for nbytes_by_seat, buffers_by_seat in (self._since, self._meanwhile):
+        self._add(seat, Used(nbytes, 1))
+        if self._is_counting:
+            nbytes_by_seat, buffers_by_seat = self._meanwhile
             nbytes_by_seat[seat] += nbytes
             buffers_by_seat[seat] += 1
 
-    def forget(self, seat: int) -> None:
-        """A seat has ended; its number may be another's soon."""
-        self._counted.pop(seat, None)
-        for counter in (*self._since, *self._meanwhile):
-            counter.pop(seat, None)
+    def _add(self, number: int, used: Used) -> None:
+        self._by_seat.setdefault(number, Used()).join(used)
+        seat = self._seats.taken.get(number)
+        if seat is not None:
+            self._by_user.setdefault(seat.peer.uid, Used()).join(used)
 
-    def by_seat(self, now: float) -> dict[int, Used] | None:
-        """What each seat has; None when a census must come first."""
+    def forget(self, seat: Seat) -> None:
+        """A seat ends; its number may be another's soon."""
+        used = self._by_seat.pop(seat.number, None)
+        if used is not None and seat.peer.uid in self._by_user:
+            self._by_user[seat.peer.uid].leave(used)
+        for counter in self._meanwhile:
+            counter.pop(seat.number, None)
+
+    def is_known(self, now: float) -> bool:
+        """Whether what everybody has is known; else a census comes first."""
         granted = self._inventory.granted
         if len(granted) <= LOOKED_AT:
-            self._counted, self._since = _by_seat(self.ledger.sample(list(granted))), (Counter(), Counter())
+            self._take(self.ledger.sample(list(granted)), (Counter(), Counter()))
             self.began = self._ended = now
         elif now >= self._ended + FRESH:
             self.count(now)
-            return None
-        uses = {seat: replace(used) for seat, used in self._counted.items()}
-        for seat, nbytes in self._since[0].items():
-            uses.setdefault(seat, Used()).add(nbytes, self._since[1][seat])
-        for seat, nbytes, buffers in self._under_way():
-            uses.setdefault(seat, Used()).add(nbytes, buffers)
-        return uses
+            return False
+        return True
 
-    def of(self, request: Request, uses: dict[int, Used]) -> tuple[Used, Used]:
+    def of(self, request: Request) -> tuple[Used, Used]:
         """What a request's client has, and its user."""
-        uid, user = self._seats.taken[request.seat].peer.uid, Used()
-        for number, used in uses.items():
+        own, uid = Used(), self._seats.taken[request.seat].peer.uid
+        own.join(self._by_seat.get(request.seat, NOTHING))
+        user = Used()
+        user.join(self._by_user.get(uid, NOTHING))
+        for number, nbytes, buffers in self._under_way():
             seat = self._seats.taken.get(number)
             if seat is not None and seat.peer.uid == uid:
-                user.join(used)
-        return uses.get(request.seat, Used()), user
+                user.add(nbytes, buffers)
+                if number == request.seat:
+                    own.add(nbytes, buffers)
+        return own, user
+
+    def idlers_of(self, uid: int) -> Iterator[tuple[int, Seat]]:
+        """The seats of a user that have anything idle, and how many bytes. Looks at all."""
+        for number, used in self._by_seat.items():
+            seat = self._seats.taken.get(number)
+            if seat is not None and used.idle_buffers and seat.peer.uid == uid:
+                yield used.idle_bytes, seat
 
     def count(self, now: float) -> None:
         """Take a census, unless one is being taken, or was just now."""
         if not self._is_counting and now >= self._rests_until:
             self._is_counting = True
+            self._meanwhile = (Counter(), Counter())
             self._chores.begin(self._run(now), now, is_urgent=True)
 
     def _run(self, began: float) -> Chore:
         cost = 0
-        self._meanwhile = (Counter(), Counter())
         steps = self.ledger.take_census()
         try:
             while True:
@@ -143,12 +169,21 @@ class Usage:
                 cost += units
                 yield units
         except StopIteration as done:
-            self._counted, self._since = _by_seat(done.value), self._meanwhile
+            self._take(done.value, self._meanwhile)
             self.began, self._ended = began, self._chores.now
         finally:
             self._is_counting = False
             self._rests_until = self._chores.now + REST * UNIT * cost
             self._tell(self._chores.now)
+
+    def _take(self, census: Census, since: tuple[Counter[int], Counter[int]]) -> None:
+        self._by_seat, self._by_user = {}, {}
+        for (number, use), tally in census.kept.items():
+            used = Used()
+            used.add(tally.nbytes, tally.buffers, is_idle=use is Use.IDLE)
+            self._add(number, used)
+        for number, nbytes in since[0].items():
+            self._add(number, Used(nbytes, since[1][number]))
 
     def count_anew(self, now: float) -> None:
         """The last census is too old to decide by."""
@@ -156,8 +191,4 @@ class Usage:
         self.count(now)
 
 
-def _by_seat(census: Census) -> dict[int, Used]:
-    uses: dict[int, Used] = {}
-    for (seat, use), tally in census.kept.items():
-        uses.setdefault(seat, Used()).add(tally.nbytes, tally.buffers, is_idle=use is Use.IDLE)
-    return uses
+NOTHING: Final = Used()

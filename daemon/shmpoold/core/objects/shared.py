@@ -1,20 +1,17 @@
-"""Shared publications: who holds each, until when it is kept, and how it is found.
+"""Shared publications: until when each is kept, and how it is found.
 
 They are in the broker's custody from the first, and have no tickets: a client that opens one sends one
-word, and another when its last view is gone. A **hold** goes by its seat and the number of the request
-that asked for it. One that nobody holds is freed, unless it is kept: until it is dropped, or, as a
-cache, until the ladder needs its memory.
+word, and another when its last view is gone (`holds`). One that nobody holds is freed, unless it is kept:
+until it is dropped, or, as a cache, until the ladder needs its memory (`caches`).
 
-Holds are no part of the ledger. After a restart each client tells its own again, and nothing is freed
-until every seat that was taken then has told, or has ended.
+After a restart each client tells its own holds again, and nothing is freed until every seat that was
+taken then has told, or has ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
-from itertools import count
+from dataclasses import dataclass
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.ledger import (
@@ -26,50 +23,37 @@ from shmpool.protocol.ledger import (
     nbytes_of,
     tickets_of,
 )
-from shmpool.protocol.messages import Drop, Dropped, Find, Held, Hold, Holds, Purpose, Refusal, Share
+from shmpool.protocol.messages import Drop, Dropped, Find, Held, Hold, Purpose, Refusal, Share
+from shmpool.protocol.messages import Holds as HoldsMessage
 from shmpool.protocol.sizing import TierKind
 
-from ..chores import NEVER
+from ..chores import Chore, Chores
 from ..connections.seats import Seat, Seats
+from ..looks import Looks
 from ..memory.holding import Holding
 from ..memory.inventory import Inventory
 from ..outbox import Outbox
 from ..owners import Owner
 from ..rows import Rows
+from .caches import Caches
+from .expiries import Expiries
+from .holds import MOST_HOLDS, Holds, Publication
 from .names import Names
 
 #: Who may drop what is another user's.
 ROOT = 0
-
-
-@dataclass(slots=True, eq=False)
-class Publication:
-    """One of them. *name* is empty where it has none, or has lost it."""
-
-    holding: Holding
-    name: str
-    #: Its maker's.
-    uid: int
-    #: KEPT, CACHED, or neither.
-    keep: int
-    #: Its maker has told of it; else it may just not have come to that.
-    is_announced: bool = False
-    #: (seat, number) of every hold.
-    holders: set[tuple[int, int]] = field(default_factory=set)
-
-    @property
-    def row(self) -> int:
-        """Its head."""
-        return self.holding.row
+#: Those whose ttl is over that are dropped in one turn.
+DROPPED_PER_TURN = 64
 
 
 @dataclass(slots=True)
 class Figures:
-    """What is counted, since the broker began."""
+    """What is counted: finds since the broker began, and the caches that there are."""
 
     hits: int = 0
     misses: int = 0
-    evictions: int = 0
+    cached: int = 0
+    cached_bytes: int = 0
 
 
 class Shared(Owner):
@@ -80,6 +64,7 @@ class Shared(Owner):
         rows: Rows,
         inventory: Inventory,
         seats: Seats,
+        chores: Chores,
         outbox: Outbox,
         free: Callable[[Holding, float], int],
     ) -> None:
@@ -87,24 +72,21 @@ class Shared(Owner):
         self._rows = rows
         self._inventory = inventory
         self._seats = seats
+        self._chores = chores
         self._outbox = outbox
         self._free = free
         #: By row.
         self.publications: dict[int, Publication] = {}
-        #: By seat and number.
-        self._holds: dict[int, dict[int, Publication]] = {}
-        self.names: Names[Publication] = Names(outbox, self._hold_for)
-        #: Caches that nobody holds, whoever was held longest ago first.
-        self.idle: dict[int, Publication] = {}
-        #: When each with a ttl is dropped.
-        self._ends: list[tuple[float, int, Publication]] = []
-        self._numbers = count()
+        self._holds = Holds()
+        self.names: Names[Publication] = Names(outbox, chores, self._find_for)
+        self.caches = Caches(self._drop)
+        self._expiries = Expiries()
+        #: Those that may be nobody's now.
+        self.looks = Looks(chores, self._look_at)
         #: By publisher that has not ended, its rows here.
         self._published: dict[int, set[int]] = {}
-        #: Seats of an earlier broker's clients that have not told what they hold; and what has been told
-        #: in messages that were not the last.
+        #: Seats of an earlier broker's clients that have not told what they hold.
         self.untold: set[int] = set()
-        self._told: dict[int, list[list[int]]] = {}
         self.figures = Figures()
 
     # --- publications ---------------------------------------------------------------------------------
@@ -115,12 +97,19 @@ class Shared(Owner):
         if known is not None and known.holding is holding:
             return known
         _, uid, _ = self._rows.shared_facts(holding.row)
-        keep = tickets_of(self._rows.extent(holding.row)) & (KEPT | CACHED)
-        publication = self.publications[holding.row] = Publication(holding, "", uid, keep)
+        publication = self.publications[holding.row] = Publication(holding, "", uid, 0)
+        self._keep(publication, tickets_of(self._rows.extent(holding.row)) & (KEPT | CACHED))
         self._inventory.hold(holding, self)
         if holding.publisher:
             self._published.setdefault(holding.publisher, set()).add(holding.row)
         return publication
+
+    def _keep(self, publication: Publication, keep: int) -> None:
+        """What keeps it without anybody who holds it."""
+        more = (keep == CACHED) - (publication.keep == CACHED)
+        self.figures.cached += more
+        self.figures.cached_bytes += more * publication.holding.nbytes
+        publication.keep = keep
 
     def adopt(self, holding: Holding, now: float) -> None:
         """One that an earlier broker has left: its name counts, and its ttl from now on."""
@@ -130,11 +119,12 @@ class Shared(Owner):
         """It is being freed."""
         super().lose(holding)
         publication = self.publications.pop(holding.row)
-        self.idle.pop(holding.row, None)
+        self._keep(publication, 0)
+        self.caches.remove(publication)
+        self._expiries.remove(publication)
         self.names.remove(publication.name, publication)
         self._forget_publisher(holding)
-        for seat, number in publication.holders:
-            self._holds[seat].pop(number, None)
+        self._holds.end(publication)
 
     def share(self, connection: int, seat: Seat, message: Share, now: float) -> str | None:
         """A client has made one. Told once more, after a connection was lost, it changes nothing."""
@@ -152,8 +142,8 @@ class Shared(Owner):
             publication.uid = seat.peer.uid  # by the kernel's word, not by the client's
             self._rows.note_maker(message.row, seat.peer.uid)
             self._announce(publication, now, message.ttl_ms / 1000)
-        self._hold(publication, seat.number, message.request)
-        self._tell(connection, publication, message.request)
+        if not self._hold_for(connection, seat.number, message.request, publication):
+            self._drop(publication, now)
         return None
 
     def _announce(self, publication: Publication, now: float, ttl: float = 0.0) -> None:
@@ -161,11 +151,11 @@ class Shared(Owner):
         publication.is_announced = True
         name, _, seconds = self._rows.shared_facts(publication.row)
         publication.name = name  # first: who waits for it is told
-        if not name or not self.names.give(name, publication):
+        if not name or not self.names.give(name, publication, now):
             publication.name = ""
-            publication.keep &= CACHED  # nobody could drop it any more
+            self._keep(publication, publication.keep & CACHED)  # nobody could drop it any more
         if ttl := ttl or float(seconds):
-            heappush(self._ends, (now + ttl, next(self._numbers), publication))
+            self._expiries.add(publication, now + ttl)
         self._rest(publication)
 
     def take_over(self, holding: Holding, now: float) -> None:
@@ -190,6 +180,11 @@ class Shared(Owner):
         """The rows here whose publisher has this seat."""
         return list(self._published.get(seat, ()))
 
+    def publisher_of(self, row: int) -> int:
+        """The seat in the extent word of a direct segment, while that has not ended."""
+        seat = chunks_of(self._rows.extent(row))
+        return seat if seat in self._seats.taken else BROKER
+
     def look(self, publication: Publication, now: float) -> int:
         """Free it if nobody holds it, nothing keeps it and nobody may yet tell that he holds it. One that
         somebody has scribbled on stays. Returns what it cost, in units."""
@@ -200,6 +195,10 @@ class Shared(Owner):
             return 1
         return self._free(holding, now) if self._rows.is_shared(holding.row) else 1
 
+    def _look_at(self, row: int, now: float) -> int:
+        publication = self.publications.get(row)
+        return 1 if publication is None else self.look(publication, now)
+
     # --- holds ----------------------------------------------------------------------------------------
 
     def on_hold(self, connection: int, seat: Seat, message: Hold, now: float) -> None:
@@ -209,66 +208,70 @@ class Shared(Owner):
             text = "the shared publication is gone: nobody held it any more, or it was dropped"
             self._outbox.send(connection, Refusal(message.request, Code.NOT_FOUND, text))
             return
-        self._hold(publication, seat.number, message.request)
-        self._tell(connection, publication, message.request)
+        self._hold_for(connection, seat.number, message.request, publication)
 
-    def _hold_for(self, connection: int, seat: int, number: int, publication: Publication) -> None:
-        """Somebody has found it."""
-        self.figures.hits += 1
-        self._hold(publication, seat, number)
-        self._tell(connection, publication, number)
-
-    def _hold(self, publication: Publication, seat: int, number: int) -> None:
-        holds = self._holds.setdefault(seat, {})
-        before = holds.get(number)
-        if before is not None and before is not publication:
-            before.holders.discard((seat, number))
-        holds[number] = publication
-        publication.holders.add((seat, number))
-        self.idle.pop(publication.row, None)
-
-    def _tell(self, connection: int, publication: Publication, number: int) -> None:
+    def _hold_for(self, connection: int, seat: int, number: int, publication: Publication) -> bool:
+        """Hold it for somebody and say so; False when that has too many holds."""
+        if not self._holds.take(publication, seat, number):
+            text = f"this client holds {MOST_HOLDS} shared publications; it has to let go of some"
+            self._outbox.send(connection, Refusal(number, Code.QUOTA, text))
+            return False
+        self.caches.remove(publication)
         row = publication.row
         nbytes, name = nbytes_of(self._rows.extent(row)), publication.name
         self._outbox.send(connection, Held(number, row, self._rows.grant(row), nbytes, name))
+        return True
+
+    def _find_for(self, connection: int, seat: int, number: int, publication: Publication) -> None:
+        """Somebody has found it."""
+        self.figures.hits += 1
+        self._hold_for(connection, seat, number, publication)
 
     def let_go(self, seat: Seat, numbers: Iterable[int], now: float) -> None:
         """A client's last views are gone, or it does not make what it had the turn for."""
+        rows = []
         for number in numbers:
-            self._let_go(seat.number, number, now)
+            publication = self._holds.leave(seat.number, number)
             self.names.give_up(seat.number, number)
+            if publication is not None:
+                self._rest(publication)
+                rows.append(publication.row)
+        self.looks.begin(rows, now)
 
-    def _let_go(self, seat: int, number: int, now: float) -> int:
-        holds = self._holds.get(seat, {})
-        publication = holds.pop(number, None)
-        if not holds:
-            self._holds.pop(seat, None)
-        if publication is None:
-            return 1
-        publication.holders.discard((seat, number))
-        self._rest(publication)
-        return self.look(publication, now)
+    def _let_go_of(self, seat: int, numbers: Iterable[int]) -> Chore:
+        """The same, for many."""
+        for number in numbers:
+            publication = self._holds.leave(seat, number)
+            if publication is None:
+                yield 1
+                continue
+            self._rest(publication)
+            yield 1 + self.look(publication, self._chores.now)
 
     def _rest(self, publication: Publication) -> None:
         if publication.keep == CACHED and not publication.holders:
-            self.idle[publication.row] = publication
+            self.caches.add(publication)
 
-    def on_holds(self, seat: Seat, message: Holds, now: float) -> None:
-        """A client that had lost its connection tells all that it holds."""
-        told = self._told.setdefault(seat.number, [])
-        told += message.holds
-        if not message.last:
-            return
-        del self._told[seat.number]
-        numbers = set()
-        for number, row, generation in told:
+    def on_holds(self, connection: int, seat: Seat, message: HoldsMessage, now: float) -> str | None:
+        """A client that had lost its connection tells all that it holds. Returns what is wrong with it."""
+        untold = self._holds.begin_telling(connection, seat.number)
+        for number, row, generation in message.holds:
             publication = self.publications.get(row)
             if publication is not None and generation_of(self._rows.grant(row)) == generation:
-                self._hold(publication, seat.number, number)
-                numbers.add(number)
-        for number in set(self._holds.get(seat.number, ())) - numbers:
-            self._let_go(seat.number, number, now)
-        self._has_told(seat.number, now)
+                if not self._holds.take(publication, seat.number, number):
+                    return f"more than {MOST_HOLDS} holds"
+                self.caches.remove(publication)
+                untold.discard(number)
+        if message.last:
+            self._holds.end_telling(connection)
+            if untold:
+                self._chores.begin(self._let_go_of(seat.number, untold), now, is_urgent=True)
+            self._has_told(seat.number, now)
+        return None
+
+    def stop_telling(self, connection: int) -> None:
+        """A connection is gone; its client tells all of it again over the next one."""
+        self._holds.end_telling(connection)
 
     def _has_told(self, seat: int, now: float) -> None:
         if seat in self.untold:
@@ -278,21 +281,16 @@ class Shared(Owner):
     def look_at_all(self, now: float) -> None:
         """Free what nobody holds, once everybody has told."""
         if not self.untold:
-            for publication in list(self.publications.values()):
-                self.look(publication, now)
+            self.looks.soon(self.publications, now)
 
     def may_hold(self, seat: int) -> bool:
         """Whether a seat holds any, or may."""
-        return seat in self.untold or bool(self._holds.get(seat))
+        return seat in self.untold or bool(self._holds.of(seat))
 
-    def forget(self, seat: int, now: float) -> int:
-        """A seat has ended, and nobody reads any more what it had open. Returns what it cost."""
-        cost = 1
-        for number in list(self._holds.get(seat, ())):
-            cost += self._let_go(seat, number, now)
-        self._told.pop(seat, None)
-        self._has_told(seat, now)
-        return cost
+    def forget(self, seat: int) -> Chore:
+        """A seat has ended, and nobody reads any more what it had open."""
+        yield from self._let_go_of(seat, list(self._holds.of(seat)))
+        self._has_told(seat, self._chores.now)
 
     # --- names -----------------------------------------------------------------------------------------
 
@@ -320,64 +318,47 @@ class Shared(Owner):
         """Who holds it keeps it."""
         self._rows.unname(publication.row)
         self.names.remove(publication.name, publication)
-        publication.name, publication.keep, publication.is_announced = "", 0, True
-        self.idle.pop(publication.row, None)
+        self.caches.remove(publication)
+        self._keep(publication, 0)
+        publication.name, publication.is_announced = "", True
         return self.look(publication, now)
 
-    # --- as a cache --------------------------------------------------------------------------------------
+    def give_up(self, tier: int | None, now: float) -> int:
+        """Give up a cache that nobody holds, of a tier or any. Returns its bytes, 0 when there is none."""
+        return 0 if self.untold else self.caches.give_up(tier, now)
 
-    def give_up(self, nbytes: int, now: float, tier: int | None) -> int:
-        """Give up caches that nobody holds, of one tier or any, least recently held first, until so many
-        bytes are nobody's; none, if all of them and what is idle are less. Returns how many bytes."""
-        if not self.idle or self.untold:
-            return 0
-        idle = [one for one in self.idle.values() if tier is None or one.holding.tier.index == tier]
-        if tier is None and sum(one.holding.nbytes for one in idle) + self._inventory.idle < nbytes:
-            return 0
-        freed = 0
-        while freed < nbytes and idle:
-            publication = idle.pop(0)
-            freed += publication.holding.nbytes
-            self.figures.evictions += 1
-            self._drop(publication, now)
-        return freed
+    # --- time --------------------------------------------------------------------------------------------
 
     @property
     def next_deadline(self) -> float:
         """When `tick` is due."""
-        return self._ends[0][0] if self._ends else NEVER
+        return min(self._expiries.first, self.looks.next_deadline)
 
     def tick(self, now: float) -> None:
-        """Drop those whose ttl is over."""
-        while self._ends and self._ends[0][0] <= now:
-            _, _, publication = heappop(self._ends)
-            if self.publications.get(publication.row) is publication:
-                self._drop(publication, now)
+        """Drop those whose ttl is over, some in each turn."""
+        self.looks.tick(now)
+        for publication in self._expiries.over(now, DROPPED_PER_TURN):
+            self._drop(publication, now)
+
+    # --- figures -----------------------------------------------------------------------------------------
 
     def holders_of(self, row: int) -> tuple[int, ...] | None:
         """The seats that hold a shared publication; None for a row that is none."""
         publication = self.publications.get(row)
         return None if publication is None else tuple(sorted({seat for seat, _ in publication.holders}))
 
-    # --- figures -----------------------------------------------------------------------------------------
-
     def summary(self) -> dict[str, int]:
         """For the stats."""
-        cached = [one.holding.nbytes for one in self.publications.values() if one.keep == CACHED]
+        figures = self.figures
         return {
             "publications": len(self.publications),
             "bytes": self.nbytes,
             "names": len(self.names),
-            "holds": sum(map(len, self._holds.values())),
-            "cached": len(cached),
-            "cached_bytes": sum(cached),
-            "idle_bytes": sum(one.holding.nbytes for one in self.idle.values()),
-            "hits": self.figures.hits,
-            "misses": self.figures.misses,
-            "evictions": self.figures.evictions,
+            "holds": len(self._holds),
+            "cached": figures.cached,
+            "cached_bytes": figures.cached_bytes,
+            "idle_bytes": self.caches.nbytes,
+            "hits": figures.hits,
+            "misses": figures.misses,
+            "evictions": self.caches.evictions,
         }
-
-    def publisher_of(self, row: int) -> int:
-        """The seat in the extent word of a direct segment, while that has not ended."""
-        seat = chunks_of(self._rows.extent(row))
-        return seat if seat in self._seats.taken else BROKER

@@ -187,7 +187,7 @@ class Reports:
         level = self._manager.level
         now = self._chores.now
         self.alerts.judge_fallbacks(self._ladder.served[Rung.FALLBACK], now)
-        spare = self._shared.summary()["idle_bytes"]
+        spare = self._shared.caches.nbytes
         look(self.alerts, self._inventory, self._seats, totals, leaks, level, processes, spare, now)
         if not self._line:
             self.alerts.judge("waiting", 0.0, now)

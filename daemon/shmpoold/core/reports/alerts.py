@@ -205,9 +205,8 @@ def now_wrong(
 ) -> Generator[int, None, list[str]]:
     """A chore: what is the matter now. *processes*: who keeps what, the most first."""
     found = []
-    waiting = line.all()
-    if waiting:
-        found.append(f"{len(waiting)} requests wait for memory")
+    if line:
+        found.append(f"{len(line)} requests wait for memory")
         found += [process.keeps_most() for process in processes[:1]]
     for index, seat in enumerate(list(seats.taken.values())):
         if seat.connection is None and seat.rows:
