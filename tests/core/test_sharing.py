@@ -267,7 +267,7 @@ def test_what_caches_made_room_for_is_counted_under_their_rung(is_direct: bool) 
         slot = client.get_direct(3 * size)
     else:
         (slot,) = client.get(CHUNKS, 3)
-    assert world.broker.shared.figures.evictions
+    assert world.broker.shared.caches.evictions
     assert rungs(world) == {"evict": 1}
     client.lease(slot)
     client.put_back(slot)
@@ -283,7 +283,7 @@ def test_what_needed_idle_slots_besides_caches_is_counted_under_theirs() -> None
     served = world.broker.lending.ladder.served
     served.update(dict.fromkeys(served, 0))
     slot = client.get_direct(world.broker.inventory.room + 4 * size)
-    assert world.broker.shared.figures.evictions == 1
+    assert world.broker.shared.caches.evictions == 1
     assert rungs(world) == {"cool": 1}
     client.lease(slot)
     client.put_back(slot)
