@@ -71,6 +71,8 @@ from .shared import Shared
 
 if TYPE_CHECKING:
     from .embedded import Broker
+    from .integrations.executor import Executor
+    from .integrations.pickling import install, uninstall
     from .objects import register_reducer
     from .stats import Stats
     from .streams import ChunkedTeeReader, copy
@@ -84,6 +86,7 @@ __all__ = [
     "ChecksumError",
     "ChunkedTeeReader",
     "ConfigError",
+    "Executor",
     "FormatError",
     "Handle",
     "HandleUsed",
@@ -116,18 +119,25 @@ __all__ = [
     "categorize",
     "connect",
     "copy",
+    "install",
     "optimal_chunk_size",
     "register_reducer",
     "select_strategy",
+    "uninstall",
 ]
 
 _LAZY = {
     "Broker": "embedded",
     "ChunkedTeeReader": "streams",
+    "Executor": "integrations.executor",
     "Stats": "stats",
     "copy": "streams",
+    "install": "integrations.pickling",
     "register_reducer": "objects",
+    "uninstall": "integrations.pickling",
 }
+#: Modules that few need: ``shmpool.aio`` without a further import.
+_MODULES: tuple[str, ...] = ()
 
 
 def __dir__() -> list[str]:
@@ -136,9 +146,11 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Import what most workers never need when it is first asked for."""
-    if name in _LAZY:
+    if name in _LAZY or name in _MODULES:
         from importlib import import_module
 
+        if name in _MODULES:
+            return import_module(f".{name}", __name__)
         value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

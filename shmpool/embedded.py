@@ -127,9 +127,9 @@ def autostart() -> Broker:
 def _after_fork_in_child() -> None:
     global _autostart_lock, _autostarted
     _autostart_lock = threading.Lock()
-    _autostarted = None
     for broker in _brokers:
         broker._abandon()
+    _autostarted = None  # last: with it goes what is only kept here, and that must not be ours to close then
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -63,19 +63,24 @@ def _reconnect(address: str, timeout: float, strict: bool) -> Pool:
     """Unpickle: the pool that this process has open at that address, else a new one, which it
     then keeps. Where the process is only just being started for its task, and there is no
     broker, it ends with a line that says so: a traceback would show multiprocessing's inside."""
+    try:
+        return of_address(address, timeout, strict)
+    except BrokerUnavailable as error:
+        if _is_being_spawned():
+            raise SystemExit(f"shmpool: {error}") from None
+        raise
+
+
+def of_address(address: str, timeout: float = 5.0, strict: bool = False) -> Pool:
+    """The pool that this process has open at an address, else a new one, which it then keeps. Raises
+    BrokerUnavailable."""
     received = _received.get((address, strict))
     if received is not None and not received.closed:
         return received
     for pool in list(lifetime.pools):
         if (pool.address, pool._strict) == (address, strict) and not pool.closed and isinstance(pool, Pool):
             return pool
-    try:
-        pool = Pool(address, timeout=timeout, strict=strict)
-    except BrokerUnavailable as error:
-        if _is_being_spawned():
-            raise SystemExit(f"shmpool: {error}") from None
-        raise
-    _received[address, strict] = pool
+    pool = _received[address, strict] = Pool(address, timeout=timeout, strict=strict)
     return pool
 
 

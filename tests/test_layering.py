@@ -158,6 +158,7 @@ STOREYS = (
     "pools",
     "launch embedded",
     "connecting",
+    "integrations",
     "itself",
     "exposition unanswered",
     "cli demo",
@@ -303,12 +304,13 @@ def test_the_commands_module_loads_nothing_heavy_until_main_runs() -> None:
 # --- what it exports ------------------------------------------------------------------------
 
 EXPORTS = {
-    "Broker", "BrokerUnavailable", "Buffer", "ChecksumError", "ChunkedTeeReader", "ConfigError", "FormatError",
-    "Handle", "HandleUsed", "InvalidHandle", "InvalidSize", "LeakedView", "Lease", "LeaseReleased", "LeaseTimeout",
+    "Broker", "BrokerUnavailable", "Buffer", "ChecksumError", "ChunkedTeeReader", "ConfigError", "Executor",
+    "FormatError", "Handle", "HandleUsed", "InvalidHandle", "InvalidSize", "LeakedView", "Lease", "LeaseReleased",
+    "LeaseTimeout",
     "LocalProtocolError", "NameTaken", "NotFound", "Pool", "PoolClosed", "PoolingRefused", "ProtocolError",
     "QuotaExceeded", "RemoteProtocolError", "Shared", "SharedMemoryFull", "ShmpoolError", "SizeCategory", "Sizing",
     "StaleHandle", "Stats", "Strategy", "StreamBroken", "StreamTimeout", "TeeError", "categorize", "connect",
-    "copy", "optimal_chunk_size", "register_reducer", "select_strategy",
+    "copy", "install", "optimal_chunk_size", "register_reducer", "select_strategy", "uninstall",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ broker's ``handle_ttl`` counts.
 from __future__ import annotations
 
 import time
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from threading import Lock
 from typing import Final
@@ -21,6 +21,8 @@ from .tickets import Reader
 
 #: Seconds until a ticket that is open, or is being opened, is looked at again.
 AGAIN: Final = 1.0
+#: From so many on those that are done are forgotten, each time there are twice as many as were left.
+FORGOTTEN_FROM: Final = 1024
 
 
 class Expiry:
@@ -32,6 +34,7 @@ class Expiry:
         self._numbers = count()
         #: When (monotonic seconds), a number of its own, granted and tail of a handle.
         self._heap: list[tuple[float, int, int, int]] = []
+        self._forgets_at = FORGOTTEN_FROM
 
     def add(self, handles: list[Handle], ttl: float) -> None:
         """These are to be closed in *ttl* seconds."""
@@ -41,8 +44,22 @@ class Expiry:
             for handle in handles:
                 _, granted, tail = unpack_handle(handle)
                 heappush(self._heap, (due, next(self._numbers), granted, tail))
+            if len(self._heap) >= self._forgets_at:
+                self._forget_done()
         if is_first:
             self._session.wake_helper()
+
+    def __len__(self) -> int:
+        """How many are watched."""
+        return len(self._heap)
+
+    def _forget_done(self) -> None:
+        """A long ttl and a steady producer: nearly all were read long ago."""
+        self._heap = [
+            entry for entry in self._heap if not tickets.is_done(self._session, entry[2], entry[3] >> NBYTES_BITS)
+        ]
+        heapify(self._heap)
+        self._forgets_at = max(FORGOTTEN_FROM, 2 * len(self._heap))
 
     @property
     def pause(self) -> float | None:

@@ -272,6 +272,14 @@ def is_open(session: Reader, granted: int, index: int) -> bool:
     return is_same and state_of(cell) == CellState.TAKEN
 
 
+def is_done(session: Reader, granted: int, index: int) -> bool:
+    """Whether a ticket of this publication will not be open any more, nor be opened."""
+    words, row = session.words, index >> 4
+    cell = words[row * ROW_WORDS + FIRST_CELL + (index & 15)]
+    is_same = generation_of(cell) == generation_of(words[row * ROW_WORDS]) == generation_of(granted)
+    return not is_same or state_of(cell) == CellState.DONE
+
+
 def release(ticket: Ticket) -> None:
     """Store DONE in a cell that is open here and through which nobody looks any more (PENDING, if it is
     given back), and ring where somebody has to look. Once: who comes second finds it done. Not for
