@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from .errors import ConfigError
+
 #: Names the broker's socket for this process and its children.
 ENVIRONMENT: Final = "SHMPOOL_SOCKET"
 #: The socket of the system's broker.
@@ -20,10 +22,13 @@ def resolve(address: str | os.PathLike[str] | None = None) -> str:
 
     A given path is taken as it is. None means ``$SHMPOOL_SOCKET``; without it that of the
     user's own broker (`own_socket`) if it exists, else ``/run/shmpool/broker.sock``, whether it
-    exists or not.
+    exists or not. Raises ConfigError for what cannot be a path.
     """
     if address is not None:
-        return os.fspath(address)
+        path = os.fspath(address)
+        if not path or "\0" in path:
+            raise ConfigError(f"{path!r} is no path of a socket: name one, or leave it out for the usual one")
+        return path
     return os.environ.get(ENVIRONMENT) or _existing_own() or SYSTEM_SOCKET
 
 

@@ -96,7 +96,7 @@ def _overrides(
     if log_format is not None:
         overrides["log_format"] = log_format
     if socket is not None:
-        overrides["socket"] = os.path.abspath(socket)
+        overrides["socket"] = os.path.abspath(socket) if socket else ""
     return overrides
 
 

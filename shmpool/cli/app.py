@@ -62,6 +62,8 @@ def run() -> NoReturn:
     except BrokenPipeError:
         sys.stdout = None  # whoever read it is gone: nothing to flush
         sys.exit(1)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     sys.exit(0)
 
 

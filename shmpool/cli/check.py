@@ -15,6 +15,7 @@ from ..errors import ShmpoolError
 from ..protocol.sizing import format_bytes
 from ..stats import Stats, query
 from .look import count, socket_option
+from .sizes import Seconds
 
 
 class Verdict(IntEnum):
@@ -26,7 +27,7 @@ class Verdict(IntEnum):
 
 
 @click.command("check", short_help="Exit with 0, 1 or 2 by how the broker is.")
-@click.option("--timeout", type=click.FloatRange(0.1, 3600), default=5.0, help="Seconds to wait.  [default: 5]")
+@click.option("--timeout", type=Seconds(0.1, 3600), default=5.0, help="Seconds to wait.  [default: 5]")
 @socket_option
 def command(timeout: float, socket: str | None) -> None:
     """Check the broker: exit status 0 when it is well, 1 when it warns, 2 when it is critical or does not answer.

@@ -136,8 +136,8 @@ def _install(file: File, *, dry_run: bool) -> None:
     if there is not None and (file.keep or there == file.text):
         click.echo(f"kept     {file.path}")
         return
-    click.echo(f"{'would write' if dry_run else 'wrote'}  {file.path}")
     if dry_run:
+        click.echo(f"would write  {file.path}")
         if not file.keep:
             click.echo("".join(f"    {line}\n" for line in file.text.splitlines()))
         return
@@ -151,14 +151,22 @@ def _install(file: File, *, dry_run: bool) -> None:
         raise ConfigError(
             f"cannot write {file.path}: {error.strerror}. Run this as root, or with --user for your own service manager"
         ) from error
+    click.echo(f"wrote  {file.path}")
 
 
 def _remove(files: list[File], *, dry_run: bool) -> None:
     for file in files:
         if file.path.exists():
-            click.echo(f"{'would remove' if dry_run else 'removed'}  {file.path}")
             if not dry_run:
-                file.path.unlink()
+                _unlink(file.path)
+            click.echo(f"{'would remove' if dry_run else 'removed'}  {file.path}")
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot remove {path}: {error.strerror}. Run this as root") from error
 
 
 def _next(*, for_user: bool) -> list[str]:

@@ -19,13 +19,14 @@ from ..protocol.sizing import format_bytes
 from ..stats import Stats, query
 from ..unanswered import read_stats
 from .look import age, bar, console, count, microseconds, name, number, printable, socket_option, table
+from .sizes import Seconds
 
 
 @click.command("stats", short_help="Show the figures of a broker.")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
 @click.option("--watch", is_flag=True, help="Show them until Ctrl-C; with --json an object a line.")
 @click.option("--prometheus", is_flag=True, help="Print them in Prometheus' text format.")
-@click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, help="Seconds for --watch.  [default: 1]")
+@click.option("--interval", type=Seconds(0.1, 3600), default=1.0, help="Seconds for --watch.  [default: 1]")
 @socket_option
 def command(as_json: bool, watch: bool, prometheus: bool, interval: float, socket: str | None) -> None:
     """Show the figures of a broker: gets, hits, memory, tiers, clients."""

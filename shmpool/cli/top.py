@@ -28,6 +28,7 @@ from ..errors import ShmpoolError
 from ..protocol.sizing import format_bytes
 from ..stats import Stats, query, query_leases
 from .look import age, bar, console, count, microseconds, name, number, printable, socket_option, table
+from .sizes import Seconds
 
 #: Lines besides the table's rows: the head, the table's own, the keys.
 _OTHER_LINES: Final = 12
@@ -178,9 +179,7 @@ class Screen:
 
 
 @click.command("top", short_help="Show the figures live.")
-@click.option(
-    "--interval", type=click.FloatRange(0.2, 3600), default=2.0, help="Seconds from look to look.  [default: 2]"
-)
+@click.option("--interval", type=Seconds(0.2, 3600), default=2.0, help="Seconds from look to look.  [default: 2]")
 @socket_option
 def command(interval: float, socket: str | None) -> None:
     """Show tiers, processes or leases live, the most first. Keys: t, p, l; s sorts; q ends."""

@@ -484,7 +484,7 @@ def test_a_path_that_is_not_there_is_a_usage_error() -> None:
 def test_a_memory_limit_that_no_pool_has_is_one_line(tree: Path) -> None:
     done = shmpool_command("demo", str(tree), "--memory-limit", "4KiB")
     assert done.returncode == 2
-    assert "memory_limit" in done.stderr
+    assert "memory-limit" in done.stderr and "1 MiB" in done.stderr
     assert "Traceback" not in done.stderr
 
 

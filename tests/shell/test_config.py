@@ -179,7 +179,7 @@ def test_documented_table_is_what_the_declaration_says() -> None:
         ({"medium_object_threshold": "512KiB"}, "not 512 KiB, 256 KiB, 1 MiB"),
         ({"chunk_sizes": ["5KiB"]}, "chunk_sizes must be multiples of the page, 4 KiB"),
         ({"chunk_sizes": ["512MiB"]}, "smaller than one slot of 512 MiB"),
-        ({"chunk_sizes": "some"}, "chunk_sizes = 'some': input should be 'auto'"),
+        ({"chunk_sizes": "some"}, "chunk_sizes = 'some': write 'auto' or a list"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_in_units_people_write(
@@ -209,11 +209,33 @@ BAD_CONFIGS = sorted((Path(__file__).parent / "bad_configs").glob("*.toml"))
 
 @pytest.mark.parametrize("path", BAD_CONFIGS, ids=lambda path: path.stem)
 def test_check_of_a_bad_file_gives_the_error_that_the_file_says(path: Path) -> None:
-    expected = path.read_text().splitlines()[0].removeprefix("# expect: ")
+    expected = path.read_text(errors="replace").splitlines()[0].removeprefix("# expect: ")
     done = CliRunner().invoke(main, ["--check", "--config", str(path)])
     assert done.exit_code == 2, done.output
     assert expected in done.stderr
     assert "shmpoold: " in done.stderr and "Traceback" not in done.output
+
+
+GARBAGE = (
+    "", " ", "x", "-1", "nan", "inf", "1e400", "true", "[]", "{}", "[1]", "[[1]]", "['x']", '{"a" = 1}', "1.5",
+    "9" * 400, "\0", "5 parsecs", "150 %", "-50 %", "1979-05-27", '"""', "1 MiB MiB",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", Config.model_fields)
+def test_garbage_is_refused_in_a_line_that_names_the_key(key: str) -> None:
+    """Or taken, where it makes sense: a path may be anything."""
+    refused = 0
+    for text in GARBAGE:
+        try:
+            read(None, {}, dict([parse_assignment(f"{key}={text}")]))
+        except ConfigError as error:
+            refused += 1
+            told = str(error)
+            assert key in told
+            assert len(told) < 400 and told.isprintable()
+            assert not re.search(r"input should|valid|datetime|True|False|embedded", told), told
+    assert refused >= 5
 
 
 def test_floors_follow_from_shares_and_are_shown() -> None:

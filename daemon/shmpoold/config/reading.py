@@ -1,23 +1,22 @@
 """Where settings come from: a TOML file, the environment, the command line, each overriding the
-one before; and what is said of a value that cannot be.
+one before.
 
-Every mistake becomes a ConfigError that names key, value and bound, and the place where it stands.
+Every mistake becomes a ConfigError (`mistakes`) that says where it stands, too.
 """
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from shmpool.errors import ConfigError
 
-from .declaration import Config, unit_of
+from . import mistakes
+from .declaration import Config
 
 #: A setting in the environment: this and its key in capitals.
 PREFIX: Final = "SHMPOOLD_"
@@ -59,7 +58,7 @@ def read(path: str | None, environment: Mapping[str, str], overrides: Mapping[st
     try:
         return Reading(Config(**values), origins)
     except ValidationError as error:
-        _refuse(error, path, values, origins)
+        raise ConfigError(mistakes.told(error, values, lambda key: _place(key, path, origins))) from None
 
 
 def load(path: str | None, overrides: Mapping[str, Any]) -> Config:
@@ -95,65 +94,20 @@ def _from_file(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             return tomllib.load(file)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"cannot read the configuration {path}: it is no TOML file, which is text in UTF-8"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"cannot read the configuration {path}: it is no TOML: {error}") from error
 
 
-def _refuse(
-    error: ValidationError, path: str | None, values: Mapping[str, Any], origins: Mapping[str, Origin]
-) -> NoReturn:
-    faults = [_place(dict(fault), path, origins) + _explain(dict(fault), values) for fault in error.errors()]
-    raise ConfigError("; ".join(dict.fromkeys(faults))) from None
-
-
-def _place(fault: Mapping[str, Any], path: str | None, origins: Mapping[str, Origin]) -> str:
-    """Where a wrong value stands, for the message; nothing for the command line, which is in sight."""
-    key = str(fault["loc"][0]) if fault["loc"] else ""
+def _place(key: str, path: str | None, origins: Mapping[str, Origin]) -> str:
+    """Where a wrong value stands, for the message; nothing for the command line, which is in sight. An
+    empty *key*: a rule over several."""
     origin = origins.get(key)
     if origin is Origin.ENVIRONMENT:
         return f"{PREFIX}{key.upper()}: "
     return f"{path}: " if path and (origin is Origin.FILE or not key) else ""
-
-
-def _explain(fault: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    if not fault["loc"]:  # a rule over several keys, which names them itself
-        return _words_of(fault)
-    key, field = str(fault["loc"][0]), Config.model_fields.get(str(fault["loc"][0]))
-    if field is None:
-        near = difflib.get_close_matches(key, Config.model_fields, 1)
-        return f"{key} is no setting" + (f"; did you mean {near[0]}?" if near else "")
-    value = values.get(key, fault["input"])  # as it was written
-    if fault["type"] in _OUT_OF_BOUNDS:
-        return f"{key} = {value!r} is {_OUT_OF_BOUNDS[fault['type']]}{_bounds_of(field) or _bound_of(fault, field)}"
-    return f"{key} = {value!r}: {_words_of(fault)}{_bounds_of(field)}"
-
-
-_BOUNDS: Final = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-_OUT_OF_BOUNDS: Final = {
-    "greater_than_equal": "too small",
-    "greater_than": "too small",
-    "less_than_equal": "too large",
-    "less_than": "too large",
-}
-
-
-def _words_of(fault: Mapping[str, Any]) -> str:
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    return message if not fault["loc"] else message[:1].lower() + message[1:]
-
-
-def _bounds_of(field: FieldInfo) -> str:
-    """The bounds that a setting is declared with, in its unit."""
-    unit, words = unit_of(field), []
-    for name, word in _BOUNDS.items():
-        for rule in field.metadata:
-            if (bound := getattr(rule, name, None)) is not None:
-                words.append(f"{word} {bound if unit is None else unit.show(bound)}")
-    return f" ({', '.join(words)})" if words else ""
-
-
-def _bound_of(fault: Mapping[str, Any], field: FieldInfo) -> str:
-    """The bound that a part of a setting is beyond: the bounds of parts are not the setting's."""
-    unit = unit_of(field)
-    words = [f"{_BOUNDS[name]} {bound if unit is None else unit.show(bound)}" for name, bound in fault["ctx"].items()]
-    return f" ({', '.join(words)})"

@@ -57,16 +57,15 @@ def in_toml(value: Any, unit: Unit | None) -> str:
     return json.dumps(value)
 
 
-def _in_units(units: Mapping[str, float], example: str) -> Callable[[Any], Any]:
-    """A parser for numbers with a unit; what is no string is passed on as it is."""
+def _in_units(units: Mapping[str, float], known: str, example: str) -> Callable[[Any], Any]:
+    """A parser for numbers with a unit (the *known*, for people); what is no string is passed on as it is."""
 
     def parse(value: Any) -> Any:
         if not isinstance(value, str):
             return value
         match = _QUANTITY.fullmatch(value)
         if match is None or match[2].lower() not in units:
-            known = ", ".join(unit for unit in units if unit)
-            raise ValueError(f"write a number with one of the units {known}, like {example}")
+            raise ValueError(f"write a number with {known}, like {example}")
         number = float(match[1]) * units[match[2].lower()]
         return int(number) if number == int(number) else number
 
@@ -81,15 +80,15 @@ def _number_of(kind: str, find: Callable[[str], int]) -> Callable[[Any], Any]:
             return value
         try:
             return int(value) if value.isdecimal() else find(value)
-        except KeyError:
+        except (KeyError, ValueError):  # a name with a zero byte is none
             raise ValueError(f"this host has no {kind} of that name") from None
 
     return parse
 
 
 #: The parser of sizes, for settings that take something else besides.
-parse_size: Final = _in_units(_BYTES, '"256 MiB"')
-_parse_share: Final = _in_units({"%": 0.01}, '"50 %"')
+parse_size: Final = _in_units(_BYTES, "one of the units B, KiB, MiB, GiB, TiB", '"256 MiB"')
+_parse_share: Final = _in_units({"%": 0.01}, "the unit %", '"50 %"')
 
 
 def parse_limit(value: Any) -> Any:
@@ -110,7 +109,7 @@ Share = Annotated[float, BeforeValidator(_parse_share), Field(strict=True, allow
 Size = Annotated[int, BeforeValidator(parse_size), Field(strict=True), Unit.BYTES]
 Seconds = Annotated[
     float,
-    BeforeValidator(_in_units(_SECONDS, '"300s" or "5min"')),
+    BeforeValidator(_in_units(_SECONDS, "one of the units ms, s, min, h, d", '"300s" or "5min"')),
     Field(strict=True, allow_inf_nan=False),
     Unit.SECONDS,
 ]
