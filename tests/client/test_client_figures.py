@@ -126,8 +126,9 @@ def test_one_lease_in_so_many_is_timed(fresh: shmpool.Pool) -> None:
         cycle(fresh, 1000, times=2 * SAMPLE_EVERY)
         cycle(fresh, 300 * KIB, times=2 * SAMPLE_EVERY + 1)
         cycle(fresh, 2 * MIB, times=3)
-        # The first lease of a run's length finds its magazine, and is timed whatever its number.
-        assert timed(fresh) == {"small": 2, "medium": 0, "large": 3, "very_large": 3}
+        # The first lease of a run's length finds its magazine, and is timed whatever its number. So are
+        # direct segments but those that are kept, from the third on if they follow one another at once.
+        assert timed(fresh) in [{"small": 2, "medium": 0, "large": 3, "very_large": count} for count in (2, 3)]
 
 
 @pytest.mark.parametrize("checksums", [False, True])
