@@ -169,7 +169,7 @@ class Segments:
                 shelf.ready.append(done)
             unused += _unused(shelf)
         if self._is_used():
-            self._used_at = max(self._used_at, now)
+            self._used_at = max(self._used_at, now - LIFETIME)  # since the look before, or later
         if unused:
             self._session.return_to_broker(unused)
 
