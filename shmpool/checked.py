@@ -37,9 +37,9 @@ class CheckedLease(LiveLease):
         _check_readers(n)
         return super().publish_many(n, ttl=ttl)
 
-    def _store_publication(self, tickets: int) -> list[Handle]:
+    def _store_publication(self, tickets: int, *, is_kept: bool = False) -> list[Handle]:
         _store_checksum(self)
-        return super()._store_publication(tickets)
+        return super()._store_publication(tickets, is_kept=is_kept)
 
 
 class CheckedDirectLease(DirectLease):
@@ -51,10 +51,10 @@ class CheckedDirectLease(DirectLease):
         _check_readers(n)
         return super().publish_many(n, ttl=ttl)
 
-    def _store_publication(self, tickets: int) -> list[Handle]:
+    def _store_publication(self, tickets: int, *, is_kept: bool = False) -> list[Handle]:
         self._slot.map()  # it may have been written without a map
         _store_checksum(self)
-        return super()._store_publication(tickets)
+        return super()._store_publication(tickets, is_kept=is_kept)
 
 
 class CheckedPool(BasePool):

@@ -125,10 +125,10 @@ class DirectLease(LiveLease):
     def _renew_view(self) -> None:
         self._slot.claim.append(None)  # the view is made again when it is asked for
 
-    def _granted(self) -> int:
-        """Custody passes with the publishing store, unless the writer keeps views, or the segment."""
+    def _granted(self, *, is_kept: bool = False) -> int:
+        """Custody passes with the publishing store, unless somebody keeps views, or the segment."""
         slot = self._slot
-        if slot.has_views or slot.stock.keeps(slot):
+        if is_kept or slot.has_views or slot.stock.keeps(slot):
             return super()._granted()
         slot.window = None
         return slot.base | State.PUBLISHED << STATE_SHIFT

@@ -21,7 +21,7 @@ from .protocol.ledger import CHUNKS_SHIFT, EXTENT, MAX_TICKETS, NBYTES_BITS, STA
 from .protocol.states import CellState, State
 from .seat.magazine import Slot
 from .seat.windows import AT_REST
-from .system.here import HERE, OURS
+from .system.here import COPIED, HERE, OURS
 
 _DONE = CellState.DONE << STATE_SHIFT
 _CELL_SHIFT = NBYTES_BITS
@@ -53,8 +53,8 @@ class LiveLease(Lease):
         except BufferError:
             pass  # numpy holds it; the reference count tells below
         del self.view
-        if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[OURS]:
-            return self._publish_with_views(1)[0]
+        if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[COPIED]:
+            return self._publish_slowly(1)[0]
         words, word, nbytes = session.words, slot.word, self.nbytes
         granted = slot.base | session.published
         # The bytes and the cell are there before the grant word says so, and the slot is waited for
@@ -92,8 +92,8 @@ class LiveLease(Lease):
             return self._publish_expiring(n, ttl)
         if not self._take_view():
             raise LeaseReleased("the lease is being published or released by another thread")
-        if self._slot.has_views or self._slot.session.is_over or not HERE[OURS]:
-            return self._publish_with_views(n)
+        if self._slot.has_views or self._slot.session.is_over or not HERE[COPIED]:
+            return self._publish_slowly(n)
         await_readers = self._await_readers
         handles = self._store_publication(n)
         await_readers()
@@ -105,13 +105,34 @@ class LiveLease(Lease):
         let_go = self._await_readers
         return self._store_publication(1)[0], let_go
 
-    def _publish_with_views(self, tickets: int) -> list[Handle]:
-        """The writer keeps a view: the handle may go, the slot is not used again before
-        the view is gone. In strict mode an error, and the lease goes on."""
+    def _publish_slowly(self, tickets: int) -> list[Handle]:
+        """The writer keeps a view, or a child has yet to copy what it inherited: the handle may go, the
+        slot is not used again before that. A writer's view is an error in strict mode, and the lease goes
+        on."""
         slot, session = self._slot, self._slot.session
         if session.is_over or not HERE[OURS]:
             self.__class__ = EndedLease  # type: ignore[assignment]
             raise LeaseReleased("the lease's seat is gone: the pool was closed, or the broker came back with a new one")
+        if not HERE[COPIED]:
+            session.guards.settle()
+        if slot.has_views:
+            self._admit_views()
+            session.deferred.look_at_partings()  # what the writer let go of meanwhile is the next to be leased
+        # Before the slot has another state: a fork's end looks for what is leased, and for what ended
+        # meanwhile.
+        is_awaited = session.guards.note_release(slot.row)
+        await_readers, is_kept = self._await_readers, is_awaited or slot.has_views
+        handles = self._store_publication(tickets, is_kept=is_kept)
+        if not is_kept:
+            await_readers()
+            return handles
+        slot.done = slot.base | _DONE  # from here on it is never given back as one that nobody heard of
+        session.deferred.add_slot(slot, await_readers)
+        return handles
+
+    def _admit_views(self) -> None:
+        """The writer keeps views of what it publishes. Raises LeakedView in strict mode."""
+        session = self._slot.session
         if session.strict:
             self._renew_view()
             raise LeakedView("an array or slice of lease.view is alive at publish; delete it first (strict mode)")
@@ -123,16 +144,11 @@ class LiveLease(Lease):
         except Warning:  # warnings are errors here: the handles would be lost, so the lease goes on
             self._renew_view()
             raise
-        session.deferred.look_at_partings()  # what the writer let go of meanwhile is the next to be leased
-        await_readers = self._await_readers
-        handles = self._store_publication(tickets)
-        slot.done = slot.base | _DONE  # from here on it is never given back as one that nobody heard of
-        session.deferred.add_slot(slot, await_readers)
-        return handles
 
-    def _store_publication(self, tickets: int) -> list[Handle]:
+    def _store_publication(self, tickets: int, *, is_kept: bool = False) -> list[Handle]:
+        """*is_kept*: whoever looks through the slot keeps it, so that it stays this seat's."""
         slot, session, words = self._slot, self._slot.session, self._slot.session.words
-        granted = self._granted()
+        granted = self._granted(is_kept=is_kept)
         words[slot.word + EXTENT] = self.nbytes | tickets << TICKETS_SHIFT | slot.first_chunks << CHUNKS_SHIFT
         for cell in range(tickets):
             words[slot.first_cell + cell] = granted
@@ -146,12 +162,14 @@ class LiveLease(Lease):
         cells = range(slot.row << 4, (slot.row << 4) + tickets)
         return [Handle(pack_handle(session.pool_id, granted, cell << _CELL_SHIFT | self.nbytes)) for cell in cells]
 
-    def _granted(self) -> int:
+    def _granted(self, *, is_kept: bool = False) -> int:
         return self._slot.base | self._slot.session.published
 
     def _return_shared(self) -> None:
         """Custody passes to the broker with this store, whatever views there are: they hold it, too."""
         slot, session = self._slot, self._slot.session
+        if not HERE[COPIED]:
+            session.guards.note_release(slot.row)  # what is held of it waits
         slot.prepare_return()
         session.return_soon(slot, State.PUBLISHED)
         self.__class__ = EndedLease  # type: ignore[assignment]
@@ -176,7 +194,9 @@ class LiveLease(Lease):
             view.release()
         except BufferError:
             pass  # numpy holds it; the reference count tells below
-        if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[OURS]:
+        if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[COPIED]:
+            if HERE[OURS] and not HERE[COPIED]:
+                session.guards.settle()
             self._release_otherwise()
             return
         self.__class__ = EndedLease  # type: ignore[assignment]
@@ -194,18 +214,19 @@ class LiveLease(Lease):
         slot = self._slot
         if slot.session.is_over or not HERE[OURS]:
             self.__class__ = EndedLease  # type: ignore[assignment]
-        elif not slot.has_views:
+        elif (not HERE[COPIED] and slot.session.guards.note_release(slot.row)) or slot.has_views:
+            self._release_later()
+        else:
             returned = self._return
             self.__class__ = EndedLease  # type: ignore[assignment]
             returned()
-        else:
-            self._release_with_views()
 
-    def _release_with_views(self) -> None:
-        session, go_on = self._slot.session, self._return
+    def _release_later(self) -> None:
+        """When the views are gone, or the child that has yet to copy what it inherited has done it."""
+        session, go_on, has_views = self._slot.session, self._return, self._slot.has_views
         self.__class__ = EndedLease  # type: ignore[assignment]
         session.deferred.add_slot(self._slot, go_on)
-        if session.is_at_exit:
+        if session.is_at_exit or not has_views:
             return
         if session.strict:
             raise LeakedView(

@@ -6,7 +6,7 @@ a copy; everything else is out of its reach, and its pools connect anew on first
 sends nothing: `system.here` says so from its first instruction on, before any hook.
 
 A signal handler may raise where a hook begins, and what a hook raises is thrown away. So the very
-first act is a C callable, after which nothing that was open is released; and each hook is there
+first act is a C callable, after which nothing that was open or leased is used again; and each hook is there
 twice, and does each of its steps once: what an exception keeps the first from doing, the second does.
 Not covered: a fork made in C, without Python's hooks.
 """
@@ -30,7 +30,7 @@ from ..seat.windows import (
     keep_readable,
 )
 from ..system.heirs import Evidence
-from ..system.here import FORKING, HERE, OURS, UNSHARED
+from ..system.here import COPIED, FORKING, HERE, OURS, UNSHARED
 from .closing import sessions
 from .lifetime import pools
 
@@ -56,7 +56,7 @@ def _before() -> None:
     # each seat has a guard, which the child inherits; only then the fork. A guard that came after it
     # would be the parent's alone, and what the child reads would be given away.
     guards.fork_lock.acquire()
-    HERE[UNSHARED], HERE[FORKING] = 0, 1  # the lock's last holder may have said otherwise
+    HERE[UNSHARED], HERE[COPIED], HERE[FORKING] = 0, 0, 1  # the lock's last holder may have said otherwise
     for session in sessions.copy():
         if not session.is_over:
             _forks.guarded.add(session)
@@ -95,7 +95,10 @@ def _after_in_child() -> None:
         session.deferred.abandon()
     owners: dict[Windows, Session] = {session.windows: session for session in sessions}
     evidence: dict[Evidence, Evidence] = {}
-    for window in keep_readable():
+    kept = keep_readable()
+    for session in sessions:  # as soon as can be: the parent's slots wait for it
+        session.guards.has_copied()
+    for window in kept:
         _keep(window, owners.get(window.owner), evidence)
     for pool in list(pools):
         pool.abandon()
@@ -106,7 +109,7 @@ def _after_in_child() -> None:
     guards.abandon_all()
     guards.fork_lock, _forks.guarded, _forks.stopped = threading.RLock(), set(), set()
     guards.count_fork()
-    HERE[UNSHARED] = HERE[OURS] = 1
+    HERE[UNSHARED] = HERE[COPIED] = HERE[OURS] = 1
 
 
 def _abandon_leases(session: Session) -> None:
@@ -134,7 +137,7 @@ def _keep(window: Window, session: Session | None, ours: dict[Evidence, Evidence
         window.evidence = ours[inherited]
 
 
-_first_act: Final = partial(HERE.__setitem__, slice(UNSHARED, FORKING + 1), memoryview(array("Q", [0, 1])))
+_first_act: Final = partial(HERE.__setitem__, slice(UNSHARED, FORKING + 1), memoryview(array("Q", [0, 0, 1])))
 
 for _ in range(2):
     os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -54,6 +54,7 @@ class PoolLife(BasePool):
         try:
             session.join(lambda: resolve(address), time.monotonic() + timeout, lambda: self._is_closed)
             closing.sessions.add(session)
+            session.guards.begin()
             session.helper.start()
             self.address = session.address
             session.on_share = partial(_share, ref(self))

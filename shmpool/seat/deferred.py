@@ -19,7 +19,7 @@ from typing import Final
 from ..protocol.figures import DEFERRED, HELD_BY_VIEWS
 from ..protocol.ledger import GENERATION_FIELD, STATE_SHIFT
 from ..protocol.states import CellState
-from ..system.here import FORKING, HERE, UNSHARED
+from ..system.here import COPIED, FORKING, HERE, UNSHARED
 from .magazine import Slot
 from .openings import Openings
 from .tickets import Reader, Ticket, release, ring
@@ -51,8 +51,8 @@ class DeferredReleases:
         #: that whoever settles one twice removes no other.
         self._recent: dict[int, Ticket] = {}
         self._old: dict[int, Ticket] = {}
-        #: Slots that were published or released while their writers kept views, and how it goes on
-        #: with each when those are gone.
+        #: Slots that were published or released while their writers kept views, or a child had yet to
+        #: copy them, and how it goes on with each after that.
         self._partings: dict[int, tuple[Slot, Callable[[], None]]] = {}
         self._pause = FIRST_PAUSE
         #: When the helper looked last whether anything is open. Looking more often would have nearly
@@ -88,7 +88,8 @@ class DeferredReleases:
         recent[next(self._numbers)] = ticket
 
     def add_slot(self, slot: Slot, go_on: Callable[[], None]) -> None:
-        """A slot that its writer keeps a view of. Takes no lock that a finalizer could meet."""
+        """A slot that its writer keeps a view of, or that a child has yet to copy. Takes no lock that a
+        finalizer could meet."""
         self._partings[next(self._numbers)] = slot, go_on
         self.tell()
 
@@ -198,8 +199,8 @@ class DeferredReleases:
         return True
 
     def look_at_partings(self) -> None:
-        """At the slots that their writers kept views of. Who takes one out goes on with it; one that
-        an exception catches in between is found (`recovery`)."""
+        """At the slots that their writers kept views of, or children were to copy. Who takes one out goes
+        on with it; one that an exception catches in between is found (`recovery`)."""
         partings = self._partings
         for number in list(partings):
             parting = partings.get(number)
@@ -207,6 +208,8 @@ class DeferredReleases:
                 continue
             slot, go_on = parting
             if slot.window is not None and getrefcount(slot.window) != AT_REST:
+                continue
+            if not HERE[COPIED] and self._session.guards.awaits_copy(slot.row):
                 continue
             if partings.pop(number, None) is not None and not self._session.is_over:
                 go_on()

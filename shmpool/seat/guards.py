@@ -1,8 +1,11 @@
-"""Guards: what tells a parent that a child still reads what was open at its fork.
+"""Guards: what tells a parent that a child still reads what was open at its fork, or has yet to copy
+what was being written.
 
 Each fork has one for each seat, made before it: the child inherits the page that holds it, and
 drops it with the last window that it keeps (`life.forks`). A release drops its view, then looks
 at the guards, then stores DONE: it waits for the forks between its open and itself, no others.
+A lease that ends drops its view, then looks at the guards, then stores its slot's next state: the slot
+is not used again while a child may be about to copy it.
 """
 
 from __future__ import annotations
@@ -10,33 +13,39 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, Final
 
 from ..errors import ShmpoolError
 from ..protocol.names import header_name
 from ..system import heirs
-from ..system.here import FORKING, HERE, UNSHARED
+from ..system.descriptors import Descriptor
+from ..system.here import COPIED, FORKING, HERE, UNSHARED
 from ..system.segments import open_segment
 from .seat import Seat
 
 #: Guards of forks that left nothing behind are looked for when there are so many.
 MANY: Final = 16
-#: So long a first open waits for a fork to be over, in seconds.
+#: So long a new seat waits for a fork to be over, in seconds.
 LONGEST_FORK: Final = 0.5
 
 _log: Final = logging.getLogger("shmpool")
 
 
 class Guard:
-    """One fork, as one seat sees it. *page* is there until the fork is over, and in the child;
+    """One fork, as one seat sees it. *page* is there until the fork is over, and in the child, where
+    *fd* is the open file that it holds; *copied* are the rows that a child may have yet to copy;
     *is_certain* is False for one that cannot be seen to end."""
 
-    __slots__ = ("is_certain", "number", "page", "why_not")
+    __slots__ = ("copied", "fd", "is_certain", "number", "page", "why_not")
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.fd: Descriptor | None = None
         self.page: heirs.Page | None = None
+        self.copied: Collection[int] = ()
         self.is_certain = False
         self.why_not = "its hook failed"
 
@@ -58,8 +67,9 @@ class Guards:
         self._guards: list[Guard] = []
         #: The guard of the fork that is under way.
         self.begun: Guard | None = None
-        #: Something may have been opened. A fork that was under way when the seat was taken did not
-        #: see it, so the first open waits for its end.
+        #: The rows whose leases ended while a fork was under way.
+        self._ended: deque[int] = deque()
+        #: Something may have been leased or opened.
         self._is_used = False
         #: The number of the last fork of this process that was begun here. Sessions that have a
         #: seat one after the other do not share a guard.
@@ -67,6 +77,8 @@ class Guards:
 
     def __bool__(self) -> bool:
         return bool(self._guards)
+
+    # --- forks ----------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
         """Before a fork of this process: from here on what is released waits for the child. May be
@@ -85,27 +97,29 @@ class Guards:
         if guard.page is None:
             session = self._session
             try:
-                guard.page = heirs.hold_anew(session.pool_id, heirs.guard_at(session.seat, guard.number))
+                guard.fd, guard.page = heirs.hold_fork(session.pool_id, session.seat, guard.number)
                 guard.is_certain = True
             except FileNotFoundError:
                 guard.is_certain = True  # the pool was removed: nothing of it is used again
             except (OSError, ShmpoolError) as error:
                 guard.why_not = str(error)
 
-    def use(self) -> None:
-        """Something is to be opened. A fork that is under way may not have seen this seat, so this
+    def begin(self) -> None:
+        """The seat is to be used, forks see it from now on. One that is under way may not have, so this
         waits for its end; not for long: this thread may be the one that forks, in another hook."""
-        if not self._is_used:
-            deadline = time.monotonic() + LONGEST_FORK
-            while HERE[FORKING] and time.monotonic() < deadline:
-                time.sleep(0.0005)
-            self._is_used = True
+        deadline = time.monotonic() + LONGEST_FORK
+        while HERE[FORKING] and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        self._is_used = True
 
     def after_fork(self) -> None:
-        """After it, in the parent: the page is the child's alone. May be called again."""
+        """After it, in the parent: page and descriptor are the child's alone. May be called again."""
         if self._session.is_over:
             self.forget_all()
             return
+        # First what is leased, then what ended meanwhile: a lease that ends says so before its slot
+        # has another state.
+        copied = self._session.written_rows() | set(self._ended)
         guard = self.begun
         if self.last <= forks_ended and self._is_used:  # it was not begun: what the child has cannot be seen
             guard = Guard(forks_ended + 1)
@@ -113,13 +127,22 @@ class Guards:
             self._guards.append(guard)
             self.last = guard.number
         if guard is not None:
-            guard.page, self.begun = None, None
+            guard.copied = copied
+            guard.fd = guard.page = self.begun = None
             if not guard.is_certain:
                 _log.warning(
-                    "a fork could not be guarded (%s): what is open for reading is held until this process ends",
+                    "a fork could not be guarded (%s): what is open or leased is held until this process ends",
                     guard.why_not,
                 )
+        self._ended.clear()
         self._session.forks = self.last
+
+    def has_copied(self) -> None:
+        """In the child: what its parent was writing is its own by now."""
+        guard = self.begun
+        if guard is not None and guard.fd is not None:
+            with suppress(OSError):  # somebody closed all descriptors: it is told with the page
+                heirs.has_copied(guard.fd, self._session.seat, guard.number)
 
     def forget_all(self) -> None:
         """The session is over: nothing of it waits for anybody any more."""
@@ -127,9 +150,23 @@ class Guards:
         self._guards.clear()
         self.begun = None
 
+    # --- who waits ------------------------------------------------------------------------------
+
     def between(self, first: int, last: int) -> bool:
         """Whether children of a fork after *first* and up to *last* may still read."""
         return any(first < guard.number <= last for guard in self._guards)
+
+    def awaits_copy(self, row: int) -> bool:
+        """Whether a child may have yet to copy what was written there."""
+        return bool(HERE[FORKING]) or any(row in guard.copied for guard in self._guards)
+
+    def note_release(self, row: int) -> bool:
+        """A lease is over, published or not, and its slot's next state not yet stored: whether a child may
+        have yet to copy it, now or after the fork that is under way. Takes no lock that a finalizer could
+        meet."""
+        if HERE[FORKING]:
+            self._ended.append(row)
+        return self.awaits_copy(row)
 
     def look(self) -> None:
         """Forget the guards that nobody holds any more."""
@@ -145,11 +182,20 @@ class Guards:
         except (OSError, ShmpoolError):
             return  # no descriptor now
         for guard in self._guards.copy():
-            is_over = guard is not self.begun and guard.is_certain
-            if is_over and not heirs.is_held(fd, heirs.guard_at(session.seat, guard.number)):
+            if guard is self.begun or not guard.is_certain:
+                continue
+            if guard.copied and not heirs.is_held(fd, heirs.copies_at(session.seat, guard.number)):
+                guard.copied = ()
+            if not heirs.is_held(fd, heirs.guard_at(session.seat, guard.number)):
                 with suppress(ValueError):  # another thread looks too
                     self._guards.remove(guard)
                 _all.discard(guard)
+
+    def settle(self) -> None:
+        """Look whether the children have made their copies: they do it first of all."""
+        if not HERE[FORKING]:
+            self.look()
+            look()
 
 
 def abandon_all() -> None:
@@ -158,14 +204,17 @@ def abandon_all() -> None:
 
 
 def share_nothing() -> None:
-    """Let releases be quick again when nobody holds a guard. Under the lock of forks."""
+    """Let releases be quick again when nobody holds a guard, and ends of leases when nobody copies.
+    Under the lock of forks."""
     if not _all:
         HERE[UNSHARED] = 1
+    if not any(guard.copied for guard in _all.copy()):
+        HERE[COPIED] = 1
 
 
 def look() -> None:
     """For the helper: let releases be quick again, when no child keeps anything."""
-    if not HERE[UNSHARED] and fork_lock.acquire(blocking=False):
+    if not (HERE[UNSHARED] and HERE[COPIED]) and fork_lock.acquire(blocking=False):
         try:
             if not HERE[FORKING]:
                 share_nothing()

@@ -166,7 +166,8 @@ class HoldTable:
                 if hold.idle_since is None:
                     hold.idle_since = now
                 is_due = at_once or now >= hold.idle_since + LINGER
-                if is_due and not session.guards.between(hold.fork, session.guards.last):
+                guards = session.guards
+                if is_due and not guards.between(hold.fork, guards.last) and not guards.awaits_copy(row):
                     del self._table[row]
                     hold.record.window = hold.written = None  # before the word: memory stays with a map
                     ended.append(hold.number)

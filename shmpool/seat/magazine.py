@@ -29,6 +29,7 @@ from ..protocol.ledger import (
 )
 from ..protocol.sizing import Tier
 from ..protocol.states import CellState, State
+from .guards import Guards
 from .seat import Seat
 from .windows import AT_REST, Window
 
@@ -45,7 +46,8 @@ class Deferral(Protocol):
     """Where slots wait until their writers' views are gone (`seat.deferred`)."""
 
     def add_slot(self, slot: Slot, go_on: Callable[[], None], /) -> None:
-        """A slot that its writer keeps a view of, and what is to be done when that is gone."""
+        """A slot that its writer keeps a view of, or that a child has yet to copy, and what is to be done
+        after that."""
 
     def look_at_partings(self) -> None:
         """Go on with those whose views are gone."""
@@ -59,6 +61,7 @@ class Keeper(Seat):
 
     warned_of_views: bool
     deferred: Deferral
+    guards: Guards
 
     def window_for(self, slot: Slot) -> Window:
         """The window through which a slot is written, made on its first use."""

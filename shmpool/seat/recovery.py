@@ -36,8 +36,8 @@ def left_slots(session: Reader, owned: dict[int, Slot]) -> list[Slot]:
         if references(owned, row) == KNOWN_TO_NOBODY:
             slot = owned[row]  # nobody but us can come by it
             word = session.words[slot.word]
-            if slot.has_views:
-                continue  # its user has one; when that is gone it is found again
+            if slot.has_views or session.guards.awaits_copy(row):
+                continue  # its user has one, or a child; when that is gone it is found again
             if state_of(word) == State.PUBLISHED and seat_of(word) == 0:
                 owned.pop(row)
                 _discard(session, slot.row, word)

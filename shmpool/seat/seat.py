@@ -72,6 +72,10 @@ class Seat(Mapping):
         """Make the helper thread look at what is left for it."""
         raise NotImplementedError
 
+    def written_rows(self) -> set[int]:
+        """The rows of what is leased, and of what its writers still see."""
+        raise NotImplementedError
+
     # --- figures -----------------------------------------------------------------------------------
 
     def _make_timed(self) -> None:

@@ -152,7 +152,6 @@ class Session(Supply):
 
     def watch(self) -> None:
         """Have the helper look now and then whether something was left open."""
-        self.guards.use()
         self.is_watched = not self.is_over
         self.wake_helper()
 

@@ -9,19 +9,24 @@ bytes nobody locks: a map of a file on overlayfs does not keep the lock. What is
   there. The broker looks at it once the seat has ended.
 - bytes of `guard_at` (seat, fork, pid): the children of one fork. With pid 0 all of them, which
   the parent looks at; with a pid one of them, for whoever asks who it is.
+- byte `copies_at` (seat, fork): a child of that fork that has yet to copy what its parent was
+  writing; it unlocks it in its first moments. Until then the parent's slots are not used again.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 from typing import Final, NamedTuple
 
 from ..protocol.names import header_name
 from . import libc
-from .locks import any_locked, share_byte
+from .descriptors import Descriptor
+from .locks import F_OFD_SETLK, any_locked, share_byte, unlock_bytes
 from .segments import open_segment
 
 READERS: Final = 1 << 61
+_COPIES: Final = READERS | 1 << 60
 _GUARDS: Final = 1 << 62
 _FORK_BITS: Final = 22
 #: What Linux has at most (PID_MAX_LIMIT).
@@ -45,6 +50,29 @@ def hold(fd: int, offset: int) -> Page:
 def hold_anew(pool_id: int, offset: int) -> Page:
     """The same in an open file of its own. Raises OSError."""
     return hold(open_segment(header_name(pool_id), writable=False), offset)
+
+
+def hold_fork(pool_id: int, seat: int, fork: int) -> tuple[Descriptor, Page]:
+    """What the child of a fork inherits of a seat: both bytes locked in one open file. The page keeps
+    it, and a child unlocks the second byte through the descriptor (`has_copied`). Raises OSError."""
+    fd = open_segment(header_name(pool_id), writable=False)
+    share_byte(fd, copies_at(seat, fork))
+    return fd, hold(fd, guard_at(seat, fork))
+
+
+def has_copied(fd: int, seat: int, fork: int) -> None:
+    """In the child: it needs its parent's slots no more. Raises OSError."""
+    fcntl.fcntl(fd, F_OFD_SETLK, unlock_bytes(copies_at(seat, fork)))
+
+
+def copies_at(seat: int, fork: int) -> int:
+    """The byte of a child that has yet to copy."""
+    return _COPIES | seat << _FORK_BITS | fork & (1 << _FORK_BITS) - 1
+
+
+def is_copied(fd: int, seat: int) -> bool:
+    """Whether no child of a seat has yet to copy anything."""
+    return any_locked(fd, copies_at(seat, 0), 1 << _FORK_BITS) < 0
 
 
 def guard_at(seat: int, fork: int, pid: int = 0) -> int:

@@ -17,10 +17,12 @@ _page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _page.madvise(_MADV_WIPEONFORK)
 
 #: `HERE[OURS]`: the objects of this process are its own; 0 in a child until its hook has run.
-#: `HERE[UNSHARED]`: no child, and no fork that is under way, may have inherited a view; releases
-#: need not look at guards. `HERE[FORKING]`: a fork is under way; nothing that was open is released.
+#: `HERE[UNSHARED]`: no child, and no fork that is under way, may have inherited a view of a reader; its
+#: releases need not look at guards. `HERE[COPIED]`: the same of a writer's: no child has yet to copy one.
+#: `HERE[FORKING]`: a fork is under way; nothing that was open, or leased, is used again.
 HERE: Final = memoryview(_page).cast("Q")
 OURS: Final = 0
 UNSHARED: Final = 1
-FORKING: Final = 2
-HERE[OURS] = HERE[UNSHARED] = 1
+COPIED: Final = 2
+FORKING: Final = 3
+HERE[OURS] = HERE[UNSHARED] = HERE[COPIED] = 1

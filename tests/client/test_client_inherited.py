@@ -582,3 +582,108 @@ print(os.read(results[0], 1) == b"\\x01", pool.stats().active_buffers)
     said, last = done.stdout.splitlines()
     assert said.startswith("a fork could not be guarded")
     assert last == "True 1"
+
+
+# --- writers ---------------------------------------------------------------------------------------
+
+#: A child that is held up before it has copied what its parent was writing: by a hook of the user's.
+WRITER = """
+import contextlib, gc, os, sys, warnings
+go, results = os.pipe(), os.pipe()
+os.register_at_fork(after_in_child=lambda: (os.close(go[1]), os.read(go[0], 1)))
+import numpy as np, shmpool
+warnings.simplefilter("ignore")
+
+def write_over(pool, nbytes):
+    leases = []
+    with contextlib.suppress(shmpool.ShmpoolError):
+        while True:
+            leases.append(pool.lease(nbytes, timeout=0))
+            leases[-1].view[:] = b"\\x63" * nbytes
+    for lease in leases:
+        lease.release()
+    return len(leases)
+
+def release(lease):
+    lease.release()
+
+def publish_and_read(lease):
+    pool.open(lease.publish()).release()
+
+def publish_for_two(lease):
+    for handle in lease.publish_many(2):
+        pool.open(handle).release()
+
+def share(lease):
+    lease.publish_shared().release()
+
+def drop(lease):
+    pass
+
+def close(lease):
+    lease.release()
+    pool.close()
+
+end, nbytes = globals()[sys.argv[2]], int(sys.argv[3])
+pool, other = shmpool.connect(sys.argv[1]), shmpool.connect(sys.argv[1])
+most = write_over(other, nbytes)
+lease = pool.lease(nbytes)
+array = np.frombuffer(lease.view, np.uint8)
+array[:] = 7
+pid = os.fork()
+if pid == 0:
+    os.write(results[1], bytes(np.unique(array).tolist()))
+    os._exit(0)
+del array
+end(lease)
+del lease
+write_over(other, nbytes)
+if not pool.closed:
+    write_over(pool, nbytes)
+os.write(go[1], b"!")
+os.waitpid(pid, 0)
+print(set(os.read(results[0], 300)))
+print(len([other.lease(nbytes, timeout=20) for _ in range(most)]) - most)
+"""
+
+
+#: Killed while its child is held up; the child tells when it is told.
+KILLED = """
+import os, signal, sys
+os.register_at_fork(after_in_child=lambda: sys.stdin.read(1))
+import numpy as np, shmpool
+pool, nbytes = shmpool.connect(sys.argv[1]), int(sys.argv[2])
+lease = pool.lease(nbytes)
+array = np.frombuffer(lease.view, np.uint8)
+array[:] = 7
+if os.fork() == 0:
+    print(set(np.unique(array).tolist()), flush=True)
+    os._exit(0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("nbytes", ONE_SIZE)
+def test_writer_s_array_is_copied_before_its_slot_is_used_again_after_a_kill(start: Start, nbytes: int) -> None:
+    broker = start(memory_limit="16MiB")
+    line = [sys.executable, "-c", KILLED, broker.address, str(nbytes)]
+    with (
+        broker.connect() as pool,
+        subprocess.Popen(line, env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        process.wait(PATIENCE)
+        assert pool.stats().active_buffers == 1
+        write_over(pool, nbytes)
+        assert process.communicate("!", PATIENCE)[0] == "{7}\n"
+        eventually(lambda: pool.stats().active_buffers == 0)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "end"),
+    across(SIZES, ("release", "publish_and_read", "publish_for_two", "share", "drop", "close")),
+)
+def test_writer_s_array_is_copied_before_its_slot_is_used_again(start: Start, nbytes: int, end: str) -> None:
+    """However the lease ends and whoever writes, and what waited for the child is had again."""
+    broker = start(memory_limit="16MiB")
+    done = run_script(WRITER, broker.address, end, str(nbytes))
+    assert (done.returncode, done.stdout) == (0, "{7}\n0\n"), done.stderr

@@ -540,7 +540,7 @@ def test_seat_that_is_probed_and_found_free_stays_locked_until_it_is_cleared(tmp
     async def probe() -> None:
         with ByteLocks(str(path)) as own, ByteLocks(str(path)) as client:
             died: list[int] = []
-            watches = Watches(own, died.append, died.append)
+            watches = Watches(own, died.append, died.append, lambda seat: True)
             assert client.try_lock(SEAT_LOCKS + 4)
             watches.probe(3)
             watches.probe(4)

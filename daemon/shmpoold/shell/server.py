@@ -85,7 +85,10 @@ class Server:
         self._store = store
         self._tickets = TicketCloser(store.ledger, tickets, lambda row: self.dispatch(TicketClosed(row)))
         self._watches = Watches(
-            seats, lambda seat: self.dispatch(ProcessDied(seat)), lambda seat: self.dispatch(Unseen(seat))
+            seats,
+            died=lambda seat: self.dispatch(ProcessDied(seat)),
+            unseen=lambda seat: self.dispatch(Unseen(seat)),
+            is_copied=lambda seat: heirs.is_copied(store.header_fd, seat),
         )
         core.seats.children_of = lambda seat: heirs.pids_of(store.header_fd, seat)
         self._connections: dict[int, Connection] = {}

@@ -1,7 +1,9 @@
 """Watching the clients of seats: by a pidfd, or where none can be had by the seat's byte.
 
 Their death is certain, never guessed: a pidfd that we hold has ended, or the byte is free. A pid
-that cannot be seen, another start time, another namespace say nothing.
+that cannot be seen, another start time, another namespace say nothing. It is told once the client's
+children have copied what it was writing, which they do in their first moments: nobody else is to write
+there before.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from ..core.events import Peer
 
 #: Seconds until an adopted process is tried again when no descriptor could be had.
 RETRY: Final = 1.0
+#: Seconds that a child which has yet to copy is given first, and from look to look at the longest.
+COPYING: Final = 0.002
+LONGEST_COPYING: Final = 0.25
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +32,20 @@ log = logging.getLogger(__name__)
 class Watches:
     """One pidfd for each seat that can be seen. *died* is called once for each seat that has
     ended, *unseen* for each that cannot be watched; both may be called from within `watch` and
-    `adopt`."""
+    `adopt`. *is_copied* says whether no child of a seat has yet to copy anything."""
 
-    def __init__(self, locks: ByteLocks, died: Callable[[int], None], unseen: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        locks: ByteLocks,
+        died: Callable[[int], None],
+        unseen: Callable[[int], None],
+        is_copied: Callable[[int], bool],
+    ) -> None:
         self._locks = locks
         self._loop = asyncio.get_running_loop()
         self._died = died
         self._unseen = unseen
+        self._is_copied = is_copied
         self._pidfds: dict[int, int] = {}
         self._retries: dict[int, asyncio.TimerHandle] = {}
         #: Seats whose byte we hold, while they are settled.
@@ -46,7 +58,7 @@ class Watches:
         if pidfd is None:
             self._unseen(seat)
         elif pidfd < 0:
-            self._died(seat)
+            self._tell_end(seat)
         else:
             self._pidfds[seat] = pidfd
             self._loop.add_reader(pidfd, self._on_end, seat)
@@ -90,14 +102,12 @@ class Watches:
         if not self._locks.try_lock(SEAT_LOCKS + seat):
             return False
         self._locked.add(seat)
-        self._died(seat)
+        self._tell_end(seat)
         return True
 
     def unwatch(self, seat: int) -> None:
         """Forget a seat; nothing happens when it was not watched."""
-        retry = self._retries.pop(seat, None)
-        if retry is not None:
-            retry.cancel()
+        self._forget_retry(seat)
         pidfd = self._pidfds.pop(seat, None)
         if pidfd is not None:
             self._loop.remove_reader(pidfd)
@@ -122,4 +132,17 @@ class Watches:
 
     def _on_end(self, seat: int) -> None:
         self.unwatch(seat)
-        self._died(seat)
+        self._tell_end(seat)
+
+    def _tell_end(self, seat: int, pause: float = COPYING) -> None:
+        self._forget_retry(seat)
+        if self._is_copied(seat):
+            self._died(seat)
+        else:
+            longer = min(2 * pause, LONGEST_COPYING)
+            self._retries[seat] = self._loop.call_later(pause, self._tell_end, seat, longer)
+
+    def _forget_retry(self, seat: int) -> None:
+        retry = self._retries.pop(seat, None)
+        if retry is not None:
+            retry.cancel()

@@ -6,8 +6,8 @@ every shared read, store, lock, unlock and message. The explorer visits every st
 slot with a few processes can get into, with deaths, endless pauses and restarts of the broker
 at any step, under sequential consistency and with x86's store buffers.
 
-A reader may fork: the parent's hooks, guards and releases are the real ones, the child keeps a view and
-the pages that it inherits until it goes.
+A reader may fork, or a writer: the parent's hooks, guards and releases are the real ones, the child
+keeps a view and the pages that it inherits until it goes; a writer's child copies it before that.
 
 Covered: one pooled slot, up to two tickets, the words of its row, the seat table and the wanted
 flag, the tickets' locks, the messages on each connection, the payload (one word that stands for

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -75,13 +76,26 @@ class Loop:
         self.ticket: CloseTicket | None = None
         self.timers: list[tuple[CloseTicket | None, Callable[[], None]]] = []
 
-    def call_later(self, delay: float, fire: Callable[[], None]) -> object:
-        self.timers.append((self.ticket, fire))
-        return object()
+    def call_later(self, delay: float, fire: Callable[..., None], *args: Any) -> Timer:
+        # The first argument says whom it is about; a second one is the next pause, which does not matter here.
+        timer = Timer(self, (self.ticket, partial(fire, *args[:1])))
+        self.timers.append(timer.entry)
+        return timer
 
     def fire(self) -> None:
         self.ticket, fire = self.timers.pop(0)
         fire()
+
+
+class Timer:
+    """As much of `asyncio.TimerHandle`."""
+
+    def __init__(self, loop: Loop, entry: tuple[CloseTicket | None, Callable[[], None]]) -> None:
+        self._loop = loop
+        self.entry = entry
+
+    def cancel(self) -> None:
+        self._loop.timers[:] = [entry for entry in self._loop.timers if entry is not self.entry]
 
 
 class BrokerProcess:
@@ -107,6 +121,7 @@ class BrokerProcess:
                 locks,
                 lambda seat: self._events.append(ProcessDied(seat)),
                 lambda seat: self._events.append(Unseen(seat)),
+                lambda seat: not start.forks or context.ask("copied", seat),
             )
 
     def run(self) -> None:
@@ -138,7 +153,8 @@ class BrokerProcess:
             self._known.discard(what[1])
             self._events.append(Disconnected(what[1]))
         elif kind == "died":
-            self._events.append(ProcessDied(what[1]))
+            self._context.ask("unwatch", what[1])
+            self._watches._on_end(what[1])
         elif kind == "retry":
             self._loop.fire()
         else:
@@ -204,7 +220,7 @@ class BrokerProcess:
                 holding.orphaned_at = 0.0
         quarantined = sorted(core.inventory.quarantined)
         assert not quarantined, f"rows {quarantined} are quarantined, and nobody scribbled"
-        timers = [ticket for ticket, _ in self._loop.timers]
+        timers = [(ticket, getattr(fire, "args", ())) for ticket, fire in self._loop.timers]
         self._context.marks = ("ready",) if core.inventory.maps[0].ready else ()
         self._context.cut((self._epoch, tuple(sorted(self._known)), tuple(timers), fingerprint(core)))
 

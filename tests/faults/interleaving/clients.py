@@ -37,6 +37,7 @@ from shmpool.protocol.ledger import FIRST_CELL, NBYTES_BITS, SEAT_LOCKS, state_o
 from shmpool.protocol.messages import FROM_BROKER, Message, Role, decode, encode
 from shmpool.protocol.states import CellState
 from shmpool.seat.session import Session
+from shmpool.system import heirs
 from shmpool.system.heirs import READERS
 from shmpool.system.locks import UNLOCK_ALL
 
@@ -241,6 +242,7 @@ def patched() -> Iterator[None]:
             (shmpool.seat.session, "os", system),
             (shmpool.seat.guards, "open_segment", lambda *_, **__: -1),
             (shmpool.system.heirs, "hold_anew", forking.hold_anew),
+            (shmpool.system.heirs, "hold_fork", forking.hold_fork),
             (shmpool.system.heirs, "is_held", forking.is_held),
         ):
             stack.enter_context(patch.object(module, name, stand_in))
@@ -363,6 +365,8 @@ class Client:
                 open_cell = next((pair for pair in cells if state_of(pair[1]) != CellState.DONE), None)
                 if open_cell is not None:
                     context.ask("until", *open_cell)
+                elif self.session.guards:  # a child has yet to copy it
+                    self.pump()
                 self._mark()
             if not magazine.ready:
                 magazine.ready.append(done)
@@ -412,10 +416,13 @@ class Client:
         self.turn()
 
     def fork(self) -> None:
-        """With the real hooks of the parent. The child (`scenarios.inherit`) has what is open here."""
+        """With the real hooks of the parent. The child (`scenarios.inherit`) reads what is open here, or
+        copies what is leased."""
         forks._first_act()
         forks._before()
-        self._context.ask("fork", self._context.buffer._granted)
+        context, session = self._context, self.session
+        inherited = ("C", context.lease._granted()) if context.buffer is None else ("R", context.buffer._granted)
+        context.ask("fork", *inherited, heirs.copies_at(session.seat, session.guards.last))
         forks._after_in_parent()
 
     def consume(self, number: int) -> None:

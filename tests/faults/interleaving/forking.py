@@ -12,11 +12,11 @@ from shmpool.life import forks
 from shmpool.seat import guards
 from shmpool.seat.session import Session
 from shmpool.system import heirs
-from shmpool.system.here import FORKING, HERE, OURS, UNSHARED
+from shmpool.system.here import COPIED, FORKING, HERE, OURS, UNSHARED
 
 from .machines import Context
 
-WORDS = max(OURS, UNSHARED, FORKING) + 1
+WORDS = max(OURS, UNSHARED, COPIED, FORKING) + 1
 
 
 class Page:
@@ -39,6 +39,12 @@ def hold_anew(pool_id: int, offset: int) -> Page:
     return Page(context, offset)
 
 
+def hold_fork(pool_id: int, seat: int, fork: int) -> tuple[Page, Page]:
+    """`heirs.hold_fork`: the descriptor is a page of its own here, which the child drops first."""
+    copies = hold_anew(pool_id, heirs.copies_at(seat, fork))
+    return copies, hold_anew(pool_id, heirs.guard_at(seat, fork))
+
+
 def is_held(fd: int, offset: int) -> bool:
     """`heirs.is_held`."""
     context = Context.current
@@ -48,14 +54,16 @@ def is_held(fd: int, offset: int) -> bool:
 
 def guards_of(session: Session) -> tuple[int, ...]:
     """The bytes that the helper of a session looks at."""
-    return tuple(heirs.guard_at(session.seat, guard.number) for guard in session.guards._guards)
+    guards, seat = session.guards._guards, session.seat
+    copies = [heirs.copies_at(seat, guard.number) for guard in guards if guard.copied]
+    return (*[heirs.guard_at(seat, guard.number) for guard in guards], *copies)
 
 
 class Process:
     """One party's own of the globals of `life.forks`, `seat.guards` and `system.here`."""
 
     def __init__(self) -> None:
-        self.here = [1, 1, 0]
+        self.here = [1, 1, 1, 0]
         self.forks = forks._Forks()
         self.sessions: set[Session] = set()
         self.ended = 0

@@ -54,9 +54,9 @@ class Context:
         self.client: Any = None
         self.fingerprint: Any = None
         #: What is global in a process that forks (`forking.Process`), and what a child has of its
-        #: parent's: the grant word of what it reads.
+        #: parent's: whether it reads or copies it, and its grant word.
         self.process: Any = None
-        self.inherited: int | None = None
+        self.inherited: Holds = None
         #: Bytes whose pages went with their last reference, and the world does not know yet.
         self.unmapped: list[int] = []
 
@@ -86,7 +86,7 @@ class Context:
     def holds(self) -> Holds:
         """The right that its user has just now: a view to write or to read."""
         if self.inherited is not None:
-            return "R", self.inherited
+            return self.inherited
         for letter, thing, live in (("W", self.lease, "LiveLease"), ("R", self.buffer, "LiveBuffer")):
             if type(thing).__name__ == live and hasattr(thing, "view"):
                 return letter, thing._slot.base if letter == "W" else thing._granted

@@ -33,6 +33,7 @@ from shmpoold.core.connections.endings import Endings
 from shmpoold.core.lending.returns import Returns
 from shmpoold.core.objects.custody import Custody
 from shmpoold.core.rows import Rows
+from shmpoold.shell.watches import Watches
 
 from . import brokers, clients, world
 from .clients import Client
@@ -307,6 +308,22 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "an open that counts the fork to come", SCENARIO["fork x publisher"],
         rewrite(BasePool, "open", ("buffer._fork = session.forks\n", "buffer._fork = session.forks + 1\n")),
+    ),
+    Mutant(
+        "a lease that ends whoever has to copy it", SCENARIO["fork of a writer x reader"],
+        rewrite(Guards, "note_release", ("return self.awaits_copy(row)", "return False")),
+    ),
+    Mutant(
+        "a dead writer's rows freed whoever has to copy them", SCENARIO["fork of a writer x its death"],
+        rewrite(Watches, "_tell_end", ("self._is_copied(seat)", "True")),
+    ),
+    Mutant(
+        "a slot used again before it is copied", SCENARIO["fork of a writer x waiter"],
+        rewrite(Guards, "awaits_copy", ("or any(row in guard.copied for guard in self._guards)", "")),
+    ),
+    Mutant(
+        "copies that are not waited for once the fork is over", SCENARIO["fork of a writer x reader"],
+        rewrite(Guards, "after_fork", ("guard.copied = copied\n", "pass\n")),
     ),
     Mutant(
         "a readers' byte given up with the seat's sweep", SCENARIO["fork x restart"],

@@ -158,11 +158,36 @@ def read_and_fork(*numbers: int) -> Role:
     return role
 
 
+def fork_and_recycle(client: Client) -> None:
+    """Fork with a lease that is written, publish it, and publish again in the same slot."""
+    if client.lease():
+        client.write()
+        client.fork()
+        client.publish()
+        client.turn()
+        client.produce_from_own(1)
+    client.serve()
+
+
+def fork_and_leave(client: Client) -> None:
+    """Fork with a lease that is written, release it unpublished, give back what is idle, and leave."""
+    if client.lease():
+        client.write()
+        client.fork()
+        client.release_lease()
+    client.return_idle()
+    client.serve()
+
+
 def inherit(context: Context) -> None:
-    """A child: reads what was open at its fork, and goes."""
-    context.inherited = context.ask("born")
-    context.ask("pass")  # it reads for a while: the payload is looked at in every state
+    """A child: reads what was open at its fork, or copies what was leased, and goes."""
+    letter, granted, copies = context.ask("born")
+    context.inherited = letter, granted
+    if letter == "R":
+        context.ask("unmap", copies)
+    context.ask("pass")  # it takes a while: the payload is looked at in every state
     context.inherited = None
+    context.ask("unmap", copies)
     context.ask("let go")
 
 
@@ -277,6 +302,21 @@ SCENARIOS: tuple[Scenario, ...] = (
         "fork x waiter",
         (("publisher", produce(then=Client.exit)), ("reader", read_and_fork(0)), ("heir", produce())),
         child="child",
+    ),
+    Scenario(
+        "fork of a writer x reader",
+        (("writer", fork_and_recycle), ("reader", read(0))),
+        child="child",
+    ),
+    Scenario(
+        "fork of a writer x waiter",
+        (("writer", fork_and_leave), ("heir", produce())),
+        child="child",
+    ),
+    Scenario(
+        "fork of a writer x its death",
+        (("writer", fork_and_leave), ("heir", produce())),
+        mortal=frozenset({"writer"}), faults=1, child="child",
     ),
     Scenario(
         "fork x restart",

@@ -4,7 +4,8 @@
 `Violation` for what must never happen:
 
 - two parties that may write the slot, or one that may while another reads it;
-- a reader with an open buffer, or its child, whose payload is not what it opened;
+- a reader with an open buffer, or its child, whose payload is not what it opened; a writer's child
+  that has yet to copy what it inherited, and finds something else;
 - two parties that opened one ticket, ever;
 - a word stored by anybody but the holder of its token (`memory.Judge`);
 - an error in a party's code, or a row that the broker had to quarantine.
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from shmpool.protocol.ledger import SEAT_LOCKS
-from shmpool.system.heirs import READERS
+from shmpool.system.heirs import READERS, copies_at
 
 from .brokers import RECALL
 from .machines import Machine, Node
@@ -291,14 +292,18 @@ class World:
     def _on_held(self, draft: Draft, party: int, choice: Any, offset: int) -> bool:
         return self._is_mapped(draft, offset)
 
+    def _on_copied(self, draft: Draft, party: int, choice: Any, seat: int) -> bool:
+        first, end = copies_at(seat, 0), copies_at(seat + 1, 0)
+        return not any(first <= offset < end for offset, _ in draft.pages)
+
     def _on_let_go(self, draft: Draft, party: int, choice: Any) -> None:
         draft.pages = frozenset(page for page in draft.pages if page[1] != party)
 
-    def _on_fork(self, draft: Draft, party: int, choice: Any, granted: int) -> None:
-        """The child has all maps that its parent has, and reads what is open there."""
+    def _on_fork(self, draft: Draft, party: int, choice: Any, *inherited: Any) -> None:
+        """The child has all maps that its parent has, and sees what is open or leased there."""
         child = len(self.machines) - 1
         draft.pages |= {(offset, child) for offset, owner in draft.pages if owner == party}
-        draft.nodes[child] = self.machines[child].advance(draft.nodes[child], granted)
+        draft.nodes[child] = self.machines[child].advance(draft.nodes[child], inherited)
 
     def _on_send(self, draft: Draft, party: int, choice: Any, number: int, frame: bytes) -> None:
         conn = draft.conns.get(number)
@@ -399,14 +404,14 @@ class World:
             if node.holds is not None and draft.alive >> party & 1
         ]
         writers = [party for party, holds in holders if holds[0] == "W"]
-        if writers and len(holders) > 1:
+        if (writers and any(letter == "R" for _, (letter, _) in holders)) or len(writers) > 1:
             story = ", ".join(f"{self._name(party)} has {holds}" for party, holds in holders)
             raise Violation(f"a writer is not alone: {story}")
         payload = draft.memory[self.layout.payload]
         for party, (letter, granted) in holders:
-            if letter == "R" and payload != granted:
-                name = self._name(party)
-                raise Violation(f"{name} opened {describe(granted)} and reads the bytes of {describe(payload)}")
+            if letter != "W" and payload != granted:
+                name, did = self._name(party), "opened" if letter == "R" else "inherited"
+                raise Violation(f"{name} {did} {describe(granted)} and reads the bytes of {describe(payload)}")
 
     def _check_won(self, draft: Draft, party: int) -> None:
         for other, node in enumerate(draft.nodes):
