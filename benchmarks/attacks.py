@@ -14,8 +14,10 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import shmpool
 from shmpool.protocol.framing import encode_frame
 from shmpool.protocol.header import header_bytes, ledger_bytes
+from shmpool.protocol.ledger import generation_of
 from shmpool.protocol.messages import (
     FROM_BROKER,
     HELLO_MAGIC,
@@ -24,9 +26,14 @@ from shmpool.protocol.messages import (
     Bell,
     Cancel,
     Direct,
+    Find,
     Grant,
     Hello,
+    Hold,
+    Holds,
+    LetGo,
     Message,
+    Purpose,
     Query,
     Refill,
     Refusal,
@@ -151,6 +158,44 @@ def recall_storm(address: str) -> Steps:
             yield
 
 
+def turns_for_names(address: str) -> Steps:
+    """Ask for the turn to make one name after the other, and let go of a thousand at once, known and unknown."""
+    letting_go = _frame(LetGo(list(range(1, MAX_ROWS_PER_MESSAGE + 1))))
+    return _deaf(
+        address,
+        (_frame(Find(number, f"name {number}", Purpose.MAKE, True)) for number in itertools.count(1)),
+        lambda number: letting_go if number % 64 == 0 else b"",
+    )
+
+
+def waits_for_names(address: str) -> Steps:
+    """Wait for names that nobody gives, and for one that many wait for."""
+    questions = (_frame(Find(number, f"name {number % 7}", Purpose.OPEN, True)) for number in itertools.count(1))
+    return _deaf(address, questions)
+
+
+def holds(address: str) -> Steps:
+    """Hold one shared publication again and again under new numbers."""
+    with shmpool.Pool(address) as pool:
+        made = pool.share(b"attacked", name=f"attacked {os.getpid()}")
+        row, generation = made._row, generation_of(made._granted)
+        yield from _deaf(address, (_frame(Hold(number, row, generation)) for number in itertools.count(1)))
+
+
+def holds_without_end(address: str) -> Steps:
+    """Tell what is held after a connection was lost, and never that it was all."""
+    tellings = (
+        _frame(Holds([[first + at, 1 + at, 1] for at in range(MAX_ROWS_PER_MESSAGE)], False))
+        for first in itertools.count(1, MAX_ROWS_PER_MESSAGE)
+    )
+    return _deaf(address, tellings)
+
+
+def deaf_workers(address: str) -> Steps:
+    """Ask for what must be refused, with a long text each time, and read none of it."""
+    return _deaf(address, (_frame(Direct(number, 1 << 39, True)) for number in itertools.count(1)))
+
+
 #: By name, in the order of the table.
 ATTACKS: dict[str, Callable[[str], Steps]] = {
     "garbage": garbage,
@@ -163,6 +208,11 @@ ATTACKS: dict[str, Callable[[str], Steps]] = {
     "refills replayed": refills,
     "bell flood": bell_flood,
     "recall storm": recall_storm,
+    "turns for names": turns_for_names,
+    "waits for names": waits_for_names,
+    "holds": holds,
+    "holds without end": holds_without_end,
+    "deaf workers": deaf_workers,
 }
 
 
@@ -181,6 +231,17 @@ def _flood(address: str, data: bytes) -> Steps:
             _say(peer, _hello())
             while True:
                 peer.sendall(data)
+                yield
+        yield
+
+
+def _deaf(address: str, frames: Iterator[bytes], more: Callable[[int], bytes] = lambda number: b"") -> Steps:
+    """Send these and what is *more* after so many, and read nothing; when the broker ends it, again."""
+    while True:
+        with _connect(address) as peer, contextlib.suppress(OSError):
+            _say(peer, _hello())
+            for number, frame in enumerate(frames, 1):
+                peer.sendall(frame + more(number))
                 yield
         yield
 

@@ -20,6 +20,8 @@ from shmpool import exposition
 from shmpool.cli.check import Verdict, judge
 from shmpool.protocol.metrics import MEMORY, SHARED, STATS, Kind
 from shmpool.stats import query
+from shmpoold.shell.exporter import Exporter
+from shmpoold.shell.segments import Access
 
 MONITORING = Path(shmpoold.__file__).parents[1] / "units" / "monitoring"
 
@@ -111,6 +113,21 @@ def test_the_endpoint_serves_a_loopback_address_and_no_other() -> None:
     for wrong, why in (("0.0.0.0:9464", "no loopback"), ("9464", "no address"), ("127.0.0.1:0", "no address")):
         with pytest.raises(shmpool.ConfigError, match=why):
             shmpool.Broker(memory_limit="16MiB", metrics_address=wrong)
+
+
+def test_a_scrape_that_the_broker_does_not_answer_is_told_so_and_nobody_else(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One that is under way when it stops: stopping is silent."""
+    path = str(tmp_path / "metrics.sock")
+    exporter = Exporter(path, str(tmp_path / "no-broker.sock"), Access())
+    exporter.start()
+    try:
+        status, text = scrape(path)
+    finally:
+        exporter.stop()
+    assert status == 503 and "no broker answers" in text
+    assert capfd.readouterr().err == ""
 
 
 def test_the_command_prints_metrics(broker: shmpool.Broker) -> None:

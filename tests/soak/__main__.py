@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument(
         "--disturb", nargs="*", choices=KINDS, metavar="KIND", help=f"from within: {', '.join(KINDS)}; none named: all"
     )
-    parser.add_argument("--memory-limit", default="192MiB")
+    parser.add_argument("--memory-limit", help="by default 12 MiB for each worker, 192 MiB at least")
     parser.add_argument("--seed", type=int, help="of the random choices; what the kernel makes of them differs")
     parser.add_argument("--json", action="store_true", help="print the account as one JSON object")
     arguments = parser.parse_args()
@@ -38,7 +38,7 @@ def main() -> int:
         kill_broker=arguments.kill_broker,
         worker_interval=arguments.worker_interval,
         broker_interval=arguments.broker_interval,
-        memory_limit=arguments.memory_limit,
+        memory_limit=arguments.memory_limit or f"{max(192, 12 * arguments.workers)}MiB",
         objects=arguments.objects,
         disturbances=() if arguments.disturb is None else tuple(arguments.disturb) or KINDS,
         is_talkative=not arguments.json,

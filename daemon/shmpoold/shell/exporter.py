@@ -1,7 +1,8 @@
 """The metrics endpoint: Prometheus' text format over HTTP, on a unix socket or a loopback address.
 
 A thread of its own, off the event loop: each scrape asks the broker as any operator does, over its
-own socket, so that it costs what `shmpool stats` costs and can hold nothing up. Only who may reach
+own socket, so that it costs what `shmpool stats` costs. It holds nothing up for longer than the interpreter
+lets a thread go on when another one wants to: with an endpoint that is shorter than usual. Only who may reach
 the socket, or a process of this host, can ask; there is nothing to write.
 """
 
@@ -12,19 +13,26 @@ import os
 import socket
 import socketserver
 import stat
+import sys
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from shmpool.errors import ConfigError
+from shmpool.errors import ConfigError, ShmpoolError
 from shmpool.stats import query
 
 from ..config.endpoints import Address, parse_address
 from .segments import Access
 
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
 #: Seconds that the broker has for an answer, and a peer for its request.
 PATIENCE: Final = 5.0
+#: Seconds after which this thread lets the event loop go on; usually 5 ms, which each of a client's misses would wait.
+SWITCH_INTERVAL: Final = 0.0002
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +58,8 @@ class Exporter:
             self._server = self._listen()
         except OSError as error:
             raise ConfigError(f"metrics_address: cannot listen there: {error.strerror}") from error
-        self._server.set_app(make_wsgi_app(registry(lambda: query(self._broker, timeout=PATIENCE))))
+        self._server.set_app(_answering(make_wsgi_app(registry(lambda: query(self._broker, timeout=PATIENCE)))))
+        sys.setswitchinterval(SWITCH_INTERVAL)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.5,), name="metrics", daemon=True)
         self._thread.start()
 
@@ -81,6 +90,19 @@ class Exporter:
             os.chown(self._address.path, -1, self._access.gid)
         os.chmod(self._address.path, self._access.write_mode)
         return server
+
+
+def _answering(app: WSGIApplication) -> WSGIApplication:
+    """The same, and where the broker gives no answer (it stops just now) whoever asked is told so, and nobody else."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        try:
+            return app(environ, start_response)
+        except ShmpoolError as error:
+            start_response("503 Service Unavailable", [("Content-Type", "text/plain; charset=utf-8")])
+            return [f"{error}\n".encode()]
+
+    return answer
 
 
 def _remove_stale(path: str) -> None:
