@@ -22,6 +22,7 @@ from shmpoold.shell.service import COLLECTED_AFTER
 from .options import Options
 from .parameters import Counts
 from .report import Bar, Column, Report, Table
+from .shared_turns import MANY, longest_turns
 from .simulated import SimulatedPool
 
 CLIENTS = (1, 100, 1000)
@@ -57,6 +58,8 @@ def run(options: Options) -> Report:
         _add_events(report, pools, rounds)
         _add_turns(report, pools, rounds)
         _add_away(report, pools, rounds)
+        del pools
+        _add_shared(report, max(clients), max(2, rounds // 2))
     return report
 
 
@@ -264,3 +267,19 @@ def _add_away(report: Report, pools: dict[Size, SimulatedPool], rounds: int) -> 
     table.rows.append([best["here"], best["away"], ratio])
     report.tables.append(table)
     report.bars.append(Bar("a Refill while others are away / here", AWAY, ratio, is_most=True))
+
+
+# --- shared publications --------------------------------------------------------------------------------
+
+
+def _add_shared(report: Report, clients: int, rounds: int) -> None:
+    best: dict[str, float] = {}
+    for _ in range(rounds):
+        for kind, took in longest_turns(SETTINGS, clients):
+            best[kind] = min(took, best.get(kind, took))
+    table = Table(f"the longest turn beside {MANY:,} shared publications and {clients:,} clients", [
+        Column("event"), Column("longest turn", "s"),
+    ])  # fmt: skip
+    table.rows += [[kind, took] for kind, took in best.items()]
+    report.tables.append(table)
+    report.bars += [Bar(f"{kind}: longest turn", LONGEST_TURN, took, "s", is_most=True) for kind, took in best.items()]

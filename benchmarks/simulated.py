@@ -16,12 +16,14 @@ from shmpool.protocol.ledger import (
     EXTENT,
     FIRST_CELL,
     ROW_WORDS,
+    SHARED,
     chunks_of,
     extent_word,
     generation_of,
     grant_word,
     nbytes_of,
     seat_of,
+    shared_cells,
     state_of,
 )
 from shmpool.protocol.messages import (
@@ -191,6 +193,15 @@ class SimulatedPool:
         self.ledger[at + EXTENT] = extent_word(nbytes_of(extent) or 1000, 1, shape)
         self.ledger[at + FIRST_CELL] = granted
         self.ledger[at] = granted
+
+    def share(self, row: int, name: str = "", keep: int = 0, ttl: int = 0) -> None:
+        """Make a leased slot a shared publication, in the broker's custody."""
+        at, word = row * ROW_WORDS, self.ledger[row * ROW_WORDS]
+        for cell, content in enumerate(shared_cells(name, 1000, ttl)):
+            self.ledger[at + FIRST_CELL + cell] = content
+        extent = self.ledger[at + EXTENT]
+        self.ledger[at + EXTENT] = extent_word(nbytes_of(extent) or 1000, SHARED | keep, chunks_of(extent))
+        self.ledger[at] = grant_word(generation_of(word), State.PUBLISHED, 0)
 
     def finish(self, row: int) -> None:
         """Its reader is done."""
