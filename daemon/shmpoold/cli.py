@@ -15,13 +15,17 @@ from shmpool import __version__
 from shmpool.errors import ConfigError
 
 from .config import Config, Origin, parse_assignment, read, texts
-from .shell import cleanup, logs, service
+from .shell import cleanup, host, logs, service
 
 
 @click.command(short_help="The shmpool broker.", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "path", type=click.Path(dir_okay=False), help="Read this TOML file.")
 @click.option("--socket", help="Serve this path.  [default: the user's runtime directory; root: /run/shmpool]")
-@click.option("--check", is_flag=True, help="Check the configuration, print what is in force, and exit.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Check the configuration and whether this host can hold it, print what is in force, and exit.",
+)
 @click.option("--cleanup", "clean", is_flag=True, help="Remove segments that nobody living owns, and exit.")
 @click.option("--dry-run", is_flag=True, help="With --cleanup: say what would be removed, and remove nothing.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting; may be repeated.")
@@ -64,6 +68,10 @@ def main(
     config = reading.config
     if check:
         click.echo(texts.in_force(reading), nl=False)
+        try:
+            host.require_place(config)
+        except ConfigError as error:
+            _fail(error, 2, says_so=True)
     elif clean:
         for line in cleanup.clean_up(config.socket, dry_run=dry_run):
             click.echo(line)

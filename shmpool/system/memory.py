@@ -59,20 +59,21 @@ class MemoryGroup(NamedTuple):
         return sum(int(value) for key, value in lines if key in self.reclaimable)
 
 
-def memory_groups() -> list[MemoryGroup]:
+def memory_groups(proc: str = "/proc") -> list[MemoryGroup]:
     """This process's cgroup and those above it, as far as they can be limited; none where
-    /proc does not say."""
+    *proc* does not say."""
     try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
+        with open(f"{proc}/self/cgroup", encoding="utf-8") as file:
             entries = [line.rstrip("\n").split(":", 2) for line in file]
     except OSError:
         return []
     groups: list[MemoryGroup] = []
     for _, controllers, inner in entries:
         if controllers == "":
-            groups += _lineage("cgroup2", inner, "memory.max", "memory.current", "")
+            groups += _lineage(_mount_of("cgroup2", proc), inner, "memory.max", "memory.current", "")
         elif "memory" in controllers.split(","):
-            groups += _lineage("memory", inner, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+            mount = _mount_of("memory", proc)
+            groups += _lineage(mount, inner, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
     return groups
 
 
@@ -130,9 +131,9 @@ def limiting_places(groups: list[MemoryGroup]) -> list[Place]:
     return places
 
 
-def host() -> Place | None:
+def host(proc: str = "/proc") -> Place | None:
     """The host's memory, and what of it the kernel thinks available; None where it does not say."""
-    found = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", _read("/proc", "meminfo"), re.MULTILINE))
+    found = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", _read(proc, "meminfo"), re.MULTILINE))
     if len(found) < 2:
         return None
     return Place("the host's memory", int(found["MemTotal"]) * KIB, int(found["MemAvailable"]) * KIB)
@@ -170,11 +171,11 @@ class Pressure(NamedTuple):
     stalled_us: int
 
 
-def pressure(groups: list[MemoryGroup]) -> Pressure | None:
+def pressure(groups: list[MemoryGroup], proc: str = "/proc") -> Pressure | None:
     """The pressure of the innermost of *groups* that tells, else the host's; None where the
     kernel does not say."""
     places = [(group.path, "memory.pressure") for group in groups]
-    for path, name in [*places, ("/proc/pressure", "memory")]:
+    for path, name in [*places, (f"{proc}/pressure", "memory")]:
         found = _PRESSURE.search(_read(path, name))
         if found:
             return Pressure(float(found[1]), float(found[3] or 0), int(found[2]))
@@ -205,13 +206,13 @@ def no_space(nbytes: int, because: str) -> OSError:
     return OSError(errno.ENOSPC, f"no room for {format_bytes(nbytes)}: {because}")
 
 
-def _lineage(kind: str, inner: str, limit: str, usage: str, prefix: str) -> Iterator[MemoryGroup]:
+def _lineage(mount: tuple[str, str] | None, inner: str, limit: str, usage: str, prefix: str) -> Iterator[MemoryGroup]:
     """The groups from *inner* up to the mount's root that have a limit file."""
-    mount = _mount_of(kind)
     if mount is None:
         return
     root, point = mount
-    inner = inner if root == "/" else inner.removeprefix(root) or "/"
+    if root != "/":  # a container's, mounted as if it were all
+        inner = inner.removeprefix(root) if f"{inner}/".startswith(f"{root}/") else "/"
     while True:
         path = point + inner.rstrip("/")
         if os.path.exists(f"{path}/{limit}"):
@@ -221,10 +222,10 @@ def _lineage(kind: str, inner: str, limit: str, usage: str, prefix: str) -> Iter
         inner = os.path.dirname(inner)
 
 
-def _mount_of(kind: str) -> tuple[str, str] | None:
+def _mount_of(kind: str, proc: str) -> tuple[str, str] | None:
     """(root, mount point) of the cgroup2 file system or of a version-1 controller."""
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+        with open(f"{proc}/self/mountinfo", encoding="utf-8", errors="replace") as file:
             mounts = file.readlines()
     except OSError:
         return None

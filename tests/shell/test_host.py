@@ -97,6 +97,18 @@ def test_the_service_refuses_more_than_the_host_gives(options: tuple[str, ...], 
     assert os.listdir(tmp_path) == []
 
 
+def test_a_check_tells_beforehand_what_a_start_would(tmp_path: Path) -> None:
+    check = (*PYTHON, "-m", "shmpoold", "--check", "--socket", str(tmp_path / "broker.sock"))
+    done = in_small_shm(*check)
+    assert done.returncode == 2
+    assert 'memory_limit = "256 MiB"' in done.stdout
+    assert "memory_limit is 256 MiB, more than this host can give: /dev/shm has 64 MiB in all" in done.stderr
+    assert "Lower memory_limit to 64 MiB" in done.stderr and "remount,size=512M" in done.stderr
+    # What is taken now may be the running pool's, which this one would take up.
+    fill = 'fallocate -l 40MiB /dev/shm/pool && exec "$@"'
+    assert in_small_shm("sh", "-c", fill, "sh", *check, "--set", "memory_limit=64MiB").returncode == 0
+
+
 def test_what_others_hold_there_is_not_there_for_the_pool(tmp_path: Path) -> None:
     fill = 'fallocate -l 40MiB /dev/shm/other && exec "$@"'
     start = (*PYTHON, "-m", "shmpoold", "--socket", str(tmp_path / "broker.sock"), "--set", "memory_limit=60MiB")

@@ -60,6 +60,24 @@ def fit(config: Config, *, may_lower: bool) -> Config:
     return lowered
 
 
+def require_place(config: Config) -> None:
+    """For who checks a configuration: raises ConfigError when this host could not hold its pool though it
+    held nothing else. What is free now is not looked at: the pool that runs may have it."""
+    try:
+        places = limiting_places(memory_groups())
+    except OSError as error:
+        raise ConfigError(f"this host has no {memory.SHM_DIR}: {error.strerror}") from error
+    empty = [place._replace(free=place.total) for place in places]
+    place = tightest_place(empty)
+    if place is not None and place.total < config.memory_limit:
+        most = place.total // MIB * MIB
+        raise ConfigError(
+            f"memory_limit is {format_bytes(config.memory_limit)}, more than this host can give: {place.name} has"
+            f" {format_bytes(place.total)} in all. Lower memory_limit to {format_bytes(most)} or less,"
+            f" or make room: {place.fix(config.memory_limit)}"
+        )
+
+
 class HostWatch:
     """Reads how much memory there is left, now and then, and tells the core by *dispatch*. *held*
     says how much the pool holds: while that does not change and memory is not short, less often."""
