@@ -53,6 +53,7 @@ from .errors import (
     PoolClosed,
     PoolingRefused,
     ProtocolError,
+    QueueShutDown,
     QuotaExceeded,
     RemoteProtocolError,
     SharedMemoryFull,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from .integrations.executor import Executor
     from .integrations.pickling import install, uninstall
     from .objects import register_reducer
+    from .queues import JoinableQueue, Queue
     from .stats import Stats
     from .streams import ChunkedTeeReader, copy
 
@@ -92,6 +94,7 @@ __all__ = [
     "HandleUsed",
     "InvalidHandle",
     "InvalidSize",
+    "JoinableQueue",
     "LeakedView",
     "Lease",
     "LeaseReleased",
@@ -103,6 +106,8 @@ __all__ = [
     "PoolClosed",
     "PoolingRefused",
     "ProtocolError",
+    "Queue",
+    "QueueShutDown",
     "QuotaExceeded",
     "RemoteProtocolError",
     "Shared",
@@ -131,6 +136,8 @@ _LAZY = {
     "ChunkedTeeReader": "streams",
     "Executor": "integrations.executor",
     "Stats": "stats",
+    "JoinableQueue": "queues",
+    "Queue": "queues",
     "copy": "streams",
     "install": "integrations.pickling",
     "register_reducer": "objects",

@@ -9,6 +9,7 @@ from .errors import BrokerUnavailable
 from .link.hello import listens
 from .link.waiting import check_timeout
 from .pools import Pool, open_pool
+from .queues import defaults
 
 
 def connect(
@@ -39,3 +40,17 @@ def connect(
     from .embedded import autostart as start
 
     return open_pool(start().address, timeout, strict)
+
+
+_shared: Pool | None = None
+
+
+def _find_pool() -> Pool:
+    """The pool of queues that were given none: this process tree's."""
+    global _shared
+    if _shared is None or _shared.closed:
+        _shared = connect(autostart=True)
+    return _shared
+
+
+defaults.find_pool = _find_pool

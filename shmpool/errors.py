@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+
 
 class ShmpoolError(Exception):
     """The root of shmpool's errors."""
@@ -104,3 +106,8 @@ class StreamBroken(ShmpoolError, BrokenPipeError):
 
 class StreamTimeout(ShmpoolError, TimeoutError):
     """The other end of a stream did nothing within the deadline; the stream goes on."""
+
+
+class QueueShutDown(ShmpoolError, getattr(queue, "ShutDown", Exception)):  # type: ignore[misc]
+    """A queue was shut down: nothing may be put any more, or (once it is empty) got. From Python 3.13 on
+    also a `queue.ShutDown`."""

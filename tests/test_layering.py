@@ -153,8 +153,9 @@ STOREYS = (
     "link",
     "seat.supply seat.holds seat.session stats",
     "lease live_lease direct_lease buffer shared",
-    "pool traced checked",
+    "pool traced checked detailed",
     "life objects streams",
+    "queues",
     "pools",
     "launch embedded",
     "connecting",
@@ -305,12 +306,12 @@ def test_the_commands_module_loads_nothing_heavy_until_main_runs() -> None:
 
 EXPORTS = {
     "Broker", "BrokerUnavailable", "Buffer", "ChecksumError", "ChunkedTeeReader", "ConfigError", "Executor",
-    "FormatError", "Handle", "HandleUsed", "InvalidHandle", "InvalidSize", "LeakedView", "Lease", "LeaseReleased",
-    "LeaseTimeout",
-    "LocalProtocolError", "NameTaken", "NotFound", "Pool", "PoolClosed", "PoolingRefused", "ProtocolError",
-    "QuotaExceeded", "RemoteProtocolError", "Shared", "SharedMemoryFull", "ShmpoolError", "SizeCategory", "Sizing",
-    "StaleHandle", "Stats", "Strategy", "StreamBroken", "StreamTimeout", "TeeError", "categorize", "connect",
-    "copy", "install", "optimal_chunk_size", "register_reducer", "select_strategy", "uninstall",
+    "FormatError", "Handle", "HandleUsed", "InvalidHandle", "InvalidSize", "JoinableQueue", "LeakedView", "Lease",
+    "LeaseReleased", "LeaseTimeout", "LocalProtocolError", "NameTaken", "NotFound", "Pool", "PoolClosed",
+    "PoolingRefused", "ProtocolError", "Queue", "QueueShutDown", "QuotaExceeded", "RemoteProtocolError", "Shared",
+    "SharedMemoryFull", "ShmpoolError", "SizeCategory", "Sizing", "StaleHandle", "Stats", "Strategy", "StreamBroken",
+    "StreamTimeout", "TeeError", "categorize", "connect", "copy", "install", "optimal_chunk_size", "register_reducer",
+    "select_strategy", "uninstall",
 }  # fmt: skip
 
 

@@ -359,6 +359,8 @@ def judge_broker(address: str, stats: Stats) -> Finding:
     text = f"answers at {address}, {count(len(stats.clients), 'client')}"
     if shared := stats.shared["publications"]:
         text += f", {count(shared, 'shared publication')}, held by {count(stats.shared['holds'], 'process')}"
+        if queues := stats.shared["queues"]:
+            text += f", {count(queues, 'queue')} among them"
     if stats.alerts:
         return Finding(
             Level.WARN, "broker", f"{text}; {'; '.join(stats.alerts)}", "see `shmpool stats` and `shmpool leases`"

@@ -87,20 +87,24 @@ def claim(session: Session, name: str | None) -> int:
     return message.request
 
 
-def publish_shared(pool: BasePool, lease: LiveLease, name: str | None, keep: Keep, ttl: float | None) -> Shared:
-    """What `Lease.publish_shared` does."""
+def publish_shared(
+    pool: BasePool, lease: LiveLease, name: str | None, keep: Keep, ttl: float | None, *, mark: int = 0
+) -> Shared:
+    """What `Lease.publish_shared` does; *mark* says what else it is (`QUEUE`)."""
     _check(name, keep, ttl)
     session = pool._live_session()
     number = claim(session, name)
     try:
-        return publish(lease, pool, name, keep, ttl, number)
+        return publish(lease, pool, name, keep, ttl, number, mark)
     except BaseException:
         if number:
             session.let_go(number)
         raise
 
 
-def publish(lease: LiveLease, pool: BasePool, name: str | None, keep: Keep, ttl: float | None, turn: int) -> Shared:
+def publish(
+    lease: LiveLease, pool: BasePool, name: str | None, keep: Keep, ttl: float | None, turn: int, mark: int = 0
+) -> Shared:
     """Custody passes to the broker with the publishing store; then it is told, and holds it for us."""
     slot, session = lease._slot, pool._live_session()
     if slot.session is not session or not HERE[OURS]:
@@ -117,7 +121,7 @@ def publish(lease: LiveLease, pool: BasePool, name: str | None, keep: Keep, ttl:
     for at, word in enumerate(cells):
         words[slot.first_cell + at] = word
     words[slot.word + EXTENT] = (
-        lease.nbytes | (SHARED | _KEEP[keep]) << TICKETS_SHIFT | slot.first_chunks << CHUNKS_SHIFT
+        lease.nbytes | (SHARED | _KEEP[keep] | mark) << TICKETS_SHIFT | slot.first_chunks << CHUNKS_SHIFT
     )
     granted = slot.base | State.PUBLISHED << STATE_SHIFT
     lease._return_shared()

@@ -8,6 +8,7 @@ words                content
 9                    the pool's properties, for its whole life: bit 0 checksums; bits 8-11 how
                      tickets are taken (0: under byte locks)
 10-13                device and inode of the tickets file, then of the seats file
+14                   how many seats have ended, in all
 16 + 4 * tier        kind, slot size, base row, capacity
 144 + tier           the wanted flag: somebody waits for memory of this tier
 256 + 16 * seat      pid, start time, uid, nonce, state of the seat, then the pid and the time
@@ -49,6 +50,8 @@ TICKETS_FILE: Final = 10
 SEATS_FILE: Final = 12
 #: Ends what the CRC covers before the tiers.
 END_OF_FACTS: Final = 14
+#: Who takes over what the dead have left looks whether it has changed.
+SEATS_ENDED: Final = 14
 FIRST_TIER: Final = 16
 TIER_WORDS: Final = 4
 WANTED: Final = FIRST_TIER + MAX_TIERS * TIER_WORDS

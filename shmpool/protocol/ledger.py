@@ -95,6 +95,20 @@ LINK_ROW_MASK: Final = (1 << LINK_ROW_BITS) - 1
 #: kernel's in whoever looks at it, of which a process has 65,530.)
 MAX_EXTENTS: Final = 4096
 
+#: In the place of the ticket count of a shared publication: its bytes are a queue's.
+QUEUE: Final = 0x04
+#: Of a publication that lies in a queue: the words that say so, and in which; they are of cells that one with
+#: a single ticket does not have.
+QUEUE_CELL: Final = FIRST_CELL + 10
+QUEUED_CELL: Final = FIRST_CELL + 11
+#: The mark of the one, with the publication's own generation.
+_QUEUED: Final = 0x20 << STATE_SHIFT
+#: The other never looks like a mark: this is where its state would be.
+_NO_STATE: Final = 0xFF << STATE_SHIFT
+_ROW_LOW_BITS: Final = 16
+_ROW_HIGH_BITS: Final = ROW_BITS - _ROW_LOW_BITS
+_QUEUE_GENERATION_MASK: Final = (1 << GENERATION_BITS - _ROW_HIGH_BITS) - 1
+
 assert GRANT < EXTENT < FIRST_CELL
 assert FIRST_CELL + MAX_TICKETS == LINK == ROW_WORDS - 1
 assert SEAT_BITS + STATE_BITS + GENERATION_BITS == 64
@@ -152,6 +166,22 @@ def tickets_of(extent: int) -> int:
 def is_shared(extent: int) -> bool:
     """Whether the extent word is a shared publication's."""
     return bool(extent >> TICKETS_SHIFT & SHARED)
+
+
+def queued_word(generation: int) -> int:
+    """What says that a publication of this generation lies in a queue."""
+    return generation << GENERATION_SHIFT | _QUEUED
+
+
+def queue_word(row: int, generation: int) -> int:
+    """In which queue: its row, and the low part of its generation."""
+    high = (generation & _QUEUE_GENERATION_MASK) << _ROW_HIGH_BITS | row >> _ROW_LOW_BITS
+    return high << GENERATION_SHIFT | _NO_STATE | row & SEAT_MASK
+
+
+def queue_row(word: int) -> int:
+    """The row of the queue that such a word names."""
+    return (word >> GENERATION_SHIFT & (1 << _ROW_HIGH_BITS) - 1) << _ROW_LOW_BITS | word & SEAT_MASK
 
 
 def shared_cells(name: str, uid: int, ttl: int) -> list[int]:

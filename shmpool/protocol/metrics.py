@@ -116,6 +116,7 @@ MEMORY: Final = (
 
 SHARED: Final = (
     Figure("publications", _GAUGE, _BUFFERS, "shared publications"),
+    Figure("queues", _GAUGE, _NONE, "those that are the memory of a queue"),
     Figure("bytes", _GAUGE, _BYTES, "what they take"),
     Figure("names", _GAUGE, _NONE, "those that can be found by a name"),
     Figure("holds", _GAUGE, _NONE, "how many are held, once for each process that does"),

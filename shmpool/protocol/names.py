@@ -70,6 +70,11 @@ def direct_name(pool_id: int, row: int, generation: int) -> str:
     return f"{pool_prefix(pool_id)}direct-{row}-{generation}"
 
 
+def queue_name(pool_id: int, row: int, generation: int) -> str:
+    """The bell of a queue, a FIFO; row and generation are its publication's."""
+    return f"{pool_prefix(pool_id)}queue-{row}-{generation}"
+
+
 def parse_direct_name(name: str) -> tuple[int, int, int] | None:
     """(pool id, row, generation) of a direct segment's name, or None."""
     match = _DIRECT.fullmatch(name)

@@ -25,12 +25,9 @@ word     content
 
 from __future__ import annotations
 
-import os
 import time
 from enum import IntEnum
 from typing import Final
-
-from ..system import futex
 
 MAGIC: Final = int.from_bytes(b"\x93shmstrm", "little")
 #: What the publication holds, and the whole page, in bytes.
@@ -56,43 +53,6 @@ class End(IntEnum):
     NOT_YET = 0
     CLOSED = 1
     GIVEN_UP = 2
-
-
-#: One that waits looks again and again for so long, if its peer has a core of its own; then it sleeps,
-#: a little at first. In seconds.
-SPIN: Final = 60e-6
-FIRST_SLEEP: Final = 0.002
-LONGEST_SLEEP: Final = 0.05
-
-
-class Patience:
-    """One wait of one side: for a word to change."""
-
-    __slots__ = ("_deadline", "_pause", "_spins_until")
-
-    def __init__(self, deadline: float) -> None:
-        self._deadline = deadline
-        now = time.monotonic()
-        self._spins_until = now + SPIN if len(os.sched_getaffinity(0)) > 1 else now
-        self._pause = FIRST_SLEEP
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the deadline has passed."""
-        return time.monotonic() >= self._deadline
-
-    @property
-    def spins(self) -> bool:
-        """Whether to look again at once; lets others run."""
-        if time.monotonic() >= self._spins_until:
-            return False
-        os.sched_yield()
-        return True
-
-    def sleep(self, address: int, seen: int) -> None:
-        """Sleep while the word at *address* is as it was *seen*, not for long."""
-        futex.wait(address, seen, max(0.0, min(self._pause, self._deadline - time.monotonic())))
-        self._pause = min(2 * self._pause, LONGEST_SLEEP)
 
 
 def deadline_of(timeout: float | None) -> float:

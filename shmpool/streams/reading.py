@@ -15,6 +15,7 @@ from ..protocol.ledger import SEAT_BITS, SEAT_MASK, seat_of
 from ..seat.outgoing import cell_of
 from ..system import futex, libc
 from ..system.here import HERE, OURS
+from ..system.patience import Patience
 from .control import (
     ANNOUNCED,
     BYTES,
@@ -29,7 +30,6 @@ from .control import (
     SLEEPS,
     UNKNOWN,
     End,
-    Patience,
     deadline_of,
 )
 

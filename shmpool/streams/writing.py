@@ -21,6 +21,7 @@ from ..seat.magazine import LAST_BASE
 from ..seat.outgoing import Chunk, Outgoing, cell_of
 from ..system import futex, libc
 from ..system.here import HERE, OURS
+from ..system.patience import Patience
 from .control import (
     ANNOUNCED,
     BYTES,
@@ -35,7 +36,6 @@ from .control import (
     SLEEPS,
     UNKNOWN,
     End,
-    Patience,
     deadline_of,
 )
 

@@ -69,6 +69,14 @@ class RemoveDirect:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveBell:
+    """Unlink the bell of a queue that is gone. No answer; missing is fine."""
+
+    row: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class WatchConnected:
     """Watch the process behind this connection on behalf of a seat; Unseen when it cannot be."""
 
@@ -135,6 +143,7 @@ Action = (
     | Cool
     | CreateDirect
     | RemoveDirect
+    | RemoveBell
     | WatchConnected
     | WatchAdopted
     | ProbeSeat

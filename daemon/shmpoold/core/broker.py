@@ -69,6 +69,7 @@ from .memory.manager import Manager
 from .memory.pressure import Pressure
 from .memory.scrubber import Scrubber
 from .objects.custody import Custody
+from .objects.queues import Queues
 from .objects.shared import Shared
 from .outbox import Outbox
 from .owners import Owner
@@ -135,6 +136,7 @@ class Broker:
             self.chores,
             self.outbox,
             free=lambda holding, now: self.returns.free(holding, now),
+            queues=Queues(self.rows, self.chores, self.outbox),
         )
         self.lending.evictions.give_up = self.shared.give_up
         self.lending.evictions.nbytes = lambda: self.shared.caches.nbytes

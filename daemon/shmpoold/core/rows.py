@@ -24,6 +24,9 @@ from shmpool.protocol.ledger import (
     MAX_GENERATION,
     MAX_ROWS,
     MAX_TICKETS,
+    QUEUE,
+    QUEUE_CELL,
+    QUEUED_CELL,
     ROW_WORDS,
     STATE_SHIFT,
     TICKETS_SHIFT,
@@ -31,6 +34,9 @@ from shmpool.protocol.ledger import (
     generation_of,
     grant_word,
     is_shared,
+    queue_row,
+    queue_word,
+    queued_word,
     seat_of,
     shared_facts,
     state_of,
@@ -135,6 +141,51 @@ class Rows:
         """Whether a row is a shared publication, whose cells are none."""
         word = self.grant(row)
         return state_of(word) == State.PUBLISHED and seat_of(word) == BROKER and is_shared(self.extent(row))
+
+    # --- queues ---------------------------------------------------------------------------------------
+
+    def is_queue(self, row: int) -> bool:
+        """Whether a row is a queue's memory."""
+        return self.is_shared(row) and bool(tickets_of(self.extent(row)) & QUEUE)
+
+    def is_queued(self, row: int) -> bool:
+        """Whether a row is a publication that was put into a queue."""
+        word = self.grant(row)
+        mark = self.words[row * ROW_WORDS + QUEUED_CELL]
+        return (
+            mark == queued_word(generation_of(word)) and state_of(word) == State.PUBLISHED and not self.is_shared(row)
+        )
+
+    def is_in_queue(self, row: int) -> bool:
+        """Whether it was, and the queue is still there."""
+        if not self.is_queued(row):
+            return False
+        named = self.words[row * ROW_WORDS + QUEUE_CELL]
+        queue = queue_row(named)
+        return 0 < queue < self.count and self.is_queue(queue) and queue_word(queue, self.generation(queue)) == named
+
+    def queued(self, first: int, end: int) -> list[int]:
+        """The rows from *first* to before *end* that were put into queues."""
+        marks = self.words[first * ROW_WORDS + QUEUED_CELL : min(end, self.count) * ROW_WORDS : ROW_WORDS]
+        mark = queued_word(0)
+        found = [first + at for at, word in enumerate(marks) if word & ~GENERATION_FIELD == mark]
+        return [row for row in found if self.is_queued(row)]
+
+    def pending_cells(self, row: int) -> list[tuple[int, int]]:
+        """(cell, word) of the tickets that nobody has opened. Whose seat they name does not matter: after a
+        restart nobody knows who had published."""
+        generation = self.generation(row)
+        return [
+            (cell, word)
+            for cell, word in self.open_cells(row)
+            if state_of(word) == State.PUBLISHED and generation_of(word) == generation
+        ]
+
+    def generation(self, row: int) -> int:
+        """The generation of a row."""
+        return generation_of(self.grant(row))
+
+    # --- shared publications ------------------------------------------------------------------------------
 
     def shared_facts(self, row: int) -> tuple[str, int, int]:
         """Name, maker's uid and ttl of a shared publication."""

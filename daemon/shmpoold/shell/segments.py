@@ -33,6 +33,7 @@ from shmpool.protocol.names import (
     parse_direct_name,
     parse_pool_id,
     pool_prefix,
+    queue_name,
     tier_name,
 )
 from shmpool.protocol.sizing import Tier, TierKind, format_bytes, rows_of
@@ -277,6 +278,10 @@ class SegmentStore:
     def remove_direct(self, row: int, generation: int) -> None:
         """Unlink the direct segment of a row; missing is fine."""
         unlink_segment(direct_name(self.pool_id, row, generation))
+
+    def remove_bell(self, row: int, generation: int) -> None:
+        """Unlink the bell of a queue; missing is fine."""
+        unlink_segment(queue_name(self.pool_id, row, generation))
 
     def empty_direct(self, row: int, generation: int, nbytes: int) -> bool:
         """Give *nbytes* bytes of a direct segment that nobody uses back to the host, also where it is

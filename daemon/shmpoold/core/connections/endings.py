@@ -210,7 +210,8 @@ class Endings:
         for first in range(0, rows.count, SEARCHED_PER_STEP):
             yield SEARCHING if len(seats) > FEW_SEATS else SEARCHING_FOR_FEW
             for row, cell in rows.cells_taken_by(seats, first, first + SEARCHED_PER_STEP):
-                (rows.reopen_cell if self.gives_back else rows.finish_cell)(row, cell)
+                # What a consumer of a queue had in its hands nobody would find again.
+                (rows.reopen_cell if self.gives_back and not rows.is_queued(row) else rows.finish_cell)(row, cell)
                 yield self._returns.settle(row, self._chores.now)
 
     def _clear(self, seat: Seat) -> None:

@@ -19,6 +19,7 @@ from shmpool.protocol.header import (
     SEAT_STATE,
     SEAT_TIME_NAMESPACE,
     SEAT_UID,
+    SEATS_ENDED,
     seat_at,
 )
 
@@ -109,6 +110,7 @@ class Seats:
     def clear(self, seat: Seat) -> None:
         """End a seat whose rows are all settled."""
         self._header[seat_at(seat.number) + SEAT_STATE] = 0
+        self._header[SEATS_ENDED] += 1  # behind it: who sees this sees that
         del self.taken[seat.number]
         self._free.append(seat.number)
 

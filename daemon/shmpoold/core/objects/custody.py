@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from shmpool.protocol.ledger import generation_of, state_of
 from shmpool.protocol.sizing import TierKind
-from shmpool.protocol.states import State
 
 from ..actions import CloseTicket
 from ..chores import NEVER
@@ -164,15 +162,10 @@ class Custody(Owner):
         """Close what nobody opened in time; returns how many tickets that is."""
         if holding.orphaned_at is None or now - holding.orphaned_at < self.ttl:
             return 0
-        granted = self._rows.grant(holding.row)
-        if not is_published(granted, 0):
+        rows, row = self._rows, holding.row
+        if not is_published(rows.grant(row), 0) or rows.is_in_queue(row):
             return 0
-        # Whose seat it names does not matter: after a restart nobody knows who had published.
-        unopened = [
-            CloseTicket(holding.row, cell, word)
-            for cell, word in self._rows.open_cells(holding.row)
-            if state_of(word) == State.PUBLISHED and generation_of(word) == generation_of(granted)
-        ]
-        for ticket in unopened:
-            self._outbox.add(ticket)
+        unopened = rows.pending_cells(row)
+        for cell, word in unopened:
+            self._outbox.add(CloseTicket(row, cell, word))
         return len(unopened)

@@ -24,6 +24,8 @@ class Publication:
     uid: int
     #: KEPT, CACHED, or neither.
     keep: int
+    #: The generation of a queue's memory, None of what is no queue's.
+    queue: int | None
     #: Its maker has told of it; else it may just not have come to that.
     is_announced: bool = False
     #: When its ttl is over.

@@ -39,6 +39,7 @@ from .caches import Caches
 from .expiries import Expiries
 from .holds import MOST_HOLDS, Holds, Publication
 from .names import Names
+from .queues import Queues
 
 #: Who may drop what is another user's.
 ROOT = 0
@@ -48,12 +49,13 @@ DROPPED_PER_TURN = 64
 
 @dataclass(slots=True)
 class Figures:
-    """What is counted: finds since the broker began, and the caches that there are."""
+    """What is counted: finds since the broker began, and the caches and queues that there are."""
 
     hits: int = 0
     misses: int = 0
     cached: int = 0
     cached_bytes: int = 0
+    queues: int = 0
 
 
 class Shared(Owner):
@@ -67,8 +69,10 @@ class Shared(Owner):
         chores: Chores,
         outbox: Outbox,
         free: Callable[[Holding, float], int],
+        queues: Queues,
     ) -> None:
         super().__init__()
+        self.queues = queues
         self._rows = rows
         self._inventory = inventory
         self._seats = seats
@@ -97,7 +101,9 @@ class Shared(Owner):
         if known is not None and known.holding is holding:
             return known
         _, uid, _ = self._rows.shared_facts(holding.row)
-        publication = self.publications[holding.row] = Publication(holding, "", uid, 0)
+        queue = self._rows.generation(holding.row) if self._rows.is_queue(holding.row) else None
+        publication = self.publications[holding.row] = Publication(holding, "", uid, 0, queue)
+        self.figures.queues += queue is not None
         self._keep(publication, tickets_of(self._rows.extent(holding.row)) & (KEPT | CACHED))
         self._inventory.hold(holding, self)
         if holding.publisher:
@@ -120,6 +126,7 @@ class Shared(Owner):
         super().lose(holding)
         publication = self.publications.pop(holding.row)
         self._keep(publication, 0)
+        self.figures.queues -= publication.queue is not None
         self.caches.remove(publication)
         self._expiries.remove(publication)
         self.names.remove(publication.name, publication)
@@ -193,7 +200,12 @@ class Shared(Owner):
             return 1
         if not publication.is_announced and holding.publisher:
             return 1
-        return self._free(holding, now) if self._rows.is_shared(holding.row) else 1
+        if not self._rows.is_shared(holding.row):
+            return 1
+        cost = self._free(holding, now)
+        if publication.queue is not None:
+            self.queues.on_gone(holding.row, publication.queue, now)
+        return cost
 
     def _look_at(self, row: int, now: float) -> int:
         publication = self.publications.get(row)
@@ -352,6 +364,7 @@ class Shared(Owner):
         figures = self.figures
         return {
             "publications": len(self.publications),
+            "queues": figures.queues,
             "bytes": self.nbytes,
             "names": len(self.names),
             "holds": len(self._holds),

@@ -73,6 +73,7 @@ def adopt(broker: Broker, now: float, segments: Mapping[tuple[int, int], int]) -
         inventory.cool(-inventory.room, inventory.rows.count)  # the limit was lowered meanwhile
     inventory.adopted = inventory.held
     broker.shared.look_at_all(now)
+    broker.shared.queues.clear(now)
     broker.cooling.note_idle(now)
 
 

@@ -19,6 +19,7 @@ from shmpool.protocol.ledger import (
     LINK,
     MAX_EXTENTS,
     MAX_TICKETS,
+    QUEUE,
     ROW_WORDS,
     SHARED,
     chunks_of,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 _HELD: Final = frozenset((State.IDLE, State.LEASED, State.PUBLISHED))
 _NOBODYS: Final = frozenset((State.COLD, State.FREE, State.RETURNED))
-_SHARED: Final = (SHARED, SHARED | KEPT, SHARED | CACHED)
+_SHARED: Final = (SHARED, SHARED | KEPT, SHARED | CACHED, SHARED | QUEUE, SHARED | QUEUE | KEPT)
 _MARKS: Final = frozenset((State.PUBLISHED, CellState.TAKEN, CellState.DONE))
 
 

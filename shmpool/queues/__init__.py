@@ -1,0 +1,18 @@
+"""Queues in memory that the broker owns: their words (`layout`), locks (`locks`), the moves of put and get
+(`ring`), what becomes of an object (`pickling`), and what users see (`queue`). Imported when first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .queue import JoinableQueue, Queue
+
+__all__ = ["JoinableQueue", "Queue"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module(".queue", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

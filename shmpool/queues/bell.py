@@ -1,0 +1,80 @@
+"""The bell of a queue: a FIFO that is readable when something was put, for event loops and `select`.
+
+It lies among the pool's segments, where every member finds it, and is made by the first one that asks for its
+descriptor. From then on each put writes a byte, until nobody has it open for reading. A hint, not a
+level: whoever finds it readable tries to get, until there is nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from ..protocol.names import queue_name
+from ..system.descriptors import Descriptor, open_owned
+
+if TYPE_CHECKING:
+    from .memory import Memory
+
+_DIRECTORY: Final = "/dev/shm"
+
+
+class Bell:
+    """One queue's, in one process. Thread-safe."""
+
+    __slots__ = ("_path", "_reader", "_ring", "_writer", "is_watching")
+
+    def __init__(self, ring: Memory) -> None:
+        self._ring = ring
+        self._path = f"{_DIRECTORY}/{queue_name(ring.session.pool_id, ring.row, ring.generation)}"
+        self._reader: Descriptor | None = None
+        self._writer: Descriptor | None = None
+        #: Whether this process asked for the descriptor.
+        self.is_watching = False
+
+    def open(self) -> int:
+        """The descriptor to watch."""
+        if self._reader is None:
+            status = os.fstat(self._ring.session.piece(self._ring.row, 1, writable=True).fd)
+            with suppress(FileExistsError):
+                os.mkfifo(self._path, 0o600)
+                with suppress(PermissionError):  # it is our own group's, then
+                    os.chown(self._path, -1, status.st_gid)
+                os.chmod(self._path, status.st_mode & 0o666)
+            self._reader = open_owned(os.open, self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self.is_watching = True
+        return self._reader
+
+    def ring(self) -> None:
+        """Something was put."""
+        for _ in range(2):
+            try:
+                if self._writer is None:
+                    self._writer = open_owned(os.open, self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                os.write(self._writer, b"!")
+                return
+            except BlockingIOError:
+                return  # it rings
+            except BrokenPipeError:
+                self._writer = None  # its last watcher has gone, and maybe another has come
+            except OSError as error:
+                if error.errno in (errno.ENXIO, errno.ENOENT):
+                    return
+                raise
+
+    def drain(self) -> None:
+        """There is nothing to get: who watches may sleep."""
+        reader = self._reader
+        if reader is None:
+            return
+        with suppress(BlockingIOError):
+            os.read(reader, 1 << 16)
+        if self._ring.size:  # it came meanwhile
+            self.ring()
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._reader = self._writer = None
+        self.is_watching = False

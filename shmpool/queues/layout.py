@@ -1,0 +1,152 @@
+"""A queue's memory: what each of its words means.
+
+One shared publication, of which only the constant beginning is published; the rest of its slot is written by
+every member, through a map of its own. Every change is committed by one aligned store of 8 bytes, under one of
+two locks that the kernel frees when their holder dies: the putters' (T) and the getters' (H); who needs both
+takes T first.
+
+An item lies in one or more **granules** of 32 bytes, side by side. A count of granules and one of items
+make a **position**, which only grows: items in the low half, where a futex looks, granules in the high half;
+granule g lies at place g mod granules.
+
+======== ========================================================================================
+word     content
+======== ========================================================================================
+0-7      what tells a queue; granules; most items; maxsize; flags; hands; members; most bytes inline
+16       TAIL: the position behind the last item put, stored last by each put: the commit (T)
+24       HEAD: the position of the next item, the same for a get (H)
+32       ODD: bits that make a put look twice: shut, shut at once, watched, intents (T)
+40       getters that sleep, see `sleepers` (H)
+48       putters that sleep (T)
+56       CLAIM: the item that a getter was about to take last, and its hand (H)
+57       RINGS: counts up when all that was put is finished (T), for who waits in `join`
+64       DROPPED: items that *overflow* dropped (T)
+72-73    who had T and H last: seat (T, H)
+80-127   intents: row, generation and granule of a handle that is about to be put, 16 times (T)
+128-     members of a joinable queue, by seat: nonce, claimed, taken, finished (T and H, H, H, T)
+then     hands of a queue that gives back: owner, item, first word, then as many bytes as lie inline
+then     granules
+======== ========================================================================================
+
+An item's first word has the low half of its first granule's number, its length 24 and its kind 8; behind it lie
+the pickled bytes, or grant word and tail of a handle. What does not fit before the last granule begins at the
+first one again, behind a pad.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import Final
+
+MAGIC: Final = int.from_bytes(b"\x93shmqueu", "little")
+#: What the publication holds, in bytes.
+PREFIX_BYTES: Final = 64
+
+GRANULES: Final = 1
+CAPACITY: Final = 2
+MAXSIZE: Final = 3
+FLAGS: Final = 4
+HANDS: Final = 5
+SEATS: Final = 6
+MOST_INLINE: Final = 7
+
+TAIL: Final = 16
+HEAD: Final = 24
+ODD: Final = 32
+GETTERS_SLEEP: Final = 40
+PUTTERS_SLEEP: Final = 48
+CLAIM: Final = 56
+RINGS: Final = 57
+DROPPED: Final = 64
+TAIL_OWNER: Final = 72
+HEAD_OWNER: Final = 73
+INTENTS: Final = 80
+MOST_INTENTS: Final = 16
+FIRST_MEMBER: Final = 128
+
+#: A member's words.
+NONCE: Final = 0
+CLAIMED: Final = 1
+TAKEN: Final = 2
+FINISHED: Final = 3
+MEMBER_WORDS: Final = 4
+#: A hand's words.
+OWNER: Final = 0
+NUMBER: Final = 1
+WORD: Final = 2
+HAND_WORDS: Final = 4
+
+GRANULE_BYTES: Final = 32
+GRANULE_SHIFT: Final = 5
+#: The first word of an item.
+ITEM_HEAD: Final = 8
+#: Granules of a handle.
+HANDLE_GRANULES: Final = 1
+
+LOW: Final = (1 << 32) - 1
+LENGTH_SHIFT: Final = 32
+LENGTH_MASK: Final = (1 << 24) - 1
+KIND_SHIFT: Final = 56
+
+
+class Kind(IntEnum):
+    """What an item is."""
+
+    INLINE = 1
+    #: Of an object that `objects` has laid out in a lease.
+    HANDLE = 2
+    #: Of a lease that holds the pickled bytes, which the queue had no room for.
+    PICKLED = 3
+    PAD = 4
+
+
+class Flag(IntFlag):
+    """How a queue was made."""
+
+    JOINABLE = 1
+    DROP_OLDEST = 2
+    DROP_NEWEST = 4
+    REQUEUE = 8
+
+
+ALL_FLAGS: Final = 15
+
+
+class Odd(IntFlag):
+    """Why a put looks twice."""
+
+    SHUT = 1
+    SHUT_AT_ONCE = 2
+    WATCHED = 4
+    INTENTS = 8
+
+
+def granules_of(length: int) -> int:
+    """Granules of an item of so many bytes."""
+    return (length + ITEM_HEAD + GRANULE_BYTES - 1) >> GRANULE_SHIFT
+
+
+def item_word(granule: int, kind: int, length: int) -> int:
+    """The first word of an item."""
+    return granule & LOW | length << LENGTH_SHIFT | kind << KIND_SHIFT
+
+
+def moved(position: int, granules: int, items: int) -> int:
+    """A position so much further."""
+    return ((position >> 32) + granules & LOW) << 32 | (position + items & LOW)
+
+
+def hand_words(most_inline: int) -> int:
+    """Words of one hand."""
+    return HAND_WORDS + (most_inline + 7 >> 3)
+
+
+def first_hand(seats: int, flags: int) -> int:
+    """The first hand's first word."""
+    return FIRST_MEMBER + ((seats + 1) * MEMBER_WORDS if flags & Flag.JOINABLE else 0)
+
+
+def first_granule(seats: int, flags: int, hands: int, most_inline: int) -> int:
+    """Where the granules begin, in bytes."""
+    at = 8 * (first_hand(seats, flags) + hands * hand_words(most_inline))
+    return -(-at // 64) * 64

@@ -1,0 +1,30 @@
+"""The verb of queues. What it needs is imported when it is first used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..pool import BasePool
+
+if TYPE_CHECKING:
+    from .queue import OnDeadConsumer, Overflow, Queue
+
+
+class QueueVerbs(BasePool):
+    """A pool of queues."""
+
+    def queue(
+        self,
+        name: str | None = None,
+        *,
+        maxsize: int = 0,
+        on_dead_consumer: OnDeadConsumer = "drop",
+        overflow: Overflow = "block",
+        keep: bool = False,
+    ) -> Queue:
+        """The queue of that name, made by who asks first; of all processes that ask for it, related or not.
+        Without a name a new one. Raises NameTaken for the name of something else, ValueError for a queue that
+        was made otherwise, and like `lease`."""
+        from .queue import Queue
+
+        return Queue(maxsize, pool=self, name=name, on_dead_consumer=on_dead_consumer, overflow=overflow, keep=keep)

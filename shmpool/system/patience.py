@@ -1,0 +1,65 @@
+"""Waiting until a word of shared memory changes: looking again and again for a moment, then sleeping."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Final
+
+from . import futex
+
+#: One that waits looks again and again for so long, if its peer has a core of its own; then it sleeps,
+#: a little at first. In seconds.
+SPIN: Final = 60e-6
+FIRST_SLEEP: Final = 0.002
+LONGEST_SLEEP: Final = 0.05
+
+
+_may_spin = len(os.sched_getaffinity(0)) > 1
+
+
+def spin(words: memoryview[int], at: int, seen: int) -> bool:
+    """Look again and again for a moment whether words[at] is another than was *seen*, where there is a core
+    for that; lets others run. Whether it is."""
+    global _may_spin
+    if _may_spin:
+        until = time.monotonic() + SPIN
+        while words[at] == seen:
+            os.sched_yield()
+            if time.monotonic() >= until:
+                break
+        else:
+            return True
+    _may_spin = len(os.sched_getaffinity(0)) > 1  # it may have changed, and we have time
+    return words[at] != seen
+
+
+class Patience:
+    """One wait of one side: for a word to change."""
+
+    __slots__ = ("_deadline", "_pause", "_spins_until")
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        now = time.monotonic()
+        self._spins_until = now + SPIN if len(os.sched_getaffinity(0)) > 1 else now
+        self._pause = FIRST_SLEEP
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.monotonic() >= self._deadline
+
+    @property
+    def spins(self) -> bool:
+        """Whether to look again at once; lets others run."""
+        if time.monotonic() >= self._spins_until:
+            return False
+        os.sched_yield()
+        return True
+
+    def sleep(self, address: int, seen: int, most: float = LONGEST_SLEEP) -> None:
+        """Sleep while the word at *address* is as it was *seen*, not for long, and *most* seconds at the
+        longest."""
+        futex.wait(address, seen, max(0.0, min(self._pause, most, self._deadline - time.monotonic())))
+        self._pause = min(2 * self._pause, LONGEST_SLEEP)

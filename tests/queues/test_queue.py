@@ -1,0 +1,486 @@
+"""Queues: the semantics of `multiprocessing.Queue`, and what is more."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmpool
+from shmpool.stats import query
+
+SOON = 30.0
+
+
+@pytest.fixture(scope="module")
+def module_broker() -> Iterator[shmpool.Broker]:
+    with shmpool.Broker(memory_limit="64MiB", max_clients=16) as broker:
+        yield broker
+
+
+def settled(address: str, seconds: float = SOON) -> int:
+    """Buffers that are out, once they do not change for the better any more."""
+    deadline = time.monotonic() + seconds
+    while (out := query(address).active_buffers) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return out
+
+
+@pytest.fixture
+def pool(module_broker: shmpool.Broker) -> Iterator[shmpool.Pool]:
+    with module_broker.connect() as pool:
+        yield pool
+    assert settled(module_broker.address) == 0
+
+
+@pytest.fixture
+def made(pool: shmpool.Pool) -> Iterator[Callable[..., Any]]:
+    """Makes queues, and closes them at the end."""
+    queues: list[Any] = []
+
+    def make(maxsize: int = 0, kind: type = shmpool.Queue, **options: Any) -> Any:
+        queues.append(kind(maxsize, pool=pool, **options))
+        return queues[-1]
+
+    yield make
+    for one in queues:
+        one.close()
+
+
+@contextlib.contextmanager
+def process(body: Callable[[], Any]) -> Iterator[int]:
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            body()
+            code = 0
+        finally:
+            os._exit(code)
+    try:
+        yield pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def ended(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+OBJECTS = [
+    None,
+    0,
+    "text",
+    b"",
+    b"x" * 1000,
+    b"y" * 100_000,
+    bytearray(b"z" * 5000),
+    list(range(2000)),
+    {"a": (1, 2.5)},
+]
+
+
+def test_what_is_put_is_got_in_order(made: Callable[..., Any]) -> None:
+    one = made()
+    for obj in OBJECTS:
+        one.put(obj)
+    assert one.qsize() == len(OBJECTS)
+    assert not one.empty()
+    assert [one.get() for _ in OBJECTS] == OBJECTS
+    assert one.empty()
+    assert one.qsize() == 0
+
+
+@pytest.mark.parametrize("nbytes", [100, 10_000, 300_000, 2_000_000])
+def test_arrays_come_out_of_the_pool_s_memory(made: Callable[..., Any], nbytes: int) -> None:
+    one = made()
+    sent = np.arange(nbytes, dtype=np.uint8)
+    one.put((1, sent))
+    one.put(sent)
+    for got in (one.get()[1], one.get()):
+        np.testing.assert_array_equal(got, sent)
+
+
+def test_a_full_queue_and_an_empty_one(made: Callable[..., Any]) -> None:
+    one = made(2)
+    with pytest.raises(queue.Empty):
+        one.get_nowait()
+    with pytest.raises(queue.Empty):
+        one.get(timeout=0.01)
+    one.put(1)
+    one.put_nowait(2)
+    assert one.full()
+    with pytest.raises(queue.Full):
+        one.put_nowait(3)
+    with pytest.raises(queue.Full):
+        one.put(3, timeout=0.01)
+    assert one.get() == 1
+    one.put(3)
+    assert (one.get(), one.get()) == (2, 3)
+
+
+def test_many_at_once(made: Callable[..., Any]) -> None:
+    one = made(5)
+    assert one.put_many(range(8), timeout=0) == 5
+    assert one.get_many(3) == [0, 1, 2]
+    assert one.get_many(10) == [3, 4]
+    assert one.put_many([]) == 0
+    with pytest.raises(ValueError, match="whole number"):
+        one.get_many(0)
+    taker = threading.Thread(target=lambda: [one.get() for _ in range(50)])
+    taker.start()
+    assert one.put_many(range(50)) == 50
+    taker.join()
+
+
+@pytest.mark.parametrize(("overflow", "kept"), [("drop_oldest", [3, 4, 5]), ("drop_newest", [0, 1, 2])])
+def test_where_the_newest_counts_or_the_oldest(made: Callable[..., Any], overflow: str, kept: list[int]) -> None:
+    one = made(3, overflow=overflow)
+    for number in range(6):
+        one.put((number, bytes(5000 * (number % 2))))
+    assert one.dropped == 3
+    assert [one.get()[0] for _ in range(3)] == kept
+    one.put_many(range(10))
+    assert one.qsize() == 3
+
+
+def test_what_cannot_be_put_raises_at_once_and_leaves_nothing(made: Callable[..., Any]) -> None:
+    one = made(4)
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        one.put(lambda: None)
+    with pytest.raises(shmpool.ShmpoolError):
+        one.put(bytes(1 << 30), timeout=1)
+    assert one.empty()
+    one.put(1)
+    assert one.get() == 1
+
+
+def test_wrong_arguments_are_named(pool: shmpool.Pool) -> None:
+    with pytest.raises(TypeError, match="maxsize"):
+        shmpool.Queue(1.5, pool=pool)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="overflow"):
+        shmpool.Queue(overflow="drop", pool=pool)  # type: ignore[arg-type]
+    with pytest.raises(shmpool.InvalidSize, match="items"):
+        shmpool.Queue(10_000_000, pool=pool)
+
+
+def test_after_close_it_raises(made: Callable[..., Any]) -> None:
+    one = made()
+    with pytest.raises(AssertionError):
+        one.join_thread()
+    one.cancel_join_thread()
+    one.close()
+    one.close()
+    one.join_thread()
+    for use in (lambda: one.put(1), one.get, one.qsize):
+        with pytest.raises(ValueError, match="is closed"):
+            use()
+
+
+def test_the_last_one_to_close_discards_what_is_in_it(pool: shmpool.Pool, made: Callable[..., Any]) -> None:
+    one = made()
+    other = pickle.loads(pickle.dumps(one))
+    for _ in range(3):
+        one.put(b"x" * 10_000)
+    one.close()
+    assert other.get() == b"x" * 10_000
+    other.close()
+    assert settled(pool.address) == 0
+
+
+def test_shutdown_ends_puts_at_once_and_gets_when_it_is_empty(made: Callable[..., Any]) -> None:
+    one = made()
+    one.put(1)
+    one.shutdown()
+    with pytest.raises(shmpool.QueueShutDown):
+        one.put(2)
+    assert one.get() == 1
+    with pytest.raises(shmpool.QueueShutDown):
+        one.get()
+    other = made()
+    other.put(b"x" * 10_000)
+    other.shutdown(immediate=True)
+    with pytest.raises(shmpool.QueueShutDown):
+        other.get()
+
+
+def test_shutdown_wakes_who_waits(made: Callable[..., Any]) -> None:
+    one, told = made(), []
+
+    def wait() -> None:
+        try:
+            one.get()
+        except shmpool.QueueShutDown:
+            told.append(True)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    one.shutdown()
+    waiter.join()
+    assert told == [True]
+
+
+def test_join_waits_for_all_tasks(made: Callable[..., Any]) -> None:
+    one = made(kind=shmpool.JoinableQueue)
+    for number in range(10):
+        one.put(number)
+
+    def work() -> None:
+        for _ in range(10):
+            one.get()
+            one.task_done()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    one.join()
+    worker.join()
+    with pytest.raises(ValueError, match="too many times"):
+        one.task_done()
+    one.join()
+
+
+def test_a_name_gives_the_same_queue_to_who_asks(pool: shmpool.Pool, module_broker: shmpool.Broker) -> None:
+    with module_broker.connect() as other:
+        one, same = pool.queue("frames", maxsize=8), other.queue("frames", maxsize=8)
+        one.put("first")
+        assert same.get() == "first"
+        with pytest.raises(ValueError, match="maxsize=8"):
+            other.queue("frames", maxsize=9)
+        one.close()
+        same.close()
+
+
+def echo(incoming: Any, outgoing: Any) -> None:
+    while (item := incoming.get()) is not None:
+        outgoing.put(item)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.long)])
+def test_processes_of_every_kind_share_it(made: Callable[..., Any], method: str) -> None:
+    there, back = made(), made()
+    process = multiprocessing.get_context(method).Process(target=echo, args=(there, back))
+    process.start()
+    for obj in OBJECTS:
+        there.put(obj or 1)
+        assert back.get() == (obj or 1)
+    there.put(None)
+    process.join()
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(("putters", "getters"), [(1, 1), (2, 2)])
+def test_order_and_count_hold_over_processes(made: Callable[..., Any], putters: int, getters: int) -> None:
+    one, results = made(16), made()
+    each = 2000
+
+    def put(name: int) -> None:
+        for number in range(each):
+            one.put((name, number, b"x" * (5000 if number % 7 == 0 else 10)))
+
+    def get() -> None:
+        got = []
+        while (item := one.get()) is not None:
+            got.append(item[:2])
+        results.put(got)
+
+    with contextlib.ExitStack() as stack:
+        getting = [stack.enter_context(process(get)) for _ in range(getters)]
+        putting = [stack.enter_context(process(lambda name=name: put(name))) for name in range(putters)]
+        assert [ended(pid) for pid in putting] == [0] * putters
+        for _ in getting:
+            one.put(None)
+        gots = [results.get() for _ in getting]
+        assert [ended(pid) for pid in getting] == [0] * getters
+    assert sorted(item for got in gots for item in got) == [(n, i) for n in range(putters) for i in range(each)]
+    for got in gots:
+        for name in range(putters):
+            mine = [number for who, number in got if who == name]
+            assert mine == sorted(mine)
+
+
+def test_waiting_is_interruptible(made: Callable[..., Any]) -> None:
+    class Ring(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Ring
+
+    one = made(1)
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(Ring):
+            one.get()
+        one.put(1)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(Ring):
+            one.put(2)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert one.get() == 1
+    one.put(3)
+    assert one.get() == 3
+
+
+def test_interrupts_at_any_place_lose_at_most_what_was_in_hand(made: Callable[..., Any]) -> None:
+    """A handler raises again and again, in the middle of put and get: nothing is doubled or blocked."""
+
+    class Ring(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        if may_ring:
+            raise Ring
+
+    one = made(8)
+    got: list[int] = []
+    number = 0
+    may_ring = False
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            number += 1
+            may_ring = True
+            try:
+                one.put((number, b"x" * (8000 * (number % 2))))
+                got.append(one.get()[0])
+            except Ring:
+                pass
+            may_ring = False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    while not one.empty():
+        got.append(one.get()[0])
+    assert got == sorted(set(got))
+    one.put("works")
+    assert one.get() == "works"
+
+
+def test_a_handler_that_puts_inside_a_put_is_refused_not_blocked(made: Callable[..., Any]) -> None:
+    one = made()
+    ring = one._here()
+    thread = ring.threads.mine()
+    thread.holds = ring.tail_end.marked  # as in the middle of a put
+    with pytest.raises(RuntimeError, match="signal handler"):
+        one.put(1)
+    thread.holds = ()
+    one.put(2)
+    assert one.get() == 2
+
+
+def test_a_scribbled_cell_is_told_and_stepped_over(made: Callable[..., Any]) -> None:
+    one = made()
+    one.put(1)
+    one.put(2)
+    ring = one._here()
+    ring.words[ring.word_of(0)] = 0xFFFF_FFFF_FFFF_FFFF
+    with pytest.raises(shmpool.FormatError, match="damaged"):
+        one.get()
+    assert one.get() == 2
+
+
+# --- deaths ---------------------------------------------------------------------------------------
+
+
+KILLS = [20, pytest.param(1000, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("kills", KILLS)
+def test_kills_at_random_points_block_nobody(pool: shmpool.Pool, made: Callable[..., Any], kills: int) -> None:
+    """Putters and getters are killed while they work: nobody is blocked, nothing doubled or out of order."""
+    import random
+
+    chance = random.Random(kills)
+    one, results = made(32), made()
+
+    def put(name: int) -> None:
+        number = 0
+        while True:
+            one.put((name, number, b"x" * (6000 if number % 3 == 0 else 10)))
+            number += 1
+
+    def get() -> None:
+        while True:
+            results.put(one.get()[:2])
+
+    alive: dict[int, bool] = {}
+    names = iter(range(10**9))
+
+    def start(is_putter: bool) -> None:
+        name = next(names)
+        pid = os.fork()
+        if not pid:
+            try:
+                put(name) if is_putter else get()
+            finally:
+                os._exit(1)
+        alive[pid] = is_putter
+
+    for is_putter in (True, True, False, False):
+        start(is_putter)
+    last: dict[int, int] = {}
+    seen: set[tuple[int, int]] = set()
+    try:
+        for _ in range(kills):
+            until = time.monotonic() + chance.uniform(0.01, 0.06)
+            count = 0
+            while count < 20 or time.monotonic() < until:
+                name, number = item = results.get(timeout=SOON)
+                assert item not in seen, "doubled"
+                seen.add(item)
+                last[name] = max(last.get(name, -1), number)
+                count += 1
+            pid = chance.choice(list(alive))
+            is_putter = alive.pop(pid)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            start(is_putter)
+    finally:
+        for pid in alive:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    one.put("still works", timeout=SOON) if not one.full() else one.get(timeout=SOON)
+    one.shutdown(immediate=True)
+    results.shutdown(immediate=True)
+
+
+def test_a_queue_outlives_who_put_it_and_the_broker(tmp_path: Any) -> None:
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "client"))
+    from client_helpers import Daemon
+
+    address = str(tmp_path / "broker.sock")
+    daemon = Daemon(address, memory_limit="16MiB")
+    with shmpool.connect(address) as pool:
+        one = shmpool.Queue(pool=pool)
+        with process(lambda: [one.put((i, b"x" * 6000 * (i % 2))) for i in range(6)]) as pid:
+            assert ended(pid) == 0
+        assert one.get()[0] == 0
+        daemon.end(signal.SIGKILL)
+        assert one.get()[0] == 1
+        one.put("between")
+        daemon = Daemon(address, memory_limit="16MiB")
+        assert [one.get()[0] for _ in range(4)] == [2, 3, 4, 5]
+        assert one.get() == "between"
+        one.close()
+        assert settled(address) == 0
+    daemon.end(signal.SIGTERM)
