@@ -148,6 +148,44 @@ def test_interrupted_cycle_loses_nothing(broker: Daemon, kind: str, readers: int
     assert_all_is_back(broker.address)
 
 
+@every_place
+@pytest.mark.parametrize("options", [{}, {"on_dead_consumer": "requeue"}], ids=["drop", "requeue"])
+def test_interrupted_queue_doubles_nothing_and_serves_others(
+    broker: Daemon, options: dict[str, str], all_of_them: bool
+) -> None:
+    """At most what was in hand is lost, all is in order, and both its ends are free."""
+
+    def act(interrupter: Interrupter) -> None:
+        with shmpool.connect(broker.address) as pool:
+            one = shmpool.JoinableQueue(100, pool=pool, **options)  # type: ignore[arg-type]
+            got: list[tuple[int, bytes]] = []
+
+            def use() -> None:
+                one.put((0, b""))
+                one.put((1, bytes(10_000)))
+                one.put_many([(2, bytes(5000)), (3, b""), (4, bytes(300_000))])
+                got.append(one.get())
+                one.task_done()
+                got.extend(one.get_many(2))
+
+            def go_on() -> None:
+                one.put((5, bytes(10_000)), timeout=5)
+                while got[-1:] == [] or got[-1][0] != 5:
+                    got.append(one.get(timeout=5))
+
+            interrupted(interrupter, use)
+            works_elsewhere(go_on)
+            numbers = [number for number, _ in got]
+            assert numbers == sorted(set(numbers)), numbers
+            assert all(not any(content) for _, content in got)
+            one.shutdown(immediate=True)
+            one.close()
+        nobody_sits(broker.address)
+
+    places(act, all_of_them=all_of_them)
+    assert_all_is_back(broker.address)
+
+
 class WhereItIsLookedAt(Interrupter):
     """Only where publications are taken up to be looked at or handed over."""
 

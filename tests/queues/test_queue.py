@@ -336,43 +336,6 @@ def test_waiting_is_interruptible(made: Callable[..., Any]) -> None:
     assert one.get() == 3
 
 
-def test_interrupts_at_any_place_lose_at_most_what_was_in_hand(made: Callable[..., Any]) -> None:
-    """A handler raises again and again, in the middle of put and get: nothing is doubled or blocked."""
-
-    class Ring(Exception):
-        pass
-
-    def ring(*_: object) -> None:
-        if may_ring:
-            raise Ring
-
-    one = made(8)
-    got: list[int] = []
-    number = 0
-    may_ring = False
-    before = signal.signal(signal.SIGALRM, ring)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
-        deadline = time.monotonic() + 1.0
-        while time.monotonic() < deadline:
-            number += 1
-            may_ring = True
-            try:
-                one.put((number, b"x" * (8000 * (number % 2))))
-                got.append(one.get()[0])
-            except Ring:
-                pass
-            may_ring = False
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    while not one.empty():
-        got.append(one.get()[0])
-    assert got == sorted(set(got))
-    one.put("works")
-    assert one.get() == "works"
-
-
 def test_a_handler_that_puts_inside_a_put_is_refused_not_blocked(made: Callable[..., Any]) -> None:
     one = made()
     ring = one._here()
