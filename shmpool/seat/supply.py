@@ -60,6 +60,9 @@ class Supply(Custody):
         LeaseTimeout, or SharedMemoryFull when the host or this process's cgroup had no room within
         *timeout* seconds (None: the configured ones, 0: one try); nothing is leased then."""
         kept = self.segments.lease(nbytes)
+        if kept is None and self.deferred.any and self.segments:
+            self.deferred.look_at_all()
+            kept = self.segments.lease(nbytes)
         if kept is not None:
             return kept
         seconds = self.lease_timeout if timeout is None else timeout
