@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InvalidSize, TeeError
 from ..protocol.sizing import optimal_chunk_size
@@ -28,21 +29,36 @@ class ChunkedTeeReader(io.RawIOBase):
     many bytes were read and how many of them written. For one thread at a time.
     """
 
+    #: Beside the dictionary that every file has: for the shortest way through `readinto`.
+    __slots__ = (
+        "_chunk", "_ended", "_passed", "_pool", "_read", "_reader", "_readinto", "_size", "_started", "_write",
+        "_writer", "_written", "chunks_used",
+    )  # fmt: skip
+
     def __init__(self, reader: Any, writer: Any, pool: BasePool, size: int | None = None) -> None:
         super().__init__()
         if size is not None and (type(size) is not int or size < 0):
             raise InvalidSize(f"size is a number of bytes or None, not {size!r}")
         self._reader, self._writer, self._pool, self._size = reader, writer, pool, size
-        self._readinto = getattr(reader, "readinto", None)
+        self._readinto: Callable[[Any], int | None] = getattr(reader, "readinto", None) or self._fill
         self._write = writer.write
         self._chunk: Lease | OwnRoom | None = None
         self._started = time.perf_counter()
         self._ended: float | None = None
-        #: Bytes that came from the reader, and those of them that the writer has.
-        self.bytes_read = 0
-        self.bytes_written = 0
+        #: Bytes that were read and written whole, by the short way; and what came by the other.
+        self._passed = self._read = self._written = 0
         #: How often a leased chunk was filled.
         self.chunks_used = 0
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that came from the reader."""
+        return self._passed + self._read
+
+    @property
+    def bytes_written(self) -> int:
+        """Those of them that the writer has."""
+        return self._passed + self._written
 
     @property
     def elapsed(self) -> float:
@@ -56,13 +72,18 @@ class ChunkedTeeReader(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int | None:
         """Fill *buffer*, a writable one, as far as the reader gives in one go; 0 at its end, None
         where it would block."""
-        if self.closed:
-            self._check_open()
-        if self._readinto is None:
-            return self._read_otherwise(buffer)
-        filled: int | None = self._readinto(buffer)
-        if filled and type(buffer) is memoryview and buffer.nbytes == filled == len(buffer):
-            self._write_on(buffer)  # nearly always
+        filled = self._readinto(buffer)
+        if filled and type(buffer) is memoryview and len(buffer) == filled == buffer.nbytes and self._size is None:
+            try:
+                written = self._write(buffer)
+            except Exception as error:
+                self._read += filled
+                raise self._failure(error) from error
+            if written == filled:  # nearly always
+                self._passed += filled
+            else:
+                self._read += filled
+                self._write_rest(buffer, written)
         elif filled:
             # Each view is released at once: an exception's traceback would keep it, and the chunk with it.
             with memoryview(buffer) as view, view.cast("B") as flat, flat[:filled] as piece:
@@ -94,6 +115,7 @@ class ChunkedTeeReader(io.RawIOBase):
         if not self.closed:
             self._ended = time.perf_counter()
             chunk, self._chunk = self._chunk, None
+            self._readinto = self._is_closed
             super().close()
             if chunk is not None:
                 chunk.release()
@@ -106,36 +128,41 @@ class ChunkedTeeReader(io.RawIOBase):
             )
         return self._chunk
 
-    def _read_otherwise(self, buffer: Any) -> int | None:
-        """From a reader that only has ``read``."""
+    def _fill(self, buffer: Any) -> int | None:
+        """Like ``readinto``, from a reader that only has ``read``."""
         with memoryview(buffer) as view, view.cast("B") as flat:
             piece = self._reader.read(len(flat))
             if piece is None:
                 return None
             flat[: len(piece)] = piece
-            if piece:
-                with memoryview(piece) as read:
-                    self._write_on(read)
-            elif len(flat):
-                self._check_end()
             return len(piece)
 
     def _write_on(self, piece: memoryview) -> None:
-        self.bytes_read += len(piece)
+        self._read += len(piece)
         if self._size is not None and self.bytes_read > self._size:
             raise InvalidSize(f"{self._size} bytes were announced, the reader has {self.bytes_read} or more")
         try:
             written = self._write(piece)
-            if written == len(piece):
-                self.bytes_written += written
-            else:
-                for took in rest_written(self._writer, piece, written, self.bytes_written):
-                    self.bytes_written += took
         except Exception as error:
-            raise TeeError(
-                f"the writer failed: {self.bytes_read} bytes were read, {self.bytes_written} of them written:"
-                f" {type(error).__name__}: {error}"
-            ) from error
+            raise self._failure(error) from error
+        self._write_rest(piece, written)
+
+    def _write_rest(self, piece: memoryview, written: int | None) -> None:
+        """After a write that said that it took *written*."""
+        try:
+            for took in rest_written(self._writer, piece, written, self.bytes_written):
+                self._written += took
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> TeeError:
+        return TeeError(
+            f"the writer failed: {self.bytes_read} bytes were read, {self.bytes_written} of them written:"
+            f" {type(error).__name__}: {error}"
+        )
+
+    def _is_closed(self, buffer: Any) -> NoReturn:
+        raise ValueError("I/O operation on closed file")
 
     def _check_end(self) -> None:
         if self._size is not None and self.bytes_read < self._size:
