@@ -185,13 +185,13 @@ class Slot:
 
     row: int
     tier: Tier
-    spans: tuple[tuple[int, int], ...]
+    extents: tuple[tuple[int, int], ...]
     generation: int
     tickets: int = 0
 
     @property
     def rows(self) -> list[int]:
-        return [row for first, count in self.spans for row in range(first, first + count)]
+        return [row for first, count in self.extents for row in range(first, first + count)]
 
 
 @dataclass(slots=True, eq=False)
@@ -531,7 +531,7 @@ class World:
         word = self.grant(row)
         assert state_of(word) == State.IDLE, f"row {row} was granted, its word is {word:#x}"
         tier = self.tier_of(row)
-        for member in (at for first, count in self.spans_of(row) for at in range(first, first + count)):
+        for member in (at for first, count in self.extents_of(row) for at in range(first, first + count)):
             self._assert_unused(member, "granted")
             assert tier.kind is TierKind.DIRECT or member in self.warm, f"row {member} was granted cold"
             if client.process.is_alive and not client.is_over:
@@ -573,13 +573,13 @@ class World:
         """One store into a grant word, by whoever has its token (or has none)."""
         self.ledger[row * ROW_WORDS] = word
 
-    def spans_of(self, head: int) -> tuple[tuple[int, int], ...]:
-        spans = [(head, chunks_of(self.ledger[head * ROW_WORDS + EXTENT]))]
+    def extents_of(self, head: int) -> tuple[tuple[int, int], ...]:
+        extents = [(head, chunks_of(self.ledger[head * ROW_WORDS + EXTENT]))]
         following = next_row_of(self.link_of(head))
         while following:
-            spans.append((following, chunks_of_link(self.link_of(following))))
+            extents.append((following, chunks_of_link(self.link_of(following))))
             following = next_row_of(self.link_of(following))
-        return tuple(spans)
+        return tuple(extents)
 
     def is_wanted(self, tier: int) -> bool:
         return self.header[WANTED + tier] == 1
@@ -840,7 +840,7 @@ class Client:
             return None
         if row not in self.world.owners:  # granted by a broker that died before it said so
             self.world._note_grant(row, self)
-        slot = Slot(row, self.world.tier_of(row), self.world.spans_of(row), generation_of(word))
+        slot = Slot(row, self.world.tier_of(row), self.world.extents_of(row), generation_of(word))
         self.owned[row] = slot
         return slot
 
@@ -854,7 +854,7 @@ class Client:
         world.store(slot.row, grant_word(slot.generation, State.LEASED, self.seat))
         if slot.tier.kind is not TierKind.DIRECT or nbytes is not None:
             asked = slot.tier.size * len(slot.rows) if nbytes is None else nbytes
-            world.ledger[slot.row * ROW_WORDS + EXTENT] = extent_word(asked, 1, slot.spans[0][1])
+            world.ledger[slot.row * ROW_WORDS + EXTENT] = extent_word(asked, 1, slot.extents[0][1])
         token = next(world._tokens)
         for row in slot.rows:
             assert world.owners.get(row) == self.seat, f"row {row} is leased by seat {self.seat}, not its owner"
@@ -876,7 +876,7 @@ class Client:
             nbytes = nbytes_of(world.ledger[at + EXTENT]) if is_direct else slot.tier.size * len(slot.rows)
         is_passed_on = is_direct and not keep
         granted = grant_word(slot.generation, State.PUBLISHED, 0 if is_passed_on else self.seat)
-        shape = self.seat if is_direct else slot.spans[0][1]
+        shape = self.seat if is_direct else slot.extents[0][1]
         world.ledger[at + EXTENT] = extent_word(nbytes, tickets, shape)
         for cell in range(tickets):
             world.ledger[at + FIRST_CELL + cell] = granted

@@ -89,7 +89,7 @@ class Sharer(Client):
         is_direct = slot.tier.kind is TierKind.DIRECT
         for cell, word in enumerate(shared_cells(name, 4711, round(ttl))):
             world.ledger[at + FIRST_CELL + cell] = word
-        shape = self.seat if is_direct else slot.spans[0][1]
+        shape = self.seat if is_direct else slot.extents[0][1]
         nbytes = nbytes_of(world.ledger[at + EXTENT]) if is_direct else 4096
         world.ledger[at + EXTENT] = nbytes | (SHARED | keep) << TICKETS_SHIFT | shape << CHUNKS_SHIFT
         world.store(slot.row, grant_word(slot.generation, State.PUBLISHED, BROKER))

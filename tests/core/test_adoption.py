@@ -214,14 +214,14 @@ def test_a_scattered_run_is_adopted_whole(world: World) -> None:
     while not client.refusals:
         client.refill(CHUNKS, 3, queue=False)
         world.run()
-    scattered = [slot for slot in client.ready if len(slot.spans) > 1]
+    scattered = [slot for slot in client.ready if len(slot.extents) > 1]
     assert scattered
     world.restart()
     client.reconnect()
     world.run()
     for slot in scattered:
         holding = world.broker.inventory.granted[slot.row]
-        assert {row for first, n in holding.spans for row in range(first, first + n)} == set(slot.rows)
+        assert {row for first, n in holding.extents for row in range(first, first + n)} == set(slot.rows)
     client.give_back(*client.ready)
     world.run()
     assert world.states(CHUNKS)[State.FOLLOWER] == 0

@@ -146,7 +146,7 @@ def test_a_run_is_told_once_with_all_of_its_memory_scattered_or_not(world: World
     client.give_back(*every_other)
     world.run()
     (scattered,) = client.get(CHUNKS, 10)
-    assert len(scattered.spans) > 1
+    assert len(scattered.extents) > 1
     (idle,) = [buffer for buffer in buffers(world) if buffer["state"] == "idle"]
     assert (idle["row"], idle["bytes"]) == (scattered.row, 10 * 8 * KIB)
 

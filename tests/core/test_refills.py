@@ -87,7 +87,7 @@ def test_a_run_is_warmed_in_slices_that_others_come_between(make_world: type[Wor
     ]  # fmt: skip
     world.run()
     world.pass_time(0.1)
-    assert [count for _, count in one.ready[0].spans] == [300]
+    assert [count for _, count in one.ready[0].extents] == [300]
 
 
 def test_waiters_of_a_tier_are_served_in_the_order_they_came(world: World) -> None:
@@ -295,7 +295,7 @@ def test_a_run_is_scattered_where_no_place_is_large_enough(world: World) -> None
     scatter(world)  # the limit allows 35 of 40 chunks: the last six are free in a row
     client = world.client()
     (run,) = client.get(CHUNKS, 8)
-    assert len(run.spans) == 3
+    assert len(run.extents) == 3
     assert len(set(run.rows)) == 8
     assert all(world.state(row) is State.FOLLOWER for row in run.rows if row != run.row)
     ticket = client.publish(run)[0]
@@ -316,7 +316,7 @@ def test_a_scattered_run_of_warm_pieces_is_granted_at_once(world: World) -> None
     world.run()
     world.keep_actions = True
     (run,) = client.get(CHUNKS, 12)
-    assert [count for _, count in run.spans] == [6, 6]
+    assert [count for _, count in run.extents] == [6, 6]
     assert not [action for action in world.actions if isinstance(action, Warm)]
 
 
@@ -329,7 +329,7 @@ def test_a_run_of_many_pieces_is_granted_and_comes_back(make_world: type[World])
     world.run()
     world.pass_time(0.1)
     (run,) = client.ready
-    assert len(run.spans) > 64 and len(set(run.rows)) == 100
+    assert len(run.extents) > 64 and len(set(run.rows)) == 100
     assert world.broker.inventory.scattered[CHUNKS] == 1
     ticket = client.publish(run)[0]
     world.restart()
@@ -372,7 +372,7 @@ def test_a_run_of_too_many_pieces_waits(make_world: type[World], monkeypatch: py
         hoarder.put_back(slot)
     hoarder.give_back(*hoarder.ready)
     world.run()
-    assert [count for _, count in client.ready[0].spans] == [100]
+    assert [count for _, count in client.ready[0].extents] == [100]
 
 
 def test_a_recycled_run_keeps_its_followers_as_they_were_built(world: World) -> None:

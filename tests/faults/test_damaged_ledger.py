@@ -294,9 +294,9 @@ def make_scattered_scene() -> tuple[harness.World, dict[str, int]]:
     hoarder.give_back(*hoarder.ready[2::3])
     world.run()
     (run,) = client.get(harness.CHUNKS, 8)
-    assert len(run.spans) > 2
+    assert len(run.extents) > 2
     client.publish(run, 2)
-    return world, {"head": run.row, "piece": run.spans[1][0], "last piece": run.spans[-1][0], "member": run.rows[1]}
+    return world, {"head": run.row, "piece": run.extents[1][0], "last piece": run.extents[-1][0], "member": run.rows[1]}
 
 
 class Rewound:
@@ -426,8 +426,8 @@ class Aftermath:
             if isinstance(action.message, Grant) and action.connection in self.granted:
                 self.granted[action.connection] += action.message.rows
         elif isinstance(action, Warm):
-            span = (action.tier, action.row, action.count)
-            return Warmed(*span) if works else WarmFailed(*span, "no room")
+            extent = (action.tier, action.row, action.count)
+            return Warmed(*extent) if works else WarmFailed(*extent, "no room")
         elif isinstance(action, CreateDirect):
             return DirectCreated(action.row) if works else DirectFailed(action.row, "no room")
         elif isinstance(action, CloseTicket):

@@ -40,6 +40,9 @@ CONNECT_PATIENCE = 120.0
 MOST_KEPT = 6
 #: One object in so many is the last of its worker.
 OBJECTS_OF_A_LIFE = 400
+#: Of more workers than so many a core each rests between two objects, so that all of them together are as busy
+#: as those would be: what the broker's part is on a host that starves everybody is not the question.
+BUSY_PER_CORE, REST = 8, 0.02
 #: A worker that is disturbed closes its pool, and opens another, at one deed in so many.
 DEEDS_OF_A_POOL = 500
 
@@ -194,6 +197,9 @@ class Worker:
         return chance.randint(1 << 20, 3 << 20), Strategy.ADAPTIVE
 
     def _produce(self) -> None:
+        crowd = len(self.around.mailboxes) / (BUSY_PER_CORE * (os.cpu_count() or 1)) - 1
+        if crowd > 0:
+            time.sleep(REST * crowd * self.random.uniform(0.5, 1.5))
         choice = self.random.random()
         if choice < 0.002:
             self._hog()

@@ -22,7 +22,7 @@ from ..connections.seats import Seat, Seats
 from ..events import DirectCreated, DirectFailed, Warmed, WarmFailed
 from ..memory.holding import Holding
 from ..memory.inventory import Inventory
-from ..memory.slots import Span
+from ..memory.slots import Extent
 from ..memory.stock import BUILT_PER_STEP
 from ..outbox import Outbox
 from ..rows import Rows
@@ -35,7 +35,7 @@ class Warming:
 
     request: Request
     holdings: list[Holding]
-    slices: Iterator[Span] = field(default_factory=lambda: iter(()))
+    slices: Iterator[Extent] = field(default_factory=lambda: iter(()))
 
 
 class Lender(Protocol):
@@ -113,7 +113,7 @@ class Grants:
             return False
         with self._answering(request, holdings, now):
             uid = self._seats.taken[request.seat].peer.uid
-            unclean = [one for one in holdings if self._inventory.scrubber.is_needed(one.spans, uid)]
+            unclean = [one for one in holdings if self._inventory.scrubber.is_needed(one.extents, uid)]
             warming = Warming(request, holdings)
             if unclean:
                 self.scrubbing.add(warming)
@@ -177,7 +177,7 @@ class Grants:
         """Grant at once what is warm, clean and no long run."""
         try:
             for holding in holdings:
-                if holding.spans != ((holding.row, 1),):
+                if holding.extents != ((holding.row, 1),):
                     for _ in self._inventory.build(holding):
                         pass
             self._commit(connection, number, seat, holdings, now)
@@ -200,11 +200,11 @@ class Grants:
 
     def _warm_next(self, warming: Warming, now: float) -> None:
         """Grant it when all of it is warm."""
-        span = next(warming.slices, None)
-        if span is None:
+        extent = next(warming.slices, None)
+        if extent is None:
             self._grant(warming.request, warming.holdings, now)
             return
-        row, count = span
+        row, count = extent
         tier = warming.holdings[0].tier
         self.warming[tier.index, row] = warming
         self._outbox.add(Warm(tier.index, row, count))

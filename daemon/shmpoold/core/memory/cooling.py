@@ -68,13 +68,13 @@ class Cooling:
         end = slots.tier.capacity
         step = max(1, min(SCANNED_PER_STEP, COOLED_PER_STEP // slots.tier.size))
         while end > 0 and slots.ready and slots.warm > floor:
-            spans, end = slots.idle_spans(end, step, since)
+            extents, end = slots.idle_extents(end, step, since)
             cooled = 0
-            for row, count in spans:
+            for row, count in extents:
                 some = min(count, slots.warm - floor)
                 if some > 0:
                     cooled += some
-                    self._inventory.cool_span(slots, row + count - some, some)
+                    self._inventory.cool_extent(slots, row + count - some, some)
             yield SCANNING + cost_of(cooled * slots.tier.size, cooled)
 
     def cool_all(self, now: float, *, below_floors: bool) -> None:

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from shmpool.protocol.sizing import Tier, TierKind
 
 from ..owners import Owner
-from .slots import Mask, Span
+from .slots import Extent, Mask
 
 
 @dataclass(slots=True, eq=False)
 class Holding:
     """Something granted: a slot, a run or several, a direct segment. It goes by its
-    head's row; *spans* are its extents in order."""
+    head's row; its *extents* are in order."""
 
     row: int
     tier: Tier
-    spans: tuple[Span, ...]
+    extents: tuple[Extent, ...]
     #: None before it is granted, and once it is free or quarantined.
     owner: Owner | None = None
     #: The seat that it was granted to, whoever owns it by now: its process has it mapped. 0 once that
@@ -43,7 +43,7 @@ class Holding:
     chunks: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.chunks = self.spans[0][1] if len(self.spans) == 1 else sum(count for _, count in self.spans)
+        self.chunks = self.extents[0][1] if len(self.extents) == 1 else sum(count for _, count in self.extents)
 
     @property
     def nbytes(self) -> int:

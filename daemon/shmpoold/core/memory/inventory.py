@@ -28,7 +28,7 @@ from ..owners import Owner
 from ..rows import Rows
 from .holding import Holding
 from .scrubber import Scrubber
-from .slots import FEW_PIECES, Span
+from .slots import FEW_PIECES, Extent
 from .stock import BUILT_PER_STEP, Stock
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Inventory(Stock):
         #: By tier, how many are runs in several pieces.
         self.scattered: Counter[int] = Counter()
         #: Runs that have ended, and what of them is not nobody's yet.
-        self.leaving: dict[Holding, list[Span]] = {}
+        self.leaving: dict[Holding, list[Extent]] = {}
         #: By seat, the bytes of its direct segments that are quarantined and may be mapped.
         self.condemned: Counter[int] = Counter()
 
@@ -65,7 +65,7 @@ class Inventory(Stock):
         head = holding.row
         holding.birth = generation_of(self.rows.grant(head))
         holding.following = following = 0
-        for first, count in reversed(holding.spans):
+        for first, count in reversed(holding.extents):
             for start in range(first, first + count, BUILT_PER_STEP):
                 end = min(start + BUILT_PER_STEP, first + count)
                 for row in range(start, end):
@@ -81,15 +81,15 @@ class Inventory(Stock):
         """Write it into the ledger as (IDLE, seat): its followers were built first, the head's
         grant word comes last, so that one store commits the whole."""
         head = holding.row
-        if holding.spans == ((head, 1),):
+        if holding.extents == ((head, 1),):
             holding.birth = generation_of(self.rows.grant(head))
         # A direct segment's length must outlive the broker, for the cap of the next one.
-        extent = extent_word(holding.direct_bytes, 0, holding.spans[0][1])
+        extent = extent_word(holding.direct_bytes, 0, holding.extents[0][1])
         self.rows.describe(head, extent, link_word(holding.following, holding.birth))
         self.rows.move(head, State.IDLE, seat.number)
         holding.publisher, holding.granted_at = seat.number, now
         holding.made_at = holding.made_at or now
-        self.scrubber.note(holding.spans, seat.peer.uid)
+        self.scrubber.note(holding.extents, seat.peer.uid)
         self.hold(holding, seat)
 
     def abandon(self, holding: Holding, now: float) -> None:
@@ -101,12 +101,12 @@ class Inventory(Stock):
         slots = self.maps[holding.tier.index]
         if holding.tier.kind is TierKind.DIRECT:
             self.held -= holding.direct_bytes
-        mask = holding.mask or slots.mask(holding.spans)
+        mask = holding.mask or slots.mask(holding.extents)
         self.held -= holding.tier.size * slots.count_cold(mask)
-        if len(holding.spans) > FEW_PIECES and not self.quarantined and self.say_what_we_left(slots, mask):
+        if len(holding.extents) > FEW_PIECES and not self.quarantined and self.say_what_we_left(slots, mask):
             slots.put_back_all(mask)
             return
-        for first, count in holding.spans:
+        for first, count in holding.extents:
             rows = range(first, first + count)
             if self.quarantined.isdisjoint(rows) and self.rows.are(first, slots.marks(first, count)):
                 slots.give(first, count, now)
@@ -132,7 +132,7 @@ class Inventory(Stock):
         else:
             self.granted[holding.row] = holding
             self.large += holding.is_large
-            self.scattered[holding.tier.index] += len(holding.spans) > 1
+            self.scattered[holding.tier.index] += len(holding.extents) > 1
         holding.owner = owner
         owner.gain(holding)
 
@@ -140,7 +140,7 @@ class Inventory(Stock):
         if holding.owner is not None:
             del self.granted[holding.row]
             self.large -= holding.is_large
-            self.scattered[holding.tier.index] -= len(holding.spans) > 1
+            self.scattered[holding.tier.index] -= len(holding.extents) > 1
             holding.owner.lose(holding)
             holding.owner = None
 
@@ -155,7 +155,7 @@ class Inventory(Stock):
             self.held -= holding.direct_bytes
             self._outbox.add(RemoveDirect(head, holding.birth))
         self.give(holding.tier, head, generation, now)
-        return None if holding.spans == ((head, 1),) else self.take_apart(holding, now)
+        return None if holding.extents == ((head, 1),) else self.take_apart(holding, now)
 
     def _keep(self, holding: Holding, now: float) -> bool:
         """Whether a direct segment that is done becomes a spare."""
@@ -174,7 +174,7 @@ class Inventory(Stock):
     def take_apart(self, holding: Holding, now: float) -> Iterator[int]:
         """Make the followers of a run nobody's, in steps; yields how many rows each step did.
         Its head names them no longer, so a crash in the middle loses nothing."""
-        (head, count), *others = holding.spans
+        (head, count), *others = holding.extents
         left = [*others[::-1], (head + 1, count - 1)]
         self.leaving[holding] = left
         while left:
@@ -212,7 +212,7 @@ class Inventory(Stock):
             else:
                 self.held -= holding.direct_bytes
             self._outbox.add(RemoveDirect(holding.row, holding.birth, may_be_mapped=True))
-        self.quarantined.update(at for row, count in holding.spans for at in range(row, row + count))
+        self.quarantined.update(at for row, count in holding.extents for at in range(row, row + count))
 
     def acquit(self, seat: int) -> None:
         """A seat has ended, and nothing that was quarantined is mapped any more."""
@@ -228,4 +228,4 @@ class Inventory(Stock):
         slots = self.maps[tier.index]
         slots.give(row, 1, now)
         if now - slots.warmed_at(row) > self.max_age and tier.kind is not TierKind.DIRECT:
-            self.retired += self.cool_span(slots, row, 1)
+            self.retired += self.cool_extent(slots, row, 1)

@@ -119,16 +119,16 @@ class Manager:
                 continue
             tier, inventory = slots.tier, self._inventory
             most = min(missing, max(1, FILL_SLICE // tier.size), FILLED_ROWS, max(0, inventory.room) // tier.size)
-            span = slots.find_cold(most) if most else None
-            if span is None:
+            extent = slots.find_cold(most) if most else None
+            if extent is None:
                 self._fail(f"no room for it under memory_limit, {format_bytes(inventory.limit)}")
                 return
-            row, count = span
+            row, count = extent
             slots.take(row, count)
-            if not inventory.are_sound(tier, (span,)):
+            if not inventory.are_sound(tier, (extent,)):
                 return  # somebody scribbled on them: others, the next time
             inventory.held += count * tier.size
-            self.filling = Holding(row, tier, (span,))
+            self.filling = Holding(row, tier, (extent,))
             self._outbox.add(Warm(tier.index, row, count))
             return
         self._inventory.is_below_floor = False

@@ -7,7 +7,7 @@ processes leave for each other.
 
 from __future__ import annotations
 
-from .slots import Span
+from .slots import Extent
 
 #: The last user of a slot taken over from an earlier broker.
 UNKNOWN = -1
@@ -22,10 +22,10 @@ class Scrubber:
         self.is_on = is_on
         self._users: dict[int, int] = {}
 
-    def note(self, spans: tuple[Span, ...], uid: int) -> None:
+    def note(self, extents: tuple[Extent, ...], uid: int) -> None:
         """These rows hold what *uid* wrote."""
         if self.is_on:
-            self._users.update((at, uid) for row, count in spans for at in range(row, row + count))
+            self._users.update((at, uid) for row, count in extents for at in range(row, row + count))
 
     def forget(self, row: int, count: int) -> None:
         """The pages of these rows are gone."""
@@ -33,8 +33,8 @@ class Scrubber:
             for at in range(row, row + count):
                 self._users.pop(at, None)
 
-    def is_needed(self, spans: tuple[Span, ...], uid: int) -> bool:
+    def is_needed(self, extents: tuple[Extent, ...], uid: int) -> bool:
         """Whether any of these rows holds what another user wrote."""
         return self.is_on and any(
-            self._users.get(at, uid) != uid for row, count in spans for at in range(row, row + count)
+            self._users.get(at, uid) != uid for row, count in extents for at in range(row, row + count)
         )

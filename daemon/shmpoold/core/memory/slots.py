@@ -19,7 +19,7 @@ from typing import NamedTuple
 from shmpool.protocol.ledger import MAX_EXTENTS
 from shmpool.protocol.sizing import Tier, TierKind
 
-Span = tuple[int, int]
+Extent = tuple[int, int]
 """(first row, number of rows)"""
 
 _RUNS = re.compile(b"\1+")
@@ -39,8 +39,8 @@ def _number(marks: bytes | bytearray) -> int:
     return int.from_bytes(marks, "little")
 
 
-def _length(span: Span) -> int:
-    return span[1]
+def _length(extent: Extent) -> int:
+    return extent[1]
 
 
 class SlotMap:
@@ -81,7 +81,7 @@ class SlotMap:
         """The lowest row of *count* adjacent unused slots, warm or cold."""
         return self._find(self._unused, count)
 
-    def scatter(self, count: int) -> tuple[Span, ...] | None:
+    def scatter(self, count: int) -> tuple[Extent, ...] | None:
         """*count* unused slots in few pieces: as few as there are, if that are not many. None if
         there are too few or too many pieces."""
         if count > self.unused:
@@ -89,7 +89,7 @@ class SlotMap:
         lengths = self._lengths()
         if sum(nlargest(FEW_PIECES, lengths)) < count:
             return self._lowest(lengths, count)
-        chosen: list[Span] = []
+        chosen: list[Extent] = []
         pieces = [(match.start() + self.tier.base, len(match[0])) for match in _RUNS.finditer(self._unused)]
         for row, length in nlargest(FEW_PIECES, pieces, key=_length):
             chosen.append((row, min(length, count)))
@@ -98,16 +98,16 @@ class SlotMap:
                 break
         return tuple(chosen)
 
-    def _lowest(self, lengths: list[int], count: int) -> tuple[Span, ...] | None:
+    def _lowest(self, lengths: list[int], count: int) -> tuple[Extent, ...] | None:
         """All unused slots from the low end on."""
         pieces = bisect_left(list(accumulate(lengths)), count) + 1
         if pieces > MAX_EXTENTS:
             return None
         base = self.tier.base
-        spans = [(match.start() + base, len(match[0])) for match in islice(_RUNS.finditer(self._unused), pieces)]
-        row, length = spans[-1]
-        spans[-1] = row, length - (sum(lengths[:pieces]) - count)
-        return tuple(spans)
+        extents = [(match.start() + base, len(match[0])) for match in islice(_RUNS.finditer(self._unused), pieces)]
+        row, length = extents[-1]
+        extents[-1] = row, length - (sum(lengths[:pieces]) - count)
+        return tuple(extents)
 
     @property
     def placeable(self) -> int:
@@ -127,39 +127,39 @@ class SlotMap:
 
     # --- many pieces at once ---------------------------------------------------------------------
 
-    def mask(self, spans: Sequence[Span]) -> Mask:
-        """The marks of spans."""
-        first = min(row for row, _ in spans)
-        marks = bytearray(max(row + count for row, count in spans) - first)
-        for row, count in spans:
+    def mask(self, extents: Sequence[Extent]) -> Mask:
+        """The marks of extents."""
+        first = min(row for row, _ in extents)
+        marks = bytearray(max(row + count for row, count in extents) - first)
+        for row, count in extents:
             marks[row - first : row - first + count] = b"\1" * count
         return Mask(first, marks)
 
     def take_all(self, mask: Mask) -> None:
         """Make unused slots used."""
-        span, taken = self._span(mask.first, len(mask.marks)), _number(mask.marks)
-        unused, ready = _number(self._unused[span]), _number(self._ready[span])
+        extent, taken = self._extent(mask.first, len(mask.marks)), _number(mask.marks)
+        unused, ready = _number(self._unused[extent]), _number(self._ready[extent])
         if taken & ~unused:
             raise ValueError(f"{mask.marks.count(1)} rows of {self.tier.label()} are not all unused")
-        self._set(span, unused ^ taken, ready & ~taken)
+        self._set(extent, unused ^ taken, ready & ~taken)
 
     def put_back_all(self, mask: Mask) -> None:
         """Undo `take_all`: the slots were not used and are idle since when they were before."""
-        span, given = self._span(mask.first, len(mask.marks)), _number(mask.marks)
-        unused, ready = _number(self._unused[span]), _number(self._ready[span])
+        extent, given = self._extent(mask.first, len(mask.marks)), _number(mask.marks)
+        unused, ready = _number(self._unused[extent]), _number(self._ready[extent])
         if given & unused:
             raise ValueError(f"{mask.marks.count(1)} rows of {self.tier.label()} are not all used")
-        self._set(span, unused | given, ready | given & _number(self._warm[span]))
+        self._set(extent, unused | given, ready | given & _number(self._warm[extent]))
 
     def count_cold(self, mask: Mask) -> int:
         """How many of the slots are cold."""
-        warm = self._warm[self._span(mask.first, len(mask.marks))]
+        warm = self._warm[self._extent(mask.first, len(mask.marks))]
         return (_number(mask.marks) & ~_number(warm)).bit_count()
 
-    def _set(self, span: slice, unused: int, ready: int) -> None:
-        length = span.stop - span.start
+    def _set(self, extent: slice, unused: int, ready: int) -> None:
+        length = extent.stop - extent.start
         for marks, now in ((self._unused, unused), (self._ready, ready)):
-            marks[span] = now.to_bytes(length, "little")
+            marks[extent] = now.to_bytes(length, "little")
         self.unused = self._unused.count(1)
         self.ready = self._ready.count(1)
 
@@ -178,12 +178,12 @@ class SlotMap:
 
     def take(self, row: int, count: int) -> None:
         """Make unused slots used."""
-        span = self._span(row, count)
-        if self._unused.find(0, span.start, span.stop) >= 0:
+        extent = self._extent(row, count)
+        if self._unused.find(0, extent.start, extent.stop) >= 0:
             raise ValueError(f"rows {row} to {row + count - 1} of {self.tier.label()} are not all unused")
         self.unused -= count
-        self.ready -= self._ready.count(1, span.start, span.stop)
-        self._unused[span] = self._ready[span] = bytes(count)
+        self.ready -= self._ready.count(1, extent.start, extent.stop)
+        self._unused[extent] = self._ready[extent] = bytes(count)
 
     def give(self, row: int, count: int, now: float) -> None:
         """Make used slots unused again; the warm ones are ready."""
@@ -201,27 +201,27 @@ class SlotMap:
         self._put_back(row, count)
 
     def _put_back(self, row: int, count: int) -> slice:
-        span = self._span(row, count)
-        if self._unused.find(1, span.start, span.stop) >= 0:
+        extent = self._extent(row, count)
+        if self._unused.find(1, extent.start, extent.stop) >= 0:
             raise ValueError(f"rows {row} to {row + count - 1} of {self.tier.label()} are not all used")
-        self._unused[span] = b"\1" * count
-        self._ready[span] = self._warm[span]
+        self._unused[extent] = b"\1" * count
+        self._ready[extent] = self._warm[extent]
         self.unused += count
-        self.ready += self._warm.count(1, span.start, span.stop)
-        return span
+        self.ready += self._warm.count(1, extent.start, extent.stop)
+        return extent
 
     def set_warm(self, row: int, count: int, now: float) -> None:
         """Note that used slots have got their pages."""
-        span = self._span(row, count)
-        self.warm += count - self._warm.count(1, span.start, span.stop)
-        self._warm[span] = b"\1" * count
-        self._warmed_at[span] = array("d", [now]) * count
+        extent = self._extent(row, count)
+        self.warm += count - self._warm.count(1, extent.start, extent.stop)
+        self._warm[extent] = b"\1" * count
+        self._warmed_at[extent] = array("d", [now]) * count
 
     def warmed_at(self, row: int) -> float:
         """When a warm slot has got its pages."""
         return self._warmed_at[row - self.tier.base]
 
-    def find_cold(self, most: int) -> Span | None:
+    def find_cold(self, most: int) -> Extent | None:
         """The lowest unused cold slots, at most *most* of them, side by side."""
         at = -1
         while (at := self._warm.find(0, at + 1)) >= 0:
@@ -233,33 +233,33 @@ class SlotMap:
 
     def set_cold(self, row: int, count: int) -> None:
         """Note that unused slots lose their pages."""
-        span = self._span(row, count)
-        self.warm -= self._warm.count(1, span.start, span.stop)
-        self.ready -= self._ready.count(1, span.start, span.stop)
-        self._warm[span] = self._ready[span] = bytes(count)
+        extent = self._extent(row, count)
+        self.warm -= self._warm.count(1, extent.start, extent.stop)
+        self.ready -= self._ready.count(1, extent.start, extent.stop)
+        self._warm[extent] = self._ready[extent] = bytes(count)
 
     def marks(self, row: int, count: int) -> bytes:
-        """A byte for each slot of a span: 1 where it is warm."""
-        return bytes(self._warm[self._span(row, count)])
+        """A byte for each slot of a extent: 1 where it is warm."""
+        return bytes(self._warm[self._extent(row, count)])
 
-    def cold_spans(self, row: int, count: int) -> list[Span]:
-        """The cold parts of a span."""
+    def cold_extents(self, row: int, count: int) -> list[Extent]:
+        """The cold parts of a extent."""
         return self._parts(row, count, is_warm=0)
 
-    def warm_spans(self, row: int, count: int) -> list[Span]:
-        """The warm parts of a span."""
+    def warm_extents(self, row: int, count: int) -> list[Extent]:
+        """The warm parts of a extent."""
         return self._parts(row, count, is_warm=1)
 
-    def _parts(self, row: int, count: int, *, is_warm: int) -> list[Span]:
-        spans: list[Span] = []
+    def _parts(self, row: int, count: int, *, is_warm: int) -> list[Extent]:
+        extents: list[Extent] = []
         at, end = row - self.tier.base, row - self.tier.base + count
         while (start := self._warm.find(is_warm, at, end)) >= 0:
             at = self._warm.find(1 - is_warm, start, end)
             at = end if at < 0 else at
-            spans.append((start + self.tier.base, at - start))
-        return spans
+            extents.append((start + self.tier.base, at - start))
+        return extents
 
-    def coolable(self, most: int) -> Span | None:
+    def coolable(self, most: int) -> Extent | None:
         """Ready slots at the high end, at most *most* of them, side by side."""
         last = self._ready.rfind(1)
         if last < 0:
@@ -267,19 +267,19 @@ class SlotMap:
         first = max(self._ready.rfind(0, 0, last) + 1, last + 1 - most)
         return first + self.tier.base, last + 1 - first
 
-    def idle_spans(self, end: int, most: int, since: float) -> tuple[list[Span], int]:
+    def idle_extents(self, end: int, most: int, since: float) -> tuple[list[Extent], int]:
         """Ready slots unused since then among the *most* below *end* (counted from the tier's
         first), from the high end, and where to go on, 0 for nowhere."""
         at = end = self._ready.rfind(1, 0, end) + 1
         low = max(0, end - most)
-        spans: list[Span] = []
+        extents: list[Extent] = []
         while (last := self._ready.rfind(1, low, at)) >= 0:
             at = last
             while at > low and self._is_idle(at - 1, since) and self._is_idle(at, since):
                 at -= 1
             if self._is_idle(at, since):
-                spans.append((at + self.tier.base, last + 1 - at))
-        return spans, low
+                extents.append((at + self.tier.base, last + 1 - at))
+        return extents, low
 
     def _is_idle(self, index: int, since: float) -> bool:
         return self._ready[index] == 1 and self._freed_at[index] <= since
@@ -288,7 +288,7 @@ class SlotMap:
         at = marks.find(b"\1" * count)
         return None if at < 0 else at + self.tier.base
 
-    def _span(self, row: int, count: int) -> slice:
+    def _extent(self, row: int, count: int) -> slice:
         start = row - self.tier.base
         if not 0 <= start <= start + count <= self.tier.capacity:
             raise ValueError(f"rows {row} to {row + count - 1} are not all of {self.tier.label()}")

@@ -19,7 +19,7 @@ from ..outbox import Outbox
 from ..rows import Rows
 from .holding import Holding
 from .scrubber import Scrubber
-from .slots import FEW_PIECES, Mask, SlotMap, Span
+from .slots import FEW_PIECES, Extent, Mask, SlotMap
 from .spares import Spare, Spares
 
 #: Pages are reserved in slices of at most so many bytes (0.1 ms each), so that warming
@@ -123,10 +123,10 @@ class Stock:
         slots = self.maps[tier.index]
         is_pooled = tier.kind is TierKind.POOLED
         while takings := self._find_slots(tier, count) if is_pooled else self._find_run(tier, chunks):
-            spans = [span for taking in takings for span in taking]
-            mask = slots.mask(spans)
+            extents = [extent for taking in takings for extent in taking]
+            mask = slots.mask(extents)
             slots.take_all(mask)
-            if not self.are_sound(tier, spans, mask):
+            if not self.are_sound(tier, extents, mask):
                 continue
             if self.reserve(tier.size * slots.count_cold(mask)):
                 return [
@@ -136,13 +136,13 @@ class Stock:
             break
         return []
 
-    def are_sound(self, tier: Tier, spans: Sequence[Span], mask: Mask | None = None) -> bool:
+    def are_sound(self, tier: Tier, extents: Sequence[Extent], mask: Mask | None = None) -> bool:
         """Whether taken rows still say what we left in them. If not, somebody scribbled on the
         ledger: those that do not are quarantined, the others put back."""
         slots = self.maps[tier.index]
-        if self.say_what_we_left(slots, mask or slots.mask(spans)):
+        if self.say_what_we_left(slots, mask or slots.mask(extents)):
             return True
-        for row, count in spans:
+        for row, count in extents:
             for at in range(row, row + count):
                 if self.rows.are(at, slots.marks(at, 1)):
                     slots.put_back(at, 1)
@@ -154,14 +154,14 @@ class Stock:
         """Whether rows say FREE where they are warm, and COLD where not."""
         return self.rows.are_where(mask.first, mask.marks, slots.marks(mask.first, len(mask.marks)))
 
-    def _find_slots(self, tier: Tier, count: int) -> list[tuple[Span, ...]]:
+    def _find_slots(self, tier: Tier, count: int) -> list[tuple[Extent, ...]]:
         count = max(1, min(count, WARM_SLICE // tier.size, self.room // tier.size))
         row = self.maps[tier.index].find_unused(count)
         if row is None:
             count, row = 1, self.maps[tier.index].find_unused(1)
         return [] if row is None else [((at, 1),) for at in range(row, row + count)]
 
-    def _find_run(self, tier: Tier, chunks: int) -> list[tuple[Span, ...]]:
+    def _find_run(self, tier: Tier, chunks: int) -> list[tuple[Extent, ...]]:
         row = self.maps[tier.index].find_unused(chunks)
         pieces = self.maps[tier.index].scatter(chunks) if row is None else ((row, chunks),)
         return [pieces] if pieces else []
@@ -233,14 +233,14 @@ class Stock:
 
     # --- warming -----------------------------------------------------------------------------
 
-    def to_warm(self, holdings: list[Holding]) -> Iterator[Span]:
+    def to_warm(self, holdings: list[Holding]) -> Iterator[Extent]:
         """What of taken holdings of one tier is still to be warmed, in slices: each is looked for when
         it is its turn."""
         tier = holdings[0].tier
         slots, longest = self.maps[tier.index], max(1, WARM_SLICE // max(1, tier.size))
         first = end = 0
-        for span in (span for holding in holdings for span in holding.spans):
-            for row, count in slots.cold_spans(*span):
+        for extent in (extent for holding in holdings for extent in holding.extents):
+            for row, count in slots.cold_extents(*extent):
                 if row == end and row + count - first <= longest:
                     end = row + count
                     continue
@@ -269,11 +269,11 @@ class Stock:
     def are_ready(self, holdings: list[Holding]) -> bool:
         """Whether all rows of taken holdings still say FREE."""
         for holding in holdings:
-            if len(holding.spans) <= FEW_PIECES:
-                if not all(self.rows.are(row, b"\1" * count) for row, count in holding.spans):
+            if len(holding.extents) <= FEW_PIECES:
+                if not all(self.rows.are(row, b"\1" * count) for row, count in holding.extents):
                     return False
                 continue
-            mask = holding.mask or self.maps[holding.tier.index].mask(holding.spans)
+            mask = holding.mask or self.maps[holding.tier.index].mask(holding.extents)
             if not self.rows.are_where(mask.first, mask.marks, b"\1" * len(mask.marks)):
                 return False
         return True
@@ -288,15 +288,15 @@ class Stock:
             cooled += spare.nbytes
         for slots in self._richest():
             while cooled < nbytes and most_rows > 0:
-                span = slots.coolable(min(most_rows, -(-(nbytes - cooled) // slots.tier.size)))
-                if span is None:
+                extent = slots.coolable(min(most_rows, -(-(nbytes - cooled) // slots.tier.size)))
+                if extent is None:
                     break
-                most_rows -= span[1]
-                if self.cool_span(slots, *span):
-                    cooled += span[1] * slots.tier.size
+                most_rows -= extent[1]
+                if self.cool_extent(slots, *extent):
+                    cooled += extent[1] * slots.tier.size
         return cooled
 
-    def cool_span(self, slots: SlotMap, row: int, count: int) -> bool:
+    def cool_extent(self, slots: SlotMap, row: int, count: int) -> bool:
         """Cool ready slots; False when somebody has scribbled on any of them, then none of them."""
         slots.take(row, count)
         if not self.are_sound(slots.tier, ((row, count),)):
@@ -331,10 +331,10 @@ class Stock:
         """Let a taken holding go cold, so that it is warmed with new pages; its memory stays
         counted. In steps; yields how many rows each step did."""
         slots = self.maps[holding.tier.index]
-        for first, length in holding.spans:
+        for first, length in holding.extents:
             for start in range(first, first + length, BUILT_PER_STEP):
                 count = min(BUILT_PER_STEP, first + length - start)
-                for row, warm in slots.warm_spans(start, count):
+                for row, warm in slots.warm_extents(start, count):
                     self._cool(slots, row, warm)
                 yield count
 

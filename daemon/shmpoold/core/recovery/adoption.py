@@ -37,7 +37,7 @@ from ..actions import (
 )
 from ..memory.holding import Holding
 from ..memory.scrubber import UNKNOWN
-from ..memory.slots import Span
+from ..memory.slots import Extent
 from .damage import damaged_rows
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _adopt_tier(
             slots.set_warm(row, 1, now)
             if state_of(word) not in HEADS and row not in claimed:
                 _adopt_unheld(broker, tier, row, word, now)
-    cold = _spans_of(is_cold, tier.base)
+    cold = _extents_of(is_cold, tier.base)
     for row, count in cold:
         if tier.kind is TierKind.DIRECT:
             inventory.warmed(tier, row, count, now)  # a pool whose broker died while it was making it
@@ -136,15 +136,15 @@ def _adopt_unheld(broker: Broker, tier: Tier, row: int, word: int, now: float) -
         broker.inventory.quarantined.add(row)
 
 
-def _spans_of(marks: bytearray, base: int) -> list[Span]:
+def _extents_of(marks: bytearray, base: int) -> list[Extent]:
     """Where the marks are set, by row."""
-    spans: list[Span] = []
+    extents: list[Extent] = []
     end = 0
     while (start := marks.find(1, end)) >= 0:
         end = marks.find(0, start)
         end = len(marks) if end < 0 else end
-        spans.append((start + base, end - start))
-    return spans
+        extents.append((start + base, end - start))
+    return extents
 
 
 def _set_aside(broker: Broker, tier: Tier, row: int) -> None:
@@ -157,10 +157,10 @@ def _set_aside(broker: Broker, tier: Tier, row: int) -> None:
 
 
 def _holding(broker: Broker, tier: Tier, head: int, members: list[int]) -> Holding:
-    spans: list[Span] = [(head, 1)]
+    extents: list[Extent] = [(head, 1)]
     for row in sorted(members):
-        _extend(spans, row)
-    holding = Holding(head, tier, tuple(spans), birth=birth_of(broker.rows.link(head)))
+        _extend(extents, row)
+    holding = Holding(head, tier, tuple(extents), birth=birth_of(broker.rows.link(head)))
     if tier.kind is TierKind.DIRECT:
         holding.direct_bytes = page_round(max(1, nbytes_of(broker.rows.extent(head))))
     return holding
@@ -171,7 +171,7 @@ def _place(broker: Broker, holding: Holding, word: int, now: float) -> None:
     inventory = broker.inventory
     holding.granted_at = now
     seat = broker.seats.taken.get(seat_of(word))
-    inventory.scrubber.note(holding.spans, seat.peer.uid if seat else UNKNOWN)
+    inventory.scrubber.note(holding.extents, seat.peer.uid if seat else UNKNOWN)
     holding.publisher = seat.number if seat else 0
     if generation_of(word) < holding.birth:
         inventory.quarantine(holding)
@@ -197,8 +197,8 @@ def _place(broker: Broker, holding: Holding, word: int, now: float) -> None:
         broker.returns.free(holding, now)
 
 
-def _extend(spans: list[Span], row: int) -> None:
-    if spans and sum(spans[-1]) == row:
-        spans[-1] = (spans[-1][0], spans[-1][1] + 1)
+def _extend(extents: list[Extent], row: int) -> None:
+    if extents and sum(extents[-1]) == row:
+        extents[-1] = (extents[-1][0], extents[-1][1] + 1)
     else:
-        spans.append((row, 1))
+        extents.append((row, 1))

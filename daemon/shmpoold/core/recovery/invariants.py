@@ -106,7 +106,7 @@ def _still_cold(broker: Broker, holdings: list[Holding]) -> int:
 
 
 def _rows_of(holding: Holding) -> Iterator[int]:
-    for first, count in holding.spans:
+    for first, count in holding.extents:
         yield from range(first, first + count)
 
 
@@ -208,9 +208,9 @@ def _check_row(broker: Broker, slots: SlotMap, row: int) -> None:
 def _is_used(broker: Broker, row: int) -> bool:
     """Whether a row is part of a run, or is being made ready."""
     run = broker.inventory.granted.get(head_of(broker.rows.extent(row)))
-    spans = [span for holding in (*((run,) if run else ()), *_unfinished(broker)) for span in holding.spans]
-    spans += [span for left in broker.inventory.leaving.values() for span in left]
-    return any(first <= row < first + count for first, count in spans)
+    extents = [extent for holding in (*((run,) if run else ()), *_unfinished(broker)) for extent in holding.extents]
+    extents += [extent for left in broker.inventory.leaving.values() for extent in left]
+    return any(first <= row < first + count for first, count in extents)
 
 
 def _story(broker: Broker, row: int) -> str:
