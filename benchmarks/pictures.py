@@ -23,6 +23,8 @@ from shmpool.cli.top import Screen
 from shmpool.stats import query, query_leases
 
 WIDTH = 80
+#: What has been leased when the pictures are drawn.
+LEASES = 5_000
 SIZES = (1_000, 20_000, 100_000, 400_000, 1_500_000)
 
 
@@ -61,15 +63,19 @@ def main(folder: Path) -> None:
         crew = [context.Process(target=work, args=(broker.address, n, 40 if n == 3 else 5, end)) for n in range(4)]
         for process in crew:
             process.start()
+        while len(query(broker.address).clients) < len(crew) or query(broker.address).total_gets < LEASES:
+            time.sleep(0.5)
         screen = Screen()
         for _ in range(3):
             time.sleep(2)
             screen.look(broker.address)
         draw("stats", [stats.render(query(broker.address))], folder)
         draw("top", [screen.render(28)], folder)
-        draw("leases", [leases.render(query_leases(broker.address)["leases"])], folder)
+        held = query_leases(broker.address)
+        leases.leave_out_idle(held)
+        draw("leases", [leases.render(held["leases"])], folder)
         found = checks.examine(None, resolve(broker.address))
-        draw("doctor", [doctor.render(finding) for finding in found], folder)
+        draw("doctor", [doctor.render(finding, WIDTH) for finding in found], folder)
         end.set()
         for process in crew:
             process.join()

@@ -66,12 +66,14 @@ def _clean(address: str, *, dry_run: bool) -> int:
 def render(finding: Finding, width: int = 0) -> Text:
     """What is found, in lines of *width* columns if that is given, and a line for its fix, which can be
     copied whole."""
-    text = Text(f"{finding.level.value:<5}", style=_STYLES[finding.level])
-    text += Text(f"{finding.subject:<{_INDENT - 5}}", style="bold")
+    level = Text(f"{finding.level.value:<5}", style=_STYLES[finding.level])
+    text = Text.assemble(level, (f"{finding.subject:<{_INDENT - 5}}", "bold"))
     lines = [finding.text]
     if width > 2 * _INDENT:
         lines = textwrap.wrap(finding.text, width - _INDENT, break_long_words=False, break_on_hyphens=False)
     text += Text("\n" + " " * _INDENT).join(printable(line) for line in lines)
     if finding.fix:
-        text += Text("\n     fix: ", style="bold") + printable(finding.fix)
+        label = "try" if finding.level is Level.OK else "fix"
+        text.append(f"\n     {label}: ", "bold")
+        text += printable(finding.fix)
     return text

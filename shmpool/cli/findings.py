@@ -15,7 +15,7 @@ class Level(Enum):
 
 
 class Finding(NamedTuple):
-    """One line of the report; *fix* says what to do, if there is something to do."""
+    """One line of the report; *fix* says what to do, if there is something to do, or that could be."""
 
     level: Level
     subject: str

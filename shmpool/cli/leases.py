@@ -40,7 +40,7 @@ def command(as_json: bool, each: bool, idle: bool, leaks: bool, names: bool, soc
         return
     found = query_buffers(address) if each else query_leases(address)
     if not idle:
-        _leave_out_idle(found)
+        leave_out_idle(found)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     elif not found["total"]:
@@ -97,7 +97,8 @@ def _leaks(leaks: list[dict[str, Any]]) -> Any:
     return shown
 
 
-def _leave_out_idle(found: dict[str, Any]) -> None:
+def leave_out_idle(found: dict[str, Any]) -> None:
+    """What nobody uses, of a report on leases."""
     used = [lease for lease in found["leases"] if lease["state"] != Use.IDLE]
     found["total"] -= found["shown"] - len(used)
     found["leases"], found["shown"] = used, len(used)
@@ -148,7 +149,8 @@ def _tier(label: str) -> str:
 
 
 def _command(lease: dict[str, Any]) -> Any:
-    text = lease["command"] or ("?" if lease["pid"] else "(gone)")
+    nobody = "(the broker)" if lease.get("state") == Use.IDLE else "(gone)"
+    text = lease["command"] or ("?" if lease["pid"] else nobody)
     if children := lease.get("children"):
         text = f"in its fork {', '.join(map(str, children))}: {text}"
     return name(text)

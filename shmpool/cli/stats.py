@@ -143,7 +143,7 @@ def _tiers(stats: Stats) -> RenderableType:
 
 def _clients(stats: Stats) -> RenderableType:
     """Writers and readers apart. Who holds what, in which state and since when: `shmpool leases`."""
-    shown = table("Clients", "seat>", "pid>", "uid>", "leases>", "memory>", "reads>", "memory>", "command~")
+    shown = table("Clients", "seat>", "pid>", "uid>", "leases>", "memory>", "reads>", "reading>", "command~")
     for client in stats.clients:
         command = name(client.command or "?")
         if not client.connected:

@@ -29,6 +29,11 @@ _COMMAND_LENGTH: Final = 64
 _MOST_READ: Final = 4096
 #: Options of the Python interpreter whose value is a word of its own.
 _WITH_VALUE: Final = ("-X", "-W", "--check-hash-based-pycs")
+#: How a server of multiprocessing's was started, from which workers are forked; and how many parents
+#: are looked at for the program that they work for.
+_FORKSERVER: Final = "from multiprocessing.forkserver import"
+_GENERATIONS: Final = 4
+_INIT: Final = 1
 #: Field 22 of /proc/PID/stat, counted from the first field behind the command.
 _START_TIME_FIELD: Final = 22 - 3
 
@@ -86,7 +91,12 @@ def is_same_process(pid: int, began: int) -> bool:
 
 def command(pid: int) -> str:
     """What a process runs, for people: its command line without directories and without the
-    interpreter of a script, printable, at most 64 characters; empty when it is gone."""
+    interpreter of a script, printable, at most 64 characters; empty when it is gone. A process of
+    multiprocessing's is its program's worker."""
+    return _command(pid, _GENERATIONS)[:_COMMAND_LENGTH]
+
+
+def _command(pid: int, generations: int) -> str:
     for name in ("cmdline", "comm"):  # a zombie and a kernel thread have no command line
         try:
             with open(f"/proc/{pid}/{name}", "rb") as file:
@@ -95,9 +105,24 @@ def command(pid: int) -> str:
             return ""
         words = raw.decode("utf-8", "replace").strip("\0\n ").split("\0")
         if any(words):
+            if words[-1] == "--multiprocessing-fork" or any(_FORKSERVER in word for word in words):
+                parent = _parent(pid) if generations else _INIT
+                program = _command(parent, generations - 1) if parent > _INIT else ""
+                return f"worker of {program.removeprefix('worker of ')}" if program else "a worker of multiprocessing"
             text = " ".join(" ".join(_without_interpreter(words)).split())
-            return "".join(char if char.isprintable() else "?" for char in text)[:_COMMAND_LENGTH]
+            return "".join(char if char.isprintable() else "?" for char in text)
     return ""
+
+
+def _parent(pid: int) -> int:
+    """Of a process whose parent has gone, whoever took it on, which mostly is `_INIT`; 0 when it cannot be
+    seen."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+        return int(stat[stat.rindex(b")") + 1 :].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _without_interpreter(words: list[str]) -> list[str]:

@@ -360,4 +360,4 @@ def test_clean_removes_what_dead_brokers_left_and_a_dry_run_says_so_first(broker
 )
 def test_huge_pages_are_told_with_what_they_give(options: list[str], enabled: str, words: str) -> None:
     finding = checks.judge_huge_pages(options, enabled)
-    assert finding.level is Level.OK and words in finding.text
+    assert finding.level is Level.OK and words in finding.text + finding.fix

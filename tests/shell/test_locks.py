@@ -136,3 +136,28 @@ def test_command_is_short_and_printable() -> None:
 def test_command_names_the_script_and_not_its_interpreter(words: list[str], shown: str) -> None:
     with patch.object(builtins, "open", mock_open(read_data="\0".join(words).encode() + b"\0")):
         assert processes.command(1) == shown
+
+
+CREW = """
+import multiprocessing, os, sys
+from shmpool.system.processes import command
+
+def tell(queue):
+    queue.put(command(os.getpid()))
+
+if __name__ == "__main__":
+    for method in ("spawn", "forkserver"):
+        context = multiprocessing.get_context(method)
+        queue = context.SimpleQueue()
+        process = context.Process(target=tell, args=(queue,))
+        process.start()
+        print(queue.get(), flush=True)
+        process.join()
+"""
+
+
+def test_a_worker_of_multiprocessing_is_named_after_its_program(tmp_path: Path) -> None:
+    program = tmp_path / "train.py"
+    program.write_text(CREW)
+    done = subprocess.run([sys.executable, str(program), "--fast"], env=ENV, capture_output=True, text=True, check=True)
+    assert done.stdout == "worker of train.py --fast\n" * 2
