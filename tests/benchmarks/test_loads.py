@@ -67,13 +67,13 @@ def test_the_gate_compares_with_the_recorded_ratios(tmp_path, factor, state):
 
 def test_a_lease_that_sleeps_fails_the_gate_in_every_pooled_category(tmp_path):
     code = """if True:
-        import sys, time
-        from shmpool import pool
-        lease = pool.Pool.lease
+        import time
+        from shmpool import Pool
+        lease = Pool.lease
         def slower(*arguments, **options):
             time.sleep(20e-6)
             return lease(*arguments, **options)
-        pool.Pool.lease = slower
+        Pool.lease = slower
         from benchmarks import gate
         from benchmarks.options import Options
         report = gate.run(Options(rounds=8))

@@ -23,12 +23,16 @@ from shmpoold.core.chores import STEPS_PER_TURN
 from shmpoold.core.connections import endings
 from shmpoold.core.connections.seats import Away
 from shmpoold.core.lending.lending import GIVEN_PER_TURN, GRANTED_PER_REQUEST, MOST_REQUESTS, SERVED_PER_TURN
+from shmpoold.core.lending.quotas import LOOKED_AFTER_PER_TURN
 from shmpoold.core.lending.recalls import RECALL_EVERY, RECALLED_PER_TURN
 from shmpoold.core.looks import LOOKED_AT_PER_TURN
+from shmpoold.core.memory.clearings import SLOTS_PER_STEP
 from shmpoold.core.memory.cooling import COOLED_PER_STEP, COOLED_PER_UNIT
 from shmpoold.core.memory.spares import MOST
-from shmpoold.core.memory.stock import WARM_SLICE
+from shmpoold.core.memory.stock import BUILT_PER_STEP, WARM_SLICE
 from shmpoold.core.objects.custody import CLOSED_PER_TURN, SWEPT_PER_TURN
+from shmpoold.core.recovery import invariants
+from shmpoold.core.reports.census import HELD_ROW, ROWS_PER_STEP
 from shmpoold.core.settings import Settings
 
 LARGE = small_settings(memory_limit=24 * MIB, max_clients=250)
@@ -435,3 +439,101 @@ def test_no_more_direct_segments_lie_spare_than_most(make_world: type[World]) ->
             client.put_back(slot)
         world.run()
     assert len(world.broker.inventory.spares) == 100 - sum(removed) == MOST <= 64
+
+
+def test_a_turn_looks_after_no_more_who_are_held_back_than_looked_after_per_turn(make_world: type[World]) -> None:
+    """By the quota of their user, who has what they need lying idle."""
+    world = make_world(small_settings(memory_limit=24 * MIB, max_clients=250, uid_quota_buffers=60), check_every=0)
+    holder = world.client()
+    holder.answers_recalls = False
+    while len(holder.ready) < 60:
+        holder.refill(SMALL, count=60 - len(holder.ready))
+        world.run()
+        world.pass_time(0.1)
+    line = [world.client() for _ in range(50)]
+    for client in line:
+        client.answers_recalls = False
+        client.refill(SMALL)
+    world.run()
+    assert len(world.broker.lending.quotas.held) == len(line)
+    with turns_of(world, sent(Grant)) as grants:
+        holder.give_back(*holder.ready)
+        world.run()
+        world.pass_time(2.0)
+    assert sum(grants) == len(line)
+    assert max(grants) <= LOOKED_AFTER_PER_TURN <= 16
+
+
+def test_a_turn_makes_no_more_slots_cold_for_who_waits_than_slots_per_step(large_world: World) -> None:
+    """Of slots that are so small that their bytes are no bound."""
+    world = large_world
+    give_back_all(hold_all(world))
+    world.run()
+    world.pass_time(0.1)
+    client = world.client()
+
+    def cooled(actions: list[Action]) -> int:
+        return sum(action.count for action in actions if isinstance(action, Cool))
+
+    with turns_of(world, cooled) as slots:
+        client.ask_direct(8 * MIB)
+        world.run()
+        world.pass_time(1.0)
+    assert client.ready and sum(slots) >= 2048
+    assert max(slots) <= 2 * SLOTS_PER_STEP <= STEPS_PER_TURN
+
+
+@pytest.mark.parametrize("is_warm", [False, True])
+def test_a_turn_writes_no_more_of_a_run_than_built_per_step(large_world: World, is_warm: bool) -> None:
+    """Also of one that lies ready, and of one that is taken apart again."""
+    world = large_world
+    client = world.client()
+    client.answers_recalls = False
+    if is_warm:
+        client.refill(CHUNKS, 1000)
+        world.run()
+        world.pass_time(0.1)
+        client.give_back(*client.ready)
+        world.run()
+        world.pass_time(0.1)
+    before = 0
+
+    def moved(_: list[Action]) -> int:
+        nonlocal before
+        was, before = before, world.states(CHUNKS)[State.FOLLOWER]
+        return abs(before - was)
+
+    with turns_of(world, moved) as rows:
+        client.refill(CHUNKS, 1000)
+        world.run()
+        world.pass_time(0.1)
+        assert sum(rows) == 999 and client.ready
+        client.give_back(*client.ready)
+        world.run()
+        world.pass_time(0.1)
+    assert sum(rows) == 2 * 999
+    assert max(rows) <= STEPS_PER_TURN + BUILT_PER_STEP <= 192
+
+
+def test_a_step_of_a_census_reads_no_more_buffers_than_rows_per_step(large_world: World) -> None:
+    world = large_world
+    hold(world, 2000)
+    steps = [cost for cost in world.broker.reports.ledger.find() if isinstance(cost, int)]
+    assert sum(steps) >= 2000 * HELD_ROW
+    assert max(steps) <= ROWS_PER_STEP * HELD_ROW <= 64
+
+
+def test_a_step_of_the_invariants_looks_at_no_more_than_rows_per_step(
+    large_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The account, which is looked at in one piece, says what it costs."""
+    world, looks, check = large_world, list[int](), invariants._check_row
+    hold(world, 1000)
+    monkeypatch.setattr(invariants, "_check_row", lambda *args: (looks.append(args[2]), check(*args)))
+    steps = []
+    for cost in invariants._steps(world.broker):
+        steps.append((cost, len(looks)))
+        looks.clear()
+    assert steps[0] == (invariants.ACCOUNT, 0)
+    assert sum(rows for _, rows in steps) + len(looks) == sum(tier.capacity for tier in world.tiers)
+    assert max(rows for _, rows in steps) <= invariants.ROWS_PER_STEP <= 4

@@ -12,13 +12,13 @@ import os
 import secrets
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import preloaded
 import pytest
 from fault_helpers import (
     ENV,
@@ -465,10 +465,8 @@ def _names() -> set[str]:
 
 def _clean_up(address: str, pool_id: str) -> str:
     """What ``shmpoold --cleanup`` says about one pool."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "shmpoold", "--cleanup", "--socket", address],
-        env=ENV, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    line = [sys.executable, "-W", "error", "-m", "shmpoold", "--cleanup", "--socket", address]
+    done = preloaded.run(line, env=ENV, timeout=60)
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stdout.splitlines() if pool_id in line)
     return line

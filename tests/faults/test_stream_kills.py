@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import preloaded
 import pytest
 from fault_helpers import ENV, PATIENCE, Daemon, assert_all_is_back
 
@@ -60,7 +61,7 @@ class Streamer:
     """A process that streams until it is killed."""
 
     def __init__(self, address: str, seed: int) -> None:
-        self.process = subprocess.Popen(
+        self.process = preloaded.Popen(
             [sys.executable, "-c", WORKER, address, str(seed)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
         )  # fmt: skip
