@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import pytest
-from harness import CHUNKS, MEDIUM, SMALL, Client, World, small_settings, turns_of
+from harness import CHUNKS, MEDIUM, SMALL, Client, Process, World, small_settings, turns_of
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.ledger import MAX_TICKETS
@@ -464,6 +464,10 @@ def test_a_turn_looks_after_no_more_who_are_held_back_than_looked_after_per_turn
     assert max(grants) <= LOOKED_AFTER_PER_TURN <= 16
 
 
+def rows_cooled(actions: list[Action]) -> int:
+    return sum(action.count for action in actions if isinstance(action, Cool))
+
+
 def test_a_turn_makes_no_more_slots_cold_for_who_waits_than_slots_per_step(large_world: World) -> None:
     """Of slots that are so small that their bytes are no bound."""
     world = large_world
@@ -472,10 +476,7 @@ def test_a_turn_makes_no_more_slots_cold_for_who_waits_than_slots_per_step(large
     world.pass_time(0.1)
     client = world.client()
 
-    def cooled(actions: list[Action]) -> int:
-        return sum(action.count for action in actions if isinstance(action, Cool))
-
-    with turns_of(world, cooled) as slots:
+    with turns_of(world, rows_cooled) as slots:
         client.ask_direct(8 * MIB)
         world.run()
         world.pass_time(1.0)
@@ -512,6 +513,21 @@ def test_a_turn_writes_no_more_of_a_run_than_built_per_step(large_world: World, 
         world.run()
         world.pass_time(0.1)
     assert sum(rows) == 2 * 999
+    assert max(rows) <= STEPS_PER_TURN + BUILT_PER_STEP <= 192
+
+
+def test_a_turn_makes_no_more_of_a_run_cold_for_another_user_than_built_per_step(make_world: type[World]) -> None:
+    world = make_world(small_settings(memory_limit=24 * MIB, max_clients=8, scrub=True), check_every=0)
+    first, second = (world.client(process=Process(9000 + uid, 77, uid=uid)) for uid in (1, 2))
+    for client in (first, second):
+        with turns_of(world, rows_cooled) as rows:
+            client.refill(CHUNKS, 1000)
+            world.run()
+            world.pass_time(0.1)
+        client.give_back(*client.ready)
+        world.run()
+        world.pass_time(0.1)
+    assert sum(rows) == 1000
     assert max(rows) <= STEPS_PER_TURN + BUILT_PER_STEP <= 192
 
 

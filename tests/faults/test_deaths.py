@@ -336,7 +336,7 @@ def _churn(pool: shmpool.Pool) -> None:
             lease.release()
 
 
-@pytest.mark.parametrize("lives", [12, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("lives", [12, pytest.param(300, marks=pytest.mark.long)])
 def test_worker_restarted_instantly_again_and_again(start: StartDaemon, address: str, lives: int) -> None:
     """Each one connects, leases, publishes and is dead; the next one is there already. The broker
     has four seats."""

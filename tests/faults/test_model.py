@@ -128,7 +128,7 @@ class Machine(RuleBasedStateMachine):
     def _lease(self, seat: int, nbytes: int, strategy: Strategy) -> Held:
         """With content of its own. Refused only when much is out."""
         try:
-            lease = self.pools[seat].lease(nbytes, strategy=strategy, timeout=0)
+            lease = self._lease_at_once(seat, nbytes, strategy)
         except shmpool.LeaseTimeout:
             assert query(self.broker.address).memory["held"] > 2048 * KIB, "refused although little is held"
             return Held(seat)
@@ -141,6 +141,15 @@ class Machine(RuleBasedStateMachine):
             lease.view[:] = content
         self.held.append(Held(seat, lease, content))
         return self.held[-1]
+
+    def _lease_at_once(self, seat: int, nbytes: int, strategy: Strategy) -> shmpool.Lease:
+        """Asked again where the broker got no processor for as long as who does not wait gives it."""
+        while True:
+            try:
+                return self.pools[seat].lease(nbytes, strategy=strategy, timeout=0)
+            except shmpool.LeaseTimeout as error:
+                if "did not answer" not in str(error):
+                    raise
 
     def _give_up(self, held: Held) -> Any:
         """Its lease or buffer is about to be over."""
