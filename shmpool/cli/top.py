@@ -45,8 +45,9 @@ class Column(NamedTuple):
     key: Callable[[Any], Any]
 
 
+_KINDS: Final = ("pooled", "chunk", "direct")
 _TIERS: Final = (
-    Column("tier", lambda tier: _tier_name(tier), lambda tier: (tier.kind, tier.size)),
+    Column("tier", lambda tier: _tier_name(tier), lambda tier: (_KINDS.index(tier.kind), tier.size)),
     Column(
         "in use", lambda tier: bar(_used(tier) / max(1, tier.warm), 10), lambda tier: -_used(tier) / max(1, tier.warm)
     ),

@@ -104,6 +104,20 @@ def test_a_ticket_that_nobody_opens_is_told_until_it_is_opened(world: World) -> 
     assert leaks(world) == [] and len(told(world)) == 1
 
 
+def test_a_publisher_that_leaves_takes_neither_the_line_of_code_along_nor_has_it_told_again(world: World) -> None:
+    client = world.client()
+    slot = client.get()[0]
+    client.publish(slot)
+    let_age(world)
+    [before] = leaks(world)
+    client.goodbye()
+    let_age(world)
+    [leak] = leaks(world)
+    assert leak["pid"] is None
+    assert leak["site"] == before["site"] == f"work.py:{slot.row} in work"
+    assert len(told(world)) == 1
+
+
 def test_what_only_a_view_keeps_is_told_for_who_keeps_it(world: World) -> None:
     client, reader = world.client(), world.client()
     read, kept = client.get(count=2)[:2]

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from shmpool.protocol.census import Kept
 from shmpool.protocol.figures import HELD_BY_VIEWS
 from shmpool.protocol.header import counters_at
+from shmpool.protocol.ledger import BROKER
 from shmpool.protocol.messages import MAX_INQUIRED, Account, Inquire
 from shmpool.protocol.metrics import KEYS
 from shmpool.protocol.sizing import Tier, format_bytes
@@ -79,6 +80,8 @@ class Leaks:
         #: Seconds.
         self.age = age
         self._suspects: dict[Key, Suspect] = {}
+        #: By the row of what is unread, who has published it, as the last look that found it saw it.
+        self._publishers: dict[int, int] = {}
         self._told_rows: set[int] = set()
         self._told = 0
 
@@ -90,6 +93,7 @@ class Leaks:
     def forget_all(self) -> None:
         """Nobody has anything."""
         self._suspects.clear()
+        self._publishers.clear()
 
     # --- looking -----------------------------------------------------------------------------------
 
@@ -108,15 +112,27 @@ class Leaks:
                     if known is None or known.since != since:
                         if len(seen) >= MOST_LEAKS:
                             continue
-                        self._suspects[key] = Suspect(kind, kept.tier, kept.nbytes, since)
+                        self._suspects[key] = self._suspect(key, kind, kept, since)
                         asked.setdefault(key[1:], []).append(key.row)
                     seen.add(key)
         for key in self._suspects.keys() - seen:
             del self._suspects[key]
+            if self._publishers.get(key.row) == key.seat:
+                del self._publishers[key.row]
         yield 1 + len(self._suspects) // 16
         for (number, is_reader), rows in asked.items():
             yield self._ask(number, is_reader, rows, clock())
         yield from self._tell_all(clock)
+
+    def _suspect(self, key: Key, kind: str, kept: Kept, since: float) -> Suspect:
+        """A new one, which may be known from when its publisher was there: told then, with the line of code."""
+        suspect = Suspect(kind, kept.tier, kept.nbytes, since)
+        former = self._suspects.get(Key(key.row, self._publishers.get(key.row, BROKER), False))
+        if key.seat == BROKER and former is not None and (former.kind, former.since) == (kind, since):
+            suspect.site, suspect.is_told = former.site, former.is_told
+        if kind == _UNREAD:
+            self._publishers[key.row] = key.seat
+        return suspect
 
     def _suspicions(self, kept: Kept, found: Found, limit: float) -> Iterator[tuple[Key, str, float]]:
         at = kept.row - found.first
