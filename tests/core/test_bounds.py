@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 
 import pytest
@@ -28,6 +29,7 @@ from shmpoold.core.lending.recalls import RECALL_EVERY, RECALLED_PER_TURN
 from shmpoold.core.looks import LOOKED_AT_PER_TURN
 from shmpoold.core.memory.clearings import SLOTS_PER_STEP
 from shmpoold.core.memory.cooling import COOLED_PER_STEP, COOLED_PER_UNIT
+from shmpoold.core.memory.inventory import RETIRING
 from shmpoold.core.memory.spares import MOST
 from shmpoold.core.memory.stock import BUILT_PER_STEP, WARM_SLICE
 from shmpoold.core.objects.custody import CLOSED_PER_TURN, SWEPT_PER_TURN
@@ -170,6 +172,21 @@ def test_a_turn_does_no_more_of_a_chore_than_steps_per_turn(large_world: World) 
         world.pass_time(1.0)
     assert sum(freed) == 1000
     assert max(freed) <= STEPS_PER_TURN <= 128
+
+
+def test_a_turn_replaces_the_pages_of_fewer_rows_than_it_looks_at(make_world: type[World]) -> None:
+    """Those that come back too old: each costs what a dozen others do."""
+    world = make_world(replace(LARGE, max_buffer_age=2.0), check_every=0)
+    client = hold(world, 1000)
+    world.pass_time(3.0)
+    for slot in list(client.leased):
+        client.put_back(slot)
+    with turns_of(world, actions_of(Cool)) as cooled:
+        client.give_back(*client.ready)
+        world.run()
+        world.pass_time(1.0)
+    assert sum(cooled) == world.broker.inventory.retired == 1000
+    assert max(cooled) <= (LOOKED_AT_PER_TURN + STEPS_PER_TURN) // RETIRING + 2 <= 24
 
 
 def test_a_turn_probes_no_more_seats_than_probed_per_turn(large_world: World) -> None:

@@ -16,7 +16,7 @@ from ..chores import Chores
 from ..connections.seats import Seat
 from ..looks import Looks
 from ..memory.holding import Holding
-from ..memory.inventory import Inventory
+from ..memory.inventory import RETIRING, Inventory
 from ..objects.custody import Custody
 from ..rows import InvalidTransition, Rows
 from .lending import Lending
@@ -77,10 +77,11 @@ class Returns:
     def free(self, holding: Holding, now: float) -> int:
         """Nobody may use it any more. A long run's rows become nobody's one after the other.
         Returns what it cost, in units."""
+        retired = self._inventory.retired
         rest = self._inventory.free(holding, now)
         self._lending.note_freed(now)
         if rest is None:
-            return 1
+            return 1 + RETIRING * (self._inventory.retired - retired)
         cost = next(rest, 0)
         if holding in self._inventory.leaving:
             self._chores.begin(self._lending.watched(rest), now, is_urgent=True)

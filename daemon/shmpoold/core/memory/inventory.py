@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from ..connections.seats import Seat
 
 
+#: What it costs to have the pages of a row replaced that came back too old, in units.
+RETIRING = 12
+
+
 class Inventory(Stock):
     """The stock, and what of it is granted, leaving or quarantined."""
 
@@ -172,7 +176,7 @@ class Inventory(Stock):
         self.maps[holding.tier.index].give(holding.row, 1, now)
 
     def take_apart(self, holding: Holding, now: float) -> Iterator[int]:
-        """Make the followers of a run nobody's, in steps; yields how many rows each step did.
+        """Make the followers of a run nobody's, in steps; yields what each step cost, in units.
         Its head names them no longer, so a crash in the middle loses nothing."""
         (head, count), *others = holding.extents
         left = [*others[::-1], (head + 1, count - 1)]
@@ -182,9 +186,10 @@ class Inventory(Stock):
             step = min(count, BUILT_PER_STEP)
             if step < count:
                 left.append((first + step, count - step))
+            retired = self.retired
             for row in range(first, first + step):
                 self._free_follower(holding.tier, row, now)
-            yield step
+            yield step + RETIRING * (self.retired - retired)
         del self.leaving[holding]
 
     def _free_follower(self, tier: Tier, row: int, now: float) -> None:
