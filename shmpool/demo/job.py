@@ -1,5 +1,5 @@
-"""The demo as a whole: reference digests, the job through the pool, the same over a queue,
-and the verdict. Tells its progress by a callback and prints nothing.
+"""The demo as a whole: reference digests, the job through the pool, the same over a queue, the hand-over
+alone, and the verdict. Tells its progress by a callback and prints nothing.
 
 A file counts as verified when its digests, computed by a worker from the shared buffer,
 equal those computed from the file itself, and the file was the same at both times. Files
@@ -19,10 +19,11 @@ from typing import Any, Final
 from .. import stats
 from ..embedded import Broker
 from ..errors import BrokerUnavailable
-from ..protocol.sizing import SizeCategory, Strategy
-from . import tasks
+from ..protocol.sizing import MIB, SizeCategory, Strategy
+from . import handover, tasks
 from .crew import SPAWN, Crew, CrewFailed
 from .files import Corpus, Trouble
+from .handover import Handed, Way
 from .tasks import Digested, Digests, Referenced, Sent, Share
 
 #: Called with what is going on and the bytes just dealt with.
@@ -31,6 +32,9 @@ Progress = Callable[[str, int], None]
 REFERENCE: Final = "digests from the files"
 POOL: Final = "through shmpool"
 QUEUE: Final = "over multiprocessing.Queue"
+#: Of each category so many files, and bytes, are handed over alone.
+HANDED_FILES: Final = 24
+HANDED_BYTES: Final = 64 * MIB
 
 
 @dataclass
@@ -76,6 +80,17 @@ class Line:
 
 
 @dataclass
+class HandOver:
+    """The hand-over alone, in one category: nanoseconds by way, one for each object; files and bytes of
+    them that were handed over."""
+
+    category: SizeCategory
+    files: int = 0
+    nbytes: int = 0
+    times: dict[Way, list[int]] = field(default_factory=lambda: {way: [] for way in Way})
+
+
+@dataclass
 class Report:
     """What came of it."""
 
@@ -92,6 +107,9 @@ class Report:
     #: None when the comparison was left out or failed; *queue_failure* says how.
     queue: Timed | None = None
     queue_failure: str = ""
+    #: Empty when the comparison was left out or failed; *hand_over_failure* says how.
+    hand_over: dict[SizeCategory, HandOver] = field(default_factory=dict)
+    hand_over_failure: str = ""
     #: Leases served without a message to the broker, and all leases of slots.
     hits: int = 0
     slot_leases: int = 0
@@ -130,6 +148,7 @@ class Job:
         verified = self._judge()
         if compare and verified:
             self._run_over_queue(verified)
+            self._hand_over(verified)
         return report
 
     def _compute_references(self) -> None:
@@ -254,6 +273,60 @@ class Job:
         for number in range(1, self.workers + 1):
             crew.add(f"worker {number}", tasks.digest_queued, queue, bulky, others, self.workers)
         crew.start()
+
+    # --- the hand-over alone -------------------------------------------------------------------------
+
+    def _hand_over(self, verified: list[int]) -> None:
+        """Some files of each category, from one process to another, both ways."""
+        report, chosen = self._report, self._choose(verified)
+        try:
+            with Broker(memory_limit=self.limit) as broker, Crew() as crew:
+                ours, theirs = SPAWN.Pipe()
+                queue: Any = SPAWN.Queue()
+                with ours, theirs:  # our copies
+                    share = [(index, self.corpus.paths[index]) for index in chosen]
+                    crew.add("giver", handover.give, share, broker.address, ours, queue)
+                    crew.add("taker", handover.take, broker.address, theirs, queue)
+                    crew.start()
+                crew.go()
+                handed: list[Handed] = []
+                for batch in crew.results():
+                    handed += batch
+                    if crew.casualties:
+                        raise CrewFailed(crew.casualties[0])
+        except CrewFailed as error:
+            report.hand_over_failure = str(error)
+            return
+        self._count(handed)
+
+    def _choose(self, verified: list[int]) -> list[int]:
+        """Spread over what there is of each category."""
+        chosen: list[int] = []
+        for category in SizeCategory:
+            members = [index for index in verified if self._sent[index].category is category]
+            left = HANDED_BYTES
+            for index in members[:: max(1, len(members) // HANDED_FILES)][:HANDED_FILES]:
+                if left == HANDED_BYTES or self.corpus.sizes[index] <= left:
+                    chosen.append(index)
+                    left -= self.corpus.sizes[index]
+        return chosen
+
+    def _count(self, handed: list[Handed]) -> None:
+        report = self._report
+        for one in handed:
+            category, reference = self._sent[one.file].category, self._references[one.file]
+            line = report.hand_over.setdefault(category, HandOver(category))
+            if one.nanoseconds is not None:
+                line.times[one.way].append(one.nanoseconds)
+                continue
+            if one.way is Way.POOL:
+                line.files += 1
+                line.nbytes += self.corpus.sizes[one.file]
+            path = self.corpus.paths[one.file]
+            if reference.digests and one.sha256 != reference.digests.sha256 and path not in report.mismatched:
+                again = tasks.reference(one.file, path, self.limit, tasks.make_block())
+                if again.digests == reference.digests:
+                    report.mismatched.append(path)
 
     # --- helpers -------------------------------------------------------------------------------------
 

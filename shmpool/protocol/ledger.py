@@ -11,7 +11,9 @@ word name         content, from the lowest bit
                   of a FOLLOWER: its head's row 24, the run's birth 40
 2-14 cells        built like the grant word: PENDING equals the published
                   grant word, TAKEN names the reader's seat, DONE; of a shared
-                  publication its name's length, its maker and its name
+                  publication its name's length, its maker and its name; of a
+                  stream's chunk the second says BOUND, with its generation, and
+                  the third the stream's row 24 and its generation 40
 15   link word    next extent's first row 24 (0: none), then of a head the
                   run's birth 40, of a later extent's first row its chunks 16
 ==== ============ ==========================================================
@@ -88,6 +90,10 @@ NAME_BYTES: Final = 8 * (MAX_TICKETS - 1)
 UID_SHIFT: Final = 8
 TTL_SHIFT: Final = 40
 MAX_TTL: Final = (1 << 24) - 1
+
+#: Where a stream's chunk says that it is one, and of which: behind its only ticket.
+BOUND_CELL: Final = FIRST_CELL + 1
+BOUND_TO: Final = FIRST_CELL + 2
 
 LINK_ROW_BITS: Final = 24
 LINK_ROW_MASK: Final = (1 << LINK_ROW_BITS) - 1

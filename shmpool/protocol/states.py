@@ -35,6 +35,8 @@ class CellState(IntEnum):
 
     TAKEN = 16
     DONE = 17
+    BOUND = 18
+    """No ticket, but behind the only one of a stream's chunk: the next word names its stream."""
 
 
 class Actor(IntEnum):

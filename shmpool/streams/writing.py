@@ -14,7 +14,16 @@ from weakref import ref
 from ..errors import LeaseReleased, LeaseTimeout, QuotaExceeded, SharedMemoryFull, StreamBroken, StreamTimeout
 from ..link.waiting import check_timeout
 from ..protocol.handle import Handle, unpack_handle
-from ..protocol.ledger import EXTENT, GENERATION_FIELD, ONE_GENERATION, STATE_SHIFT
+from ..protocol.ledger import (
+    BOUND_CELL,
+    BOUND_TO,
+    EXTENT,
+    GENERATION_FIELD,
+    ONE_GENERATION,
+    STATE_SHIFT,
+    generation_of,
+    link_word,
+)
 from ..protocol.sizing import PAGE, TierKind, check_nbytes, page_round
 from ..protocol.states import CellState
 from ..seat.magazine import LAST_BASE
@@ -50,6 +59,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES: Final = 640 * 1024
 CHUNKS: Final = 3
 _DONE: Final = CellState.DONE << STATE_SHIFT
+_BOUND: Final = CellState.BOUND << STATE_SHIFT
 #: Of a small pool a stream takes this part for each chunk.
 _SHARE: Final = 16
 
@@ -106,6 +116,8 @@ class StreamWriter(io.BufferedIOBase):
         page.release()
         lease.shorten(PREFIX_BYTES)
         self.handle, self._let_go = lease.publish_kept()
+        #: What a chunk says of its stream, for the broker, should both its ends die.
+        self._bond = link_word(slot.row, generation_of(slot.base))
         self._words_at = libc.address_of(session._ledger)
         _, granted, tail = unpack_handle(self.handle)
         self._outgoing = Outgoing(session, session.outgoing, granted, tail, ref(self))
@@ -276,6 +288,7 @@ class StreamWriter(io.BufferedIOBase):
         if fill < lease.nbytes:
             lease.shorten(fill)
         slot = lease._slot
+        self._bind(slot)
         handle, return_to_magazine = lease.publish_kept()
         _, granted, tail = unpack_handle(handle)
         done, is_direct = granted & GENERATION_FIELD | _DONE, slot.tier.kind is TierKind.DIRECT
@@ -284,6 +297,11 @@ class StreamWriter(io.BufferedIOBase):
             chunk.return_slot()
         return chunk
 
+    def _bind(self, slot: Slot) -> None:
+        words, first = self._session.words, slot.word
+        words[first + BOUND_TO] = self._bond
+        words[first + BOUND_CELL] = slot.base | _BOUND
+
     def _publish_same(self, slot: Slot, fill: int) -> Chunk:
         """The stores of `LiveLease.publish`, in its order."""
         session = self._session
@@ -291,6 +309,7 @@ class StreamWriter(io.BufferedIOBase):
         granted = base | session.published
         if fill < self._chunk:
             words[slot.word + EXTENT] = slot.extent_word | fill
+        words[slot.word + BOUND_CELL] = base | _BOUND
         words[first] = granted
         if session.barrier:
             session.barrier()

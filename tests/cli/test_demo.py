@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_helpers import ENV, PATIENCE, command, eventually, shmpool_command
 from corners import corner
 
 import shmpool
-from shmpool.demo import tasks
+from shmpool.demo import handover, tasks
 from shmpool.demo.crew import Crew, CrewFailed, Link
 from shmpool.demo.files import (
     Corpus,
@@ -31,6 +32,7 @@ from shmpool.demo.files import (
     require_unchanged,
     scan,
 )
+from shmpool.demo.handover import TIMES
 from shmpool.demo.job import POOL, QUEUE, REFERENCE, Job, Report
 from shmpool.protocol.sizing import KIB, MIB, SizeCategory, Strategy
 
@@ -107,6 +109,22 @@ def test_every_file_is_verified_by_the_strategy_of_its_size(tree: Path) -> None:
     assert report.queue
     assert (report.queue.files, report.queue.nbytes) == (len(SIZES), sum(SIZES))
     assert report.queue_failure == ""
+    assert report.hand_over_failure == ""
+    handed = report.hand_over.values()
+    assert sum(line.files for line in handed) == len(SIZES)
+    assert all(len(ns) == line.files * (TIMES - 1) for line in handed for ns in line.times.values())
+
+
+def test_a_hand_over_that_fails_leaves_the_rest_of_the_report(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "give", broken_giver)
+    report = run_job(tree, compare=True)
+    assert report.ok and report.queue
+    assert not report.hand_over
+    assert report.hand_over_failure == "giver failed: RuntimeError: broken"
+
+
+def broken_giver(*arguments: Any) -> None:
+    raise RuntimeError("broken")
 
 
 @pytest.mark.long

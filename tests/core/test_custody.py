@@ -7,7 +7,18 @@ import itertools
 import pytest
 from harness import CHUNKS, SMALL, Client, Ticket, World, small_settings
 
-from shmpool.protocol.ledger import BROKER, GENERATION_FIELD, ROW_WORDS, STATE_SHIFT, seat_of
+from shmpool.protocol.ledger import (
+    BOUND_CELL,
+    BOUND_TO,
+    BROKER,
+    GENERATION_FIELD,
+    ONE_GENERATION,
+    ROW_WORDS,
+    STATE_SHIFT,
+    generation_of,
+    link_word,
+    seat_of,
+)
 from shmpool.protocol.messages import Bell
 from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import CellState, State
@@ -268,3 +279,39 @@ def test_a_look_at_what_somebody_still_reads_costs_a_unit(world: World) -> None:
     (ticket,) = hand_over(world)
     assert world.broker.custody.look(ticket.row, world.now) == 1
     assert world.state(ticket.row) is State.PUBLISHED
+
+
+def bind(world: World, chunk: Ticket, stream: Ticket) -> None:
+    """What a stream's writer stores beside its chunk's ticket."""
+    at, generation = chunk.row * ROW_WORDS, generation_of(world.grant(stream.row))
+    world.ledger[at + BOUND_TO] = link_word(stream.row, generation)
+    world.ledger[at + BOUND_CELL] = world.grant(chunk.row) & GENERATION_FIELD | CellState.BOUND << STATE_SHIFT
+
+
+def test_a_streams_chunks_go_when_its_reader_has_gone_too_and_not_before(world: World) -> None:
+    writer, reader = world.client(), world.client()
+    stream, chunk, other = (writer.publish(writer.get()[0])[0] for _ in range(3))
+    bind(world, chunk, stream)
+    assert reader.open(stream)
+    writer.goodbye()
+    world.run()
+    world.pass_time(2 * LONGEST)
+    assert world.state(chunk.row) is State.PUBLISHED
+    reader.release(stream)
+    world.run()
+    world.pass_time(2 * LONGEST)
+    assert world.state(chunk.row) is State.FREE
+    assert world.state(other.row) is State.PUBLISHED
+
+
+def test_what_an_earlier_stream_left_in_a_row_says_nothing_of_its_next_publication(world: World) -> None:
+    writer = world.client()
+    stream, chunk = (writer.publish(writer.get()[0])[0] for _ in range(2))
+    bind(world, chunk, stream)
+    world.ledger[chunk.row * ROW_WORDS + BOUND_CELL] += ONE_GENERATION
+    assert writer.open(stream)
+    writer.release(stream)
+    writer.goodbye()
+    world.run()
+    world.pass_time(2 * LONGEST)
+    assert world.state(chunk.row) is State.PUBLISHED

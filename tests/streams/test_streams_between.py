@@ -412,6 +412,40 @@ def test_a_chunk_that_a_dead_writer_had_not_announced_comes_back(pool: shmpool.P
     eventually(lambda: is_back(pool.address))
 
 
+@pytest.mark.parametrize("strategy", ["chunked", "direct"])
+def test_of_a_stream_whose_ends_both_died_nothing_waits_to_be_read(strategy: str) -> None:
+    """Nobody can come to open its chunks, so they do not wait for `handle_ttl` as what has a handle does."""
+    settings = {} if strategy == "chunked" else {"enabled": False}
+    with shmpool.Broker(memory_limit="16MiB", **settings) as broker:
+        (reading, writing), (ready, full) = os.pipe(), os.pipe()
+
+        def write() -> None:
+            writer = shmpool.connect(broker.address).stream(timeout=0.2)
+            os.write(writing, writer.handle)
+            os.read(ready, 1)
+            with contextlib.suppress(shmpool.StreamTimeout):
+                writer.write(content(4 * MIB))
+            os.write(writing, b"full")
+            signal.pause()
+
+        def read() -> None:
+            reader = shmpool.connect(broker.address).open_reader(handle)
+            os.write(full, b"x")
+            signal.pause()
+            reader.close()
+
+        with process(write) as writer:
+            handle = shmpool.Handle(os.read(reading, 24))
+            with process(read) as reader:
+                assert os.read(reading, 4) == b"full"
+                assert query(broker.address).active_buffers > 1
+                os.kill(writer, signal.SIGKILL)
+                os.kill(reader, signal.SIGKILL)
+                eventually(lambda: is_back(broker.address))
+        for fd in (reading, writing, ready, full):
+            os.close(fd)
+
+
 def test_a_dead_reader_is_told(pool: shmpool.Pool) -> None:
     writer = pool.stream()
     reading, writing = os.pipe()

@@ -13,6 +13,8 @@ from typing import Final
 
 from shmpool.protocol.census import snapshot
 from shmpool.protocol.ledger import (
+    BOUND_CELL,
+    BOUND_TO,
     BROKER,
     CACHED,
     CHUNKS_SHIFT,
@@ -31,9 +33,11 @@ from shmpool.protocol.ledger import (
     STATE_SHIFT,
     TICKETS_SHIFT,
     UID_SHIFT,
+    birth_of,
     generation_of,
     grant_word,
     is_shared,
+    next_row_of,
     queue_row,
     queue_word,
     queued_word,
@@ -123,6 +127,21 @@ class Rows:
     def cell(self, row: int, cell: int) -> int:
         """The word of a ticket."""
         return self.words[row * ROW_WORDS + FIRST_CELL + cell]
+
+    def is_stranded(self, row: int) -> bool:
+        """Whether a publication is a chunk of a stream that nobody reads, nor can come to."""
+        at = row * ROW_WORDS
+        mark, bound = self.words[at + BOUND_CELL], self.words[at + BOUND_TO]
+        stream, generation = next_row_of(bound), birth_of(bound)
+        if (
+            tickets_of(self.words[at + EXTENT]) != 1
+            or mark != self.words[at] & GENERATION_FIELD | CellState.BOUND << STATE_SHIFT
+            or not 0 < stream < self.count
+        ):
+            return False
+        word, ticket = self.grant(stream), self.cell(stream, 0)
+        is_there = state_of(word) == State.PUBLISHED and generation_of(word) == generation == generation_of(ticket)
+        return not is_there or state_of(ticket) == CellState.DONE
 
     def finish_cell(self, row: int, cell: int) -> None:
         """Store DONE in a cell whose holder is dead."""

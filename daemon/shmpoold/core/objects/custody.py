@@ -2,7 +2,8 @@
 
 They are freed when their last ticket is done. Readers ring when they store DONE; the
 sweep finds what a lost bell would have told, and closes tickets that nobody opened
-`handle_ttl` after the publisher was seen to be gone.
+`handle_ttl` after the publisher was seen to be gone; those of a stream's chunks as soon as its reader
+is gone, too.
 """
 
 from __future__ import annotations
@@ -159,10 +160,10 @@ class Custody(Owner):
                 cost += self.look(holding.row, now)
 
     def _close_expired(self, holding: Holding, now: float) -> int:
-        """Close what nobody opened in time; returns how many tickets that is."""
-        if holding.orphaned_at is None or now - holding.orphaned_at < self.ttl:
-            return 0
+        """Close what nobody opened in time, or can come to open; returns how many tickets that is."""
         rows, row = self._rows, holding.row
+        if holding.orphaned_at is None or (now - holding.orphaned_at < self.ttl and not rows.is_stranded(row)):
+            return 0
         if not is_published(rows.grant(row), 0) or rows.is_in_queue(row):
             return 0
         unopened = rows.pending_cells(row)
