@@ -29,6 +29,7 @@ NAMES = (
     "broker",
     "memory",
     "objects",
+    "queue",
     "held",
     "latency",
     "scale",

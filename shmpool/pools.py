@@ -10,14 +10,13 @@ from typing import Any
 from .errors import BrokerUnavailable
 from .life import lifetime
 from .link.waiting import check_timeout
-from .objects.verbs import ObjectVerbs
 from .pool import BasePool
 from .queues.verbs import QueueVerbs
 from .seat.session import Session
 from .streams.verbs import StreamVerbs
 
 
-class Pool(ObjectVerbs, StreamVerbs, QueueVerbs, lifetime.PoolLife):
+class Pool(QueueVerbs, StreamVerbs, lifetime.PoolLife):
     """A connection to a broker. Made by `shmpool.connect`.
 
     May be used by many threads. After a fork the child's pool connects by itself, with a

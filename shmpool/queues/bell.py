@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from ..protocol.names import queue_name
+from ..protocol.names import ledger_name, queue_name
 from ..system.descriptors import Descriptor, open_owned
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Bell:
     def open(self) -> int:
         """The descriptor to watch."""
         if self._reader is None:
-            status = os.fstat(self._ring.session.piece(self._ring.row, 1, writable=True).fd)
+            status = os.stat(f"{_DIRECTORY}/{ledger_name(self._ring.session.pool_id)}")  # as who may use the pool
             with suppress(FileExistsError):
                 os.mkfifo(self._path, 0o600)
                 with suppress(PermissionError):  # it is our own group's, then

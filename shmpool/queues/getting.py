@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 #: What `get` gives: a kind, and the bytes or the opened buffer.
 Found = tuple[int, "bytes | Buffer"]
 
-_INLINE: Final = int(Kind.INLINE)
+_INLINE: Final = Kind.INLINE
 _COUNT: Final = sleepers.COUNT
 _ITEM_HEAD_AND_ROUNDING: Final = ITEM_HEAD + layout.GRANULE_BYTES - 1
 
@@ -59,13 +59,16 @@ class Getting(Putting):
         #: Whether the short way will do.
         self._gets_fast = self._barrier is None and self.members is None and self.hands is None
 
-    def get_fast(self, thread: Thread) -> bytes | None:
-        """Take one item that lies inline, where that takes nothing but a lock and some stores; else None."""
+    def get_fast(self, thread: Thread) -> bytes | Found | None:
+        """Take one item, its bytes if it lies inline, where that takes nothing but a lock, some stores, and maybe
+        a ticket; else None."""
         end = self.head_end
         before = thread.holds
         words = self.words
         if before or not self._gets_fast or words[HEAD] == words[TAIL]:
             return None
+        found: bytes | Found
+        opened: Buffer | None = None
         try:
             thread.holds = end.marked
             fcntl(thread.fd, F_OFD_SETLK, end.lock)
@@ -78,19 +81,24 @@ class Getting(Putting):
             word = words[start >> 3]
             length = word >> LENGTH_SHIFT & LENGTH_MASK
             count = length + _ITEM_HEAD_AND_ROUNDING >> GRANULE_SHIFT
-            if (
-                word & LOW != at
-                or word >> KIND_SHIFT != _INLINE
-                or (tail >> 32) - at & LOW < count
-                or place + count > self.granules
-                or self.is_closed
-            ):
+            if word & LOW != at or (tail >> 32) - at & LOW < count or place + count > self.granules or self.is_closed:
                 return None
             words[HEAD_OWNER] = self._seat
-            data = bytes(self.raw[start + 8 : start + 8 + length])
+            kind = word >> KIND_SHIFT
+            if kind == _INLINE:
+                found = bytes(self.raw[start + 8 : start + 8 + length])
+            elif length != 16 or not _INLINE < kind < Kind.PAD or (opened := self._open(start >> 3)) is None:
+                return None
+            else:
+                found = kind, opened
             words[HEAD] = head = (at + count & LOW) << 32 | (head + 1 & LOW)
+            opened = None
         except (BlockingIOError, PermissionError):
             return None
+        except BaseException:
+            if opened is not None and words[HEAD] >> 32 == at:
+                opened.give_back()
+            raise
         finally:
             try:
                 fcntl(thread.fd, F_OFD_SETLK, end.unlock)
@@ -102,7 +110,7 @@ class Getting(Putting):
             self._wake_getters(1)  # pass the bell on
         if self.bell.is_watching and words[TAIL] == head:
             self.bell.drain()
-        return data
+        return found
 
     def await_item(self, deadline: float) -> bool:
         """Whether there is an item, or comes within a moment."""

@@ -35,7 +35,6 @@ first one again, behind a pad.
 
 from __future__ import annotations
 
-from enum import IntEnum, IntFlag
 from typing import Final
 
 MAGIC: Final = int.from_bytes(b"\x93shmqueu", "little")
@@ -89,36 +88,46 @@ LENGTH_MASK: Final = (1 << 24) - 1
 KIND_SHIFT: Final = 56
 
 
-class Kind(IntEnum):
+# Plain numbers: those of `enum` cost as much as a store.
+
+
+class Kind:
     """What an item is."""
 
-    INLINE = 1
+    INLINE: Final = 1
     #: Of an object that `objects` has laid out in a lease.
-    HANDLE = 2
+    HANDLE: Final = 2
     #: Of a lease that holds the pickled bytes, which the queue had no room for.
-    PICKLED = 3
-    PAD = 4
+    PICKLED: Final = 3
+    PAD: Final = 4
 
 
-class Flag(IntFlag):
+class Flag:
     """How a queue was made."""
 
-    JOINABLE = 1
-    DROP_OLDEST = 2
-    DROP_NEWEST = 4
-    REQUEUE = 8
+    JOINABLE: Final = 1
+    DROP_OLDEST: Final = 2
+    DROP_NEWEST: Final = 4
+    REQUEUE: Final = 8
 
 
-ALL_FLAGS: Final = 15
+#: In the words of who makes one.
+FLAG_NAMES: Final = {
+    Flag.JOINABLE: "JoinableQueue",
+    Flag.DROP_OLDEST: "overflow='drop_oldest'",
+    Flag.DROP_NEWEST: "overflow='drop_newest'",
+    Flag.REQUEUE: "on_dead_consumer='requeue'",
+}
+ALL_FLAGS: Final = sum(FLAG_NAMES)
 
 
-class Odd(IntFlag):
+class Odd:
     """Why a put looks twice."""
 
-    SHUT = 1
-    SHUT_AT_ONCE = 2
-    WATCHED = 4
-    INTENTS = 8
+    SHUT: Final = 1
+    SHUT_AT_ONCE: Final = 2
+    WATCHED: Final = 4
+    INTENTS: Final = 8
 
 
 def granules_of(length: int) -> int:

@@ -9,7 +9,7 @@ from ..objects.sharing import find, publish_shared
 from ..protocol.header import SEATS as HEADER_SEATS
 from ..protocol.ledger import QUEUE
 from . import layout
-from .layout import ALL_FLAGS, Flag
+from .layout import ALL_FLAGS, FLAG_NAMES, Flag
 
 if TYPE_CHECKING:
     from ..pool import BasePool
@@ -28,7 +28,7 @@ _LEAST_GRANULES: Final = 1024
 HANDS: Final = 64
 
 
-def make(pool: BasePool, maxsize: int, name: str | None, flags: Flag, keep: bool) -> Shared:
+def make(pool: BasePool, maxsize: int, name: str | None, flags: int, keep: bool) -> Shared:
     """A new queue's memory, or that of the queue that has the name already. Raises NameTaken for a name of something
     else, ValueError for a queue that was made otherwise."""
     if name is None:
@@ -47,12 +47,12 @@ def make(pool: BasePool, maxsize: int, name: str | None, flags: Flag, keep: bool
         return shared
 
 
-def _check_same(shared: Shared, maxsize: int, name: str, flags: Flag) -> None:
+def _check_same(shared: Shared, maxsize: int, name: str, flags: int) -> None:
     with shared.open() as buffer:
         words = buffer.view[: len(buffer.view) & ~7].cast("Q")
         if buffer.nbytes != layout.PREFIX_BYTES or words[0] != layout.MAGIC:
             raise NameTaken(f"the name {name!r} is taken by something else than a queue")
-        found = words[layout.MAXSIZE], Flag(words[layout.FLAGS] & ALL_FLAGS)
+        found = words[layout.MAXSIZE], words[layout.FLAGS] & ALL_FLAGS
         del words
     if found != (maxsize, flags):
         raise ValueError(
@@ -61,11 +61,11 @@ def _check_same(shared: Shared, maxsize: int, name: str, flags: Flag) -> None:
         )
 
 
-def _said(maxsize: int, flags: Flag) -> str:
-    return f"maxsize={maxsize}" + "".join(f", {flag.name}" for flag in Flag if flag & flags).lower()
+def _said(maxsize: int, flags: int) -> str:
+    return f"maxsize={maxsize}" + "".join(f", {said}" for flag, said in FLAG_NAMES.items() if flag & flags)
 
 
-def _publish(pool: BasePool, maxsize: int, name: str | None, flags: Flag, keep: bool) -> Shared:
+def _publish(pool: BasePool, maxsize: int, name: str | None, flags: int, keep: bool) -> Shared:
     session = pool._live_session()
     granules, capacity = _geometry(session.memory_limit, maxsize)
     hands = HANDS if flags & Flag.REQUEUE else 0

@@ -42,7 +42,6 @@ from .layout import (
     RINGS,
     SEATS,
     TAIL,
-    Flag,
     Kind,
     granules_of,
     item_word,
@@ -113,7 +112,7 @@ class Memory:
         if words[0] != MAGIC:
             raise FormatError("this shared publication is no queue")
         self.granules, self.capacity, self.most_inline = words[GRANULES], words[CAPACITY], words[MOST_INLINE]
-        self.flags, self._hand_count, self.seats = Flag(words[FLAGS] & ALL_FLAGS), words[HANDS], words[SEATS]
+        self.flags, self._hand_count, self.seats = words[FLAGS] & ALL_FLAGS, words[HANDS], words[SEATS]
         self.first = layout.first_granule(self.seats, self.flags, self._hand_count, self.most_inline)
         self.mask = self.granules - 1
         #: Beyond so many granules there is room for handles alone: for as many as the queue may have items.

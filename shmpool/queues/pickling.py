@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..live_lease import LiveLease
     from ..pool import BasePool
 
+#: What is smaller is copied out: to look after a view that lives on costs more.
+COPIED_BELOW: Final = 256 * 1024
 #: Types that have no large buffers of their own.
 _PLAIN: Final = frozenset({int, float, complex, bool, str, bytes, type(None), tuple, list, dict, set, frozenset})
 
@@ -134,7 +136,7 @@ def _written(pool: BasePool, nbytes: int, parts: list[tuple[int, memoryview]], t
 def restore(kind: int, buffer: Buffer) -> Any:
     """The object of an opened buffer. Raises what unpickling raises."""
     if kind == Kind.HANDLE:
-        return take_apart(buffer, False, None, None)
+        return take_apart(buffer, False, True if buffer.nbytes < COPIED_BELOW else None, None)
     with buffer:
         return pickle.loads(buffer.view)
 

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from ..shared import Shared
     from .pickling import Item
 
-_INLINE: Final = int(Kind.INLINE)
+_INLINE: Final = Kind.INLINE
 #: Where the number of intents stands.
 _INTENTS_SHIFT: Final = 8
 _COUNT: Final = sleepers.COUNT

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 Overflow = Literal["block", "drop_oldest", "drop_newest"]
 OnDeadConsumer = Literal["drop", "requeue"]
-_OVERFLOWS: Final = {"block": Flag(0), "drop_oldest": Flag.DROP_OLDEST, "drop_newest": Flag.DROP_NEWEST}
-_ON_DEAD_CONSUMER: Final = {"drop": Flag(0), "requeue": Flag.REQUEUE}
+_OVERFLOWS: Final = {"block": 0, "drop_oldest": Flag.DROP_OLDEST, "drop_newest": Flag.DROP_NEWEST}
+_ON_DEAD_CONSUMER: Final = {"drop": 0, "requeue": Flag.REQUEUE}
 _FOR_EVER: Final = float("inf")
 
 
@@ -91,7 +91,7 @@ class Queue:
     the same thread (RuntimeError). Unpickling runs code that the putter chose: trust who may write to the pool.
     """
 
-    _flags = Flag(0)
+    _flags = 0
 
     def __init__(
         self,
@@ -216,14 +216,14 @@ class Queue:
         if one is None or one.session.is_over or not HERE[OURS]:
             one = self._attach()
         thread = one.threads.mine()
-        data = one.get_fast(thread)
-        if data is None:
+        found = one.get_fast(thread)
+        if found is None:
             deadline = _deadline(block, timeout)
             if one.await_item(deadline):
-                data = one.get_fast(thread)
-            if data is None:
-                return _restored(one.get(thread, 1, deadline)[0])
-        return loads(data)
+                found = one.get_fast(thread)
+            if found is None:
+                found = one.get(thread, 1, deadline)[0]
+        return loads(found) if type(found) is bytes else _restored(found)  # type: ignore[arg-type]
 
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Any]:
         """Take up to *n* objects, what is there, at least one. Raises like `get`."""
@@ -326,6 +326,16 @@ class JoinableQueue(Queue):
     def join(self) -> None:
         """Wait until all items are finished."""
         self._here().wait_finished()
+
+
+def shut(pool: BasePool, shared: Shared) -> None:
+    """Shut a queue down that was dropped."""
+    one = _rings.use(pool, shared)
+    try:
+        one.shut(one.threads.mine(), immediate=True)
+    finally:
+        if _rings.release(one):
+            one.close()
 
 
 def _receive(kind: type[Queue], pool: BasePool, shared: Shared, name: str | None) -> Queue:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..pool import BasePool
+from ..objects.verbs import ObjectVerbs
+from ..protocol.ledger import EXTENT, QUEUE, ROW_WORDS, tickets_of
 
 if TYPE_CHECKING:
     from .queue import OnDeadConsumer, Overflow, Queue
 
 
-class QueueVerbs(BasePool):
+class QueueVerbs(ObjectVerbs):
     """A pool of queues."""
 
     def queue(
@@ -28,3 +29,17 @@ class QueueVerbs(BasePool):
         from .queue import Queue
 
         return Queue(maxsize, pool=self, name=name, on_dead_consumer=on_dead_consumer, overflow=overflow, keep=keep)
+
+    def drop(self, name: str) -> None:
+        """As for all that is shared; a queue is shut down with it, and what is in it is freed."""
+        from ..objects.sharing import find
+
+        shared = find(self, name, 0)
+        try:
+            super().drop(name)
+            if tickets_of(self._live_session().words[shared._row * ROW_WORDS + EXTENT]) & QUEUE:
+                from .queue import shut
+
+                shut(self, shared)
+        finally:
+            shared.release()

@@ -30,6 +30,7 @@ from ..protocol.ledger import (
     MAX_NBYTES,
     MAX_TICKETS,
     NBYTES_BITS,
+    QUEUED_CELL,
     ROW_WORDS,
     SEAT_MASK,
     SHAPE_MASK,
@@ -39,6 +40,7 @@ from ..protocol.ledger import (
     generation_of,
     is_shared,
     nbytes_of,
+    queued_word,
     seat_of,
     state_of,
     tickets_of,
@@ -255,6 +257,8 @@ def discard_unopened(session: Reader) -> int:
         is_returned = row >= direct.base and seat_of(granted) == 0 and chunks_of(extent) == session.seat
         if is_shared(extent) or not (seat_of(granted) == session.seat or is_returned):
             continue
+        if words[row * ROW_WORDS + QUEUED_CELL] == queued_word(generation_of(granted)):
+            continue  # it is the queue's
         for cell in range(min(tickets_of(extent), MAX_TICKETS)):
             pending = words[row * ROW_WORDS + FIRST_CELL + cell]
             if state_of(pending) == State.PUBLISHED and generation_of(pending) == generation_of(granted):
