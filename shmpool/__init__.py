@@ -71,6 +71,7 @@ from .protocol.sizing import SizeCategory, Sizing, Strategy, categorize, optimal
 from .shared import Shared
 
 if TYPE_CHECKING:
+    from . import aio as aio
     from .embedded import Broker
     from .integrations.executor import Executor
     from .integrations.pickling import install, uninstall
@@ -144,7 +145,7 @@ _LAZY = {
     "uninstall": "integrations.pickling",
 }
 #: Modules that few need: ``shmpool.aio`` without a further import.
-_MODULES: tuple[str, ...] = ()
+_MODULES = ("aio",)
 
 
 def __dir__() -> list[str]:

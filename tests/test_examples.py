@@ -48,3 +48,19 @@ def test_what_is_born_shared_or_read_by_many_arrives() -> None:
         )
         assert (run.returncode, run.stderr) == (0, "")
         assert says in run.stdout
+
+
+def test_a_web_service_has_its_uploads_worked_on_in_shared_memory() -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / "web_service.py")], capture_output=True, text=True, timeout=100
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "dark pixels of 4 images: [2000, 2000, 0, 0]" in run.stdout
+
+
+def test_a_pool_s_map_passes_its_frames_through_the_pool() -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / "pool_map.py")], capture_output=True, text=True, timeout=100
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "20 frames, steepest 255, 20 went through the pool" in run.stdout

@@ -159,7 +159,7 @@ STOREYS = (
     "pools",
     "launch embedded",
     "connecting",
-    "integrations",
+    "aio integrations",
     "itself",
     "exposition unanswered",
     "cli demo",

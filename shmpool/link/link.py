@@ -39,7 +39,7 @@ from ..system.processes import process_state
 from .bells import Bells
 from .connection import Connection, ConnectionEnded
 from .requests import Request, Requests, RequestState
-from .waiting import LONGEST_WAIT, Waiter
+from .waiting import LONGEST_WAIT, Attempt, Waiter
 
 #: Who waits no longer still waits so long for the broker's word: an answer takes a hundredth of it.
 _WORD: Final = 0.04
@@ -99,6 +99,8 @@ class Link:
         self._stands_aside = False
         #: All waiting ends: the seat is over, or its pool closes.
         self.is_discarding = False
+        #: By thread: who tries in it and must not wait.
+        self.attempts: dict[int, Attempt] = {}
 
     # --- sending ------------------------------------------------------------------------------------
 
@@ -144,6 +146,9 @@ class Link:
     def ask(self, request: Request, timeout: float | None) -> Slot | None:
         """Send a request and wait for its slot; None when there is none: *request* says why. Whatever
         is raised, a slot that was granted meanwhile is not lost."""
+        request.began = time.monotonic()
+        if self.attempts and (attempt := self.attempts.get(threading.get_ident())) is not None:
+            return attempt.ask(request)
         try:
             self.begin(request)
             slot = self._settle(request, timeout)
@@ -162,6 +167,9 @@ class Link:
     def settle(self, request: Request, timeout: float | None) -> Slot | None:
         """What a request got that was begun before; waits for the answer if it must. None when it
         was refused, or there is no answer in time."""
+        if self.attempts and request.is_waiting and threading.get_ident() in self.attempts:
+            self.discard(request)  # what is asked for anew is waited for otherwise
+            return None
         try:
             slot = self._settle(request, timeout)
         except BaseException:
@@ -183,6 +191,10 @@ class Link:
     def _settle(self, request: Request, timeout: float | None) -> Slot | None:
         if request.is_waiting:
             self._await_answer(request, self._seat.lease_timeout if timeout is None else timeout)
+        return self.conclude(request)
+
+    def conclude(self, request: Request) -> Slot | None:
+        """What a request got, for whoever waited for it; it is asked for no more."""
         with self._lock:
             cancel = self.requests.remove(request)
         if self.is_discarding:
@@ -191,6 +203,16 @@ class Link:
         if cancel is not None and request.state is RequestState.SERVED:
             self.send(cancel)
         return request.slot
+
+    def return_unwanted(self, slot: Slot | None) -> None:
+        """Take what was granted and is not needed."""
+        self._seat.return_unwanted(slot)
+
+    def pause(self, seconds: float) -> None:
+        """Wait for what nobody tells."""
+        if self.attempts and (attempt := self.attempts.get(threading.get_ident())) is not None:
+            attempt.pause(seconds)
+        time.sleep(seconds)
 
     def _await_answer(self, request: Request, seconds: float) -> None:
         """Wait until a request is answered, or given up at its deadline."""

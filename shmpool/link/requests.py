@@ -46,7 +46,7 @@ class Request:
     for a direct segment; *waiter* is whoever is to be woken and *claims* has, under 0, whose it is if
     it was prefetched: both for the table's user."""
 
-    __slots__ = ("answer", "claims", "is_sent", "magazine", "message", "refusal", "slot", "state", "waiter")
+    __slots__ = ("answer", "began", "claims", "is_sent", "magazine", "message", "refusal", "slot", "state", "waiter")
 
     def __init__(self, message: Question, magazine: Magazine | None = None) -> None:
         self.message = message
@@ -58,6 +58,8 @@ class Request:
         #: The message is on its way, or waits for the next connection.
         self.is_sent = False
         self.waiter: Any = None
+        #: When it was asked, in monotonic seconds.
+        self.began = 0.0
         self.claims: dict[int, object] = {}
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from ..errors import BrokerUnavailable, LeakedView, LeaseReleased
 from ..link.waiting import check_timeout, check_ttl
@@ -28,10 +28,12 @@ from ..system.here import HERE, OURS
 from .encoding import PicklerClass, encode
 
 if TYPE_CHECKING:
+    from ..link.requests import Request
     from ..live_lease import LiveLease
     from ..pool import BasePool
     from ..seat.holds import Hold
     from ..seat.session import Session
+    from ..seat.windows import Window
 
 Keep = bool | Literal["cache"]
 
@@ -62,7 +64,7 @@ def share(
     turn: int = 0,
 ) -> Shared:
     """Pickle first: what cannot be pickled claims no name and leases nothing."""
-    _check(name, keep, ttl)
+    check(name, keep, ttl)
     encoded = encode(obj, pickler)
     session = pool._live_session()
     number = turn or claim(session, name)
@@ -84,14 +86,15 @@ def claim(session: Session, name: str | None) -> int:
     request = session.holds.ask(message, None, what=f"share {name!r}")
     if request.refusal is not None:
         raise refused(request.refusal)
-    return message.request
+    assert isinstance(request.answer, Turn)
+    return request.answer.request
 
 
 def publish_shared(
     pool: BasePool, lease: LiveLease, name: str | None, keep: Keep, ttl: float | None, *, mark: int = 0
 ) -> Shared:
     """What `Lease.publish_shared` does; *mark* says what else it is (`QUEUE`)."""
-    _check(name, keep, ttl)
+    check(name, keep, ttl)
     session = pool._live_session()
     number = claim(session, name)
     try:
@@ -102,10 +105,28 @@ def publish_shared(
         raise
 
 
+class Announced(NamedTuple):
+    """A publication that is the broker's already, and what is to be asked of it; *written* is the window through
+    which its maker may still see it."""
+
+    session: Session
+    message: Share
+    granted: int
+    written: Window | None
+
+
 def publish(
     lease: LiveLease, pool: BasePool, name: str | None, keep: Keep, ttl: float | None, turn: int, mark: int = 0
 ) -> Shared:
     """Custody passes to the broker with the publishing store; then it is told, and holds it for us."""
+    announced = announce(lease, pool, name, keep, ttl, turn, mark)
+    return made(pool, announced, announced.session.holds.ask(announced.message, None, what="share"))
+
+
+def announce(
+    lease: LiveLease, pool: BasePool, name: str | None, keep: Keep, ttl: float | None, turn: int, mark: int = 0
+) -> Announced:
+    """The publishing store. Nobody holds it yet: the message has to be asked."""
     slot, session = lease._slot, pool._live_session()
     if slot.session is not session or not HERE[OURS]:
         raise LeaseReleased("the lease's seat is gone: the pool was closed, or the broker came back with a new one")
@@ -127,12 +148,17 @@ def publish(
     lease._return_shared()
     number = session.link.next_number()
     milliseconds = ceil(ttl * 1000) if ttl and ttl != float("inf") else 0
-    request = session.holds.ask(Share(number, slot.row, turn, milliseconds), None, what="share")
+    return Announced(session, Share(number, slot.row, turn, milliseconds), granted, written)
+
+
+def made(pool: BasePool, announced: Announced, request: Request) -> Shared:
+    """What was announced, when the broker has answered."""
     if request.refusal is not None:
         raise refused(request.refusal)
     assert isinstance(request.answer, Held)
-    assert request.answer.word == granted
-    return _made(pool, session, session.holds.keep(request.answer, written), until_opened=False)
+    assert request.answer.word == announced.granted
+    hold = announced.session.holds.keep(request.answer, announced.written)
+    return _made(pool, announced.session, hold, until_opened=False)
 
 
 # --- finding ---------------------------------------------------------------------------------------------
@@ -140,7 +166,7 @@ def publish(
 
 def find(pool: BasePool, name: str, timeout: float | None) -> Shared:
     """Hold what has a name, waiting for it to come."""
-    _check(name, False, None)
+    check(name, False, None)
     timeout = None if timeout is None else check_timeout(timeout)
     session = pool._live_session()
     message = Find(session.link.next_number(), name, Purpose.OPEN, timeout != 0)
@@ -161,7 +187,22 @@ def get_or_share(
     pickler: PicklerClass | None,
 ) -> Shared:
     """Hold what has a name, or have the turn to make it."""
-    _check(name, keep, ttl)
+    found = find_or_turn(pool, name, keep, ttl, timeout)
+    if isinstance(found, Shared):
+        return found
+    session, number = found
+    try:
+        return share(pool, make(), name, keep, ttl, timeout, pickler, turn=number)
+    except BaseException:
+        session.let_go(number)  # the next in line makes it
+        raise
+
+
+def find_or_turn(
+    pool: BasePool, name: str, keep: Keep, ttl: float | None, timeout: float | None
+) -> Shared | tuple[Session, int]:
+    """Hold what has a name, or have the turn to make it, by its number: it has to be shared, or let go."""
+    check(name, keep, ttl)
     timeout = None if timeout is None else check_timeout(timeout)
     session = pool._live_session()
     message = Find(session.link.next_number(), name, Purpose.MAKE, timeout != 0)
@@ -171,16 +212,12 @@ def get_or_share(
     if isinstance(request.answer, Held):
         return _made(pool, session, session.holds.keep(request.answer), until_opened=True)
     assert isinstance(request.answer, Turn)
-    try:
-        return share(pool, make(), name, keep, ttl, timeout, pickler, turn=message.request)
-    except BaseException:
-        session.let_go(message.request)  # the next in line makes it
-        raise
+    return session, request.answer.request
 
 
 def drop(pool: BasePool, name: str) -> None:
     """Free a name."""
-    _check(name, False, None)
+    check(name, False, None)
     session = pool._live_session()
     request = session.holds.ask(Drop(session.link.next_number(), name), None, what=f"drop {name!r}")
     if request.refusal is not None:
@@ -191,7 +228,8 @@ def drop(pool: BasePool, name: str) -> None:
 # --- checks ----------------------------------------------------------------------------------------------
 
 
-def _check(name: str | None, keep: Keep, ttl: float | None) -> None:
+def check(name: str | None, keep: Keep, ttl: float | None) -> None:
+    """Refuse what no publication can have. Raises TypeError, ValueError."""
     if name is not None:
         if not isinstance(name, str):
             raise TypeError(f"a name is a str, not {type(name).__name__}")

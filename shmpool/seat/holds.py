@@ -83,13 +83,12 @@ class HoldTable:
         session = self._session
         if not session.helper.is_running:
             session.helper.start()
-        started = time.monotonic()
         request = Request(message)
         session.link.ask(request, timeout)
         if request.answer is None and request.refusal is None:
             if session.link.is_discarding:
                 raise discarded(session.is_closing)
-            waited = time.monotonic() - started
+            waited = time.monotonic() - request.began
             if session.link.connection is None:
                 raise BrokerUnavailable(f"{what}: the broker at {session.address} is away, waited {waited:.3g} s")
             raise LeaseTimeout(f"{what}: the broker did not answer within {waited:.3g} s")

@@ -77,7 +77,7 @@ class Supply(Custody):
                     raise
             # The broker looks at /dev/shm before it grants; whoever was faster, or our own cgroup, may
             # have room again.
-            time.sleep(min(_RETRY_SECONDS, left))
+            self.link.pause(min(_RETRY_SECONDS, left))
             timeout = max(0.001, deadline - time.monotonic())
 
     def _prepare(self, slot: DirectSlot) -> DirectSlot:
@@ -124,9 +124,8 @@ class Supply(Custody):
     def _ask(self, request: Request, nbytes: int, timeout: float | None) -> Slot:
         if not self.helper.is_running:  # an exception came when it was to be started again
             self.helper.start()
-        started = time.monotonic()
         slot = self.link.ask(request, timeout)
-        message = request.message
+        started, message = request.began, request.message
         assert isinstance(message, Refill | Direct)
         if slot is None and not message.queue and (self.segments or _is_over_quota(request)):
             # Who does not wait is not recalled either: what lies idle here may be all that is in the way.

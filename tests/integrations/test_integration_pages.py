@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SAYS = {
     "executors": ["[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]", "(499, 500) 19.0"],
+    "asyncio": ["b'hello'\n4999950000\n"],
 }
 
 
