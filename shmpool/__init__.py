@@ -72,6 +72,8 @@ from .shared import Shared
 
 if TYPE_CHECKING:
     from . import aio as aio
+    from . import joblib as joblib
+    from . import torch as torch
     from .embedded import Broker
     from .integrations.executor import Executor
     from .integrations.pickling import install, uninstall
@@ -145,7 +147,7 @@ _LAZY = {
     "uninstall": "integrations.pickling",
 }
 #: Modules that few need: ``shmpool.aio`` without a further import.
-_MODULES = ("aio",)
+_MODULES = ("aio", "joblib", "torch")
 
 
 def __dir__() -> list[str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -64,3 +67,13 @@ def test_a_pool_s_map_passes_its_frames_through_the_pool() -> None:
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert "20 frames, steepest 255, 20 went through the pool" in run.stdout
+
+
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+def test_a_data_loader_s_batches_arrive() -> None:
+    run = subprocess.run(
+        [sys.executable, str(EXAMPLES / "data_loader.py")], capture_output=True, text=True, timeout=300
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "10 batches, brightness 49.5" in run.stdout

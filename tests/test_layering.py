@@ -160,6 +160,7 @@ STOREYS = (
     "launch embedded",
     "connecting",
     "aio integrations",
+    "joblib torch",
     "itself",
     "exposition unanswered",
     "cli demo",
@@ -240,7 +241,7 @@ OTHER_VERBS = re.compile(
     "_*(leave|finish|end|abort|drop|dismiss|give_up|put_aside|pass_on|give_back|keep_or|hand_over|forget_parent|disown)(_.*)?"
 )
 #: Those that users know by a name of their own.
-PUBLIC_VERBS = {"drop", "give_back"}
+PUBLIC_VERBS = {"drop", "give_back", "abort_everything"}
 
 
 def verbs_of_the_table() -> set[str]:
