@@ -34,16 +34,17 @@ from ..system.descriptors import (
     Descriptor,
     drain,
 )
+from .waiting import LONGEST_WAIT
 
 #: Bytes that may wait for a broker that does not read, before the connection is given up.
 MAX_OUTBOX = 1024 * 1024
 _RECEIVE = 64 * 1024
-#: Who waits for an answer looks up so often, whether it still wants it.
+#: Who waits for an answer and cannot be woken looks up so often, whether it still wants it.
 _LOOK_UP: Final = 0.05
 
 
 class Interruption(NamedTuple):
-    """What ends a waiting early: *is_called* is asked now and then, and when *wakeup* can be read."""
+    """What ends a waiting early: *is_called* is asked when *wakeup* can be read, or else now and then."""
 
     is_called: Callable[[], bool]
     wakeup: Descriptor | Closed | None = None
@@ -170,18 +171,21 @@ class Connection:
         poll = select.poll()
         if not self.poll_with(poll):
             raise ConnectionEnded("the connection is closed")
+        look_up = LONGEST_WAIT
         if interruption is not None and interruption.wakeup is not None:
             poll.register(interruption.wakeup, select.POLLIN)
+        elif interruption is not None:
+            look_up = _LOOK_UP
         while (left := deadline - time.monotonic()) > 0:
-            ready = dict(poll.poll(min(left, _LOOK_UP) * 1000 + 1))
+            ready = dict(poll.poll(min(left, look_up) * 1000 + 1))
             if self._socket.fileno() in ready:
                 self.flush()
                 return self.receive()
             if interruption is not None:
+                if interruption.wakeup in ready:
+                    drain(interruption.wakeup)  # first: who wakes it in between is looked at the next time
                 if interruption.is_called():
                     raise ConnectionEnded("it is waited for no longer")
-                if interruption.wakeup in ready:
-                    drain(interruption.wakeup)
         raise ConnectionEnded("timed out")
 
     def _decode(self, data: bytes) -> Iterator[Message]:

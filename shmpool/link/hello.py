@@ -35,8 +35,9 @@ from ..protocol.messages import (
 from ..system.limits import explain
 from .connection import Connection, ConnectionEnded, Interruption
 
-#: Seconds until a full backlog is tried again.
+#: Seconds until a full backlog is tried again: at first, and at the longest.
 _BACKLOG_PAUSE: Final = 0.005
+_LONGEST_BACKLOG_PAUSE: Final = 0.04
 #: A broker that is still to come is looked for after pauses that grow, in seconds.
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.1
@@ -65,7 +66,7 @@ def reach(address: str, deadline: float, interruption: Interruption | None = Non
     except OSError as error:
         raise BrokerUnavailable(f"no socket for the broker at {address}: {explain(error)}") from error
     try:
-        connection = Connection(sock)
+        connection, pause = Connection(sock), _BACKLOG_PAUSE
         while True:
             try:
                 sock.connect(address)
@@ -74,7 +75,8 @@ def reach(address: str, deadline: float, interruption: Interruption | None = Non
                 if time.monotonic() > deadline or (interruption is not None and interruption.is_called()):
                     raise
                 # Each waits another while: who came first must not meet who came last again and again.
-                time.sleep(_BACKLOG_PAUSE * jitter())
+                time.sleep(pause * jitter())
+                pause = min(_LONGEST_BACKLOG_PAUSE, 1.5 * pause)
     except BaseException:
         sock.close()
         raise

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 #: Reconnecting: the first pause and the longest, in seconds; each is jittered.
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 2.0
-_CONNECT_TIMEOUT: Final = 2.0
+#: Seconds for which a broker that listens is waited for to answer; twice as many each time that it does not, up to the
+#: longest. Where it has little of the cores, all who lost it come at once: who gives up soon comes again, and
+#: what it has to do for those who have gone is all that it gets done.
+FIRST_PATIENCE: Final = 2.0
+LONGEST_PATIENCE: Final = 64.0
 #: Seconds that a thread which has ended is given to leave the kernel's list.
 _LONGEST_EXIT: Final = 1.0
 #: How often the helper of a seat without a pool looks whether anything is in use.
@@ -78,6 +82,7 @@ class Helper:
         #: The thread that is to run; one that finds another here, or none, ends.
         self.thread: threading.Thread | None = None
         self._pause = 0.0
+        self._patience = FIRST_PATIENCE
         #: The broker is away, and that was said.
         self._is_lost = False
 
@@ -177,14 +182,22 @@ class Helper:
         else:
             log.info("the broker at %s is back", self._seat.address)
 
+    def _is_called_off(self) -> bool:
+        """Asked when something woke it: own slots that came back go to own waiters, too."""
+        self._seat.link.serve()
+        return not self._is_meant()
+
     def _reconnect(self) -> bool:
         """One attempt, after a pause that grows; False when there is no connection yet."""
         seat, wakeup = self._seat, self._seat.link.wakeup
-        if seat.reconnect(_CONNECT_TIMEOUT, Interruption(lambda: not self._is_meant(), wakeup)):
-            self._pause = 0.0
+        gives_up = time.monotonic() + self._patience
+        if seat.reconnect(self._patience, Interruption(self._is_called_off, wakeup)):
+            self._pause, self._patience = 0.0, FIRST_PATIENCE
             self._tell_found()
             self._seat.link.wake()  # what woke it meanwhile is looked at now
             return not seat.is_over
+        if time.monotonic() >= gives_up:
+            self._patience = min(LONGEST_PATIENCE, 2 * self._patience)
         self._pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
         poll = select.poll()
         poll.register(wakeup, select.POLLIN)
