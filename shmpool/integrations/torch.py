@@ -199,7 +199,8 @@ class _Pickler(pickle.Pickler):
 
 def _bytes_of(tensor: torch.Tensor) -> bytes:
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return flat.numpy().tobytes()
+    data: bytes = flat.numpy().tobytes()
+    return data
 
 
 class _Unpickler(pickle.Unpickler):
