@@ -65,15 +65,83 @@ def test_every_declared_figure_is_told_or_follows_from_one_that_is(samples) -> N
             assert any(name.startswith(prefix + stem) for name in told), figure.name
 
 
+RULES = yaml.safe_load((MONITORING / "prometheus-alerts.yml").read_text())
+DASHBOARD = json.loads((MONITORING / "grafana-dashboard.json").read_text())
+ASKED = [
+    *(rule["expr"] for group in RULES["groups"] for rule in group["rules"]),
+    *(target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]),
+]
+DURATION = r"\d+(ms|[smhdwy])"
+#: What Prometheus adds to each series, and a scrape that failed has.
+ADDED = {"instance", "job"}
+
+
+def labels_of(expression: str) -> tuple[set[str], set[str]]:
+    """The labels that an expression selects or groups by, and those that its result has."""
+    grouped = [set(re.findall(r"\w+", words)) for words in re.findall(r"\bby \(([^)]*)\)", expression)]
+    selected = set(re.findall(r"[{,]\s*(\w+)\s*=", expression))
+    return set().union(*grouped) | selected, grouped[0] - {"le"} if grouped else set()
+
+
 def test_the_rules_and_the_dashboard_ask_for_metrics_that_there_are(samples) -> None:  # type: ignore[no-untyped-def]
-    rules = yaml.safe_load((MONITORING / "prometheus-alerts.yml").read_text())
-    expressions = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
-    assert all({"summary", "description"} <= set(rule["annotations"]) for rule in rules["groups"][0]["rules"])
-    dashboard = json.loads((MONITORING / "grafana-dashboard.json").read_text())
-    expressions += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    asked = {name for expression in expressions for name in re.findall(r"shmpool_\w+", expression)}
+    asked = {name for expression in ASKED for name in re.findall(r"shmpool_\w+", expression)}
     assert len(asked) > 10
     assert asked - set(samples) <= {"shmpool_alert"}  # it has a series once there was an alert
+    labels = {name: set().union(*(labels for labels, _ in found)) for name, found in samples.items()}
+    labels["shmpool_alert"] = {"name", "severity"}
+    for expression in ASKED:
+        names = re.findall(r"shmpool_\w+", expression)
+        assert labels_of(expression)[0] <= ADDED.union(*(labels[name] for name in names)), expression
+        for name in re.findall(r"(?:rate|increase)\((\w+)", expression):
+            assert name.endswith(("_total", "_bucket", "_sum", "_count")), f"{name} is no counter"
+        for by in re.findall(r"histogram_quantile\([^,]*, sum by \(([^)]*)\)", expression):
+            assert "le" in by
+
+
+def test_the_rules_are_what_prometheus_takes() -> None:
+    """As strictly as its promtool: no key that it does not know, durations and templates that it reads."""
+    assert set(RULES) == {"groups"}
+    names = [rule["alert"] for group in RULES["groups"] for rule in group["rules"]]
+    assert len(set(names)) == len(names) >= 4
+    for group in RULES["groups"]:
+        assert set(group) <= {"name", "interval", "limit", "rules"} and group["rules"]
+        for rule in group["rules"]:
+            assert {"alert", "expr", "labels", "annotations"} <= set(rule)
+            assert set(rule) <= {"alert", "expr", "for", "keep_firing_for", "labels", "annotations"}
+            assert re.fullmatch(r"[A-Za-z_]\w*", rule["alert"])
+            assert re.fullmatch(DURATION, rule.get("for", "0s"))
+            assert set(rule["annotations"]) == {"summary", "description"}
+            texts = [*rule["labels"].values(), *rule["annotations"].values()]
+            assert all(isinstance(text, str) and text.count("{{") == text.count("}}") for text in texts)
+            kept = labels_of(rule["expr"])[1] or ADDED
+            assert set(re.findall(r"\$labels\.(\w+)", " ".join(texts))) <= kept, rule["alert"]
+
+
+def test_the_dashboard_is_what_grafana_takes() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken and max(x for x, _ in cells) < 24, f"{panel['title']} lies over another"
+        taken |= cells
+        ids = [target["refId"] for target in panel["targets"]]
+        assert len(set(ids)) == len(ids)
+        assert all("$instance" in target["expr"] for target in panel["targets"])
+        assert all(set(re.findall(r"{{(\w+)}}", t.get("legendFormat", ""))) <= _legend(t) for t in panel["targets"])
+
+
+def _legend(target: dict[str, str]) -> set[str]:
+    """The labels that a legend may name: those of the result, which are all where nothing is grouped."""
+    kept = labels_of(target["expr"])[1]
+    return kept or {"instance", "job", "state", "kind", "size", "leak", "name", "severity", "uid", "category"}
+
+
+def test_each_expression_is_promql() -> None:
+    parser = pytest.importorskip("promql_parser", reason="pip install promql-parser")
+    for expression in ASKED:
+        parser.parse(expression.replace("$__rate_interval", "5m").replace("$instance", "any"))
 
 
 def scrape(path: str) -> tuple[int, str]:

@@ -20,7 +20,7 @@ from shmpoold.core.memory.pressure import Room
 from shmpoold.core.outbox import Outbox
 from shmpoold.core.reports import JUDGED_EVERY
 from shmpoold.core.reports.alerts import Alerts
-from shmpoold.core.reports.rules import LINGERS, NAMES, RULES, Rule, Severity, table
+from shmpoold.core.reports.rules import LINGERS, NAMES, RULES, Rule, Severity, said, table
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
@@ -61,6 +61,14 @@ def test_bounds_can_be_moved_and_an_alert_switched_off() -> None:
     assert alerts.is_quiet
     alerts.judge("leaks", 10.0, 0.0)
     assert [line["name"] for line in alerts.lines(0.0)] == ["leaks"]
+
+
+def test_counts_are_said_as_people_count() -> None:
+    rules = {rule.name: rule for rule in RULES}
+    assert said(rules["timeouts"], 4060.0) == "4,060"
+    assert said(rules["full"], 0.994) == "99%"
+    assert said(rules["waiting"], 1.25) == "1.25 s"
+    assert said(rules["latency"], 4.0) == "4 times"
 
 
 def test_the_worst_come_first() -> None:

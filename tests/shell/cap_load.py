@@ -20,9 +20,13 @@ from shmpool.stats import query
 
 KIB = 1024
 SIZES = (100, 5 * KIB, 60 * KIB, 200 * KIB, 256 * KIB, 300 * KIB, 700 * KIB, 1024 * KIB, 1500 * KIB, 3000 * KIB)
+#: Most objects are small, most memory is in large ones.
+WEIGHTS = (30, 15, 5, 2, 2, 2, 1, 1, 1, 1)
 WORKERS = 3
 #: Seconds between two looks, two deaths, and until it is too late.
-LOOK, DEATH, TOO_LATE = 0.0005, 0.7, 300.0
+LOOK, DEATH, TOO_LATE = 0.0005, 0.7, 900.0
+#: How many operations are counted at a time; one lease in so many is written to, all its pages.
+COUNTED, WRITTEN = 50, 4
 
 
 def work(address: str, seed: int, done: Synchronized[int]) -> None:
@@ -31,14 +35,18 @@ def work(address: str, seed: int, done: Synchronized[int]) -> None:
     leases: list[shmpool.Lease] = []
     handles: list[shmpool.Handle] = []
     buffers: list[shmpool.Buffer] = []
+    count = 0
     with shmpool.connect(address) as pool:
         while True:
+            count += 1
             what = chance.random()
             try:
                 if what < 0.4:
-                    strategy = chance.choice((Strategy.ADAPTIVE, Strategy.ADAPTIVE, Strategy.CHUNKED, Strategy.DIRECT))
-                    lease = pool.lease(chance.choice(SIZES), strategy=strategy, timeout=chance.choice((0, 0, 0.02)))
-                    lease.view[:: 4 * KIB] = bytes(-(-lease.nbytes // (4 * KIB)))
+                    (strategy,) = chance.choices((Strategy.ADAPTIVE, Strategy.CHUNKED, Strategy.DIRECT), (14, 1, 1))
+                    (nbytes,) = chance.choices(SIZES, WEIGHTS)
+                    lease = pool.lease(nbytes, strategy=strategy, timeout=chance.choice((0, 0, 0, 0, 0, 0.02)))
+                    if chance.randrange(WRITTEN) == 0:
+                        lease.view[:: 4 * KIB] = bytes(-(-lease.nbytes // (4 * KIB)))
                     leases.append(lease)
                 elif what < 0.65 and leases:
                     lease = leases.pop(chance.randrange(len(leases)))
@@ -59,8 +67,9 @@ def work(address: str, seed: int, done: Synchronized[int]) -> None:
                     one.release()
                 leases.clear()
                 buffers.clear()
-            with done.get_lock():
-                done.value += 1
+            if count % COUNTED == 0:
+                with done.get_lock():
+                    done.value += COUNTED
 
 
 def used() -> int:

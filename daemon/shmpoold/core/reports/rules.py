@@ -68,7 +68,7 @@ def said(rule: Rule, value: float) -> str:
     """A figure with its unit."""
     if rule.unit == "%":
         return f"{value:.0%}"
-    return f"{value:.3g} {rule.unit}".rstrip()
+    return f"{value:.3g} {rule.unit}" if rule.unit else f"{value:,.0f}"
 
 
 def table() -> str:
