@@ -77,3 +77,15 @@ def test_a_data_loader_s_batches_arrive() -> None:
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert "10 batches, brightness 49.5" in run.stdout
+
+
+def test_torch_works_in_place() -> None:
+    pytest.importorskip("torch")
+    run = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / "torch_in_place.py")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "in place" in run.stdout

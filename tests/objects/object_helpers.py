@@ -5,6 +5,9 @@ from __future__ import annotations
 import mmap
 from typing import Any
 
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from patience import settle
 
 from shmpool.objects import decode, encode, layout
@@ -41,3 +44,24 @@ def there_and_back(obj: Any, **options: Any) -> Any:
 def comes_back(address: str, seconds: float = 30) -> bool:
     """Whether all buffers of a broker do, within a while."""
     return not settle(lambda: query(address).active_buffers, seconds)
+
+
+# --- objects of all kinds, for hypothesis ------------------------------------------------------------------
+
+leaves = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+    | st.binary(min_size=1000, max_size=1100) | st.dates() | st.datetimes() | st.just(bytes(70 * 1024))
+    | hnp.arrays(hnp.scalar_dtypes(), hnp.array_shapes(min_side=0, max_side=12))
+    | hnp.arrays(np.int64, st.tuples(st.integers(100, 300)))
+)  # fmt: skip
+objects = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner))
+
+
+def equal(got: Any, sent: Any) -> bool:
+    if isinstance(sent, np.ndarray):
+        return got.dtype == sent.dtype and got.shape == sent.shape and got.tobytes() == sent.tobytes()
+    if isinstance(sent, dict):
+        return got.keys() == sent.keys() and all(equal(got[key], sent[key]) for key in sent)
+    if isinstance(sent, list | tuple):
+        return type(got) is type(sent) and len(got) == len(sent) and all(map(equal, got, sent))
+    return type(got) is type(sent) and got == sent

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from object_helpers import laid_out, mapped, there_and_back
+from object_helpers import equal, laid_out, mapped, objects, there_and_back
 
 import shmpool
 from shmpool.objects import decode, encode, layout
@@ -128,25 +127,6 @@ def test_large_bytes_are_not_copied_by_the_pickler() -> None:
 def test_what_cannot_be_pickled_raises_as_it_does_elsewhere() -> None:
     with pytest.raises((pickle.PicklingError, AttributeError)):
         encode(lambda: None)
-
-
-leaves = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
-    | st.binary(min_size=1000, max_size=1100) | st.dates() | st.datetimes() | st.just(bytes(70 * KIB))
-    | hnp.arrays(hnp.scalar_dtypes(), hnp.array_shapes(min_side=0, max_side=12))
-    | hnp.arrays(np.int64, st.tuples(st.integers(100, 300)))
-)  # fmt: skip
-objects = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner))
-
-
-def equal(got: Any, sent: Any) -> bool:
-    if isinstance(sent, np.ndarray):
-        return got.dtype == sent.dtype and got.shape == sent.shape and got.tobytes() == sent.tobytes()
-    if isinstance(sent, dict):
-        return got.keys() == sent.keys() and all(equal(got[key], sent[key]) for key in sent)
-    if isinstance(sent, list | tuple):
-        return type(got) is type(sent) and len(got) == len(sent) and all(map(equal, got, sent))
-    return type(got) is type(sent) and got == sent
 
 
 @given(objects)

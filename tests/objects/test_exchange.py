@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from object_helpers import comes_back
+from hypothesis import HealthCheck, given, settings
+from object_helpers import comes_back, equal, objects
 
 import shmpool
 
@@ -171,3 +172,35 @@ def test_writable_arrays_cost_only_the_pages_that_are_written(pool: shmpool.Pool
     assert out(pool) == 1
     del kept
     assert all_back(pool)
+
+
+# --- of all kinds ------------------------------------------------------------------------------------------
+
+
+def maps_of_the_pool() -> list[range]:
+    """Where this process has segments of pools mapped."""
+    with open("/proc/self/maps") as lines:
+        bounds = [line.split("-", 1) for line in lines if "shmpool-" in line]
+    return [range(int(start, 16), int(rest.split(" ", 1)[0], 16)) for start, rest in bounds]
+
+
+def arrays_in(obj: Any) -> list[np.ndarray]:
+    if isinstance(obj, np.ndarray):
+        return [obj]
+    inner = obj.values() if isinstance(obj, dict) else obj if isinstance(obj, list | tuple) else ()
+    return [array for one in inner for array in arrays_in(one)]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(objects)
+def test_objects_of_all_kinds_are_equal_aligned_and_lie_in_the_pool(pool: shmpool.Pool, obj: Any) -> None:
+    """Arrays from a kibibyte on are not copied: their addresses are the pool's."""
+    shared = pool.share(obj)
+    for got in (pool.get(pool.put(obj), copy=False), shared.get(copy=False)):
+        assert equal(got, obj)
+        maps = maps_of_the_pool()
+        for array in arrays_in(got):
+            if array.nbytes >= KIB and not array.dtype.hasobject:
+                assert array.ctypes.data % 64 == 0
+                assert any(array.ctypes.data in one for one in maps)
+    shared.release()

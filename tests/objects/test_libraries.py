@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 from object_helpers import mapped, there_and_back
 
+import shmpool
 from shmpool.objects import decode, layout
 
 KIB = 1024
@@ -130,6 +132,25 @@ def test_a_model_s_state_comes_back() -> None:
     state = torch.nn.Linear(100, 100).state_dict()
     got = there_and_back(state)
     assert all(torch.equal(got[key], state[key]) for key in state)
+
+
+def test_torch_works_in_place_on_what_is_writable_and_reads_the_rest_without_a_warning(pool: shmpool.Pool) -> None:
+    torch = pytest.importorskip("torch")
+    shared = pool.share(np.arange(100_000, dtype=np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert float(torch.from_dlpack(shared.get(copy=False)).max()) == 99_999
+    mine = torch.from_numpy(shared.get(writable=True))
+    mine.mul_(2)[:10].zero_()
+    assert mine[:11].tolist() == [0.0] * 10 + [20.0]
+    assert shared.get()[5] == 5
+    tensor = pool.get(pool.put(torch.ones(100_000, dtype=torch.bfloat16)))
+    tensor.add_(1)
+    assert tensor.dtype is torch.bfloat16 and bool((tensor == 2).all())
+    handle = pool.put(torch.ones(100_000))
+    with pool.open(handle, writable=True) as buffer:
+        torch.frombuffer(buffer.view, dtype=torch.uint8)[-4:].zero_()
+    shared.release()
 
 
 # --- ml_dtypes ------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import resource
 import secrets
 import sys
 
+from . import sharing
 from .disturbances import KINDS
 from .engine import Options, Soak
 
@@ -19,7 +20,12 @@ def main() -> int:
     parser.add_argument("--kill-broker", action="store_true", help="kill the broker, and start it again")
     parser.add_argument("--worker-interval", type=float, default=0.2, metavar="S", help="mean time between kills")
     parser.add_argument("--broker-interval", type=float, default=5.0, metavar="S", help="mean time between kills")
-    parser.add_argument("--objects", choices=("mixed", "pooled", "chunked", "direct", "checksummed"), default="mixed")
+    parser.add_argument(
+        "--objects",
+        choices=("mixed", "pooled", "chunked", "direct", "checksummed", "shared"),
+        default="mixed",
+        help="shared: put, get, share, find and get_or_share, with kills (tests.soak.sharing)",
+    )
     parser.add_argument(
         "--disturb", nargs="*", choices=KINDS, metavar="KIND", help=f"from within: {', '.join(KINDS)}; none named: all"
     )
@@ -30,6 +36,9 @@ def main() -> int:
     if arguments.workers < 2:
         parser.error("--workers must be 2 or more: they read what others write")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if arguments.objects == "shared":
+        seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
+        return sharing.report(arguments.minutes * 60, arguments.workers, seed, kill_broker=arguments.kill_broker)
     options = Options(
         seconds=arguments.minutes * 60,
         workers=arguments.workers,
