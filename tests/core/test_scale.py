@@ -196,7 +196,8 @@ def test_all_who_ask_meanwhile_share_the_next_report(large_world: World) -> None
     for number in range(2, 17):
         world.dispatch(Received(link.number, Query(number, Topic.STATS)))
     together = len(in_turns(world, Received(link.number, Query(17, Topic.STATS))))
-    assert together < 3 * alone  # the one under way, and one for all the others
+    # The one under way, one for all the others, and sending that to each of them.
+    assert together <= 2 * alone + 16
     operator.disconnect()
     world.run()
 
