@@ -61,7 +61,8 @@ def run(options: Options) -> Report:
 
 
 class Channel:
-    """Something that objects go through: *put* and *get* in other processes, *end* by who has put, *close* here."""
+    """Something that objects go through: *put* and *get* in other processes, *begin* there before the clock
+    starts, *end* by who has put, *close* here."""
 
     def __init__(
         self,
@@ -69,13 +70,14 @@ class Channel:
         get: Callable[[], Any],
         close: Callable[[], object],
         end: Callable[[], object] = lambda: None,
+        begin: Callable[[], object] = lambda: None,
     ) -> None:
-        self.put, self.get, self.close, self.end = put, get, close, end
+        self.put, self.get, self.close, self.end, self.begin = put, get, close, end, begin
 
 
 def _ours(pool: shmpool.Pool) -> Channel:
     queue = shmpool.Queue(pool=pool)
-    return Channel(queue.put, queue.get, queue.close)
+    return Channel(queue.put, queue.get, queue.close, begin=queue.qsize)
 
 
 def _multiprocessing(kind: str) -> Channel:
@@ -171,8 +173,9 @@ def _channels(pool: shmpool.Pool, *names: str) -> dict[str, Callable[[], Channel
 
 
 @contextmanager
-def _crew(bodies: list[Callable[[], object]]) -> Iterator[Callable[[], float]]:
-    """A process for each body; what is yielded lets them all begin, and says how long the longest took."""
+def _crew(bodies: list[Callable[[], object]], *begins: Callable[[], object]) -> Iterator[Callable[[], float]]:
+    """A process for each body, which first does what *begins* say; what is yielded lets them all begin, and
+    says how long the longest took."""
     ready, told = os.pipe()
     begin, go = os.pipe()
     pids = []
@@ -182,6 +185,8 @@ def _crew(bodies: list[Callable[[], object]]) -> Iterator[Callable[[], float]]:
             code = 1
             with suppress(BaseException):
                 os.close(go)
+                for first in begins:
+                    first()
                 os.write(told, b".")
                 os.read(begin, 1)
                 body()
@@ -228,7 +233,7 @@ def _through(make: Callable[[], Channel], obj: Any, crew: int, *, touch: bool = 
                     found[::4096].max()
 
         try:
-            with _crew([produce, consume] * crew) as measure:
+            with _crew([produce, consume] * crew, channel.begin) as measure:
                 return Lap(measure())
         finally:
             channel.close()
@@ -250,7 +255,7 @@ def _many(pool: shmpool.Pool, obj: Any) -> Callable[[int], Lap]:
                 left -= len(queue.get_many(min(MANY, left)))
 
         try:
-            with _crew([produce, consume]) as measure:
+            with _crew([produce, consume], queue.qsize) as measure:
                 return Lap(measure())
         finally:
             queue.close()
@@ -271,8 +276,10 @@ def _flight(make: Callable[[], Channel], obj: Any, *, spins: bool = True) -> Cal
 
         samples = []
         try:
-            with _crew([echo]) as measure:
+            with _crew([echo], there.begin, back.begin) as measure:
                 there_put, back_get = there.put, back.get
+                there.begin()
+                back.begin()
                 waiting = _begin(measure)
                 for _ in range(objects):
                     started = time.perf_counter()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +91,27 @@ def test_torch_works_in_place() -> None:
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert "in place" in run.stdout
+
+
+def start_video(frames: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", str(EXAMPLES / "video.py"), str(frames)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_frames_of_a_video_come_in_order() -> None:
+    run = start_video(30)
+    out, err = run.communicate(timeout=100)
+    assert (run.returncode, err) == (0, "")
+    assert "30 frames, in order" in out
+    assert len((EXAMPLES / "video.py").read_text().splitlines()) < 60
+
+
+def test_a_video_ends_on_ctrl_c_of_the_whole_group() -> None:
+    run = start_video(1_000_000)
+    assert run.stdout is not None
+    assert "first frame" in run.stdout.readline()
+    os.killpg(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=100)  # all that had its stdout are gone
+    assert (run.returncode, err) == (130, "")

@@ -22,6 +22,9 @@ class Cell(NamedTuple):
     item: str = ""
 
 
+NONE = Cell()
+
+
 @dataclass(frozen=True)
 class State:
     """All that there is. *at* is each process's place in its program, *holds* what it has read."""
@@ -29,6 +32,8 @@ class State:
     tail: int = 0
     head: int = 0
     cells: tuple[Cell, ...] = ()
+    #: The number and the item that a putter has noted; (-1, "") none.
+    intent: Cell = NONE
     tickets: tuple[tuple[str, str], ...] = ()
     tail_lock: int = -1
     head_lock: int = -1
@@ -69,7 +74,7 @@ class Model:
 
     def start(self) -> State:
         left = (*self.puts, *(("get",) * count for count in self.gets))
-        return State(cells=(Cell(),) * self.cells, at=("idle",) * len(left), holds=("",) * len(left), left=left)
+        return State(cells=(NONE,) * self.cells, at=("idle",) * len(left), holds=("",) * len(left), left=left)
 
     def explore(self) -> int:
         """Walk all; the number of states. Raises Violation."""
@@ -129,35 +134,42 @@ class Model:
         elif place == "locked":
             if state.tail - state.head >= self.cells:
                 yield replace(state.to(process, "written"), tail_lock=-1)  # full: waits, and tries again
-            elif self.mutant == "published before it is named":
-                yield state.with_ticket(item, PENDING).to(process, "published first")
             else:
-                yield self.without_leftover(state, cell).to(process, "clear")
-        elif place == "published first":
-            yield self.named(self.without_leftover(state, cell), cell, item).to(process, "published")
+                yield self.without_leftover(state).to(process, "clear")
         elif place == "clear":
             if self.mutant == "committed before it is stored":
                 yield self.commit(state, item).to(process, "committed first", str(cell))
+            elif self.mutant == "published before it is noted":
+                yield state.with_ticket(item, PENDING).to(process, "published first")
             else:
-                yield self.named(state, cell, item).to(process, "named")
+                yield replace(state, intent=Cell(state.tail, item)).to(process, "noted")
+        elif place == "published first":
+            yield replace(state, intent=Cell(state.tail, item)).to(process, "published")
         elif place == "committed first":
             at = int(state.holds[process])
             cells = (*state.cells[:at], Cell(state.tail - 1, item), *state.cells[at + 1 :])
             yield replace(state, cells=cells).with_ticket(item, PENDING).to(process, "committed", "")
-        elif place == "named":
+        elif place == "noted":
             yield state.with_ticket(item, PENDING).to(process, "published")
         elif place == "published":
+            yield self.named(state, cell, item).to(process, "named")
+        elif place == "named":
             yield self.commit(state, item).to(process, "committed")
+        elif place == "committed" and state.intent != NONE:
+            yield replace(state, intent=NONE)
         elif place == "committed":
             rest = (*state.left[:process], left[1:], *state.left[process + 1 :])
             unlocked = -1 if state.tail_lock == process else state.tail_lock
             yield replace(state.to(process, "idle"), tail_lock=unlocked, left=rest)
 
-    def without_leftover(self, state: State, cell: int) -> State:
-        number, item = state.cells[cell]
-        if number != state.tail or self.mutant == "leftovers stay":
+    def without_leftover(self, state: State) -> State:
+        """What a putter had noted that died, unless TAIL went past it."""
+        number, item = state.intent
+        if self.mutant == "leftovers stay":
             return state
-        return state.with_ticket(item, DONE) if state.ticket(item) == PENDING else state
+        state = replace(state, intent=NONE)
+        is_put = number < state.tail and self.mutant != "leftovers are taken for not put"
+        return state.with_ticket(item, DONE) if not is_put and state.ticket(item) == PENDING else state
 
     def named(self, state: State, cell: int, item: str) -> State:
         return replace(state, cells=(*state.cells[:cell], Cell(state.tail, item), *state.cells[cell + 1 :]))
@@ -222,14 +234,14 @@ class Model:
             is_getter = process >= len(self.puts)
             if state.left[process] and (state.tail > state.head if is_getter else state.tail - state.head < self.cells):
                 raise Violation(f"process {process} is blocked: {state}")
-        dead = sum(place == "dead" for place in state.at)
-        lost = set(state.committed) - set(state.got) - {cell.item for cell in self.inside(state)}
+        dead = sum(place == "dead" for place in state.at[len(self.puts) :])  # what a putter has put is no longer his
+        there = {cell.item for cell in self.inside(state) if state.ticket(cell.item) == PENDING}
+        lost = set(state.committed) - set(state.got) - there
         if len(lost) > dead:
             raise Violation(f"{lost} are lost: {state}")
         known = {cell.item for cell in self.inside(state)}
-        leftover = state.cells[state.tail % self.cells]
-        if leftover.number == state.tail:
-            known.add(leftover.item)  # the next put, or the queue's end, closes it
+        if self.mutant != "leftovers stay" and state.intent.number == state.tail:
+            known.add(state.intent.item)  # the next put, or the queue's end, closes it
         for item, ticket in state.tickets:
             if ticket == PENDING and item not in known:
                 raise Violation(f"nobody knows of {item} any more: {state}")

@@ -19,8 +19,6 @@ _theirs: Any = pytest.importorskip("test._test_multiprocessing")
 EXCEPTIONS = {
     "test_queue_feeder_donot_stop_onexc": "there is no feeder thread: put raises in the caller",
     "test_queue_feeder_on_queue_feeder_error": "there is no feeder thread: put raises in the caller",
-    "test_closed_queue_put_get_exceptions": "",
-    "test_fork": "",
     "test_no_import_lock_contention": "it makes its own multiprocessing.Queue in a subprocess",
 }
 

@@ -23,8 +23,9 @@ def test_nothing_is_lost_doubled_reordered_or_blocked(model: Model) -> None:
 
 
 MUTANTS = [
-    "no lock for putters", "no lock for getters", "leftovers stay", "published before it is named",
-    "committed before it is stored", "HEAD before the ticket", "stops at what is done",
+    "no lock for putters", "no lock for getters", "leftovers stay", "published before it is noted",
+    "leftovers are taken for not put", "committed before it is stored", "HEAD before the ticket",
+    "stops at what is done",
 ]  # fmt: skip
 
 
