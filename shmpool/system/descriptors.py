@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from functools import partial
+from typing import Any, Final, NoReturn, cast
 
 from ..errors import PoolClosed
+from . import libc
 
 
 class Descriptor(int):
-    """An open descriptor; it closes itself."""
+    """An open descriptor; it closes itself. One that somebody has closed, as who forks may, is no error."""
 
-    def __del__(self) -> None:
-        try:
-            _close(self)
-        except OSError:
-            pass  # a forked child's end: somebody closed all that it inherited
+    #: Its finalizer is a C callable, made and called in C: what a signal handler raises in Python code that
+    #: a finalizer runs is thrown away.
+    __del__ = cast(Callable[..., None], property(partial(partial, libc.close)))
 
 
 class Closed:
@@ -34,9 +34,6 @@ class Closed:
 
 
 CLOSED: Final = Closed()
-_close: Final = os.close
-
-
 def open_owned(opener: Callable[..., int], *arguments: Any) -> Descriptor:
     """What *opener*, a function in C, opens. In one step: between two, an exception would lose it."""
     return next(map(Descriptor, map(opener, *[(argument,) for argument in arguments])))
