@@ -244,6 +244,12 @@ class EndedLease(Lease):
     def _is_over(self) -> NoReturn:
         raise LeaseReleased("the lease is over: it was published or released, or belongs to the parent of this fork")
 
+    def __getattr__(self, name: str) -> NoReturn:
+        """What only a live one has is asked for by a thread under which another has ended it."""
+        if name.startswith("_") and not name.endswith("__"):
+            raise ViewTaken
+        raise AttributeError(f"a Lease has no attribute {name!r}")
+
     @property
     def view(self) -> memoryview:
         self._is_over()

@@ -61,9 +61,9 @@ def _before() -> None:
         if not session.is_over:
             _forks.guarded.add(session)
             session.guards.before_fork()
-    # A child must find one thread, and nobody in the middle of a message.
+    # A child must find no helper in the middle of anything.
     for session in sessions.copy():
-        if session.helper.is_running:
+        if session.helper.is_running and not session.helper.rest():
             _forks.stopped.add(session)
             session.helper.stop()
 

@@ -3,13 +3,14 @@ waiting lease reads for itself.
 
 It takes grants and recalls, sends the bells that finalizers left, returns what rests in
 the magazines, reconnects with backoff, and ends a closed session when its last view is gone.
-It is stopped before a fork and started again after it; it never holds a lock while it waits.
+Forks find it at rest, or stopped (`Helper.rest`); it never holds a lock while it waits.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ..log import log
 from ..system.descriptors import drain
+from ..system.here import FORKING, HERE
 from .connection import Interruption
 from .hello import jitter
 from .link import Link
@@ -36,6 +38,11 @@ FIRST_PATIENCE: Final = 2.0
 LONGEST_PATIENCE: Final = 64.0
 #: Seconds that a thread which has ended is given to leave the kernel's list.
 _LONGEST_EXIT: Final = 1.0
+#: From 3.12 on a fork beside other threads is warned of. In 3.12 they are counted while the helper is stopped;
+#: later, after it was started again.
+_IS_COUNTED: Final = sys.version_info[:2] == (3, 12)
+#: Seconds from look to look whether the helper has come to rest.
+_COMING_TO_REST: Final = 0.0002
 #: How often the helper of a seat without a pool looks whether anything is in use.
 UNUSED_POLL: Final = 0.05
 #: How often it looks whether the streams that are written here are still read.
@@ -98,6 +105,19 @@ class Helper:
             self.thread = thread = threading.Thread(target=self._run, name="shmpool-helper", daemon=True)
             thread.start()
 
+    def rest(self) -> bool:
+        """Before a fork: wait until the thread does nothing, and will not before the fork is over. It waits
+        for no broker, so neither does this. False where it has to be stopped."""
+        thread, link = self.thread, self._seat.link
+        if _IS_COUNTED or thread is threading.current_thread() or not thread or not thread.is_alive():
+            return False
+        if thread.native_id == threading.get_native_id():
+            return False  # under gevent
+        while thread.is_alive() and not link.is_resting:
+            link.wake()
+            time.sleep(_COMING_TO_REST)
+        return True
+
     def stop(self) -> None:
         """Stop the thread and wait until the kernel has forgotten it: a fork must find
         one thread less. It waits for no broker, so neither does this."""
@@ -152,7 +172,7 @@ class Helper:
                 pauses.append(UNUSED_POLL)
             if seat.outgoing:
                 pauses.append(OUTGOING_POLL)
-            link.look(min((pause for pause in pauses if pause is not None), default=None))
+            link.look(min((pause for pause in pauses if pause is not None), default=None), self._is_meant)
             seat.look_after_views()
             if seat.is_wanted:
                 seat.answer_recall()
@@ -183,31 +203,32 @@ class Helper:
             log.info("the broker at %s is back", self._seat.address)
 
     def _is_called_off(self) -> bool:
-        """Asked when something woke it: own slots that came back go to own waiters, too."""
+        """Asked when something woke it: own slots that came back go to own waiters, too. A fork finds it at
+        rest (`rest`)."""
         self._seat.link.serve()
-        return not self._is_meant()
+        return not self._is_meant() or HERE[FORKING] != 0
 
     def _reconnect(self) -> bool:
         """One attempt, after a pause that grows; False when there is no connection yet."""
-        seat, wakeup = self._seat, self._seat.link.wakeup
+        seat, link = self._seat, self._seat.link
         gives_up = time.monotonic() + self._patience
-        if seat.reconnect(self._patience, Interruption(self._is_called_off, wakeup)):
+        if seat.reconnect(self._patience, Interruption(self._is_called_off, link.wakeup)):
             self._pause, self._patience = 0.0, FIRST_PATIENCE
             self._tell_found()
-            self._seat.link.wake()  # what woke it meanwhile is looked at now
+            link.wake()  # what woke it meanwhile is looked at now
             return not seat.is_over
         if time.monotonic() >= gives_up:
             self._patience = min(LONGEST_PATIENCE, 2 * self._patience)
         self._pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
         poll = select.poll()
-        poll.register(wakeup, select.POLLIN)
+        poll.register(link.wakeup, select.POLLIN)
         until = time.monotonic() + self._pause * jitter()
         while self._is_meant() and (left := until - time.monotonic()) > 0:
             if seat.is_orphaned:
                 left = min(left, UNUSED_POLL)
                 if self._close_if_unused():
                     return False
-            if poll.poll(left * 1000 + 1):
-                drain(wakeup)
-                self._seat.link.serve()
+            if link.rest(poll, left, self._is_meant):
+                drain(link.wakeup)
+                link.serve()
         return False

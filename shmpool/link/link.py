@@ -16,6 +16,7 @@ from __future__ import annotations
 import select
 import threading
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from ..errors import ProtocolError
@@ -35,6 +36,7 @@ from ..protocol.messages import (
 )
 from ..seat.magazine import Magazine, Slot
 from ..system.descriptors import CLOSED, Closed, Descriptor, drain, make_eventfd, signal
+from ..system.here import FORKING, HERE
 from ..system.processes import process_state
 from .bells import Bells
 from .connection import Connection, ConnectionEnded
@@ -47,6 +49,8 @@ _WORD: Final = 0.04
 #: its turn on this host.
 _LAST_WORD: Final = 5.0
 _LOOK_AGAIN: Final = 0.004
+#: Seconds from look to look whether a fork is over.
+_FORKING: Final = 0.0005
 #: A helper that found another thread reading looks again after so long, or when told.
 _STAND_ASIDE: Final = 0.005
 
@@ -101,6 +105,8 @@ class Link:
         self.is_discarding = False
         #: By thread: who tries in it and must not wait.
         self.attempts: dict[int, Attempt] = {}
+        #: The helper waits and does nothing; it looks for forks before it does anything.
+        self.is_resting = False
 
     # --- sending ------------------------------------------------------------------------------------
 
@@ -362,12 +368,12 @@ class Link:
 
     # --- the helper's part --------------------------------------------------------------------------
 
-    def look(self, timeout: float | None) -> None:
+    def look(self, timeout: float | None, is_meant: Callable[[], bool] = lambda: True) -> None:
         """Wait for a wake-up or a message, and handle what has come. Stands aside while a waiting
         thread reads, and looks again when it is told to or after a while."""
-        wakeup, connection, reader = self.wakeup, self.connection, self._reader
+        connection, reader = self.connection, self._reader
         poll = select.poll()
-        poll.register(wakeup, select.POLLIN)
+        poll.register(self.wakeup, select.POLLIN)
         if self._stands_aside:
             timeout = _STAND_ASIDE if timeout is None else min(timeout, _STAND_ASIDE)
         elif connection is None:
@@ -375,8 +381,8 @@ class Link:
         elif not connection.poll_with(poll):
             self.close_connection(connection)
             return
-        ready = dict(poll.poll(None if timeout is None else min(timeout, LONGEST_WAIT) * 1000 + 1))
-        self._stands_aside = False
+        ready = self.rest(poll, timeout, is_meant)
+        self._stands_aside, wakeup = False, self.wakeup
         if wakeup in ready:
             drain(wakeup)
         if connection is None or len(ready) == (wakeup in ready):
@@ -389,6 +395,24 @@ class Link:
             if 0 in reader and reader[0] is self:
                 del reader[0]
         self._stands_aside = not reads
+
+    def rest(self, poll: select.poll, timeout: float | None, is_meant: Callable[[], bool]) -> dict[int, int]:
+        """Wait, as the helper does between all that it does. A fork may come meanwhile, since nothing is
+        under way here and nothing is held; one that has begun is waited for, unless the helper is to end:
+        it may be joined by who forks. No descriptor is referred to here: a child does not see this frame
+        go."""
+        milliseconds = None if timeout is None else min(timeout, LONGEST_WAIT) * 1000 + 1
+        self.is_resting = True
+        try:
+            ready = dict(poll.poll(milliseconds))
+        finally:
+            # In this order: who forks says so, and then looks whether we rest.
+            self.is_resting = False
+            while HERE[FORKING] and is_meant():
+                self.is_resting = True
+                time.sleep(_FORKING)
+                self.is_resting = False
+        return ready
 
     # --- connections --------------------------------------------------------------------------------
 

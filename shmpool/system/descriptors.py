@@ -34,6 +34,8 @@ class Closed:
 
 
 CLOSED: Final = Closed()
+
+
 def open_owned(opener: Callable[..., int], *arguments: Any) -> Descriptor:
     """What *opener*, a function in C, opens. In one step: between two, an exception would lose it."""
     return next(map(Descriptor, map(opener, *[(argument,) for argument in arguments])))
