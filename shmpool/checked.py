@@ -35,11 +35,11 @@ class CheckedLease(LiveLease):
 
     def publish_many(self, n: int, *, ttl: float | None = None) -> list[Handle]:
         _check_readers(n)
-        return super().publish_many(n, ttl=ttl)
+        return LiveLease.publish_many(self, n, ttl=ttl)
 
     def _store_publication(self, tickets: int, *, is_kept: bool = False) -> list[Handle]:
         _store_checksum(self)
-        return super()._store_publication(tickets, is_kept=is_kept)
+        return LiveLease._store_publication(self, tickets, is_kept=is_kept)
 
 
 class CheckedDirectLease(DirectLease):
@@ -49,12 +49,12 @@ class CheckedDirectLease(DirectLease):
 
     def publish_many(self, n: int, *, ttl: float | None = None) -> list[Handle]:
         _check_readers(n)
-        return super().publish_many(n, ttl=ttl)
+        return DirectLease.publish_many(self, n, ttl=ttl)
 
     def _store_publication(self, tickets: int, *, is_kept: bool = False) -> list[Handle]:
         self._slot.map()  # it may have been written without a map
         _store_checksum(self)
-        return super()._store_publication(tickets, is_kept=is_kept)
+        return DirectLease._store_publication(self, tickets, is_kept=is_kept)
 
 
 class CheckedPool(BasePool):

@@ -73,13 +73,13 @@ class DirectLease(LiveLease):
         self._slot.close()  # a process may have more direct leases than descriptors
 
     def _write_placed(self, parts: Iterable[tuple[int, memoryview]]) -> None:
-        super()._write_placed(parts)
+        LiveLease._write_placed(self, parts)
         self._slot.close()
 
     def _write_part(self, offset: int, source: memoryview) -> None:
         raw = layouts.flat(source) if self._slot.window is None else None
         if raw is None:
-            super()._write_part(offset, source)
+            LiveLease._write_part(self, offset, source)
             return
         if not HERE[OURS]:
             is_parents()
@@ -98,14 +98,15 @@ class DirectLease(LiveLease):
             slot.close()
             if filled is not None:
                 return filled
-        return super()._fill(fd, offset)
+        return LiveLease._fill(self, fd, offset)
 
     def publish(self, *, ttl: float | None = None) -> Handle:
         return self.publish_many(1, ttl=ttl)[0]
 
     def release(self) -> None:
-        if not self.release_unless_busy():  # its publish was interrupted: the slot is found (`recovery`)
-            self.__class__ = EndedLease  # type: ignore[assignment]
+        with suppress(ViewTaken):  # another thread has just ended it
+            if not LiveLease.release_unless_busy(self):  # its publish was interrupted: the slot is found (`recovery`)
+                self.__class__ = EndedLease  # type: ignore[assignment]
 
     def _take_view(self, *, is_collected: bool = False) -> bool:
         try:
@@ -129,7 +130,7 @@ class DirectLease(LiveLease):
         """Custody passes with the publishing store, unless somebody keeps views, or the segment."""
         slot = self._slot
         if is_kept or slot.has_views or slot.stock.keeps(slot):
-            return super()._granted()
+            return LiveLease._granted(self)
         slot.window = None
         return slot.base | State.PUBLISHED << STATE_SHIFT
 

@@ -107,8 +107,9 @@ class PoolLife(BasePool):
         self._is_closed = True
         if self._session is not None:
             self._closing, self._session = self._session, None
-        if self._closing is not None:
-            closing.close(self._closing)
+        session = self._closing
+        if session is not None:  # another thread may close it, too
+            closing.close(session)
             self._closing = None
         pools.discard(self)
         self._broker = None

@@ -10,13 +10,16 @@ A window is never closed: it goes when its last reference does, and takes its ma
 from __future__ import annotations
 
 import mmap
+import os
 import sys
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from sys import getrefcount
 from typing import Final, NamedTuple
 
 from ..system import libc
+from ..system.descriptors import open_owned
 from ..system.heirs import Evidence
 from ..system.limits import refused
 
@@ -47,7 +50,7 @@ class Window(mmap.mmap):
 #: The windows of all sessions, also of ended ones of which only a view is left. Sets of weak
 #: references, since a `WeakSet` has callbacks in Python.
 _all_alive: set[weakref.ref[Window]] = set()
-#: A writer's view is copied so many bytes at a time.
+#: Where a writer's view is copied by hand, it is so many bytes at a time.
 _COPIED_AT_ONCE: Final = 1 << 20
 
 
@@ -84,13 +87,29 @@ _OURS_ALONE: Final = _references_of_one()
 
 
 def _copy(window: Window) -> None:
-    """Put a private copy in the place of a map."""
+    """Put a private copy in the place of a map. The kernel reads what is copied: what a thread that is no
+    more here had a map of may be another length by now, and to read past its end ourselves is SIGBUS."""
+    length = len(window)
+    try:
+        fd = open_owned(os.memfd_create, "shmpool-copy")
+    except OSError:  # no descriptor now, or no such call here
+        _copy_by_hand(window)
+    else:
+        os.ftruncate(fd, length)
+        with memoryview(window) as whole, suppress(OSError):
+            at = 0
+            while at < length:
+                at += os.pwrite(fd, whole[at:], at)
+        libc.map_over(window.address, length, WRITE, fd, 0, private=True)
+    _all_alive.discard(weakref.ref(window))
+
+
+def _copy_by_hand(window: Window) -> None:
     with memoryview(window) as whole:
         for at in range(0, len(whole), _COPIED_AT_ONCE):
             content = bytes(whole[at : at + _COPIED_AT_ONCE])
             libc.cover(window.address + at, len(content))
             whole[at : at + len(content)] = content
-    _all_alive.discard(weakref.ref(window))
 
 
 class Windows:

@@ -687,3 +687,30 @@ def test_writer_s_array_is_copied_before_its_slot_is_used_again(start: Start, nb
     broker = start(memory_limit="16MiB")
     done = run_script(WRITER, broker.address, end, str(nbytes))
     assert (done.returncode, done.stdout) == (0, "{7}\n0\n"), done.stderr
+
+
+def test_writer_s_array_whose_segment_was_cut_short_kills_no_child(start: Start) -> None:
+    """As happens to a spare that serves a smaller object, while a thread that the child does not have was
+    just looking through its old map."""
+    script = """
+import os, sys
+go = os.pipe()
+os.register_at_fork(after_in_child=lambda: (os.close(go[1]), os.read(go[0], 1)))
+import numpy as np, shmpool
+pool = shmpool.connect(sys.argv[1])
+lease = pool.lease(3 << 20)
+array = np.frombuffer(lease.view, np.uint8)
+array[:] = 7
+pid = os.fork()
+if pid == 0:
+    array[-1] = 8
+    os._exit(array[:4096].tolist() != [7] * 4096 or int(array[-1]) != 8)
+segments = ["/dev/shm/" + name for name in os.listdir("/dev/shm")]
+os.truncate(next(path for path in segments if os.stat(path).st_size == 3 << 20), 4096)
+os.close(go[1])
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+os._exit(0)
+"""
+    broker = start(memory_limit="16MiB")
+    done = run_script(script, broker.address)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import os
 import queue
 import random
+import sys
 import threading
 import warnings
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import client_workers
 import pytest
@@ -207,3 +212,59 @@ def test_ticket_is_taken_or_its_pool_is_closed_whichever_thread_comes_first(star
         thread.join()
     (outcome,) = outcomes
     assert outcome is None or isinstance(outcome, (shmpool.PoolClosed, shmpool.StaleHandle)), repr(outcome)
+
+
+class Meanwhile:
+    """Does something in another thread when this one comes to the n-th line of the client's code."""
+
+    def __init__(self, n: int, act: Callable[[], object]) -> None:
+        self.left, self.thread = n, threading.Thread(target=act)
+
+    def __enter__(self) -> Meanwhile:
+        sys.settrace(self._on_event)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+        if self.left <= 0:
+            self.thread.join()
+
+    def _on_event(self, frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        if not frame.f_code.co_filename.startswith(os.path.dirname(shmpool.__file__)):
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                self.thread.start()
+                self.thread.join(0.05)  # it may wait for a lock that this one has
+        return self._on_event
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a lease was open when its pool was closed
+@pytest.mark.parametrize("step", [29, pytest.param(1, marks=pytest.mark.long)])
+def test_lease_whose_pool_another_thread_closes_meanwhile_says_so(connect: Connect, step: int) -> None:
+    """At every line of what is done with it: it ends well or raises, and nothing is left."""
+    verbs: dict[str, Callable[[shmpool.Lease], Any]] = {
+        "write": lambda lease: lease.write(bytes(lease.nbytes)),
+        "write_parts": lambda lease: lease.write_parts([(0, bytes(lease.nbytes))]),
+        "publish": lambda lease: lease.publish(),
+        "publish_many": lambda lease: lease.publish_many(2),
+        "shorten": lambda lease: lease.shorten(1000),
+        "release": lambda lease: lease.release(),
+    }
+    pool = connect()
+    for nbytes in (5000, 2 * MIB):
+        for act in verbs.values():
+            for n in itertools.count(1, step):
+                other = connect()
+                lease = other.lease(nbytes)
+                with Meanwhile(n, other.close) as meanwhile:
+                    with contextlib.suppress(shmpool.LeaseReleased, shmpool.PoolClosed):
+                        made = act(lease)
+                        for handle in [made] if isinstance(made, shmpool.Handle) else made or []:
+                            pool.discard(handle)
+                    other.close()
+                del lease
+                if meanwhile.left > 0:
+                    break
+    eventually(lambda: len(pool.stats().clients) == 1)
