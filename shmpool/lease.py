@@ -254,6 +254,14 @@ class EndedLease(Lease):
     def view(self) -> memoryview:
         self._is_over()
 
+    @view.setter
+    def view(self, view: memoryview) -> None:
+        raise ViewTaken
+
+    @view.deleter
+    def view(self) -> None:
+        raise ViewTaken
+
     def _write(self, source: memoryview) -> None:
         self._is_over()
 

@@ -187,7 +187,7 @@ class LiveLease(Lease):
         try:
             view = self.view
             del self.view
-        except AttributeError:  # its publish was interrupted: the slot is found (`recovery`)
+        except (AttributeError, LeaseReleased):  # its publish was interrupted: the slot is found (`recovery`)
             self.__class__ = EndedLease  # type: ignore[assignment]
             return
         try:
@@ -244,7 +244,7 @@ class LiveLease(Lease):
         try:
             view = self.view
             del self.view
-        except AttributeError:
+        except (AttributeError, LeaseReleased):
             return False
         if not is_collected:
             try:

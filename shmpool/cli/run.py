@@ -86,5 +86,11 @@ def _wait(pid: int, awaited: frozenset[signal.Signals]) -> int:
             if ended:
                 code = os.waitstatus_to_exitcode(status)
                 return code if code >= 0 else 128 - code
-        elif info.si_code != _SI_KERNEL:
+        elif info.si_code != _SI_KERNEL or _is_told_alone(info.si_signo):
             os.kill(pid, info.si_signo)
+
+
+def _is_told_alone(number: int) -> bool:
+    """Whether a terminal tells its session's leader alone: that it has hung up. All else it tells the
+    whole group in the foreground."""
+    return number == signal.SIGHUP and os.getsid(0) == os.getpid()

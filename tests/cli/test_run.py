@@ -139,6 +139,26 @@ def test_ctrl_c_of_a_terminal_reaches_the_command_once() -> None:
     assert b"1 times" in shown
 
 
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [("echo ready; exec sleep 100", 129), ("trap 'exit 7' HUP; echo ready; while :; do sleep 0.05; done", 7)],
+)
+def test_a_terminal_that_hangs_up_is_told_to_the_command(script: str, status: int) -> None:
+    """The kernel tells the session's leader alone, and the leader is ours."""
+    line = command("run", *SMALL, "--", "sh", "-c", script)
+    pid, terminal = os.forkpty()
+    if pid == 0:
+        try:
+            os.execve(line[0], line, ENV)
+        finally:
+            os._exit(1)
+    with open(terminal, "r+b", buffering=0) as screen:
+        shown = b""
+        while b"ready" not in shown:
+            shown += screen.read(1024)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == status
+
+
 def test_a_killed_run_takes_its_broker_along() -> None:
     line = command("run", *SMALL, "--", "sh", "-c", 'echo "$SHMPOOL_SOCKET"; exec sleep 60')
     with subprocess.Popen(line, env=ENV, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:

@@ -264,7 +264,7 @@ print(len(other.stats().clients), other.stats().active_buffers)
 
 @pytest.mark.xfail(
     sys.version_info >= (3, 13),
-    reason="3.13 counts threads after the after_in_parent hooks, which have started the helpers again",
+    reason="3.13 counts threads after the after_in_parent hooks, which would have started the helpers again",
     strict=True,
 )
 def test_fork_is_no_multithreaded_fork(start: Start) -> None:
