@@ -496,3 +496,41 @@ def test_strict_interpreter_that_ends_with_open_views_says_nothing(start: object
     assert (done.returncode, done.stdout) == (0, "done\n")
     assert "Traceback" not in done.stderr
     assert "LeakedView" not in done.stderr
+
+
+def test_threads_and_handlers_that_outlive_the_main_thread_s_work_are_silent(start: object) -> None:
+    """A daemon thread that goes on, and a handler that was registered before the import, and so runs last."""
+    script = """
+import atexit, sys, threading, time
+
+def last():
+    with pool.lease(5000) as lease:
+        handle = lease.publish()
+    pool.open(handle).release()
+    lease = pool.lease(2 << 20)
+    lease.write(bytes(2 << 20))
+    print("last", flush=True)
+
+atexit.register(last)
+import shmpool
+
+def go_on(nbytes):
+    while True:
+        with pool.lease(nbytes) as lease:
+            lease.write(bytes(nbytes))
+            handle = lease.publish()
+        pool.open(handle).release()
+        begun.set()
+
+pool = shmpool.connect(sys.argv[1])
+for nbytes in (1000, 300_000, 2 << 20):
+    begun = threading.Event()
+    threading.Thread(target=go_on, args=(nbytes,), daemon=True).start()
+    begun.wait()
+"""
+    broker = start(handle_ttl="100ms")  # type: ignore[operator]
+    for _ in range(2):
+        done = run_script(script, broker.address)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "last\n", "")
+    with broker.connect() as pool:
+        eventually(lambda: out(pool.stats()) == 0)

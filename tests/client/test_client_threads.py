@@ -268,3 +268,31 @@ def test_lease_whose_pool_another_thread_closes_meanwhile_says_so(connect: Conne
                 if meanwhile.left > 0:
                     break
     eventually(lambda: len(pool.stats().clients) == 1)
+
+
+@pytest.mark.parametrize("nbytes", [60_000, pytest.param(2 * MIB, marks=pytest.mark.long)])
+def test_open_that_a_recall_meets_keeps_its_bytes(start: Start, nbytes: int) -> None:
+    """At every line of it somebody waits for memory, so that all that nobody uses is given back and taken again."""
+    broker = start(memory_limit="8MiB")
+    with broker.connect() as writer, broker.connect() as reader:
+
+        def take_all() -> None:
+            leases = []
+            with contextlib.suppress(shmpool.ShmpoolError):
+                while True:
+                    leases.append(writer.lease(nbytes, timeout=0.001))
+                    leases[-1].view[:] = b"\x63" * nbytes
+            for lease in leases:
+                lease.release()
+
+        for n in itertools.count(1):
+            with writer.lease(nbytes, timeout=10) as lease:
+                lease.view[:] = b"\x07" * nbytes
+                handle = lease.publish()
+            with Meanwhile(n, take_all) as meanwhile:
+                buffer = reader.open(handle)
+            take_all()
+            assert buffer.view == b"\x07" * nbytes, f"line {n}"
+            buffer.release()
+            if meanwhile.left > 0:
+                break
