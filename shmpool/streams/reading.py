@@ -105,6 +105,10 @@ class StreamReader(io.BufferedIOBase):
         self._check_open()
         return True
 
+    def flush(self) -> None:
+        """Nothing; ValueError once it is closed, as every file says."""
+        self._check_open()
+
     def tell(self) -> int:
         """Bytes read so far."""
         self._check_open()

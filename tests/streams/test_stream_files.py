@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test import test_memoryio
+from test import test_io, test_memoryio
 
 import shmpool
 
@@ -215,6 +215,41 @@ def test_a_writer_passes_cpython_s_tests_of_bytesio(pool: shmpool.Pool, name: st
         file.discard()
         if file.handle is not None:
             pool.discard(file.handle)
+
+
+#: Of `io.BufferedReader`: those that are about reading, not about its buffer, its raw file and its repr.
+BUFFERED = [
+    "test_context_manager", "test_invalid_args", "test_multi_close", "test_read_all", "test_read_on_closed",
+    "test_read_past_eof", "test_readinto", "test_readinto1_array", "test_readinto_array", "test_readlines",
+    "test_truncate_on_read_only",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUFFERED)
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_reader_passes_cpython_s_tests_of_bufferedreader(pool: shmpool.Pool, name: str, is_stream: bool) -> None:
+    """Over a buffer, and over a stream."""
+    if is_stream and name == "test_invalid_args":
+        pytest.skip("it seeks")
+
+    def make(raw: Any, *_: Any, **buffer: Any) -> Any:
+        content = b"".join(filter(None, raw._read_stack)) if hasattr(raw, "_read_stack") else raw.read()
+        if not is_stream:
+            return opened.enter_context(pool.open_reader(published(pool, content)))
+        with pool.stream() as writer:
+            writer.write(content)
+        return opened.enter_context(pool.open_reader(writer.handle))
+
+    class Suite(test_io.BufferedReaderTest):  # type: ignore[misc]
+        tp = staticmethod(make)
+        MockRawIO, MockFileIO = test_io.CMockRawIO, test_io.CMockFileIO
+        FileIO, UnsupportedOperation = io.FileIO, io.UnsupportedOperation
+
+    with contextlib.ExitStack() as opened:
+        suite = Suite(name)
+        suite.setUp()
+        getattr(suite, name)()
+        suite.doCleanups()
 
 
 @given(st.data())
