@@ -22,6 +22,7 @@ from shmpool.protocol.ledger import (
 from shmpool.protocol.messages import Bell
 from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import CellState, State
+from shmpoold.core.events import TicketClosed
 from shmpoold.core.objects.custody import HURRY, LONGEST
 from shmpoold.core.owners import Owner
 
@@ -273,6 +274,35 @@ def test_a_look_at_what_is_not_in_custody_does_nothing_and_costs_a_unit(world: W
             assert custody.look(row, world.now) == 1
             assert world.broker.rows.grant(row) == word
         world.ledger[row * ROW_WORDS] = before
+
+
+def test_a_look_that_comes_late_frees_nothing_of_the_next_publisher_s(world: World) -> None:
+    """Its row was freed and published again meanwhile; that every ticket is done is his affair."""
+    (ticket,) = hand_over(world)
+    reader, client = world.client(), world.client()
+    assert reader.open(ticket)
+    reader.release(ticket)
+    world.run()
+    (slot,) = client.get()
+    assert slot.row == ticket.row
+    (again,) = client.publish(slot)
+    assert reader.open(again)
+    reader.release(again, ring=False)
+    world.dispatch(TicketClosed(slot.row))
+    assert world.state(slot.row) is State.PUBLISHED and slot.row in world.broker.inventory.granted
+
+
+def test_a_publication_in_custody_that_somebody_scribbled_on_stays(world: World) -> None:
+    ticket, reader = lose_bells(world)
+    reader.release(ticket, ring=False)
+    word = world.grant(ticket.row)
+    for scribble in (word | reader.seat, word & GENERATION_FIELD | State.LEASED << STATE_SHIFT):
+        world.store(ticket.row, scribble)
+        assert world.broker.custody.look(ticket.row, world.now) == 1
+        assert world.grant(ticket.row) == scribble and ticket.row in world.broker.inventory.granted
+    world.store(ticket.row, word)
+    world.broker.custody.look(ticket.row, world.now)
+    assert world.state(ticket.row) is State.FREE
 
 
 def test_a_look_at_what_somebody_still_reads_costs_a_unit(world: World) -> None:

@@ -48,13 +48,13 @@ def main() -> int:
     if arguments.list:
         print(*(f"{mutant.where}:{mutant.line}: {mutant.what}" for mutant in mutants), sep="\n")
         return 0
-    known = {(one["where"], one["what"]): one["why"] for one in tomllib.loads(SURVIVORS.read_text())["survivor"]}
+    known = tomllib.loads(SURVIVORS.read_text())["survivor"]
     counts: Counter[tuple[str, str]] = Counter()
     unexplained = 0
 
     def tell(mutant: Mutant, outcome: Outcome, by: str) -> None:
         nonlocal unexplained
-        is_explained = (mutant.where, mutant.what) in known
+        is_explained = any(explains(one, mutant) for one in known)
         counts[mutant.path.name, "explained" if outcome != "killed" and is_explained else outcome] += 1
         if outcome != "killed" and not is_explained:
             unexplained += 1
@@ -66,6 +66,13 @@ def main() -> int:
     status = pytest.main(["-q", "-p", "no:cacheprovider", *arguments.tests], plugins=[runner])
     _print_table(counts)
     return 1 if unexplained or status not in (0, 5) else 0
+
+
+def explains(survivor: dict[str, str], mutant: Mutant) -> bool:
+    """Whether an entry is about a mutant. *at* is text of the line, where *where* and *what* are those of several."""
+    line = mutant.path.read_text().splitlines()[mutant.line - 1]
+    is_same = (survivor["where"], survivor["what"]) == (mutant.where, mutant.what)
+    return is_same and survivor.get("at", "") in line
 
 
 def draw(mutants: list[Mutant], count: int, chance: random.Random) -> list[Mutant]:
