@@ -42,7 +42,7 @@ class DirectLease(LiveLease):
             return cast(memoryview, _view.__get__(self))
         except AttributeError:
             pass
-        with self._claimed():
+        with DirectLease._claimed(self):
             view = memoryview(self._slot.map())[: self.nbytes]
             _view.__set__(self, view)
         return view
@@ -83,7 +83,7 @@ class DirectLease(LiveLease):
             return
         if not HERE[OURS]:
             is_parents()
-        with self._claimed():
+        with DirectLease._claimed(self):
             written, fd = 0, self._slot.open()
             while written < len(raw):
                 written += os.pwrite(fd, raw[written:], offset + written)

@@ -334,3 +334,17 @@ def test_every_error_is_exported_and_below_the_root() -> None:
         if isinstance(value, type) and issubclass(value, Exception):
             assert getattr(shmpool, name) is value
             assert issubclass(value, shmpool.ShmpoolError)
+
+
+def test_a_lease_that_another_thread_ends_is_asked_nothing_of_its_class() -> None:
+    """It may be an `EndedLease` by then: ``super()`` would be a TypeError in the place of `LeaseReleased`."""
+    for module, ends in (
+        ("live_lease", "Lease"),
+        ("direct_lease", "Lease"),
+        ("checked", "Lease"),
+        ("buffer", "Buffer"),
+    ):
+        for node in ast.parse((ROOT / "shmpool" / f"{module}.py").read_text()).body:
+            if isinstance(node, ast.ClassDef) and node.name.endswith(ends):
+                names = [one.id for one in ast.walk(node) if isinstance(one, ast.Name)]
+                assert "super" not in names, f"{module}.{node.name}"

@@ -9,7 +9,20 @@ import pytest
 from harness import CHUNKS, DIRECT, SMALL, Client, Crash, CrashingWords, Fuse, World, small_settings
 
 from shmpool.protocol.header import BROKER_PID, EPOCH
-from shmpool.protocol.ledger import BROKER, EXTENT, LINK, ROW_WORDS, extent_word, link_word, seat_of, state_of
+from shmpool.protocol.ledger import (
+    BROKER,
+    EXTENT,
+    FIRST_CELL,
+    GENERATION_FIELD,
+    LINK,
+    ROW_WORDS,
+    SHARED,
+    STATE_SHIFT,
+    extent_word,
+    link_word,
+    seat_of,
+    state_of,
+)
 from shmpool.protocol.states import CellState, State
 from shmpoold.core.actions import WatchAdopted
 from shmpoold.core.events import Event
@@ -471,3 +484,64 @@ def test_shapes_that_no_broker_makes_are_set_aside(world: World, what: str) -> N
     assert broker.inventory.quarantined == set(damaged.rows)
     world.ledger[damaged.row * ROW_WORDS + at] = kept
     world.restart()
+
+
+SCRIBBLES = (
+    "a follower among slots", "a follower with a seat", "a follower with a mark of its generation",
+    "a length beyond all memory", "a slot's length beyond all memory", "a publication of nobody's seat",
+    "fewer tickets than cells", "a shared publication with a seat",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SCRIBBLES)
+def test_words_that_nobody_writes_are_set_aside(world: World, what: str) -> None:
+    """And nothing else is."""
+    client = world.client()
+    slot, other = client.get(SMALL, count=2)
+    (free,), (head,) = client.get(CHUNKS), client.get(CHUNKS)
+    client.give_back(free, head, other)
+    world.run()
+    client.lease(slot)
+    row, words = slot.row, {}
+    if what.startswith("a follower"):
+        row = other.row if "slots" in what else free.row
+        word = world.grant(row) & GENERATION_FIELD | State.FOLLOWER << STATE_SHIFT
+        words = {0: word | (client.seat if "seat" in what else 0), EXTENT: other.row if "slots" in what else head.row}
+        if "mark" in what:
+            words[FIRST_CELL] = word & GENERATION_FIELD | CellState.DONE << STATE_SHIFT
+    elif what == "a length beyond all memory":
+        row = client.lease(client.get_direct(8192)).row
+        words = {EXTENT: extent_word(1 << 39, 0, 1)}
+    elif "length" in what:
+        words = {EXTENT: extent_word(1 << 39, 0, 1)}
+    else:
+        client.publish(slot, 3)
+        tickets = {"fewer": 2, "a sha": SHARED}.get(what[:5], 3)
+        words = {EXTENT: extent_word(100, tickets, 1)}
+        if "nobody's" in what:
+            words = {0: world.grant(row) ^ client.seat ^ 200}
+    kept = {at: world.ledger[row * ROW_WORDS + at] for at in words}
+    for at, word in words.items():
+        world.ledger[row * ROW_WORDS + at] = word
+    broker = world._make_broker(None)
+    broker.adopt(world.now)
+    assert broker.inventory.quarantined == {row}
+    for at, word in kept.items():
+        world.ledger[row * ROW_WORDS + at] = word
+    world.restart()
+    assert not world.broker.inventory.quarantined
+
+
+def test_marks_of_an_earlier_publication_behind_the_last_cell_are_no_damage(world: World) -> None:
+    client, reader = world.client(), world.client()
+    (slot,) = client.get()
+    for tickets in (3, 1):
+        for ticket in client.publish(slot, tickets):
+            assert reader.open(ticket)
+            if tickets == 3:
+                reader.release(ticket)
+        client.reap()
+        if tickets == 3:
+            (slot,) = client.ready
+    world.restart()
+    assert not world.broker.inventory.quarantined

@@ -54,8 +54,7 @@ def damaged_rows(
     most_bytes: int,
 ) -> set[int]:
     """The rows that make no sense. *words* are the grant words, *followers* the rows that
-    follow each head, *seats* those that are taken; no direct segment is larger than
-    *most_bytes*."""
+    follow each head, *seats* those that are taken; nothing is larger than *most_bytes*."""
     extents, cells, links = (_column(rows, word) for word in (EXTENT, FIRST_CELL, LINK))
     led = {row for members in followers.values() for row in members}
     damaged: set[int] = set()
@@ -66,7 +65,7 @@ def damaged_rows(
                 run = _run(tier, row, extents[row], links)
                 if (
                     run == [row, *followers.get(row, ())]
-                    and _is_somebodys(word, extents[row], seats, tier, most_bytes)
+                    and _is_somebodys(word, extents[row], seats, most_bytes)
                     and (state != State.PUBLISHED or _is_publication(rows, row, word, extents[row]))
                 ):
                     continue
@@ -91,12 +90,10 @@ def _left_by(heads: set[int], tiers: Collection[Tier], words: list[int], extents
     }
 
 
-def _is_somebodys(word: int, extent: int, seats: Collection[int], tier: Tier, most_bytes: int) -> bool:
-    """Whether there is whom a held row names: a seat is cleared after its rows."""
+def _is_somebodys(word: int, extent: int, seats: Collection[int], most_bytes: int) -> bool:
+    """Whether there is whom a held row names (a seat is cleared after its rows), and memory for its bytes."""
     is_custody = state_of(word) == State.PUBLISHED and seat_of(word) == BROKER
-    if not is_custody and seat_of(word) not in seats:
-        return False
-    return tier.kind is not TierKind.DIRECT or nbytes_of(extent) <= most_bytes
+    return (is_custody or seat_of(word) in seats) and nbytes_of(extent) <= most_bytes
 
 
 def _is_publication(rows: Rows, row: int, word: int, extent: int) -> bool:
