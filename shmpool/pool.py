@@ -67,6 +67,8 @@ _new_buffer = LiveBuffer.__new__
 class BasePool:
     """A pool over its session. Thread-safe."""
 
+    __slots__ = ("__dict__", "__weakref__", "_session")
+
     #: Its broker's socket.
     address: str
     _session: Session | None

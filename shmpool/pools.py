@@ -7,6 +7,7 @@ import sys
 from functools import cache
 from typing import Any
 
+from . import _fast  # noqa: F401  (it puts the compiled twin in the place of the hot paths)
 from .errors import BrokerUnavailable
 from .life import lifetime
 from .link.waiting import check_timeout

@@ -82,6 +82,14 @@ class Mapping:
     #: The socket that was dialled.
     address: str
 
+    #: What the hot paths read of a session: members with a place of their own, which the compiled twin
+    #: finds without a look-up.
+    __slots__ = (
+        "__dict__", "__weakref__", "chunked", "chunked_below", "counters", "forks", "has_details", "header", "idle",
+        "is_over", "is_watched", "leased", "left", "medium_from", "pool_id", "pooled", "pooled_below", "published",
+        "records", "taken", "ticket_gate", "tickets_fd", "words",
+    )  # fmt: skip
+
     def __init__(self) -> None:
         self._fds: dict[tuple[int, bool], Descriptor] = {}
         self._fds_lock = threading.Lock()

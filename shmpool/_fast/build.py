@@ -1,0 +1,76 @@
+"""Builds the compiled twin with the package: a build hook of hatchling's. Where Cython or a compiler is missing, or
+`SHMPOOL_PURE=1` is set, the package is built without it, and works the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+HERE = Path(__file__).parent
+SOURCES = ("twin.pyx", "slots.h")
+
+
+class TwinBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+    """An editable installation has the extension beside its sources, a wheel has it within."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if self.target_name != "wheel":
+            return
+        for stale in HERE.glob("twin.*.so") if version == "editable" else ():
+            if stale.name == _file_name():
+                stale.unlink()
+        if os.environ.get("SHMPOOL_PURE", "") not in ("", "0"):
+            return
+        scratch = self._scratch = tempfile.mkdtemp()
+        try:
+            built = _compile(Path(scratch))
+        except (Exception, SystemExit) as error:  # distutils ends a process that has no compiler
+            self.app.display_warning(f"shmpool is built without its compiled part: {error}")
+            return
+        if version == "editable":
+            shutil.copy(built, HERE / built.name)
+        else:
+            build_data["force_include"][str(built)] = f"shmpool/_fast/{built.name}"
+        build_data.update(infer_tag=True, pure_python=False)
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        if hasattr(self, "_scratch"):
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def digest() -> str:
+    """What the sources say: the extension says the same of those that it was made from."""
+    return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in SOURCES)).hexdigest()[:16]
+
+
+def _file_name() -> str:
+    import sysconfig
+
+    return f"twin{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def _compile(scratch: Path) -> Path:
+    from Cython.Build import cythonize
+    from setuptools import Distribution, Extension
+
+    for name in SOURCES:
+        shutil.copy(HERE / name, scratch)
+    extension = Extension(
+        "shmpool._fast.twin",
+        [str(scratch / "twin.pyx")],
+        include_dirs=[str(scratch)],
+        define_macros=[("TWIN_DIGEST", f'"{digest()}"')],
+        extra_compile_args=["-O2", "-fno-strict-aliasing"],
+    )
+    modules = cythonize([extension], language_level=3, quiet=True, build_dir=str(scratch / "c"))
+    command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
+    command.build_lib, command.build_temp = str(scratch / "lib"), str(scratch / "temp")
+    command.ensure_finalized()
+    command.run()
+    return scratch / "lib" / "shmpool" / "_fast" / _file_name()

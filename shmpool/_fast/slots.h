@@ -1,0 +1,123 @@
+/* What Cython has no words for: members of `__slots__` by their offset, words of shared memory with the order
+   that the protocol asks for, a class that is switched, and the length of a view that nobody has seen yet. */
+#ifndef SHMPOOL_SLOTS_H
+#define SHMPOOL_SLOTS_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <Python.h>
+#include <structmember.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <string.h>
+
+/* The offset of a member that `__slots__` made; -1 for anything else. */
+static inline Py_ssize_t slot_offset(PyObject *descriptor) {
+    if (!Py_IS_TYPE(descriptor, &PyMemberDescr_Type)) return -1;
+    return ((PyMemberDescrObject *)descriptor)->d_member->offset;
+}
+
+#define MEMBER(object, offset) (*(PyObject **)((char *)(object) + (offset)))
+
+/* Borrowed; NULL where the member is not set. */
+static inline PyObject *get_member(PyObject *object, Py_ssize_t offset) { return MEMBER(object, offset); }
+
+/* The object refers to *value* from here on. What it referred to goes last: that may run anything. */
+static inline void set_member(PyObject *object, Py_ssize_t offset, PyObject *value) {
+    PyObject *old = MEMBER(object, offset);
+    Py_XINCREF(value);
+    MEMBER(object, offset) = value;
+    Py_XDECREF(old);
+}
+
+/* A whole number of a member, 0 to 2**64 - 1, and whether it is one. */
+static inline int read_word(PyObject *object, Py_ssize_t offset, uint64_t *word) {
+    PyObject *value = MEMBER(object, offset);
+    if (!value || !PyLong_Check(value)) return 0;
+    *word = PyLong_AsUnsignedLongLong(value);
+    if (*word == (uint64_t)-1 && PyErr_Occurred()) { PyErr_Clear(); return 0; }
+    return 1;
+}
+
+static inline int is_false(PyObject *object, Py_ssize_t offset) { return MEMBER(object, offset) == Py_False; }
+static inline int is_true(PyObject *object, Py_ssize_t offset) { return MEMBER(object, offset) == Py_True; }
+
+/* Whether the references to an object are so many. */
+static inline int has_references(PyObject *object, Py_ssize_t count) { return Py_REFCNT(object) == count; }
+
+/* The words behind a memoryview of format "Q", and how many. 0 for anything else, a released one too. */
+static inline int words_of(PyObject *view, uint64_t **words, uint64_t *count) {
+    if (!view || !PyMemoryView_Check(view)) return 0;
+    PyMemoryViewObject *memory = (PyMemoryViewObject *)view;
+    if (memory->flags & _Py_MEMORYVIEW_RELEASED || memory->mbuf->flags & _Py_MANAGED_BUFFER_RELEASED) return 0;
+    Py_buffer *buffer = &memory->view;
+    if (buffer->ndim != 1 || buffer->itemsize != 8 || !buffer->format || strcmp(buffer->format, "Q")) return 0;
+    *words = (uint64_t *)buffer->buf;
+    *count = (uint64_t)(buffer->len / 8);
+    return 1;
+}
+
+/* A new view of the first *nbytes* bytes of an exporter that is one piece of bytes. Its length is set in place:
+   nobody has seen it yet, and a slice would be a second object that costs as much again. */
+static inline PyObject *view_of(PyObject *exporter, Py_ssize_t nbytes) {
+    PyObject *view = PyMemoryView_FromObject(exporter);
+    if (!view) return NULL;
+    Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
+    if (buffer->ndim != 1 || buffer->itemsize != 1 || nbytes > buffer->len) {
+        Py_DECREF(view);
+        PyErr_SetString(PyExc_SystemError, "a window is not as long as its slot");
+        return NULL;
+    }
+    buffer->len = buffer->shape[0] = nbytes;
+    return view;
+}
+
+/* Whether nobody but its owner has a view, nor an export of it. */
+static inline int is_alone(PyObject *view) {
+    return Py_REFCNT(view) == 1 && ((PyMemoryViewObject *)view)->exports == 0;
+}
+
+static inline uint64_t load(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+static inline void store(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
+/* What was stored is seen by all before what follows is loaded. */
+static inline void fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+/* Try to lock one byte of an open file; 0 where another open file has it, or something is wrong. */
+static inline int lock_byte(int fd, uint64_t offset) {
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = 1};
+    return fcntl(fd, F_OFD_SETLK, &lock) == 0;
+}
+/* Unlock all that an open file has locked. */
+static inline void unlock_all(int fd) {
+    struct flock lock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+    fcntl(fd, F_OFD_SETLK, &lock);
+}
+
+/* `object.__class__ = type`, for classes that differ in nothing but what they do. */
+static inline void switch_class(PyObject *object, PyObject *type) {
+    PyTypeObject *old = Py_TYPE(object);
+    Py_INCREF(type);
+    Py_SET_TYPE(object, (PyTypeObject *)type);
+    Py_DECREF(old);
+}
+
+static inline PyObject *new_instance(PyObject *type) {
+    return ((PyTypeObject *)type)->tp_alloc((PyTypeObject *)type, 0);
+}
+
+/* An instance of a subclass of bytes, which has no members, of three words. */
+static inline PyObject *new_handle(PyObject *type, uint64_t first, uint64_t second, uint64_t third) {
+    PyObject *handle = ((PyTypeObject *)type)->tp_alloc((PyTypeObject *)type, 24);
+    if (!handle) return NULL;
+    uint64_t words[3] = {first, second, third};
+    memcpy(PyBytes_AS_STRING(handle), words, 24);
+_Py_COMP_DIAG_PUSH
+_Py_COMP_DIAG_IGNORE_DEPR_DECLS
+    ((PyBytesObject *)handle)->ob_shash = -1;  /* no hash yet */
+_Py_COMP_DIAG_POP
+    return handle;
+}
+
+#endif

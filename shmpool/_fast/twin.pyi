@@ -1,0 +1,3 @@
+DIGEST: str
+
+def install() -> None: ...

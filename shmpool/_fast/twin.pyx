@@ -1,0 +1,547 @@
+# cython: language_level=3, binding=True, always_allow_keywords=True, boundscheck=False, wraparound=False
+"""The compiled twin of the hot paths: `lease`, `publish`, `open`, `release` and the ends of their blocks.
+
+The plain methods are the reference, and serve whatever is not the usual case: each twin looks at all
+that it needs before it does anything, and calls the plain method where something is otherwise. It works on the
+same objects, whose `__slots__` it reads by their offsets, and stores the same words in the same order, so
+plain and compiled clients share a pool.
+
+What is gained besides speed: no signal handler runs in the middle. But an allocation may (it collects
+garbage, and so runs finalizers and other threads), so all are made before the first store.
+"""
+
+from cpython.object cimport PyObject, PyTypeObject, PyObject_TypeCheck
+from cpython.bytes cimport PyBytes_Check, PyBytes_GET_SIZE, PyBytes_AS_STRING
+from cpython.dict cimport PyDict_GetItemWithError
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
+
+from ..buffer import Buffer, EndedBuffer, LiveBuffer
+from ..lease import EndedLease, Lease
+from ..live_lease import LiveLease
+from ..pool import BasePool
+from ..protocol.figures import LEASES, SAMPLE_EVERY
+from ..protocol.handle import Handle
+from ..protocol.ledger import EXTENT as _EXTENT, GENERATION_FIELD as _GENERATION_FIELD
+from ..protocol.ledger import MAX_NBYTES as _MAX_NBYTES, NBYTES_BITS as _NBYTES_BITS
+from ..protocol.ledger import ONE_GENERATION as _ONE_GENERATION, ROW_WORDS as _ROW_WORDS
+from ..protocol.ledger import SEAT_MASK as _SEAT_MASK, SHAPE_MASK as _SHAPE_MASK, STATE_SHIFT
+from ..protocol.sizing import PAGE_SHIFT as _PAGE_SHIFT, Strategy
+from ..protocol.states import CellState
+from ..seat.magazine import LAST_BASE as _LAST_BASE, REAP_SCAN as _REAP_SCAN, Magazine, Slot
+from ..seat.mapping import Mapping
+from ..seat.tickets import Record, Ticket, ring
+from ..system.here import HERE, OURS as _OURS, UNSHARED as _UNSHARED
+
+cdef extern from "Python.h":
+    object PyWeakref_NewProxy(object, PyObject *)
+    void PyErr_Clear()
+    bint PyErr_ExceptionMatches(object)
+    bint PyLong_CheckExact(object)
+    Py_ssize_t PyLong_AsSsize_t(object) except? -1
+    Py_ssize_t PyList_GET_SIZE(PyObject *)
+    PyObject *PyList_GET_ITEM(PyObject *, Py_ssize_t)
+    bint PyList_CheckExact(PyObject *)
+    bint PyTuple_CheckExact(PyObject *)
+    bint PyDict_CheckExact(PyObject *)
+    Py_ssize_t PyTuple_GET_SIZE(PyObject *)
+    PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t)
+    Py_ssize_t PyObject_Size(PyObject *) except -1
+    bint PyObject_IsTrue(PyObject *) except -1
+    uint64_t PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
+    PyTypeObject *Py_TYPE(PyObject *)
+    bint PyMemoryView_Check(PyObject *)
+
+cdef extern from "slots.h":
+    """
+    #ifndef TWIN_DIGEST
+    #define TWIN_DIGEST ""
+    #endif
+    """
+    const char *TWIN_DIGEST
+    Py_ssize_t slot_offset(object)
+    PyObject *get_member(PyObject *, Py_ssize_t)
+    void set_member(PyObject *, Py_ssize_t, PyObject *)
+    bint read_word(PyObject *, Py_ssize_t, uint64_t *)
+    bint is_false(PyObject *, Py_ssize_t)
+    bint is_true(PyObject *, Py_ssize_t)
+    bint has_references(PyObject *, Py_ssize_t)
+    bint words_of(PyObject *, uint64_t **, uint64_t *)
+    object view_of(PyObject *, Py_ssize_t)
+    bint is_alone(PyObject *)
+    uint64_t load(uint64_t *)
+    void store(uint64_t *, uint64_t)
+    void fence()
+    bint lock_byte(int, uint64_t)
+    void unlock_all(int)
+    void switch_class(PyObject *, PyObject *)
+    object new_instance(object)
+    object new_handle(object, uint64_t, uint64_t, uint64_t)
+
+#: Of the sources that it was made from.
+DIGEST = TWIN_DIGEST.decode()
+
+# --- what the protocol's modules say ------------------------------------------------------------------------
+
+cdef uint64_t EXTENT = _EXTENT, GENERATION_FIELD = _GENERATION_FIELD, MAX_NBYTES = _MAX_NBYTES
+cdef uint64_t ONE_GENERATION = _ONE_GENERATION, ROW_WORDS = _ROW_WORDS, SEAT_MASK = _SEAT_MASK
+cdef uint64_t SHAPE_MASK = _SHAPE_MASK, LAST_BASE = _LAST_BASE, DONE = CellState.DONE << STATE_SHIFT
+cdef uint64_t SAMPLE_MASK = SAMPLE_EVERY - 1, POOLED_SMALL = LEASES, POOLED_MEDIUM = LEASES + 1
+cdef uint64_t CHUNKED_LARGE = LEASES + 4 + 2
+cdef int NBYTES_BITS = _NBYTES_BITS, PAGE_SHIFT = _PAGE_SHIFT
+cdef Py_ssize_t PAGE_LESS_ONE = (1 << _PAGE_SHIFT) - 1, REAP_SCAN = _REAP_SCAN
+cdef int OURS = _OURS, UNSHARED = _UNSHARED
+cdef object ADAPTIVE = Strategy.ADAPTIVE
+
+#: The page that a fork wipes: it stays where it is, in a child too.
+cdef uint64_t *here
+cdef uint64_t here_words
+if not words_of(<PyObject *>HERE, &here, &here_words):
+    raise ImportError("the page that a fork wipes is not of words")
+
+# --- where the members lie ----------------------------------------------------------------------------------
+
+cdef Py_ssize_t member(type cls, str name) except -1:
+    """The offset of one of a class's `__slots__`."""
+    cdef Py_ssize_t offset = slot_offset(vars(cls).get(name))
+    if offset < 0:
+        raise ImportError(f"{cls.__name__}.{name} is not a member that __slots__ made")
+    return offset
+
+cdef Py_ssize_t POOL_SESSION = member(BasePool, "_session")
+
+cdef Py_ssize_t IS_OVER = member(Mapping, "is_over"), HAS_DETAILS = member(Mapping, "has_details")
+cdef Py_ssize_t POOLED_BELOW = member(Mapping, "pooled_below"), POOLED = member(Mapping, "pooled")
+cdef Py_ssize_t CHUNKED_BELOW = member(Mapping, "chunked_below"), CHUNKED = member(Mapping, "chunked")
+cdef Py_ssize_t MEDIUM_FROM = member(Mapping, "medium_from"), COUNTERS = member(Mapping, "counters")
+cdef Py_ssize_t WORDS = member(Mapping, "words"), HEADER = member(Mapping, "header")
+cdef Py_ssize_t IDLE = member(Mapping, "idle"), LEASED = member(Mapping, "leased")
+cdef Py_ssize_t PUBLISHED = member(Mapping, "published"), TAKEN = member(Mapping, "taken")
+cdef Py_ssize_t POOL_ID = member(Mapping, "pool_id"), IS_WATCHED = member(Mapping, "is_watched")
+cdef Py_ssize_t RECORDS = member(Mapping, "records"), LEFT = member(Mapping, "left"), FORKS = member(Mapping, "forks")
+cdef Py_ssize_t TICKETS_FD = member(Mapping, "tickets_fd"), TICKET_GATE = member(Mapping, "ticket_gate")
+
+cdef Py_ssize_t READY = member(Magazine, "ready"), PUBLICATIONS = member(Magazine, "published")
+
+cdef Py_ssize_t SLOT_SESSION = member(Slot, "session"), SLOT_BASE = member(Slot, "base"), SLOT_WORD = member(Slot, "word")
+cdef Py_ssize_t SLOT_EXTENT_WORD = member(Slot, "extent_word"), SLOT_TAIL = member(Slot, "tail")
+cdef Py_ssize_t SLOT_FIRST_CELL = member(Slot, "first_cell"), SLOT_LAST_CELL = member(Slot, "last_cell")
+cdef Py_ssize_t SLOT_DONE = member(Slot, "done"), SLOT_WANTED = member(Slot, "wanted"), SLOT_LEASE = member(Slot, "lease")
+cdef Py_ssize_t SLOT_WINDOW = member(Slot, "window"), SLOT_MAGAZINE = member(Slot, "magazine")
+
+cdef Py_ssize_t LEASE_SLOT = member(Lease, "_slot"), LEASE_NBYTES = member(Lease, "nbytes"), LEASE_VIEW = member(Lease, "view")
+
+cdef Py_ssize_t TICKET_RECORD = member(Ticket, "_record"), TICKET_GRANTED = member(Ticket, "_granted")
+cdef Py_ssize_t TICKET_FORK = member(Ticket, "_fork"), BUFFER_LEFT = member(Buffer, "_left")
+cdef Py_ssize_t BUFFER_NBYTES = member(Buffer, "nbytes"), BUFFER_VIEW = member(Buffer, "view")
+
+cdef Py_ssize_t RECORD_SESSION = member(Record, "session"), RECORD_WINDOW = member(Record, "window")
+cdef Py_ssize_t RECORD_WORD = member(Record, "word"), RECORD_CELL = member(Record, "cell"), RECORD_SHAPE = member(Record, "shape")
+cdef Py_ssize_t RECORD_LINKS = member(Record, "links"), RECORD_WANTED = member(Record, "wanted")
+cdef Py_ssize_t RECORD_IS_DIRECT = member(Record, "is_direct"), RECORD_LEFT = member(Record, "left")
+
+cdef PyObject *NONE = <PyObject *>None
+
+plain_lease, plain_open = BasePool.lease, BasePool.open
+plain_publish, plain_release_lease, plain_release_buffer = LiveLease.publish, LiveLease.release, LiveBuffer.release
+
+
+cdef inline PyObject *living_session(PyObject *holder, Py_ssize_t offset):
+    """The session of a pool, a slot or a record, of this process and not over; NULL for any other."""
+    cdef PyObject *session = get_member(holder, offset)
+    if session == NULL or not PyObject_TypeCheck(<object>session, <PyTypeObject *>Mapping) or not is_false(session, IS_OVER):
+        return NULL
+    return session if here[OURS] else NULL
+
+
+# --- lease --------------------------------------------------------------------------------------------------
+
+def lease(self, nbytes, *, strategy=ADAPTIVE, timeout=None):
+    if timeout is None and strategy is ADAPTIVE and PyLong_CheckExact(nbytes) and isinstance(self, BasePool):
+        made = _lease(<PyObject *>self, nbytes)
+        if made is not None:
+            return made
+    return plain_lease(self, nbytes, strategy=strategy, timeout=timeout)
+
+
+cdef object _lease(PyObject *pool, object nbytes):
+    """A lease of a slot that is ready or comes back, through a window that is there. None for any other case."""
+    cdef PyObject *session = living_session(pool, POOL_SESSION)
+    cdef PyObject *magazine
+    cdef PyObject *table
+    cdef PyObject *window
+    cdef PyObject *slot
+    cdef uint64_t *words
+    cdef uint64_t count, counter, below, medium_from, leased, base, word, extent_word
+    cdef object taken, made, view, proxy
+    cdef Py_ssize_t size
+    if not 0 <= nbytes <= _MAX_NBYTES:
+        return None
+    size = PyLong_AsSsize_t(nbytes)
+    if session == NULL or not is_false(session, HAS_DETAILS):
+        return None
+    if not (read_word(session, POOLED_BELOW, &below) and read_word(session, COUNTERS, &counter)
+            and read_word(session, MEDIUM_FROM, &medium_from) and read_word(session, LEASED, &leased)
+            and words_of(get_member(session, WORDS), &words, &count)):
+        return None
+    if <uint64_t>size < below:
+        table = get_member(session, POOLED)
+        if table == NULL or not PyList_CheckExact(table) or (size + PAGE_LESS_ONE) >> PAGE_SHIFT >= PyList_GET_SIZE(table):
+            return None
+        magazine = PyList_GET_ITEM(table, (size + PAGE_LESS_ONE) >> PAGE_SHIFT)
+        counter += POOLED_SMALL if <uint64_t>size < medium_from else POOLED_MEDIUM
+    else:
+        table = get_member(session, CHUNKED)
+        if not read_word(session, CHUNKED_BELOW, &below) or <uint64_t>size >= below or not PyDict_CheckExact(table):
+            return None
+        magazine = PyDict_GetItemWithError(<object>table, (size + PAGE_LESS_ONE) >> PAGE_SHIFT)
+        counter += CHUNKED_LARGE
+    if magazine == NULL or Py_TYPE(magazine) != <PyTypeObject *>Magazine or counter >= count:
+        return None
+    if not words[counter] & SAMPLE_MASK:
+        return None  # timed
+    taken = _take_slot(magazine, words, count)
+    if taken is None:
+        return None
+    slot = <PyObject *>taken
+    window = get_member(slot, SLOT_WINDOW)
+    try:
+        if window == NULL or window == NONE or not (
+            read_word(slot, SLOT_BASE, &base) and read_word(slot, SLOT_WORD, &word)
+            and read_word(slot, SLOT_EXTENT_WORD, &extent_word) and word + ROW_WORDS <= count
+        ):
+            made = (<object>pool)._make_lease(<object>session, taken, nbytes, counter)
+            taken = None
+            return made
+        made = new_instance(EndedLease)  # it has no finalizer until it is whole
+        view = view_of(window, size)
+        proxy = PyWeakref_NewProxy(made, NULL)
+    except BaseException:
+        if taken is not None:
+            (<object>get_member(magazine, READY)).append(taken)
+        raise
+    # LEASED with its own generation before anything is written: a sweep frees it if we die here.
+    store(words + word, base | leased)
+    store(words + word + EXTENT, extent_word | <uint64_t>size)
+    words[counter] += 1
+    set_member(<PyObject *>made, LEASE_SLOT, slot)
+    set_member(<PyObject *>made, LEASE_NBYTES, <PyObject *>nbytes)
+    set_member(<PyObject *>made, LEASE_VIEW, <PyObject *>view)
+    set_member(slot, SLOT_LEASE, <PyObject *>proxy)
+    switch_class(<PyObject *>made, <PyObject *>LiveLease)
+    return made
+
+
+cdef object _take_slot(PyObject *magazine, uint64_t *words, uint64_t count):
+    """As `Magazine.reap` and what stands before it: the slot that is to be leased next, or None."""
+    cdef PyObject *ready = get_member(magazine, READY)
+    cdef PyObject *published = get_member(magazine, PUBLICATIONS)
+    cdef PyObject *slot
+    cdef uint64_t first, last, done, base
+    cdef Py_ssize_t left
+    cdef object next_base, candidate, oldest
+    if PyObject_Size(ready) > 0:
+        return (<object>ready).pop()
+    oldest = None
+    left = min(PyObject_Size(published), REAP_SCAN)
+    while left > 0:
+        left -= 1
+        candidate = (<object>published)[0]
+        slot = <PyObject *>candidate
+        if not (
+            read_word(slot, SLOT_FIRST_CELL, &first) and read_word(slot, SLOT_LAST_CELL, &last)
+            and read_word(slot, SLOT_DONE, &done) and read_word(slot, SLOT_BASE, &base)
+            and first == last and last < count and load(words + first) == done and base + ONE_GENERATION <= LAST_BASE
+        ):
+            return oldest if oldest is not None else (<object>magazine).reap()
+        next_base = base + ONE_GENERATION
+        (<object>published).popleft()
+        set_member(slot, SLOT_BASE, <PyObject *>next_base)
+        if oldest is None:
+            oldest = candidate
+        else:
+            (<object>ready).appendleft(candidate)
+    return oldest
+
+
+# --- publish, and the release of a lease ----------------------------------------------------------------------
+
+cdef bint _drop_view(PyObject *holder, Py_ssize_t offset) except -1:
+    """Take the view away from everybody else. Who kept it for himself finds it released, unless something hangs
+    on it: the window's reference count tells."""
+    view = <object>get_member(holder, offset)
+    set_member(holder, offset, NULL)
+    if not has_references(<PyObject *>view, 1):
+        try:
+            view.release()
+        except BufferError:
+            pass
+    return True
+
+
+def publish(self, *, ttl=None):
+    if ttl is None and Py_TYPE(<PyObject *>self) == <PyTypeObject *>LiveLease:
+        handle = _publish(<PyObject *>self)
+        if handle is not None:
+            return handle
+    return plain_publish(self, ttl=ttl)
+
+
+cdef object _publish(PyObject *lease):
+    cdef PyObject *slot = get_member(lease, LEASE_SLOT)
+    cdef PyObject *view = get_member(lease, LEASE_VIEW)
+    cdef PyObject *session
+    cdef PyObject *magazine
+    cdef PyObject *window
+    cdef uint64_t *words
+    cdef uint64_t count, base, published, pool_id, tail, nbytes, word, cell, granted
+    cdef object done, handle, held
+    if slot == NULL or Py_TYPE(slot) != <PyTypeObject *>Slot or view == NULL or not PyMemoryView_Check(view):
+        return None
+    session = living_session(slot, SLOT_SESSION)
+    magazine, window = get_member(slot, SLOT_MAGAZINE), get_member(slot, SLOT_WINDOW)
+    if session == NULL or Py_TYPE(magazine) != <PyTypeObject *>Magazine or window == NULL or window == NONE:
+        return None
+    if not (
+        read_word(slot, SLOT_BASE, &base) and read_word(session, PUBLISHED, &published)
+        and read_word(session, POOL_ID, &pool_id) and read_word(slot, SLOT_TAIL, &tail)
+        and read_word(lease, LEASE_NBYTES, &nbytes) and read_word(slot, SLOT_WORD, &word)
+        and read_word(slot, SLOT_FIRST_CELL, &cell) and words_of(get_member(session, WORDS), &words, &count)
+        and word + ROW_WORDS <= count and word < cell < word + ROW_WORDS
+    ):
+        return None
+    granted = base | published
+    done = base | DONE
+    handle = new_handle(Handle, pool_id, granted, tail | nbytes)
+    held = <object>slot
+    _drop_view(lease, LEASE_VIEW)
+    if not has_references(window, 1) or not is_false(session, IS_OVER) or not here[OURS]:
+        return (<object>lease)._publish_with_views(1)[0]
+    # The bytes and the cell are there before the grant word says so, and the slot is waited for
+    # only after it: whoever reaps finds either the last publication's DONE or this one's cell.
+    store(words + cell, granted)
+    store(words + word, granted)
+    switch_class(lease, <PyObject *>EndedLease)
+    set_member(slot, SLOT_LAST_CELL, get_member(slot, SLOT_FIRST_CELL))
+    set_member(slot, SLOT_DONE, <PyObject *>done)
+    (<object>get_member(magazine, PUBLICATIONS)).append(held)
+    return handle
+
+
+def release_lease(self):
+    if not (Py_TYPE(<PyObject *>self) == <PyTypeObject *>LiveLease and _release_lease(<PyObject *>self)):
+        plain_release_lease(self)
+
+
+cdef bint _release_lease(PyObject *lease) except -1:
+    """False where it is the plain one's."""
+    cdef PyObject *slot = get_member(lease, LEASE_SLOT)
+    cdef PyObject *view = get_member(lease, LEASE_VIEW)
+    cdef PyObject *session
+    cdef PyObject *magazine
+    cdef PyObject *window
+    cdef uint64_t *words
+    cdef uint64_t *header
+    cdef uint64_t count, header_count, base, idle, word, wanted
+    cdef object next_base, held
+    if slot == NULL or Py_TYPE(slot) != <PyTypeObject *>Slot or view == NULL or not PyMemoryView_Check(view):
+        return False
+    session = living_session(slot, SLOT_SESSION)
+    magazine, window = get_member(slot, SLOT_MAGAZINE), get_member(slot, SLOT_WINDOW)
+    if session == NULL or Py_TYPE(magazine) != <PyTypeObject *>Magazine or window == NULL or window == NONE:
+        return False
+    if not (
+        read_word(slot, SLOT_BASE, &base) and base + ONE_GENERATION <= LAST_BASE and read_word(session, IDLE, &idle)
+        and read_word(slot, SLOT_WORD, &word) and read_word(slot, SLOT_WANTED, &wanted)
+        and words_of(get_member(session, WORDS), &words, &count) and word + ROW_WORDS <= count
+        and words_of(get_member(session, HEADER), &header, &header_count) and wanted < header_count
+    ):
+        return False
+    base += ONE_GENERATION
+    next_base, held = base, <object>slot
+    _drop_view(lease, LEASE_VIEW)
+    if not has_references(window, 1) or not is_false(session, IS_OVER) or not here[OURS]:
+        (<object>lease)._release_otherwise()
+        return True
+    switch_class(lease, <PyObject *>EndedLease)
+    set_member(slot, SLOT_BASE, <PyObject *>next_base)
+    store(words + word, base | idle)
+    (<object>get_member(magazine, READY)).append(held)
+    fence()  # IDLE before the look whether somebody waits
+    if load(header + wanted):
+        (<object>session).is_wanted = True
+        (<object>session).wake_helper()
+    return True
+
+
+# --- open, and the release of a buffer ------------------------------------------------------------------------
+
+def open(self, handle, *, writable=False):
+    if not writable and isinstance(self, BasePool):
+        buffer = _open(<PyObject *>self, handle)
+        if buffer is not None:
+            return buffer
+    return plain_open(self, handle, writable=writable)
+
+
+cdef object _open(PyObject *pool, object handle):
+    """The usual case: a record that is there and mapped right, a ticket that is ours at once. None for any other."""
+    cdef PyObject *session
+    cdef PyObject *record
+    cdef PyObject *window
+    cdef PyObject *links
+    cdef PyObject *link
+    cdef PyObject *table
+    cdef uint64_t *words
+    cdef uint64_t[3] parts
+    cdef uint64_t count, pool_id, granted, tail, taken, word, cell, shape, at, value
+    cdef Py_ssize_t i
+    cdef int fd
+    cdef bint is_mine
+    cdef object kept, seen, buffer, view, grant, nbytes
+    if not PyBytes_Check(handle) or PyBytes_GET_SIZE(handle) != 24:
+        return None
+    session = living_session(pool, POOL_SESSION)
+    if session == NULL or not is_true(session, IS_WATCHED) or PyObject_Size(get_member(session, LEFT)):
+        return None
+    memcpy(parts, PyBytes_AS_STRING(handle), 24)
+    granted, tail = parts[1], parts[2]
+    table = get_member(session, RECORDS)
+    if not (
+        read_word(session, POOL_ID, &pool_id) and pool_id == parts[0] and read_word(session, TAKEN, &taken)
+        and words_of(get_member(session, WORDS), &words, &count) and table != NULL and PyDict_CheckExact(table)
+    ):
+        return None
+    record = PyDict_GetItemWithError(<object>table, tail >> NBYTES_BITS)
+    if record == NULL or Py_TYPE(record) != <PyTypeObject *>Record:
+        return None
+    kept = <object>record
+    window, links = get_member(record, RECORD_WINDOW), get_member(record, RECORD_LINKS)
+    if window == NULL or window == NONE or links == NULL or not PyTuple_CheckExact(links) or not (
+        read_word(record, RECORD_WORD, &word) and read_word(record, RECORD_CELL, &cell)
+        and read_word(record, RECORD_SHAPE, &shape) and word + ROW_WORDS <= count and word < cell < word + ROW_WORDS
+    ):
+        return None
+    seen = <object>window
+    if PyObject_Size(window) < <Py_ssize_t>(tail & MAX_NBYTES):  # it maps another shape
+        return None
+    buffer = new_instance(EndedBuffer)  # it has no finalizer until it is whole
+    view, grant, nbytes = view_of(window, tail & MAX_NBYTES), granted, tail & MAX_NBYTES
+    set_member(<PyObject *>buffer, TICKET_RECORD, record)
+    set_member(<PyObject *>buffer, TICKET_GRANTED, <PyObject *>grant)
+    set_member(<PyObject *>buffer, TICKET_FORK, get_member(session, FORKS))
+    set_member(<PyObject *>buffer, BUFFER_NBYTES, <PyObject *>nbytes)
+    set_member(<PyObject *>buffer, BUFFER_LEFT, get_member(record, RECORD_LEFT))
+    set_member(<PyObject *>buffer, BUFFER_VIEW, <PyObject *>view)
+    # The allocations may have run anything. From here to the end nothing else of this process runs: where nobody
+    # has the gate, nobody has a byte locked through our descriptor, and the unlock of all is ours alone.
+    # Who waits for a busy byte in the plain way has the gate.
+    if (<object>get_member(session, TICKET_GATE)).locked():
+        return None
+    fd = <object>get_member(session, TICKETS_FD)
+    if get_member(record, RECORD_WINDOW) != window or not is_false(session, IS_OVER) or not here[OURS]:
+        return None
+    for i in range(PyTuple_GET_SIZE(links)):  # the run is still the one that is mapped
+        link = PyTuple_GET_ITEM(links, i)
+        at, value = PyLong_AsUnsignedLongLong((<object>link)[0]), PyLong_AsUnsignedLongLong((<object>link)[1])
+        if at >= count or load(words + at) != value:
+            return None
+    if not lock_byte(fd, tail >> NBYTES_BITS):
+        return None
+    # TAKEN while the byte is locked, then the unlock. The grant word and the shape are the handle's.
+    is_mine = (
+        load(words + cell) == granted and load(words + word) == granted
+        and load(words + word + EXTENT) & SHAPE_MASK == shape | tail & MAX_NBYTES
+    )
+    if is_mine:
+        store(words + cell, granted & GENERATION_FIELD | taken)
+    unlock_all(fd)
+    if not is_mine:
+        return None  # the plain way says why
+    fence()  # no load of the bytes comes before the look at the cell
+    switch_class(<PyObject *>buffer, <PyObject *>LiveBuffer)
+    return buffer
+
+
+def release_buffer(self):
+    if not (Py_TYPE(<PyObject *>self) == <PyTypeObject *>LiveBuffer and _release_buffer(<PyObject *>self)):
+        plain_release_buffer(self)
+
+
+cdef bint _release_buffer(PyObject *buffer) except -1:
+    """False where it is the plain one's."""
+    cdef PyObject *record = get_member(buffer, TICKET_RECORD)
+    cdef PyObject *view = get_member(buffer, BUFFER_VIEW)
+    cdef PyObject *session
+    cdef PyObject *window
+    cdef uint64_t *words
+    cdef uint64_t *header
+    cdef uint64_t count, header_count, granted, word, cell, wanted
+    cdef object kept, grant
+    if record == NULL or Py_TYPE(record) != <PyTypeObject *>Record or view == NULL or not PyMemoryView_Check(view):
+        return False
+    session, window = get_member(record, RECORD_SESSION), get_member(record, RECORD_WINDOW)
+    if not here[UNSHARED] or window == NULL or window == NONE or not PyObject_TypeCheck(<object>session, <PyTypeObject *>Mapping):
+        return False
+    if not (
+        read_word(buffer, TICKET_GRANTED, &granted) and (is_false(record, RECORD_IS_DIRECT) or granted & SEAT_MASK)
+        and read_word(record, RECORD_WORD, &word) and read_word(record, RECORD_CELL, &cell)
+        and read_word(record, RECORD_WANTED, &wanted) and words_of(get_member(session, WORDS), &words, &count)
+        and word + ROW_WORDS <= count and word < cell < word + ROW_WORDS
+        and words_of(get_member(session, HEADER), &header, &header_count) and wanted < header_count
+    ):
+        return False
+    kept, grant = <object>record, <object>get_member(buffer, TICKET_GRANTED)
+    _drop_view(buffer, BUFFER_VIEW)
+    if not has_references(window, 1) or not here[UNSHARED]:
+        (<object>buffer)._release_slowly()
+        return True
+    # The view is gone, then DONE, then the look who is custodian. A publisher that leaves stores the
+    # broker's custody and then looks at the cells: one of the two sees what the other has stored.
+    store(words + cell, granted & GENERATION_FIELD | DONE)
+    switch_class(buffer, <PyObject *>EndedBuffer)
+    fence()
+    if load(words + word) != granted or load(header + wanted):
+        ring(kept, grant)
+    return True
+
+
+# --- blocks ---------------------------------------------------------------------------------------------------
+
+def enter(self):
+    return self
+
+
+def exit_lease(self, kind, value, trace):
+    cdef PyTypeObject *cls = Py_TYPE(<PyObject *>self)
+    if cls == <PyTypeObject *>EndedLease:
+        return
+    if not (cls == <PyTypeObject *>LiveLease and _release_lease(<PyObject *>self)):
+        self.release()
+
+
+def exit_buffer(self, kind, value, trace):
+    cdef PyTypeObject *cls = Py_TYPE(<PyObject *>self)
+    if cls == <PyTypeObject *>EndedBuffer:
+        return
+    if not (cls == <PyTypeObject *>LiveBuffer and _release_buffer(<PyObject *>self)):
+        self.release()
+
+
+# --- in place of the plain ones -------------------------------------------------------------------------------
+
+_TWINS = (
+    (BasePool, "lease", lease), (BasePool, "open", open),
+    (LiveLease, "publish", publish), (LiveLease, "release", release_lease), (LiveBuffer, "release", release_buffer),
+    (Lease, "__enter__", enter), (Lease, "__exit__", exit_lease),
+    (Buffer, "__enter__", enter), (Buffer, "__exit__", exit_buffer),
+)
+
+
+def install():
+    """Put the twins in the place of the plain methods."""
+    for cls, name, twin in _TWINS:
+        plain = vars(cls)[name]
+        twin.__doc__, twin.__wrapped__, twin.__qualname__ = plain.__doc__, plain, plain.__qualname__
+        twin.__name__ = plain.__name__
+        setattr(cls, name, twin)
