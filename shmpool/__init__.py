@@ -34,6 +34,7 @@ if not getattr(sys, "_is_gil_enabled", lambda: True)():
 if sys.platform != "linux":
     raise ImportError(f"shmpool runs on Linux, this is {sys.platform}")
 
+from . import _fast
 from .buffer import Buffer
 from .connecting import connect
 from .errors import (
@@ -83,6 +84,8 @@ if TYPE_CHECKING:
     from .streams import ChunkedTeeReader, copy
 
 __version__ = "0.2.0"
+#: Whether the hot paths are the compiled twin's.
+__compiled__ = _fast.COMPILED
 
 __all__ = [
     "Broker",

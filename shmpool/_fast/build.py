@@ -66,7 +66,7 @@ def _compile(scratch: Path) -> Path:
         [str(scratch / "twin.pyx")],
         include_dirs=[str(scratch)],
         define_macros=[("TWIN_DIGEST", f'"{digest()}"')],
-        extra_compile_args=["-O2", "-fno-strict-aliasing"],
+        extra_compile_args=["-O2", "-g0", "-fno-strict-aliasing"],
     )
     modules = cythonize([extension], language_level=3, quiet=True, build_dir=str(scratch / "c"))
     command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")

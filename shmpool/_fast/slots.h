@@ -120,4 +120,60 @@ _Py_COMP_DIAG_POP
     return handle;
 }
 
+/* Copies of at least so many bytes let other threads run; of at least so many go past the caches: their reader is on
+   another core, and they do not fit. */
+#define MANY_BYTES (256 << 10)
+#define PAST_CACHES (4 << 20)
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+__attribute__((target("avx2"))) static void copy_past_caches(char *to, const char *from, size_t length) {
+    size_t at = (32 - (uintptr_t)to % 32) % 32;
+    memcpy(to, from, at);
+    for (; at + 128 <= length; at += 128) {
+        __m256i a = _mm256_loadu_si256((const void *)(from + at)), b = _mm256_loadu_si256((const void *)(from + at + 32));
+        __m256i c = _mm256_loadu_si256((const void *)(from + at + 64)), d = _mm256_loadu_si256((const void *)(from + at + 96));
+        _mm256_stream_si256((void *)(to + at), a);
+        _mm256_stream_si256((void *)(to + at + 32), b);
+        _mm256_stream_si256((void *)(to + at + 64), c);
+        _mm256_stream_si256((void *)(to + at + 96), d);
+    }
+    _mm_sfence();  /* such stores are in no order with the one that says PUBLISHED */
+    memcpy(to + at, from + at, length - at);
+}
+#define CAN_GO_PAST_CACHES __builtin_cpu_supports("avx2")
+#else
+#define copy_past_caches memcpy
+#define CAN_GO_PAST_CACHES 0
+#endif
+
+/* Fill *view* with the bytes of *data*; 0 where these are not one piece, in C order, of just as many. An exception is
+   left where the view is released. */
+static inline int fill_view(PyObject *view, PyObject *data) {
+    Py_buffer from, to;
+    if (PyObject_GetBuffer(data, &from, PyBUF_SIMPLE) < 0) {
+        PyErr_Clear();
+        return 0;
+    }
+    /* An export of the view: who releases it meanwhile finds it in use, and so its slot. */
+    if (PyObject_GetBuffer(view, &to, PyBUF_WRITABLE) < 0) {
+        PyErr_Clear();
+        PyBuffer_Release(&from);
+        return 0;
+    }
+    int fits = from.len == to.len;
+    if (fits && from.len < MANY_BYTES) memmove(to.buf, from.buf, (size_t)from.len);
+    else if (fits) {
+        int overlap = (char *)from.buf < (char *)to.buf + to.len && (char *)to.buf < (char *)from.buf + from.len;
+        Py_BEGIN_ALLOW_THREADS
+        if (overlap) memmove(to.buf, from.buf, (size_t)from.len);
+        else if (from.len >= PAST_CACHES && CAN_GO_PAST_CACHES) copy_past_caches(to.buf, from.buf, (size_t)from.len);
+        else memcpy(to.buf, from.buf, (size_t)from.len);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&to);
+    PyBuffer_Release(&from);
+    return fits;
+}
+
 #endif

@@ -77,6 +77,7 @@ cdef extern from "slots.h":
     void switch_class(PyObject *, PyObject *)
     object new_instance(object)
     object new_handle(object, uint64_t, uint64_t, uint64_t)
+    bint fill_view(PyObject *, object)
 
 #: Of the sources that it was made from.
 DIGEST = TWIN_DIGEST.decode()
@@ -142,7 +143,7 @@ cdef Py_ssize_t RECORD_IS_DIRECT = member(Record, "is_direct"), RECORD_LEFT = me
 
 cdef PyObject *NONE = <PyObject *>None
 
-plain_lease, plain_open = BasePool.lease, BasePool.open
+plain_lease, plain_open, plain_write = BasePool.lease, BasePool.open, Lease.write
 plain_publish, plain_release_lease, plain_release_buffer = LiveLease.publish, LiveLease.release, LiveBuffer.release
 
 
@@ -262,6 +263,20 @@ cdef object _take_slot(PyObject *magazine, uint64_t *words, uint64_t count):
         else:
             (<object>ready).appendleft(candidate)
     return oldest
+
+
+# --- write ----------------------------------------------------------------------------------------------------
+
+def write(self, data):
+    cdef PyObject *lease = <PyObject *>self
+    cdef PyObject *view
+    if Py_TYPE(lease) == <PyTypeObject *>LiveLease and here[OURS]:
+        view = get_member(lease, LEASE_VIEW)
+        if view != NULL:
+            held = <object>view
+            if fill_view(view, data):
+                return
+    plain_write(self, data)
 
 
 # --- publish, and the release of a lease ----------------------------------------------------------------------
@@ -533,7 +548,7 @@ def exit_buffer(self, kind, value, trace):
 _TWINS = (
     (BasePool, "lease", lease), (BasePool, "open", open),
     (LiveLease, "publish", publish), (LiveLease, "release", release_lease), (LiveBuffer, "release", release_buffer),
-    (Lease, "__enter__", enter), (Lease, "__exit__", exit_lease),
+    (Lease, "write", write), (Lease, "__enter__", enter), (Lease, "__exit__", exit_lease),
     (Buffer, "__enter__", enter), (Buffer, "__exit__", exit_buffer),
 )
 

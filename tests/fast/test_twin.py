@@ -1,0 +1,103 @@
+"""The compiled twin does what the plain client does, and mixes with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import twins
+
+import shmpool
+from shmpool import _fast
+
+TICKETS = 2000
+RACERS = ("plain", "compiled", "plain", "compiled")
+
+
+def test_it_was_made_from_these_sources() -> None:
+    """Else it is to be built anew."""
+    folder = Path(_fast.__file__).parent
+    sources = b"".join((folder / name).read_bytes() for name in ("twin.pyx", "slots.h"))
+    built = twins.run("compiled", "from shmpool._fast import twin; print(twin.DIGEST)")
+    assert built == hashlib.sha256(sources).hexdigest()[:16]
+
+
+def test_it_is_chosen_at_import_and_can_be_switched_off() -> None:
+    ask = "import shmpool; print(shmpool.__compiled__)"
+    assert (twins.run("compiled", ask), twins.run("plain", ask)) == ("True", "False")
+
+
+@pytest.mark.parametrize("settings", [{}, {"checksums": True}, {"detailed_metrics": True}], ids=str)
+def test_every_word_of_the_ledger_is_the_same(settings: dict[str, bool]) -> None:
+    _walk_twice(1, 600, settings)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(2, 30))
+def test_every_word_of_the_ledger_is_the_same_for_many_walks(seed: int) -> None:
+    _walk_twice(seed, 4000, {})
+
+
+def _walk_twice(seed: int, steps: int, settings: dict[str, bool]) -> None:
+    walk = "import runpy, walk; runpy.run_module('walk', run_name='__main__')"
+    plain, compiled = [
+        json.loads(twins.run(kind, walk, str(seed), str(steps), json.dumps(settings))) for kind in twins.PURE
+    ]
+    assert len(plain) == len(compiled) == steps
+    for number, (ours, theirs) in enumerate(zip(plain, compiled, strict=True)):
+        assert theirs == ours, f"step {number}"
+
+
+RACE = """
+import sys, struct, shmpool
+from shmpool import _fast
+won = 0
+with shmpool.connect(sys.argv[1]) as pool:
+    print(_fast.COMPILED, flush=True)
+    handles = sys.stdin.buffer.read(24 * int(sys.argv[2]))
+    print("ready", flush=True)
+    sys.stdin.buffer.read(1)
+    for at in range(0, len(handles), 24):
+        try:
+            buffer = pool.open(handles[at : at + 24])
+        except (shmpool.HandleUsed, shmpool.StaleHandle):
+            continue
+        assert bytes(buffer.view[:8]) == struct.pack("<Q", at // 24)
+        won += 1
+        buffer.release()
+print(won)
+"""
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(100, marks=pytest.mark.long)])
+def test_each_ticket_is_opened_once_by_plain_and_compiled_processes_that_race(rounds: int) -> None:
+    """All have all handles, and go through them in the same order."""
+    with shmpool.Broker(memory_limit="64MiB", max_clients=16) as broker, broker.connect() as pool:
+        for _ in range(rounds):
+            assert _race(broker.address, [_publish(pool, number) for number in range(TICKETS)]) == TICKETS
+
+
+def _publish(pool: shmpool.Pool, number: int) -> bytes:
+    with pool.lease(64) as lease:
+        lease.view[:8] = struct.pack("<Q", number)
+        return lease.publish()
+
+
+def _race(address: str, handles: list[bytes]) -> int:
+    """How many were opened, by all racers together."""
+    racers = [twins.start(kind, RACE, address, str(len(handles))) for kind in RACERS]
+    for kind, racer in zip(RACERS, racers, strict=True):
+        assert racer.stdout.readline() == f"{kind == 'compiled'}\n".encode()
+        racer.stdin.write(b"".join(handles))
+        racer.stdin.flush()
+    for racer in racers:
+        assert racer.stdout.readline() == b"ready\n"
+    for racer in racers:
+        racer.stdin.write(b"!")
+        racer.stdin.flush()
+    won = sum(int(racer.communicate(timeout=200)[0]) for racer in racers)
+    assert [racer.returncode for racer in racers] == [0] * len(racers)
+    return won

@@ -1,0 +1,36 @@
+"""Processes that run the compiled twin, or the plain client, whatever this one runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PURE = {"plain": "1", "compiled": ""}
+
+
+def is_built() -> bool:
+    """Whether a process that does not ask for the plain client has the twin."""
+    return run("compiled", "from shmpool import _fast; print(_fast.COMPILED)") == "True"
+
+
+def run(kind: str, code: str, *arguments: str) -> str:
+    """What a Python process of a kind prints that runs *code*."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment(kind), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def start(kind: str, code: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """The same, without waiting for it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=environment(kind), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+    )  # fmt: skip
+
+
+def environment(kind: str) -> dict[str, str]:
+    return {**os.environ, "SHMPOOL_PURE": PURE[kind], "PYTHONPATH": str(Path(__file__).parent)}
