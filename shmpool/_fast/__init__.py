@@ -1,6 +1,7 @@
-"""The compiled twin of the hot paths, where it was built: an optional part, which `SHMPOOL_PURE=1` switches off.
+"""The compiled twin of the hot paths: an optional part, built on request (docs/compiled.md), chosen at import, and
+switched off by `SHMPOOL_PURE=1`.
 
-`twin.pyx` is Cython over `slots.h`; `build.py` compiles it when the package is built, where there is a compiler.
+`twin.pyx` is Cython over `slots.h`; `build.py` compiles it when the package is built with `SHMPOOL_COMPILED=1`.
 """
 
 from __future__ import annotations

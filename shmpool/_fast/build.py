@@ -1,11 +1,12 @@
-"""Builds the compiled twin with the package: a build hook of hatchling's. Where Cython or a compiler is missing, or
-`SHMPOOL_PURE=1` is set, the package is built without it, and works the same."""
+"""Builds the compiled twin with the package where `SHMPOOL_COMPILED=1` asks for it: a build hook of hatchling's. Where
+there is no compiler, the package is built without it, and works the same."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ SOURCES = ("twin.pyx", "slots.h")
 class TwinBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     """An editable installation has the extension beside its sources, a wheel has it within."""
 
+    def dependencies(self) -> list[str]:
+        return ["cython>=3.1", "setuptools>=70"] if _is_wanted() else []
+
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
             return
         for stale in HERE.glob("twin.*.so") if version == "editable" else ():
             if stale.name == _file_name():
                 stale.unlink()
-        if os.environ.get("SHMPOOL_PURE", "") not in ("", "0"):
+        if not _is_wanted():
             return
         scratch = self._scratch = tempfile.mkdtemp()
         try:
@@ -44,14 +48,16 @@ class TwinBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             shutil.rmtree(self._scratch, ignore_errors=True)
 
 
-def digest() -> str:
+def _is_wanted() -> bool:
+    return os.environ.get("SHMPOOL_COMPILED", "") not in ("", "0")
+
+
+def _digest() -> str:
     """What the sources say: the extension says the same of those that it was made from."""
     return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in SOURCES)).hexdigest()[:16]
 
 
 def _file_name() -> str:
-    import sysconfig
-
     return f"twin{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
@@ -65,7 +71,7 @@ def _compile(scratch: Path) -> Path:
         "shmpool._fast.twin",
         [str(scratch / "twin.pyx")],
         include_dirs=[str(scratch)],
-        define_macros=[("TWIN_DIGEST", f'"{digest()}"')],
+        define_macros=[("TWIN_DIGEST", f'"{_digest()}"')],
         extra_compile_args=["-O2", "-g0", "-fno-strict-aliasing"],
     )
     modules = cythonize([extension], language_level=3, quiet=True, build_dir=str(scratch / "c"))

@@ -31,7 +31,7 @@ from ..protocol.states import CellState
 from ..seat.magazine import LAST_BASE as _LAST_BASE, REAP_SCAN as _REAP_SCAN, Magazine, Slot
 from ..seat.mapping import Mapping
 from ..seat.tickets import Record, Ticket, ring
-from ..system.here import HERE, OURS as _OURS, UNSHARED as _UNSHARED
+from ..system.here import COPIED as _COPIED, HERE, OURS as _OURS, UNSHARED as _UNSHARED
 
 cdef extern from "Python.h":
     object PyWeakref_NewProxy(object, PyObject *)
@@ -88,10 +88,10 @@ cdef uint64_t EXTENT = _EXTENT, GENERATION_FIELD = _GENERATION_FIELD, MAX_NBYTES
 cdef uint64_t ONE_GENERATION = _ONE_GENERATION, ROW_WORDS = _ROW_WORDS, SEAT_MASK = _SEAT_MASK
 cdef uint64_t SHAPE_MASK = _SHAPE_MASK, LAST_BASE = _LAST_BASE, DONE = CellState.DONE << STATE_SHIFT
 cdef uint64_t SAMPLE_MASK = SAMPLE_EVERY - 1, POOLED_SMALL = LEASES, POOLED_MEDIUM = LEASES + 1
-cdef uint64_t CHUNKED_LARGE = LEASES + 4 + 2
+cdef uint64_t CHUNKED_LARGE = LEASES + 4 + 2, DIRECT_VERY_LARGE = LEASES + 8 + 3
 cdef int NBYTES_BITS = _NBYTES_BITS, PAGE_SHIFT = _PAGE_SHIFT
 cdef Py_ssize_t PAGE_LESS_ONE = (1 << _PAGE_SHIFT) - 1, REAP_SCAN = _REAP_SCAN
-cdef int OURS = _OURS, UNSHARED = _UNSHARED
+cdef int OURS = _OURS, UNSHARED = _UNSHARED, COPIED = _COPIED
 cdef object ADAPTIVE = Strategy.ADAPTIVE
 
 #: The page that a fork wipes: it stays where it is, in a child too.
@@ -114,6 +114,7 @@ cdef Py_ssize_t POOL_SESSION = member(BasePool, "_session")
 cdef Py_ssize_t IS_OVER = member(Mapping, "is_over"), HAS_DETAILS = member(Mapping, "has_details")
 cdef Py_ssize_t POOLED_BELOW = member(Mapping, "pooled_below"), POOLED = member(Mapping, "pooled")
 cdef Py_ssize_t CHUNKED_BELOW = member(Mapping, "chunked_below"), CHUNKED = member(Mapping, "chunked")
+cdef Py_ssize_t SHELVES = member(Mapping, "shelves")
 cdef Py_ssize_t MEDIUM_FROM = member(Mapping, "medium_from"), COUNTERS = member(Mapping, "counters")
 cdef Py_ssize_t WORDS = member(Mapping, "words"), HEADER = member(Mapping, "header")
 cdef Py_ssize_t IDLE = member(Mapping, "idle"), LEASED = member(Mapping, "leased")
@@ -145,6 +146,10 @@ cdef PyObject *NONE = <PyObject *>None
 
 plain_lease, plain_open, plain_write = BasePool.lease, BasePool.open, Lease.write
 plain_publish, plain_release_lease, plain_release_buffer = LiveLease.publish, LiveLease.release, LiveBuffer.release
+
+
+cdef inline bint is_a(PyObject *one, type cls):
+    return PyObject_TypeCheck(<object>one, <PyTypeObject *>cls)
 
 
 cdef inline PyObject *living_session(PyObject *holder, Py_ssize_t offset):
@@ -192,12 +197,14 @@ cdef object _lease(PyObject *pool, object nbytes):
         magazine = PyList_GET_ITEM(table, (size + PAGE_LESS_ONE) >> PAGE_SHIFT)
         counter += POOLED_SMALL if <uint64_t>size < medium_from else POOLED_MEDIUM
     else:
-        table = get_member(session, CHUNKED)
-        if not read_word(session, CHUNKED_BELOW, &below) or <uint64_t>size >= below or not PyDict_CheckExact(table):
+        if not read_word(session, CHUNKED_BELOW, &below):
+            return None
+        table = get_member(session, CHUNKED if <uint64_t>size < below else SHELVES)
+        if table == NULL or not PyDict_CheckExact(table):
             return None
         magazine = PyDict_GetItemWithError(<object>table, (size + PAGE_LESS_ONE) >> PAGE_SHIFT)
-        counter += CHUNKED_LARGE
-    if magazine == NULL or Py_TYPE(magazine) != <PyTypeObject *>Magazine or counter >= count:
+        counter += CHUNKED_LARGE if <uint64_t>size < below else DIRECT_VERY_LARGE
+    if magazine == NULL or not is_a(magazine, Magazine) or counter >= count:
         return None
     if not words[counter] & SAMPLE_MASK:
         return None  # timed
@@ -311,11 +318,11 @@ cdef object _publish(PyObject *lease):
     cdef uint64_t *words
     cdef uint64_t count, base, published, pool_id, tail, nbytes, word, cell, granted
     cdef object done, handle, held
-    if slot == NULL or Py_TYPE(slot) != <PyTypeObject *>Slot or view == NULL or not PyMemoryView_Check(view):
+    if slot == NULL or not is_a(slot, Slot) or view == NULL or not PyMemoryView_Check(view):
         return None
-    session = living_session(slot, SLOT_SESSION)
+    session = living_session(slot, SLOT_SESSION) if here[COPIED] else NULL
     magazine, window = get_member(slot, SLOT_MAGAZINE), get_member(slot, SLOT_WINDOW)
-    if session == NULL or Py_TYPE(magazine) != <PyTypeObject *>Magazine or window == NULL or window == NONE:
+    if session == NULL or magazine == NULL or not is_a(magazine, Magazine) or window == NULL or window == NONE:
         return None
     if not (
         read_word(slot, SLOT_BASE, &base) and read_word(session, PUBLISHED, &published)
@@ -330,8 +337,8 @@ cdef object _publish(PyObject *lease):
     handle = new_handle(Handle, pool_id, granted, tail | nbytes)
     held = <object>slot
     _drop_view(lease, LEASE_VIEW)
-    if not has_references(window, 1) or not is_false(session, IS_OVER) or not here[OURS]:
-        return (<object>lease)._publish_with_views(1)[0]
+    if not has_references(window, 1) or not is_false(session, IS_OVER) or not here[COPIED]:
+        return (<object>lease)._publish_slowly(1)[0]
     # The bytes and the cell are there before the grant word says so, and the slot is waited for
     # only after it: whoever reaps finds either the last publication's DONE or this one's cell.
     store(words + cell, granted)
@@ -359,11 +366,11 @@ cdef bint _release_lease(PyObject *lease) except -1:
     cdef uint64_t *header
     cdef uint64_t count, header_count, base, idle, word, wanted
     cdef object next_base, held
-    if slot == NULL or Py_TYPE(slot) != <PyTypeObject *>Slot or view == NULL or not PyMemoryView_Check(view):
+    if slot == NULL or not is_a(slot, Slot) or view == NULL or not PyMemoryView_Check(view):
         return False
-    session = living_session(slot, SLOT_SESSION)
+    session = living_session(slot, SLOT_SESSION) if here[COPIED] else NULL
     magazine, window = get_member(slot, SLOT_MAGAZINE), get_member(slot, SLOT_WINDOW)
-    if session == NULL or Py_TYPE(magazine) != <PyTypeObject *>Magazine or window == NULL or window == NONE:
+    if session == NULL or magazine == NULL or not is_a(magazine, Magazine) or window == NULL or window == NONE:
         return False
     if not (
         read_word(slot, SLOT_BASE, &base) and base + ONE_GENERATION <= LAST_BASE and read_word(session, IDLE, &idle)
@@ -375,7 +382,9 @@ cdef bint _release_lease(PyObject *lease) except -1:
     base += ONE_GENERATION
     next_base, held = base, <object>slot
     _drop_view(lease, LEASE_VIEW)
-    if not has_references(window, 1) or not is_false(session, IS_OVER) or not here[OURS]:
+    if not has_references(window, 1) or not is_false(session, IS_OVER) or not here[COPIED]:
+        if here[OURS] and not here[COPIED]:
+            (<object>session).guards.settle()
         (<object>lease)._release_otherwise()
         return True
     switch_class(lease, <PyObject *>EndedLease)

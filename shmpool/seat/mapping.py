@@ -87,7 +87,7 @@ class Mapping:
     __slots__ = (
         "__dict__", "__weakref__", "chunked", "chunked_below", "counters", "forks", "has_details", "header", "idle",
         "is_over", "is_watched", "leased", "left", "medium_from", "pool_id", "pooled", "pooled_below", "published",
-        "records", "taken", "ticket_gate", "tickets_fd", "words",
+        "records", "shelves", "taken", "ticket_gate", "tickets_fd", "words",
     )  # fmt: skip
 
     def __init__(self) -> None:
