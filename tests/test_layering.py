@@ -156,6 +156,7 @@ STOREYS = (
     "pool traced checked detailed",
     "life objects streams",
     "queues",
+    "_fast",
     "pools",
     "launch embedded",
     "connecting",

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 SOURCES = ("twin.pyx", "slots.h")
 
 
-class TwinBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+class TwinBuildHook(BuildHookInterface):
     """An editable installation has the extension beside its sources, a wheel has it within."""
 
     def dependencies(self) -> list[str]:

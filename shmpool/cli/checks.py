@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from .._fast import COMPILED
 from ..errors import BrokerUnavailable, ShmpoolError
 from ..protocol.header import BROKER_PID, FIRST_SEAT, header_fault
 from ..protocol.names import header_name, parse_pool_id
@@ -68,12 +69,14 @@ def examine(limit: int | None, address: str) -> Iterator[Finding]:
 def check_python() -> Finding:
     """Only CPython with the GIL: see the architecture."""
     has_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
-    return judge_python(sys.implementation.name, platform.python_version(), has_gil=has_gil)
+    version = platform.python_version()
+    return judge_python(sys.implementation.name, version, has_gil=has_gil, is_compiled=COMPILED)
 
 
-def judge_python(implementation: str, version: str, *, has_gil: bool) -> Finding:
-    """By name, version and whether the GIL is on."""
+def judge_python(implementation: str, version: str, *, has_gil: bool, is_compiled: bool) -> Finding:
+    """By name, version, whether the GIL is on and the hot paths are compiled."""
     text = f"{implementation} {version}" + ("" if has_gil else " without the GIL")
+    text += f", hot paths {'compiled' if is_compiled else 'in plain Python'}"
     if implementation != "cpython" or not has_gil:
         return Finding(Level.FAIL, "python", text, "use a CPython build with the GIL")
     return Finding(Level.OK, "python", text)

@@ -237,7 +237,7 @@ def test_the_last_word_on_remove_ipc_counts(texts: list[str], removes: bool) -> 
     [("cpython", True, Level.OK), ("cpython", False, Level.FAIL), ("pypy", True, Level.FAIL)],
 )
 def test_only_cpython_with_the_gil_will_do(name: str, has_gil: bool, level: Level) -> None:
-    finding = checks.judge_python(name, "3.13.0", has_gil=has_gil)
+    finding = checks.judge_python(name, "3.13.0", has_gil=has_gil, is_compiled=False)
     assert finding.level is level
     assert_useful(finding)
 
