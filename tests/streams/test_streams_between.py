@@ -567,9 +567,10 @@ def test_kills_at_random_points_lose_nothing(pool: shmpool.Pool, kills: int) -> 
                 os.write(to, writer.handle)
                 write_on(writer)
 
-        def read(handle: shmpool.Handle) -> None:
+        def read(handle: shmpool.Handle, to: int = writing) -> None:
             mine = shmpool.connect(pool.address)
             with mine.open_reader(handle) as reader:
+                os.write(to, b"!")  # who waits for a reader that never came waits for ever
                 while True:
                     assert reader.read(len(data)) == data
 
@@ -585,7 +586,8 @@ def test_kills_at_random_points_lose_nothing(pool: shmpool.Pool, kills: int) -> 
                     timer.join()
         else:
             with pool.stream() as writer, process(lambda: read(writer.handle)) as pid:
-                timer = threading.Timer(0.05 + pause, os.kill, (pid, signal.SIGKILL))
+                assert os.read(reading, 1) == b"!"
+                timer = threading.Timer(pause, os.kill, (pid, signal.SIGKILL))
                 timer.start()
                 with pytest.raises(shmpool.StreamBroken):
                     write_on(writer)
