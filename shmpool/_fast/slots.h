@@ -147,11 +147,19 @@ __attribute__((target("avx2"))) static void copy_past_caches(char *to, const cha
 #define CAN_GO_PAST_CACHES 0
 #endif
 
+/* Whether elements of a format are nothing but their bytes: one letter of the struct module's. What has others (numpy's
+   objects, records) is looked at in the plain way. */
+static inline int is_plain(const char *format) {
+    if (!format) return 1;
+    if (*format == '@' || *format == '=' || *format == '<') format++;
+    return *format && strchr("bB?cehHiIlLqQnNfd", *format) && !format[1];
+}
+
 /* Fill *view* with the bytes of *data*; 0 where these are not one piece, in C order, of just as many. An exception is
    left where the view is released. */
 static inline int fill_view(PyObject *view, PyObject *data) {
     Py_buffer from, to;
-    if (PyObject_GetBuffer(data, &from, PyBUF_SIMPLE) < 0) {
+    if (PyObject_GetBuffer(data, &from, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) {
         PyErr_Clear();
         return 0;
     }
@@ -161,7 +169,7 @@ static inline int fill_view(PyObject *view, PyObject *data) {
         PyBuffer_Release(&from);
         return 0;
     }
-    int fits = from.len == to.len;
+    int fits = from.len == to.len && is_plain(from.format);
     if (fits && from.len < MANY_BYTES) memmove(to.buf, from.buf, (size_t)from.len);
     else if (fits) {
         int overlap = (char *)from.buf < (char *)to.buf + to.len && (char *)to.buf < (char *)from.buf + from.len;
