@@ -470,7 +470,7 @@ def test_memory_that_is_refused_loses_nothing(broker: Daemon, kind: str, all_of_
     step = 1 if all_of_them else 37
     first = str(random.randint(0, step))
     command = [sys.executable, "-c", NO_MEMORY, broker.address, str(KINDS[kind]), first, str(step)]
-    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=900)
     assert (done.stdout, done.returncode) == ("end True\n", 0), done.stderr
     nobody_sits(broker.address)
     assert_all_is_back(broker.address)
