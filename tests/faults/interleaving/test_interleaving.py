@@ -23,7 +23,6 @@ MODES = ("SC", "TSO")
 SMALL = (
     "readers of two tickets", "reader's death x sweep", "newcomer x sweep", "close x reader's bell",
     "idle publisher x waiter", "fork x publisher", "fork of a writer x reader", "fork of a writer x waiter",
-    "fork of a writer x its death",
 )  # fmt: skip
 #: States of each of the others in the default setting.
 WALK = 3_000
