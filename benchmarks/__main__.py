@@ -29,6 +29,7 @@ NAMES = (
     "broker",
     "memory",
     "objects",
+    "executors",
     "queue",
     "held",
     "latency",

@@ -15,5 +15,6 @@ from __future__ import annotations
 
 from .acquiring import Acquiring
 from .pool import Pool, connect
+from .queue import Queue
 
-__all__ = ["Acquiring", "Pool", "connect"]
+__all__ = ["Acquiring", "Pool", "Queue", "connect"]

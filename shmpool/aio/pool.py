@@ -19,10 +19,12 @@ from ..objects.encoding import Encoded, PicklerClass, encode
 from ..pools import Pool as SyncPool
 from ..protocol.handle import Handle
 from ..protocol.sizing import Strategy, StrategyLike
+from ..queues import Queue as SyncQueue
 from ..seat.session import Session
 from ..shared import Shared
 from .acquiring import Acquiring
 from .attempts import Attempts
+from .queue import Queue
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -236,8 +238,21 @@ class Pool:
             raise
 
     async def drop(self, name: str) -> None:
-        """Free a name, as `shmpool.Pool.drop`."""
-        await self._make(lambda left: self.sync.drop(name), None)
+        """Free a name, as `shmpool.Pool.drop`; a thread of its own does it, which asks the broker more than once."""
+        self._check_loop()
+        await _in_thread(lambda: self.sync.drop(name))
+
+    def queue(self, name: str | None = None, maxsize: int = 0, **options: Any) -> Acquiring[Queue]:
+        """A queue between processes, by its name if it has one; *options* are those of `shmpool.Queue`. A thread of its
+        own makes it. ``async with`` closes it at the end."""
+
+        async def acquire() -> Queue:
+            self._check_loop()
+            return Queue(
+                await _in_thread(lambda: SyncQueue(maxsize, pool=self.sync, name=name, **options), SyncQueue.close)
+            )
+
+        return Acquiring(acquire, Queue.close)
 
     # --- the rest -----------------------------------------------------------------------------------------
 

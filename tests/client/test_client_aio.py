@@ -6,6 +6,7 @@ import asyncio
 import random
 import signal
 from collections.abc import Awaitable, Callable
+from queue import Empty, Full
 from typing import Any
 
 import numpy as np
@@ -258,6 +259,41 @@ def test_what_cannot_be_pickled_leases_nothing(broker: shmpool.Broker) -> None:
             await pool.lease(1000, timeout="soon")  # type: ignore[arg-type]
         with pytest.raises(shmpool.InvalidHandle):
             await pool.open(b"no handle")
+
+    in_loop(broker, work)
+
+
+def test_queues_are_awaited_at_both_ends(broker: shmpool.Broker) -> None:
+    async def work(pool: shmpool.aio.Pool) -> None:
+        async with pool.queue(maxsize=3) as queue:
+            taken = [asyncio.ensure_future(queue.get()) for _ in range(4)]
+            await turns()
+            with pytest.raises(Empty):
+                await queue.get(timeout=0)
+            for at in range(4):
+                await queue.put(at)
+            assert await asyncio.gather(*taken) == [0, 1, 2, 3]  # in line
+            cancelled = asyncio.ensure_future(queue.get())
+            await turns()
+            cancelled.cancel()
+            await asyncio.wait({cancelled})
+            for at in range(3):
+                await queue.put(at)
+            assert cancelled.cancelled()
+            with pytest.raises(Full):
+                await queue.put(9, timeout=0.01)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await queue.put(9)
+            putting = asyncio.ensure_future(queue.put_many([3, np.arange(100_000), 5]))
+            got = [await queue.get() for _ in range(4)]
+            assert got == [0, 1, 2, 3] and await putting == 3
+            assert (await queue.get()).sum() == 4999950000 and await queue.get_many(9) == [5]
+            last = asyncio.ensure_future(queue.get())
+            await turns()
+            await asyncio.to_thread(queue.sync.put, "from a thread")
+            assert await last == "from a thread"
+            assert queue.empty() and not queue.full() and queue.qsize() == 0
 
     in_loop(broker, work)
 
