@@ -52,8 +52,12 @@ def encode(obj: Any, pickler: PicklerClass | None = None) -> Encoded:
     pieces = _Pieces()
     base: Any = pickler or pickle.Pickler
     encoder = _encoder_of(base)(pieces)
-    encoder.dump(obj)
-    buffers: list[memoryview] = encoder.buffers
+    try:
+        encoder.dump(obj)
+        buffers: list[memoryview] = encoder.buffers
+    finally:  # it refers to itself by its callback: until that is found, it must not keep the object
+        encoder.buffers, encoder.stand_ins = [], None
+        encoder.clear_memo()
     laid_out = layout.plan(sum(map(len, pieces)), [buffer.nbytes for buffer in buffers], encoder.flags)
     parts = [(0, memoryview(b"".join((laid_out.prefix, *_head(pieces)))))]
     at = parts[0][1].nbytes

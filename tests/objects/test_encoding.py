@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import collections
 import datetime
+import gc
 import pickle
 import struct
+import weakref
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -260,3 +263,24 @@ class Evil:
 def test_with_allow_nothing_is_called_that_is_not_named() -> None:
     with pytest.raises(shmpool.FormatError, match=r"posix\.system"):
         there_and_back(Evil(), allow=())
+
+
+class Kept:
+    """Can be referred to weakly."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
+def test_what_was_pickled_is_kept_by_nobody() -> None:
+    gc.disable()
+    try:
+        for obj in ({"a": np.arange(5000)}, [lambda: None]):
+            kept = Kept(obj)
+            gone = weakref.ref(kept)
+            with suppress(Exception):
+                encode(kept)
+            del kept, obj
+            assert gone() is None
+    finally:
+        gc.enable()
