@@ -5,6 +5,7 @@ from __future__ import annotations
 from fcntl import fcntl
 from queue import Empty
 from typing import TYPE_CHECKING, Final
+from weakref import proxy
 
 from ..errors import FormatError, QueueShutDown
 from ..protocol.handle import Handle, pack_handle
@@ -52,7 +53,7 @@ class Getting(Putting):
 
     def __init__(self, pool: BasePool, shared: Shared) -> None:
         super().__init__(pool, shared)
-        self.hands = Hands(self, self._hand_count) if self.flags & Flag.REQUEUE else None
+        self.hands = Hands(proxy(self), self._hand_count) if self.flags & Flag.REQUEUE else None
         self.members: Members | None = None
         if self.flags & Flag.JOINABLE and self.hands is None:
             self.members = Members(self.words, self.session, self.seats)

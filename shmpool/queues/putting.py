@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from fcntl import fcntl
 from queue import Full
 from typing import TYPE_CHECKING, Final
+from weakref import proxy
 
 from ..errors import QueueShutDown
 from ..protocol.handle import unpack_handle
@@ -83,7 +84,7 @@ class Putting(Memory):
 
     def __init__(self, pool: BasePool, shared: Shared) -> None:
         super().__init__(pool, shared)
-        self.bell = Bell(self)
+        self.bell = Bell(proxy(self))  # no circle: what nobody has is gone at once
         #: Whether the short way will do.
         self._puts_fast = self._barrier is None
 

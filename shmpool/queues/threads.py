@@ -68,7 +68,9 @@ class Threads:
         return self._table.get(get_ident()) or self._make()
 
     def _make(self) -> Thread:
-        alive = sys._current_frames()
+        # Their numbers alone: our own frame is among them, and would refer to itself, and so keep whatever our
+        # callers have until garbage is collected.
+        alive = set(sys._current_frames())
         for ident in list(self._table):
             if ident not in alive:
                 self._table.pop(ident, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import pickle
@@ -112,6 +113,26 @@ def test_arrays_come_out_of_the_pool_s_memory(made: Callable[..., Any], nbytes: 
     one.put(sent)
     for got in (one.get()[1], one.get()):
         np.testing.assert_array_equal(got, sent)
+
+
+def test_what_nobody_has_is_gone_at_once(module_broker: shmpool.Broker) -> None:
+    """Without a look for garbage, which may not come for long: arrays, and queues that nobody closed."""
+
+    def use(**options: Any) -> None:
+        one = shmpool.Queue(pool=pool, **options)
+        one.put(np.arange(300_000, dtype=np.uint8))
+        assert one.get()[1] == 1
+
+    gc.collect()
+    gc.disable()
+    try:
+        with module_broker.connect() as pool:
+            threading.Thread(target=use).start()  # its first use in a thread
+            use()
+            use(on_dead_consumer="requeue")
+            assert settled(module_broker.address) == 0
+    finally:
+        gc.enable()
 
 
 def test_a_full_queue_and_an_empty_one(made: Callable[..., Any]) -> None:
