@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from . import layouts
 from .lease import EndedLease, Lease, ViewTaken, is_parents
-from .live_lease import LiveLease
+from .live_lease import LiveLease, check_shorter, store_length
 from .protocol.handle import Handle
 from .protocol.ledger import ONE_GENERATION, SEAT_MASK, STATE_SHIFT
 from .protocol.states import State
@@ -61,9 +61,14 @@ class DirectLease(LiveLease):
         finally:
             claim.append(None)
 
-    def _shorten_view(self, nbytes: int) -> None:
-        if self._slot.window is not None:  # else it is made when it is asked for
-            whole = self.view
+    def shorten(self, nbytes: int) -> None:
+        check_shorter(self, nbytes)
+        with DirectLease._claimed(self):
+            store_length(self, nbytes)
+            try:
+                whole = _view.__get__(self)
+            except AttributeError:
+                return  # it is made when it is asked for
             _view.__set__(self, whole[:nbytes])
             with suppress(BufferError):
                 whole.release()

@@ -70,17 +70,14 @@ class LiveLease(Lease):
         return Handle(pack_handle(session.pool_id, granted, slot.tail | nbytes))
 
     def shorten(self, nbytes: int) -> None:
-        if type(nbytes) is not int or not 0 <= nbytes <= self.nbytes:
-            raise InvalidSize(f"a lease of {self.nbytes} bytes cannot be shortened to {nbytes!r}")
-        self._shorten_view(nbytes)
-        slot = self._slot
-        words, at, extent = slot.session.words, slot.word + EXTENT, slot.extent_word | nbytes
-        # With no call between them nothing comes between: publish takes the extent word as it is.
-        self.nbytes = nbytes
-        words[at] = extent
-
-    def _shorten_view(self, nbytes: int) -> None:
+        check_shorter(self, nbytes)
+        # Who has taken the view away has the lease: nobody ends it before it has its new one.
         whole = self.view
+        try:
+            del self.view
+        except AttributeError:
+            raise ViewTaken from None
+        store_length(self, nbytes)
         self.view = whole[:nbytes]
         with suppress(BufferError):  # numpy holds it: it is found at publish like any other
             whole.release()
@@ -268,6 +265,19 @@ class LiveLease(Lease):
                 source=self,
                 stacklevel=2,
             )
+
+
+def check_shorter(lease: LiveLease, nbytes: int) -> None:
+    """Raises `InvalidSize` for what a lease cannot be shortened to."""
+    if type(nbytes) is not int or not 0 <= nbytes <= lease.nbytes:
+        raise InvalidSize(f"a lease of {lease.nbytes} bytes cannot be shortened to {nbytes!r}")
+
+
+def store_length(lease: LiveLease, nbytes: int) -> None:
+    """For who has the lease: another could publish or return its slot between these stores."""
+    slot = lease._slot
+    lease.nbytes = nbytes
+    slot.session.words[slot.word + EXTENT] = slot.extent_word | nbytes
 
 
 def live_leases(slots: Iterable[Slot]) -> list[LiveLease]:

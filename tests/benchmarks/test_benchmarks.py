@@ -128,14 +128,14 @@ def test_scale_measures_each_event_in_each_pool(tmp_path):
     run = benchmarks("scale", "--rounds", "1", "--clients", "1,20", "--leases", "100,500", "--json", str(written))
     assert run.returncode in (0, 1), run.stderr
     [report] = json.loads(written.read_text())["reports"]
-    events, turns, away = report["tables"]
+    events, turns, away, shared = report["tables"]
     for table in (events, turns):
         assert {row[1] for row in table["rows"]} == {1, 20}
         assert all(all(took > 0 for took in row[2:4]) for row in table["rows"])
     assert {"Refill of a ready slot", "Cancel", "Hello"} <= {row[0] for row in events["rows"]}
     assert {"asked for stats", "a client's death"} <= {row[0] for row in turns["rows"]}
     assert all(took > 0 for took in away["rows"][0])
-    assert len(report["bars"]) == len({row[0] for row in (*events["rows"], *turns["rows"])}) + 1
+    assert len(report["bars"]) == len({row[0] for row in (*events["rows"], *turns["rows"])}) + 1 + len(shared["rows"])
 
 
 def test_a_footprint_is_that_of_an_installed_and_byte_compiled_package(monkeypatch):
