@@ -78,10 +78,11 @@ class Segments:
         kept, found = self._kept, dict[int, Shelf]()
         for row in list(kept):
             slot = self._session.owned_slot(row)
-            if isinstance(slot, DirectSlot) and slot.is_kept and isinstance(slot.magazine, Shelf):
-                found[id(slot.magazine)] = slot.magazine
-            else:
+            if slot is None:
                 kept.pop(row, None)
+            elif isinstance(slot, DirectSlot) and slot.is_kept and isinstance(slot.magazine, Shelf):
+                found[id(slot.magazine)] = slot.magazine
+            # else another thread is just about to keep it: a row that is forgotten now would never be returned
         return list(found.values())
 
     def lease(self, nbytes: int) -> DirectSlot | None:

@@ -147,7 +147,7 @@ def test_with_detailed_metrics_every_lease_is_timed(start: Start, checksums: boo
 
 
 def test_others_see_what_was_timed_soon(start: Start) -> None:
-    """Leases are told many at once; the helper tells of few."""
+    """Leases are told many at once; the helper tells of those that are left."""
     broker = start(memory_limit="64MiB", detailed_metrics=True, magazine_idle="20 ms")
     with broker.connect() as pool:
         cycle(pool, 1000, times=700)
@@ -155,7 +155,6 @@ def test_others_see_what_was_timed_soon(start: Start) -> None:
         def told() -> int:
             return sum(query(broker.address).latency_histogram["small"]["counts"])
 
-        assert told() >= 512
         eventually(lambda: told() == 700, "all of them in the stats that another process asks for")
         cycle(pool, 1000, times=3)
     assert told() == 703

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +17,8 @@ from client_helpers import MIB, Common, eventually, pattern
 
 import shmpool
 from shmpool.protocol.names import direct_name
+from shmpool.seat import segments
+from shmpool.stats import query
 
 SETTINGS = {"memory_limit": "128MiB"}
 
@@ -64,6 +70,38 @@ def test_a_view_that_lives_on_keeps_its_segment_to_itself(pool: shmpool.Pool) ->
             kept.append(buffer.view[:4096])
     for number, view in enumerate(kept):
         assert view == pattern(MIB, number)[:4096]
+
+
+def test_a_look_of_the_helper_while_a_segment_is_being_kept_loses_it_not(plenty: Common) -> None:
+    """At every other line of the publish that keeps it. What is lost would keep the seat of its closed pool."""
+    with plenty.used() as broker:
+        for n in itertools.count(1, 2):
+            left = n
+            with broker.connect() as pool:
+
+                def look(frame: FrameType, event: str, _: object) -> Any:
+                    nonlocal left
+                    if frame.f_code.co_name == "_kept_by_others":  # thousands of lines that store nothing
+                        return None
+                    if event == "line" and frame.f_code.co_filename == segments.__file__:
+                        left -= 1
+                        if left == 0:
+                            sys.settrace(None)
+                            bool(pool._session.segments)  # type: ignore[union-attr]
+                    return look
+
+                for number in range(2):
+                    lease = pool.lease(MIB)
+                    if number:  # it follows the first one soon, so it is kept
+                        sys.settrace(look)
+                    try:
+                        handle = lease.publish()
+                    finally:
+                        sys.settrace(None)
+                    pool.open(handle).release()
+            if left > 0:
+                break
+        eventually(lambda: not query(broker.address).clients, "every seat has gone")
 
 
 def paths_of(pool: shmpool.Pool) -> list[str]:
