@@ -1,13 +1,14 @@
 """Checksums, where the broker's configuration asks for them (``checksums = true``).
 
 A CRC-32 of the payload is stored at publish in the place of the last ticket's cell, so that
-a publication has at most 12 readers, and verified at open. It costs a pass over the bytes on
-each side. Pools without checksums do not come here: a pool with them has other classes.
+a publication has at most 12 readers, and verified at open; of a shared publication in the place of
+its name's last bytes, and verified at the first open in a process (`shared`). It costs a pass over the
+bytes on each side. Pools without checksums do not come here: a pool with them has other classes.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 from zlib import crc32
 
 from .buffer import Buffer
@@ -17,11 +18,9 @@ from .lease import Lease
 from .live_lease import LiveLease
 from .pool import BasePool
 from .protocol.handle import Handle
-from .protocol.ledger import FIRST_CELL, MAX_TICKETS
+from .protocol.ledger import CHECKSUM, MAX_TICKETS, SUMMED_NAME_BYTES
 from .protocol.sizing import Strategy, StrategyLike
 
-#: The word of a row that holds the checksum.
-CHECKSUM: Final = FIRST_CELL + MAX_TICKETS - 1
 MOST_READERS: Final = MAX_TICKETS - 1
 
 
@@ -37,6 +36,9 @@ class CheckedLease(LiveLease):
         _check_readers(n)
         return LiveLease.publish_many(self, n, ttl=ttl)
 
+    def sum_payload(self) -> None:
+        _store_checksum(self)
+
     def _store_publication(self, tickets: int, *, is_kept: bool = False) -> list[Handle]:
         _store_checksum(self)
         return LiveLease._store_publication(self, tickets, is_kept=is_kept)
@@ -51,14 +53,19 @@ class CheckedDirectLease(DirectLease):
         _check_readers(n)
         return DirectLease.publish_many(self, n, ttl=ttl)
 
-    def _store_publication(self, tickets: int, *, is_kept: bool = False) -> list[Handle]:
+    def sum_payload(self) -> None:
         self._slot.map()  # it may have been written without a map
         _store_checksum(self)
+
+    def _store_publication(self, tickets: int, *, is_kept: bool = False) -> list[Handle]:
+        self.sum_payload()
         return DirectLease._store_publication(self, tickets, is_kept=is_kept)
 
 
 class CheckedPool(BasePool):
     """A pool whose buffers are verified when they are opened."""
+
+    most_name_bytes: ClassVar[int] = SUMMED_NAME_BYTES
 
     def lease(self, nbytes: int, *, strategy: StrategyLike = Strategy.ADAPTIVE, timeout: float | None = None) -> Lease:
         lease = super().lease(nbytes, strategy=strategy, timeout=timeout)
@@ -75,10 +82,7 @@ class CheckedPool(BasePool):
         stored, actual = record.session.words[record.word + CHECKSUM], crc32(buffer.view)
         if stored != actual:
             buffer.release()
-            raise ChecksumError(
-                f"the {buffer.nbytes} bytes of row {record.row} are not those that were published:"
-                f" CRC-32 is {actual:#010x}, published was {stored:#010x}"
-            )
+            raise ChecksumError.of(buffer.nbytes, record.row, actual, stored)
         return buffer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from typing import Self
 
 
 class ShmpoolError(Exception):
@@ -80,6 +81,14 @@ class NameTaken(ShmpoolError, ValueError):
 
 class ChecksumError(ShmpoolError):
     """A buffer's bytes are not those that were published (pools with checksums only)."""
+
+    @classmethod
+    def of(cls, nbytes: int, row: int, actual: int, stored: int) -> Self:
+        """For what lies in a row."""
+        return cls(
+            f"the {nbytes} bytes of row {row} are not those that were published: CRC-32 is {actual:#010x},"
+            f" published was {stored:#010x}"
+        )
 
 
 class FormatError(ShmpoolError, ValueError):

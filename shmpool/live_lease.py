@@ -159,6 +159,9 @@ class LiveLease(Lease):
         cells = range(slot.row << 4, (slot.row << 4) + tickets)
         return [Handle(pack_handle(session.pool_id, granted, cell << _CELL_SHIFT | self.nbytes)) for cell in cells]
 
+    def sum_payload(self) -> None:
+        """Store the payload's checksum, in a pool that has them."""
+
     def _granted(self, *, is_kept: bool = False) -> int:
         return self._slot.base | self._slot.session.published
 

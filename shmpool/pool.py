@@ -12,7 +12,7 @@ from collections.abc import Collection
 from fcntl import fcntl
 from operator import index
 from time import perf_counter, perf_counter_ns
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import proxy
 
 from .buffer import Buffer, EndedBuffer, LiveBuffer, SharedBuffer
@@ -23,7 +23,7 @@ from .link.waiting import check_timeout
 from .live_lease import LiveLease
 from .protocol.figures import LEASES, SAMPLE_EVERY
 from .protocol.handle import HANDLE_BYTES, Handle, unpack_handle
-from .protocol.ledger import EXTENT, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, SHAPE_MASK
+from .protocol.ledger import EXTENT, GENERATION_FIELD, MAX_NBYTES, NAME_BYTES, NBYTES_BITS, SHAPE_MASK
 from .protocol.sizing import (
     PAGE,
     PAGE_SHIFT,
@@ -68,6 +68,9 @@ class BasePool:
     """A pool over its session. Thread-safe."""
 
     __slots__ = ("__dict__", "__weakref__", "_session")
+
+    #: Of UTF-8, the longest name of a shared publication.
+    most_name_bytes: ClassVar[int] = NAME_BYTES
 
     #: Its broker's socket.
     address: str

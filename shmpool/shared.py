@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from types import TracebackType
 from typing import Any, Protocol, Self
+from zlib import crc32
 
 from .buffer import SharedBuffer
-from .errors import StaleHandle
+from .errors import ChecksumError, StaleHandle
 from .protocol.ledger import generation_of
 from .protocol.messages import Held, Refusal
 from .protocol.messages import Hold as HoldMessage
@@ -66,7 +67,8 @@ class Shared:
     def open(self, *, writable: bool = False) -> SharedBuffer:
         """The bytes, read-only or (*writable*) private; any number of times. The first time in a process
         it asks the broker, later it takes some microseconds. Raises `StaleHandle` when nobody held it any
-        more, `BrokerUnavailable` when it has to ask and there is no broker."""
+        more, `BrokerUnavailable` when it has to ask and there is no broker, and, in a pool with checksums
+        and until its bytes were right once in this process, `ChecksumError`."""
         session = self._pool._live_session()
         if session.pool_id != self._pool_id:
             raise StaleHandle(
@@ -75,6 +77,8 @@ class Shared:
         while (found := session.holds.look_through(self._row, self._granted)) is None:
             self._hold(session)
         hold, view = found
+        if hold.checksum is not None:
+            self._verify(hold, view)
         buffer = SharedBuffer.__new__(SharedBuffer)
         buffer._record, buffer._granted, buffer._fork = hold.record, self._granted, hold.fork
         buffer.nbytes, buffer.view = self.nbytes, view
@@ -84,6 +88,14 @@ class Shared:
         if writable:
             buffer.view = private.show(private.reserve(buffer.nbytes), buffer, buffer.view)
         return buffer
+
+    def _verify(self, hold: Hold, view: memoryview) -> None:
+        stored, actual = hold.checksum, crc32(view)
+        if stored is None or stored == actual:  # another thread may have been faster
+            hold.checksum = None
+            return
+        view.release()
+        raise ChecksumError.of(self.nbytes, self._row, actual, stored)
 
     def _hold(self, session: Session) -> None:
         request = session.holds.ask(

@@ -182,7 +182,7 @@ class Pool:
     ) -> Shared:
         """Publish an object for any number of readers, as `shmpool.Pool.share` does."""
         self._check_loop()
-        sharing.check(name, keep, ttl)
+        sharing.check(self.sync, name, keep, ttl)
         encoded = encode(obj, pickler)
         session = await self._ready()
         number = await self._make(lambda left: sharing.claim(session, name), None)

@@ -26,8 +26,9 @@ def command(as_json: bool, each: bool, idle: bool, leaks: bool, names: bool, soc
     """Show who holds what, by process: most memory first.
 
     leased: may be written. unread: published, and a ticket of it not opened yet. open: open for
-    reading, or a view of it is still alive. shared: for whoever holds it. Ages are the oldest
-    buffer's, at least so much: the broker looks every few seconds.
+    reading, or a view of it is still alive. shared: by its maker, for whoever holds it. held: what
+    others have shared. Ages are the oldest buffer's, at least so much: the broker looks every few
+    seconds.
     """
     if (leaks or names) and (each or idle or (leaks and names)):
         raise click.UsageError("--leaks and --names have lines of their own: leave out the others")

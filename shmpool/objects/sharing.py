@@ -64,7 +64,7 @@ def share(
     turn: int = 0,
 ) -> Shared:
     """Pickle first: what cannot be pickled claims no name and leases nothing."""
-    check(name, keep, ttl)
+    check(pool, name, keep, ttl)
     encoded = encode(obj, pickler)
     session = pool._live_session()
     number = turn or claim(session, name)
@@ -94,7 +94,7 @@ def publish_shared(
     pool: BasePool, lease: LiveLease, name: str | None, keep: Keep, ttl: float | None, *, mark: int = 0
 ) -> Shared:
     """What `Lease.publish_shared` does; *mark* says what else it is (`QUEUE`)."""
-    check(name, keep, ttl)
+    check(pool, name, keep, ttl)
     session = pool._live_session()
     number = claim(session, name)
     try:
@@ -141,6 +141,8 @@ def announce(
     words, cells = session.words, shared_cells(name or "", _uid(), ceil(ttl) if ttl and ttl != float("inf") else 0)
     for at, word in enumerate(cells):
         words[slot.first_cell + at] = word
+    if not mark:  # a queue's bytes change
+        lease.sum_payload()
     words[slot.word + EXTENT] = (
         lease.nbytes | (SHARED | _KEEP[keep] | mark) << TICKETS_SHIFT | slot.first_chunks << CHUNKS_SHIFT
     )
@@ -166,7 +168,7 @@ def made(pool: BasePool, announced: Announced, request: Request) -> Shared:
 
 def find(pool: BasePool, name: str, timeout: float | None) -> Shared:
     """Hold what has a name, waiting for it to come."""
-    check(name, False, None)
+    check(pool, name, False, None)
     timeout = None if timeout is None else check_timeout(timeout)
     session = pool._live_session()
     message = Find(session.link.next_number(), name, Purpose.OPEN, timeout != 0)
@@ -202,7 +204,7 @@ def find_or_turn(
     pool: BasePool, name: str, keep: Keep, ttl: float | None, timeout: float | None
 ) -> Shared | tuple[Session, int]:
     """Hold what has a name, or have the turn to make it, by its number: it has to be shared, or let go."""
-    check(name, keep, ttl)
+    check(pool, name, keep, ttl)
     timeout = None if timeout is None else check_timeout(timeout)
     session = pool._live_session()
     message = Find(session.link.next_number(), name, Purpose.MAKE, timeout != 0)
@@ -217,7 +219,7 @@ def find_or_turn(
 
 def drop(pool: BasePool, name: str) -> None:
     """Free a name."""
-    check(name, False, None)
+    check(pool, name, False, None)
     session = pool._live_session()
     request = session.holds.ask(Drop(session.link.next_number(), name), None, what=f"drop {name!r}")
     if request.refusal is not None:
@@ -228,7 +230,7 @@ def drop(pool: BasePool, name: str) -> None:
 # --- checks ----------------------------------------------------------------------------------------------
 
 
-def check(name: str | None, keep: Keep, ttl: float | None) -> None:
+def check(pool: BasePool, name: str | None, keep: Keep, ttl: float | None) -> None:
     """Refuse what no publication can have. Raises TypeError, ValueError."""
     if name is not None:
         if not isinstance(name, str):
@@ -237,8 +239,10 @@ def check(name: str | None, keep: Keep, ttl: float | None) -> None:
             length = len(name.encode())
         except UnicodeEncodeError as error:
             raise ValueError(f"a name is Unicode, {name!r} is not: {error}") from None
-        if not 0 < length <= NAME_BYTES:
-            raise ValueError(f"a name is 1 to {NAME_BYTES} bytes of UTF-8, this one has {length}")
+        most = pool.most_name_bytes
+        if not 0 < length <= most:
+            why = ", in a pool with checksums" if most < NAME_BYTES else ""
+            raise ValueError(f"a name is 1 to {most} bytes of UTF-8{why}, this one has {length}")
     if not (keep is True or keep is False or keep == "cache"):
         raise ValueError(f"keep is False, True or 'cache', not {keep!r}")
     if keep is True and name is None:

@@ -59,7 +59,9 @@ class Use(StrEnum):
     OPEN = "open"
     """Open for reading."""
     SHARED = "shared"
-    """A shared publication, for whoever holds it."""
+    """A shared publication, for whoever holds it: counted once, for its maker."""
+    HELD = "held"
+    """A shared publication of somebody else's."""
     IDLE = "idle"
     """Ready in a client's magazine."""
 
@@ -82,6 +84,11 @@ class Kept(NamedTuple):
     #: The seats that have it open for reading, one for each ticket.
     readers: tuple[int, ...]
     is_in_custody: bool
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is a shared publication."""
+        return self.state is State.PUBLISHED and not self.unread and not self.readers
 
 
 def slices(tiers: Sequence[Tier]) -> Iterator[tuple[Tier, int, int]]:
@@ -246,6 +253,11 @@ class Census:
                 of(seat, Use.SHARED).add(tier.index, nbytes, 0, since[at] if since else None)
             for reader in readers if len(readers) == 1 else set(readers):
                 of(reader, Use.OPEN).add(tier.index, nbytes, 0, changed[at] if changed else None)
+
+    def hold(self, kept: Kept, holders: Iterable[int]) -> None:
+        """Count a shared publication for those who hold it and have not made it."""
+        for holder in holders:
+            self.of(holder, Use.HELD).add(kept.tier.index, kept.nbytes, 0, None)
 
     def of(self, seat: int, use: Use) -> Tally:
         """What a seat keeps for a use."""

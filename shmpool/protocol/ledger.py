@@ -40,6 +40,9 @@ EXTENT: Final = 1
 FIRST_CELL: Final = 2
 MAX_TICKETS: Final = 13
 LINK: Final = 15
+#: In a pool with checksums, the payload's CRC-32: in the place of the last ticket, or of a shared publication's
+#: last bytes of a name.
+CHECKSUM: Final = LINK - 1
 
 SEAT_BITS: Final = 16
 STATE_BITS: Final = 8
@@ -87,6 +90,7 @@ CACHED: Final = 0x02
 #: The first cell of one says, from the lowest bit: its name's length in bytes 8, its maker's uid 32, its
 #: ttl in seconds 24 (0: none); the others hold the name.
 NAME_BYTES: Final = 8 * (MAX_TICKETS - 1)
+SUMMED_NAME_BYTES: Final = NAME_BYTES - 8
 UID_SHIFT: Final = 8
 TTL_SHIFT: Final = 40
 MAX_TTL: Final = (1 << 24) - 1
@@ -117,6 +121,7 @@ _QUEUE_GENERATION_MASK: Final = (1 << GENERATION_BITS - _ROW_HIGH_BITS) - 1
 
 assert GRANT < EXTENT < FIRST_CELL
 assert FIRST_CELL + MAX_TICKETS == LINK == ROW_WORDS - 1
+assert CHECKSUM == FIRST_CELL + MAX_TICKETS - 1
 assert SEAT_BITS + STATE_BITS + GENERATION_BITS == 64
 assert CHUNKS_SHIFT + 16 == 64
 
@@ -167,6 +172,11 @@ def nbytes_of(extent: int) -> int:
 def tickets_of(extent: int) -> int:
     """Tickets made at publish, 0 before it."""
     return extent >> TICKETS_SHIFT & 0xFF
+
+
+def is_queue(extent: int) -> bool:
+    """Whether the extent word is that of a queue's memory, whose bytes change."""
+    return bool(extent >> TICKETS_SHIFT & QUEUE) and is_shared(extent)
 
 
 def is_shared(extent: int) -> bool:

@@ -21,8 +21,8 @@ from .figures import (
     quantile,
 )
 
-#: What a seat keeps; what is shared nobody keeps alone.
-_USES: Final = (Use.LEASED, Use.UNREAD, Use.OPEN, Use.IDLE)
+#: What a seat keeps; what it has shared nobody keeps alone.
+_USES: Final = (Use.LEASED, Use.UNREAD, Use.OPEN, Use.HELD, Use.IDLE)
 _NOTHING: Final = Tally()
 
 
@@ -69,13 +69,13 @@ def _latencies(totals: list[int]) -> dict[str, Any]:
 
 def kept_by(seat: int, census: Census, held_by_views: int) -> dict[str, int]:
     """What a client's line says of what it keeps."""
-    leased, unread, opened, idle = (census.kept.get((seat, use), _NOTHING) for use in _USES)
+    leased, unread, opened, held, idle = (census.kept.get((seat, use), _NOTHING) for use in _USES)
     return {
         "leases": leased.buffers + unread.buffers,
         "bytes": leased.nbytes + unread.nbytes + idle.nbytes,
         "unread": unread.buffers,
         "unread_bytes": unread.nbytes,
-        "reads": opened.buffers,
-        "read_bytes": opened.nbytes,
+        "reads": opened.buffers + held.buffers,
+        "read_bytes": opened.nbytes + held.nbytes,
         "held_by_views": held_by_views,
     }

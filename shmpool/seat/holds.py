@@ -18,7 +18,7 @@ from ..errors import BrokerUnavailable, LeaseTimeout, NameTaken, NotFound, Shmpo
 from ..link.refusals import discarded
 from ..link.requests import Question, Request
 from ..protocol.codes import Code
-from ..protocol.ledger import NBYTES_BITS, generation_of
+from ..protocol.ledger import CHECKSUM, EXTENT, NBYTES_BITS, ROW_WORDS, generation_of, is_queue
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Held, Holds, LetGo, Refusal
 from . import tickets
 from .supply import Supply
@@ -33,12 +33,16 @@ PAUSE: Final = 0.1
 
 class Hold:
     """One shared publication that is held here. *number* is by which the broker knows that, *fork* the
-    last fork that had ended before; *written* the window through which its maker may still see it."""
+    last fork that had ended before; *written* the window through which its maker may still see it;
+    *checksum* what its bytes have to add up to, until they did here, None where nothing is summed."""
 
-    __slots__ = ("fork", "granted", "idle_since", "name", "nbytes", "number", "pins", "record", "written")
+    __slots__ = ("checksum", "fork", "granted", "idle_since", "name", "nbytes", "number", "pins", "record", "written")
 
-    def __init__(self, record: Record, held: Held, fork: int, written: Window | None) -> None:
+    def __init__(
+        self, record: Record, held: Held, fork: int, written: Window | None, checksum: int | None = None
+    ) -> None:
         self.record = record
+        self.checksum = checksum
         self.number = held.request
         self.granted = held.word
         self.nbytes = held.nbytes
@@ -105,7 +109,7 @@ class HoldTable:
                 if hold is not None and hold.granted == held.word:
                     self._let_go(held.request)
                     return hold
-                hold = Hold(self._map(held), held, session.forks, written)
+                hold = Hold(self._map(held), held, session.forks, written, self._checksum_of(held.row))
                 self._table[held.row] = hold
         except BaseException:
             self._let_go(held.request)
@@ -117,6 +121,11 @@ class HoldTable:
         record = tickets.make_ticket(self._session, held.row << 4 + NBYTES_BITS | held.nbytes)
         tickets.map_record(record, held.word, held.nbytes)
         return record
+
+    def _checksum_of(self, row: int) -> int | None:
+        session = self._session
+        is_summed = session.has_checksums and not is_queue(session.words[row * ROW_WORDS + EXTENT])
+        return session.words[row * ROW_WORDS + CHECKSUM] if is_summed else None
 
     def find(self, row: int, granted: int) -> Hold | None:
         """The hold of a publication, if there is one."""
@@ -151,10 +160,10 @@ class HoldTable:
         """For the helper: when it has to look again."""
         return PAUSE if any(not hold.pins for hold in list(self._table.values())) else None
 
-    def look(self, *, at_once: bool = False) -> None:
-        """Let go of what nobody looks through any more."""
+    def look(self, *, at_once: bool = False) -> bool:
+        """Let go of what nobody looks through any more; False when there was nothing."""
         if not self._table or self._session.is_over:
-            return
+            return False
         session, now = self._session, time.monotonic()
         ended: list[int] = []
         with self.lock:
@@ -172,6 +181,7 @@ class HoldTable:
                     ended.append(hold.number)
         for at in range(0, len(ended), MAX_ROWS_PER_MESSAGE):
             session.link.send(LetGo(ended[at : at + MAX_ROWS_PER_MESSAGE]))
+        return bool(ended)
 
     def _let_go(self, number: int) -> None:
         self._session.link.send(LetGo([number]))

@@ -172,6 +172,9 @@ class Session(Supply):
         pauses = [pause for pause in (self.expiry.pause, self.holds.pause) if pause is not None]
         return min(pauses, default=None)
 
+    def let_go_of_idle(self) -> bool:
+        return self.holds.look(at_once=True)
+
     def answer_recall(self) -> None:
         self.holds.look(at_once=True)
         super().answer_recall()

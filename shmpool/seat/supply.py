@@ -127,10 +127,13 @@ class Supply(Custody):
         slot = self.link.ask(request, timeout)
         started, message = request.began, request.message
         assert isinstance(message, Refill | Direct)
-        if slot is None and not message.queue and (self.segments or _is_over_quota(request)):
-            # Who does not wait is not recalled either: what lies idle here may be all that is in the way.
-            self.prefetch.discard()
-            self.return_all()
+        is_over_quota = slot is None and _is_over_quota(request)
+        has_let_go = is_over_quota and self.let_go_of_idle()
+        if slot is None and (has_let_go or (not message.queue and (self.segments or is_over_quota))):
+            if not message.queue:
+                # Who does not wait is not recalled either: what lies idle here may be all that is in the way.
+                self.prefetch.discard()
+                self.return_all()
             request = Request(message._replace(request=self.link.next_number()), request.magazine)
             slot = self.link.ask(request, timeout)
         if slot is not None:
@@ -164,6 +167,10 @@ class Supply(Custody):
 
     def wake_helper(self) -> None:
         self.link.wake()
+
+    def let_go_of_idle(self) -> bool:
+        """Let go of what is shared and that nobody looks through just now; False when there is nothing."""
+        raise NotImplementedError
 
     # --- what the helper does ------------------------------------------------------------------------
 

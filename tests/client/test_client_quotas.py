@@ -53,3 +53,17 @@ def test_a_users_processes_share_its_quota(start: Start) -> None:
         for one in (lease, *leases):
             one.release()
         other.lease(100, timeout=PATIENCE).release()
+
+
+def test_what_is_shared_counts_for_its_maker_and_its_holders(start: Start) -> None:
+    broker = start(memory_limit="64MiB", client_quota_bytes="2MiB")
+    with broker.connect() as maker, broker.connect() as reader, broker.connect() as other:
+        shared = maker.lease(3 * MIB // 2).publish_shared("it")
+        with reader.find("it").open():
+            for pool in (maker, reader):
+                with pytest.raises(shmpool.QuotaExceeded, match=r"2 MiB, this client has 1.5 MiB"):
+                    pool.lease(MIB)
+            other.lease(MIB).release()
+        reader.lease(MIB, timeout=PATIENCE).release()
+        shared.release()
+        maker.lease(MIB, timeout=PATIENCE).release()

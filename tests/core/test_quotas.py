@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from harness import CHUNKS, SMALL, Client, World, small_settings, turns_of
+from sharers import cache, shared, sharer
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.messages import Recall, Refill
@@ -315,3 +316,83 @@ def test_what_a_request_costs_does_not_depend_on_how_many_clients_there_are(make
         return taken
 
     assert steps(150) <= steps(4) + 20
+
+
+# --- what is shared ---------------------------------------------------------------------------------
+
+
+def test_what_is_shared_counts_for_its_maker_while_it_lives_and_for_who_holds_it(make_world: MakeWorld) -> None:
+    world = with_quotas(make_world, client_quota_buffers=2)
+    maker, reader = sharer(world), sharer(world)
+    number, row = shared(maker)
+    held = reader.hold(row, world.generation(row))
+    world.run()
+    for client in (maker, reader):
+        lease(client)
+        assert "this client has 2 leased" in refusal(client)
+    reader.let_go(held)
+    lease(reader)
+    maker.let_go(number)
+    lease(maker)
+    assert "this client has 2 leased" in refusal(maker)
+
+
+def test_who_holds_what_its_dead_maker_has_shared_has_it_alone(make_world: MakeWorld) -> None:
+    world = with_quotas(make_world, uid_quota_buffers=2)
+    maker, reader = sharer(world, uid=1000), sharer(world, uid=2000)
+    _, row = shared(maker)
+    reader.hold(row, world.generation(row))
+    world.run()
+    maker.die()
+    world.pass_time(1.0)
+    lease(reader)
+    assert "uid 2000 has 2 leased" in refusal(reader)
+    lease(sharer(world, uid=1000), 2)
+
+
+def test_several_holds_of_one_object_count_once(make_world: MakeWorld) -> None:
+    world = with_quotas(make_world, client_quota_buffers=2)
+    maker, reader = sharer(world), sharer(world)
+    _, row = shared(maker)
+    for _ in range(3):
+        reader.hold(row, world.generation(row))
+        maker.hold(row, world.generation(row))
+    world.run()
+    lease(reader)
+    lease(maker)
+    assert refusal(reader) and refusal(maker)
+
+
+def test_a_cache_that_nobody_holds_is_nobodys(make_world: MakeWorld) -> None:
+    world = with_quotas(make_world, client_quota_buffers=1)
+    client = sharer(world)
+    cache(client, "it")
+    lease(client)
+    client.find("it")
+    world.run()
+    assert "this client has 2 leased" in refusal(client)
+
+
+def test_many_holds_are_counted_in_turns(make_world: MakeWorld) -> None:
+    world = with_quotas(make_world, client_quota_buffers=2)
+    maker = sharer(world)
+    _, row = shared(maker)
+    for _ in range(3):
+        reader = sharer(world)
+        for _ in range(LOOKED_AT):
+            reader.hold(row, world.generation(row))
+        world.run()
+    lease(reader)
+    counted: list[int] = []
+    world.broker.chores.begin = counted_by(world.broker.chores.begin, counted)  # type: ignore[method-assign]
+    world.pass_time(FRESH)
+    assert "has 2 leased" in refusal(reader)
+    assert counted
+
+
+def counted_by(begin: Callable[..., None], counted: list[int]) -> Callable[..., None]:
+    def note(chore: Any, now: float, *, is_urgent: bool) -> None:
+        counted.append(1)
+        begin(chore, now, is_urgent=is_urgent)
+
+    return note

@@ -1,7 +1,8 @@
 """Quotas: how much each client and each user may have at a time, in bytes and in buffers.
 
 Counted for whoever holds it: leases, publications that somebody has yet to open, and what is open
-for reading, as the ledger says; a publication whose tickets are all taken is its readers'. What lies
+for reading, as the ledger says; a publication whose tickets are all taken is its readers'. What is shared
+counts for its maker while that lives, and for everybody else who holds it. What lies
 idle in magazines can be leased without a word, so it counts when more is asked for, but a request
 is not refused for it: it is recalled first, from all whose quota it is, and the request held back
 meanwhile. Opening is never refused: it counts when its reader asks for memory the next time.

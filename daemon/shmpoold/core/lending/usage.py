@@ -1,5 +1,5 @@
-"""What each client and each user has: leases, what is unread of theirs, what they have open to read,
-and what lies idle in their magazines, as the ledger says.
+"""What each client and each user has: leases, what is unread of theirs, what they have open to read, made
+to share or hold of what is shared, and what lies idle in their magazines, as the ledger says.
 
 Where little is granted it is looked at each time. Where much is, a census is taken at most once in
 `FRESH` seconds, to which is added what was granted since.
@@ -19,7 +19,7 @@ from ..connections.seats import Seat, Seats
 from ..memory.inventory import Inventory
 from .requests import Request
 
-#: Rows that are looked at for one request, at most.
+#: Rows and holds that are looked at for one request, at most.
 LOOKED_AT: Final = 128
 #: Seconds for which a census serves, and how many times as long as it took until the next.
 FRESH, REST = 1.0, 4
@@ -35,6 +35,10 @@ class Ledger(Protocol):
 
     def take_census(self) -> Generator[int, None, Census]:
         """What all of them say: a chore."""
+
+    @property
+    def holds(self) -> int:
+        """How many holds of what is shared are counted beside them."""
 
 
 @dataclass(slots=True)
@@ -124,7 +128,7 @@ class Usage:
     def is_known(self, now: float) -> bool:
         """Whether what everybody has is known; else a census comes first."""
         granted = self._inventory.granted
-        if len(granted) <= LOOKED_AT:
+        if len(granted) + self.ledger.holds <= LOOKED_AT:
             self._take(self.ledger.sample(list(granted)), (Counter(), Counter()))
             self.began = self._ended = now
         elif now >= self._ended + FRESH:

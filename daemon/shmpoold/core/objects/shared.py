@@ -359,6 +359,19 @@ class Shared(Owner):
         publication = self.publications.get(row)
         return None if publication is None else tuple(sorted({seat for seat, _ in publication.holders}))
 
+    def maker_of(self, row: int) -> int:
+        """The seat for which a shared publication counts, while that has not ended; the broker's for a cache
+        that nobody holds, which is given up for whoever needs it."""
+        publication = self.publications.get(row)
+        if publication is None or (publication.keep == CACHED and not publication.holders):
+            return BROKER
+        return publication.holding.publisher
+
+    @property
+    def holds(self) -> int:
+        """How many there are."""
+        return len(self._holds)
+
     def summary(self) -> dict[str, int]:
         """For the stats."""
         figures = self.figures

@@ -69,7 +69,7 @@ class Reports:
         self._line, self._ladder = lending.line, lending.ladder
         self._chores = chores
         self._pool = {"pool_id": f"{pool_id:016x}", "epoch": epoch}
-        self.ledger = Ledger(rows, inventory, lambda: chores.now)
+        self.ledger = Ledger(rows, inventory, shared, lambda: chores.now)
         self._keeper = Keeper(self.ledger, inventory, seats)
         self.leaks = Leaks(rows, self.ledger, inventory, seats.taken, outbox, leak_age)
         self.alerts = Alerts(outbox, alerts)

@@ -187,7 +187,7 @@ def look(
     found.judge("pressure", level, now)
     found.judge("pressure_critical", level, now)
     found.judge("quarantine", len(inventory.quarantined), now)
-    used = [one for one in processes if one.use is not Use.IDLE]
+    used = [one for one in processes if one.use not in (Use.IDLE, Use.HELD)]  # what is held is somebody's already
     room = inventory.limit - inventory.overhead
     # What several have open is there once.
     nbytes = min(sum(one.tally.nbytes for one in used) - spare, inventory.held - inventory.overhead)

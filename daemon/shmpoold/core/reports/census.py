@@ -10,6 +10,7 @@ from shmpool.protocol.ledger import ROW_BYTES
 from shmpool.protocol.sizing import Tier
 
 from ..memory.inventory import Inventory
+from ..objects.shared import Shared
 from ..rows import Rows
 from .ages import Ages, SliceAges
 
@@ -18,6 +19,8 @@ from .ages import Ages, SliceAges
 EMPTY_ROWS, OTHER_ROWS, HELD_ROW = 128, 48, 2
 #: Such rows that are read in one step.
 ROWS_PER_STEP = 32
+#: Of a shared publication, those who hold it that cost one more.
+HOLDERS_PER_UNIT = 8
 
 
 class Found(NamedTuple):
@@ -33,9 +36,10 @@ class Found(NamedTuple):
 class Ledger:
     """The rows, read again and again, and what was noted of their ages."""
 
-    def __init__(self, rows: Rows, inventory: Inventory, clock: Callable[[], float]) -> None:
+    def __init__(self, rows: Rows, inventory: Inventory, shared: Shared, clock: Callable[[], float]) -> None:
         self._rows = rows
         self._inventory = inventory
+        self._shared = shared
         self._clock = clock
         self.ages = Ages()
 
@@ -50,9 +54,22 @@ class Ledger:
         for found in self.find():
             if isinstance(found, int):
                 yield found
-            else:
-                census.add(*found)
+                continue
+            kept, *about = found
+            census.add([self._made(one) for one in kept], *about)  # type: ignore[arg-type]
+            for one in kept:
+                if one.is_shared:
+                    yield self._count_holders(census, one)
         return census
+
+    def _made(self, kept: Kept) -> Kept:
+        """The ledger does not say who has made what is shared. What the ladder would give up is nobody's."""
+        return kept._replace(seat=self._shared.maker_of(kept.row)) if kept.is_shared else kept
+
+    def _count_holders(self, census: Census, kept: Kept) -> int:
+        holders = self._shared.holders_of(kept.row) or ()
+        census.hold(kept, (seat for seat in holders if seat != self._shared.maker_of(kept.row)))
+        return 1 + len(holders) // HOLDERS_PER_UNIT
 
     def find(self, limit: float | None = None) -> Iterator[int | Found]:
         """Everything that is somebody's, or what says the same since *limit*; the numbers between are
@@ -84,8 +101,17 @@ class Ledger:
         census = Census()
         for row in rows:
             raw = snapshot(self._rows.words, row, row + 1)
-            census.add(read(self._rows.words, raw, self._inventory.granted[row].tier, row, held_rows(raw)))
+            kept = read(self._rows.words, raw, self._inventory.granted[row].tier, row, held_rows(raw))
+            census.add(map(self._made, kept))
+            for one in kept:
+                if one.is_shared:
+                    self._count_holders(census, one)
         return census
+
+    @property
+    def holds(self) -> int:
+        """How many holds a census counts."""
+        return self._shared.holds
 
 
 def _cost(raw: bytes, held: list[int]) -> int:

@@ -17,14 +17,12 @@ from shmpool.protocol.states import State
 from ..connections.seats import Seat, Seats
 from ..memory.inventory import Inventory
 from ..objects.shared import Shared
-from .census import HELD_ROW, Found, Ledger
+from .census import HELD_ROW, HOLDERS_PER_UNIT, Found, Ledger
 
 #: Lines of one answer at most; how many there are in all is said beside them.
 MOST_LINES: Final = 50_000
 #: A line by process, and one by buffer, in units.
 LINE, BUFFER = 4, 6
-#: Of a shared publication, those who hold it that cost one more.
-HOLDERS_PER_UNIT = 8
 
 _USES: Final = tuple(Use)
 _NAMES: Final = {
@@ -32,6 +30,7 @@ _NAMES: Final = {
     Use.UNREAD: "published and not opened",
     Use.OPEN: "open for reading",
     Use.SHARED: "shared",
+    Use.HELD: "held of what others share",
     Use.IDLE: "idle in its magazines",
 }
 
