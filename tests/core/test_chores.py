@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from shmpoold.core.chores import PAUSE, STEPS_PER_TURN, Chore, Chores
+from shmpoold.core.chores import PAUSE, SHARES, STEPS_PER_TURN, Chore, Chores, Lane
 
+#: By the first word of a chore's name.
+LANES = {"urgent": Lane.LOOKS, "question": Lane.QUESTIONS, "ending": Lane.ENDINGS, "run": Lane.RUNS}
 QUARTER = STEPS_PER_TURN // (1 + Chores.WEIGHT)
 
 
@@ -18,7 +20,8 @@ class Turns:
         self._now = 0.0
 
     def begin(self, name: str, steps: int, cost: int = 1) -> None:
-        self.chores.begin(self._chore(name, steps, cost), self._now, is_urgent=name.startswith("urgent"))
+        lane = LANES[name.split()[0]]
+        self.chores.begin(self._chore(name, steps, cost), self._now, lane)
 
     def _chore(self, name: str, steps: int, cost: int) -> Chore:
         for _ in range(steps):
@@ -85,3 +88,29 @@ def test_a_turn_that_is_full_does_no_more_until_the_next() -> None:
     assert "urgent" not in turns.done
     assert turns.chores.next_deadline == turns.chores.next_turn == PAUSE
     assert turns.turn() == ["urgent"]
+
+
+@pytest.mark.parametrize("cost", [1, 64])
+def test_lanes_share_by_cost_however_many_chores_one_has_and_however_dear_its_steps_are(cost: int) -> None:
+    turns = Turns()
+    turns.fill()
+    for number in range(500):
+        turns.begin(f"run {number}", 10_000, cost)
+    turns.begin("urgent", 100_000)
+    turns.begin("ending", 100_000)
+    done = [what for _ in range(20) for what in turns.turn()]
+    shares = SHARES[Lane.ENDINGS], 1, 1
+    units = done.count("ending"), done.count("urgent"), cost * sum(what.startswith("run") for what in done)
+    for got, share in zip(units, shares, strict=True):
+        part = sum(units) * share // sum(shares)
+        assert part - cost - 1 <= got <= part + cost + 1
+
+
+def test_a_lane_that_had_nothing_to_do_has_nothing_coming_to_it_for_that() -> None:
+    turns = Turns()
+    turns.fill()
+    turns.begin("urgent", 100_000)
+    for _ in range(10):
+        turns.turn()
+    turns.begin("run", 100_000)
+    assert abs(turns.turn().count("run") - STEPS_PER_TURN // 2) <= 1

@@ -9,7 +9,7 @@ from harness import CHUNKS, SMALL, Client, World, small_settings
 from shmpool.protocol.messages import Bell, Cancel, Query, Recall, Refill, Role, Topic
 from shmpool.protocol.sizing import KIB, MIB
 from shmpoold.core.actions import Action, Send
-from shmpoold.core.chores import PAUSE
+from shmpoold.core.chores import PAUSE, Lane
 from shmpoold.core.events import ProcessDied, Received, Ticked
 from shmpoold.core.lending.recalls import (
     RECALL_EVERY,
@@ -61,9 +61,9 @@ def test_a_flood_of_bells_leaves_no_more_to_do_than_there_are_rows(large_world: 
         rows = rows[1024:] + rows[:1024]
     broker = world.broker
     assert len(broker.returns.looks) <= len(rows)
-    assert len(broker.chores._urgent) <= 1
+    assert len(broker.chores._lanes[Lane.LOOKS].chores) <= 1
     world.pass_time(1.0)
-    assert not broker.returns.looks and not broker.chores._urgent
+    assert not broker.returns.looks and not broker.chores._busy
     world.check()
 
 

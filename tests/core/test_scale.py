@@ -15,8 +15,9 @@ from shmpool.protocol.messages import Bell, Query, Refill, Return, Role, Topic
 from shmpool.protocol.sizing import MIB, TierKind
 from shmpoold.core.actions import Action, Close, Cool, ProbeReaders, Send, Unwatch
 from shmpoold.core.chores import STEPS_PER_TURN
-from shmpoold.core.connections.endings import SEARCHED_PER_STEP, SEARCHING_FOR_FEW
+from shmpoold.core.connections.endings import SEARCHING_FOR_FEW
 from shmpoold.core.events import Event, ProcessDied, ReadersGone, Received, Ticked
+from shmpoold.core.memory.inventory import SEARCHED_PER_STEP
 from shmpoold.core.settings import Settings
 
 CLIENTS = 300

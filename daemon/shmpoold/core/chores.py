@@ -4,15 +4,19 @@ A chore is a generator that yields after every small step (a row, a ticket, a li
 report) what that step has cost, in units of about two microseconds. What is short is done
 at once, within the event that began it.
 
-Urgent chores take turns, step by step: neither does a flood of bells hold up the end of a seat,
-nor a thousand ends a bell. Questions get their part too, a quarter of the time, however much
-there is to do; they are answered one after the other.
+Urgent chores have lanes, which share the time by what their steps cost, however many chores a lane
+has: neither does a flood of bells, of names or of long runs hold up the end of a seat, nor a thousand
+ends a bell. Those of one lane take turns, step by step. Questions get their part too, a quarter of the
+time, however much there is to do; they are answered one after the other.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from operator import attrgetter
 
 #: Units in one turn, and seconds between two turns that are full.
 STEPS_PER_TURN = 128
@@ -24,6 +28,41 @@ NEVER = float("inf")
 Chore = Iterator[int]
 
 
+class Lane(IntEnum):
+    """What chores are about."""
+
+    #: Seats that end.
+    ENDINGS = 0
+    #: Rows that are to be looked at.
+    LOOKS = 1
+    #: Runs that have ended.
+    RUNS = 2
+    #: What one request needs.
+    REQUESTS = 3
+    #: Cooling, and what all clients are told.
+    MEMORY = 4
+    #: Names, holds and queues.
+    SHARED = 5
+    #: Not urgent.
+    QUESTIONS = 6
+
+
+#: What an urgent lane gets for each unit that any other gets.
+SHARES = {Lane.ENDINGS: 4}
+
+
+@dataclass(slots=True, eq=False)
+class _Queue:
+    """The chores of a lane. *spent*: the units that they had, divided by its share."""
+
+    share: int
+    spent: float = 0.0
+    chores: deque[Chore] = field(default_factory=deque)
+
+
+_BY_SPENT = attrgetter("spent")
+
+
 class Chores:
     """What is under way. Deaths, returns and memory come before questions."""
 
@@ -31,9 +70,12 @@ class Chores:
     WEIGHT = 3
 
     def __init__(self) -> None:
-        self._urgent: deque[Chore] = deque()
-        self._other: deque[Chore] = deque()
-        #: What the others have coming to them, in units.
+        self._lanes = [_Queue(SHARES.get(lane, 1)) for lane in Lane if lane is not Lane.QUESTIONS]
+        #: The urgent lanes that have anything to do; the one that was chosen last had spent so much.
+        self._busy: list[_Queue] = []
+        self._level = 0.0
+        self._questions: deque[Chore] = deque()
+        #: What questions have coming to them, in units.
         self._owed = 0
         self._left = STEPS_PER_TURN
         self._full_again = 0.0
@@ -41,11 +83,14 @@ class Chores:
         self.now = 0.0
 
     def __bool__(self) -> bool:
-        return bool(self._urgent or self._other)
+        return bool(self._busy or self._questions)
 
-    def begin(self, chore: Chore, now: float, *, is_urgent: bool) -> None:
+    def begin(self, chore: Chore, now: float, lane: Lane) -> None:
         """Start a chore, and do as much as this turn has room for."""
-        (self._urgent if is_urgent else self._other).append(chore)
+        if lane is Lane.QUESTIONS:
+            self._questions.append(chore)
+        else:
+            self._add(self._lanes[lane], chore)
         self.work(now)
 
     def work(self, now: float) -> None:
@@ -53,23 +98,51 @@ class Chores:
         self.now = now
         if now >= self._full_again:
             self._left, self._full_again = STEPS_PER_TURN, now + PAUSE
-        while self._left > 0 and (self._urgent or self._other):
-            is_urgent = bool(self._urgent) and (self._owed <= 0 or not self._other)
-            chores = self._urgent if is_urgent else self._other
-            chore = chores.popleft()
-            try:
-                cost = next(chore)
-            except StopIteration:
-                continue
-            if is_urgent:
-                chores.append(chore)
+        while self._left > 0 and (self._busy or self._questions):
+            if self._busy and (self._owed <= 0 or not self._questions):
+                self._owed += self._do_urgent_step()
             else:
-                chores.appendleft(chore)  # questions are answered in the order in which they came
-            self._left -= cost
-            if not (self._urgent and self._other):
+                self._owed -= self.WEIGHT * self._answer()
+            if not (self._busy and self._questions):
                 self._owed = 0
-            else:
-                self._owed += cost if is_urgent else -self.WEIGHT * cost
+        if not self._busy:
+            self._level = 0.0
+            for queue in self._lanes:
+                queue.spent = 0.0
+
+    def _do_urgent_step(self) -> int:
+        """One step of the lane that has had least; what it cost."""
+        queue = min(self._busy, key=_BY_SPENT) if len(self._busy) > 1 else self._busy[0]
+        self._level = queue.spent
+        chore = queue.chores.popleft()
+        if not queue.chores:  # also for what this step begins itself
+            self._busy.remove(queue)
+        try:
+            cost = next(chore)
+        except StopIteration:
+            return 0
+        self._left -= cost
+        queue.spent += cost / queue.share
+        self._add(queue, chore)
+        return cost
+
+    def _add(self, queue: _Queue, chore: Chore) -> None:
+        """A lane that had nothing to do has nothing coming to it for that."""
+        if not queue.chores:
+            queue.spent = max(queue.spent, self._level)
+            self._busy.append(queue)
+        queue.chores.append(chore)
+
+    def _answer(self) -> int:
+        """One step of the oldest question; what it cost."""
+        chore = self._questions.popleft()
+        try:
+            cost = next(chore)
+        except StopIteration:
+            return 0
+        self._questions.appendleft(chore)  # they are answered in the order in which they came
+        self._left -= cost
+        return cost
 
     def tick(self, now: float) -> None:
         """Go on, if there is room for more by now."""
@@ -78,9 +151,9 @@ class Chores:
     @property
     def next_deadline(self) -> float:
         """When `tick` is due."""
-        return self._full_again if self._urgent or self._other else NEVER
+        return self._full_again if self else NEVER
 
     @property
     def next_turn(self) -> float | None:
         """When to go on; None when nothing is under way."""
-        return self._full_again if self._urgent or self._other else None
+        return self._full_again if self else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from .chores import NEVER, Chore, Chores
+from .chores import NEVER, Chore, Chores, Lane
 
 #: How many rows of one message are looked at in its turn, if looking is all that there is to do.
 LOOKED_AT_PER_TURN = 128
@@ -52,7 +52,7 @@ class Looks:
         """Go on."""
         if self._rows and not self._is_under_way:
             self._is_under_way = True
-            self._chores.begin(self._run(), now, is_urgent=True)
+            self._chores.begin(self._run(), now, Lane.LOOKS)
 
     def _run(self) -> Chore:
         """Those that are named meanwhile come after all that were there before."""

@@ -14,7 +14,7 @@ from shmpool.protocol.messages import HELLO_MAGIC, PROTOCOL_VERSION, Fault, Hell
 from shmpool.protocol.messages import Settings as SettingsMessage
 
 from ..actions import Close, WatchConnected
-from ..chores import Chore, Chores
+from ..chores import Chore, Chores, Lane
 from ..events import Connected, Disconnected, Peer, ProcessDied, Unseen
 from ..lending.requests import WaitingLine
 from ..looks import Looks
@@ -119,7 +119,7 @@ class Clients:
     def tell_changes(self, now: float) -> None:
         """Tell the workers what of the settings that concern them is no longer as it was."""
         if changed := self._terms.take_changes():
-            self._chores.begin(self._tell(SettingsMessage(changed)), now, is_urgent=True)
+            self._chores.begin(self._tell(SettingsMessage(changed)), now, Lane.MEMORY)
 
     def _tell(self, message: SettingsMessage) -> Chore:
         """Those who come meanwhile hear of it in their welcome."""

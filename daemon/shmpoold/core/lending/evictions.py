@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..chores import Chore, Chores
+from ..chores import Chore, Chores, Lane
 from ..memory.inventory import Inventory
 from .requests import Request, Rung
 
@@ -57,7 +57,7 @@ class Evictions:
         if self._is_served(request, is_enough):
             return False
         self._under_way += 1
-        self._chores.begin(self._run(request, tier, is_enough), now, is_urgent=True)
+        self._chores.begin(self._run(request, tier, is_enough), now, Lane.REQUESTS)
         return True
 
     def _run(self, request: Request, tier: int | None, is_enough: Callable[[], bool]) -> Chore:

@@ -17,7 +17,7 @@ from shmpool.protocol.messages import Grant, Refusal
 from shmpool.protocol.sizing import TierKind
 
 from ..actions import Warm
-from ..chores import Chore, Chores
+from ..chores import Chore, Chores, Lane
 from ..connections.seats import Seat, Seats
 from ..events import DirectCreated, DirectFailed, Warmed, WarmFailed
 from ..memory.holding import Holding
@@ -117,7 +117,7 @@ class Grants:
             warming = Warming(request, holdings)
             if unclean:
                 self.scrubbing.add(warming)
-                self._chores.begin(self._scrub(warming, unclean), now, is_urgent=True)
+                self._chores.begin(self._scrub(warming, unclean), now, Lane.REQUESTS)
             else:
                 self._warm_or_grant(warming, now)
         return True
@@ -154,7 +154,7 @@ class Grants:
         if holdings[0].chunks > BUILT_PER_STEP:
             holdings[0].publisher = request.seat
             self.building[holdings[0].row] = holdings[0]
-            self._chores.begin(self._build(request, holdings[0]), now, is_urgent=True)
+            self._chores.begin(self._build(request, holdings[0]), now, Lane.REQUESTS)
             return
         self.give(request.connection, request.number, self._seats.taken[request.seat], holdings, now)
         self._lender.note_served(request, now)

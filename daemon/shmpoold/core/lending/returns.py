@@ -12,7 +12,7 @@ from shmpool.protocol.ledger import generation_of, seat_of, state_of
 from shmpool.protocol.sizing import TierKind
 from shmpool.protocol.states import State
 
-from ..chores import Chores
+from ..chores import Chores, Lane
 from ..connections.seats import Seat
 from ..looks import Looks
 from ..memory.holding import Holding
@@ -84,5 +84,5 @@ class Returns:
             return 1 + RETIRING * (self._inventory.retired - retired)
         cost = next(rest, 0)
         if holding in self._inventory.leaving:
-            self._chores.begin(self._lending.watched(rest), now, is_urgent=True)
+            self._chores.begin(self._lending.watched(rest), now, Lane.RUNS)
         return 1 + cost

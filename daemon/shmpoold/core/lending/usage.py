@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from shmpool.protocol.census import Census, Use
 
-from ..chores import Chore, Chores
+from ..chores import Chore, Chores, Lane
 from ..connections.seats import Seat, Seats
 from ..memory.inventory import Inventory
 from .requests import Request
@@ -162,7 +162,7 @@ class Usage:
         if not self._is_counting and now >= self._rests_until:
             self._is_counting = True
             self._meanwhile = (Counter(), Counter())
-            self._chores.begin(self._run(now), now, is_urgent=True)
+            self._chores.begin(self._run(now), now, Lane.REQUESTS)
 
     def _run(self, began: float) -> Chore:
         cost = 0

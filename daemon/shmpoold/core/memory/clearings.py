@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..chores import Chore, Chores
+from ..chores import Chore, Chores, Lane
 from ..lending.earmarks import Earmarks
 from ..lending.requests import Request
 from .cooling import COOLED_PER_STEP, cost_of
@@ -65,7 +65,7 @@ class Clearings:
         self._inventory.held += aside
         self._earmarks.promised += clearing.left
         self._under_way.append(clearing)
-        self._chores.begin(self._run(clearing), now, is_urgent=True)
+        self._chores.begin(self._run(clearing), now, Lane.REQUESTS)
 
     def _run(self, clearing: Clearing) -> Chore:
         try:

@@ -9,11 +9,7 @@ from __future__ import annotations
 
 from shmpool.protocol.sizing import KIB, MIB
 
-from ..chores import (
-    NEVER,
-    Chore,
-    Chores,
-)
+from ..chores import NEVER, Chore, Chores, Lane
 from .inventory import Inventory
 from .slots import SlotMap
 
@@ -49,7 +45,7 @@ class Cooling:
             self.next_deadline = now + max(self.lifetime / 8, 0.1)
             if not self._is_under_way:
                 self._is_under_way = True
-                self._chores.begin(self._run(now - self.lifetime), now, is_urgent=True)
+                self._chores.begin(self._run(now - self.lifetime), now, Lane.MEMORY)
 
     def _run(self, since: float) -> Chore:
         inventory = self._inventory
@@ -81,7 +77,7 @@ class Cooling:
         """Cool all that is idle, and drop the spares; *below_floors*: also what is kept for demand."""
         if not self._is_pressed:
             self._is_pressed = True
-            self._chores.begin(self._cool_all(below_floors=below_floors), now, is_urgent=True)
+            self._chores.begin(self._cool_all(below_floors=below_floors), now, Lane.MEMORY)
 
     def _cool_all(self, *, below_floors: bool) -> Chore:
         inventory = self._inventory

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 #: What it costs to have the pages of a row replaced that came back too old, in units.
 RETIRING = 12
+#: Rows whose tickets are searched together.
+SEARCHED_PER_STEP = 1024
 
 
 class Inventory(Stock):
@@ -47,6 +49,8 @@ class Inventory(Stock):
     ) -> None:
         super().__init__(rows, tiers, limit, seats, outbox, scrubber)
         self.granted: dict[int, Holding] = {}
+        #: By so many rows, how many of them may have tickets: those of what is granted or quarantined.
+        self._with_tickets = [0] * (rows.count // SEARCHED_PER_STEP + 1)
         #: How many of these are runs or direct segments.
         self.large = 0
         #: By tier, how many are runs in several pieces.
@@ -62,6 +66,10 @@ class Inventory(Stock):
             if row < tier.end:
                 return tier
         raise ValueError(f"no tier has row {row}")
+
+    def may_have_tickets(self, first: int) -> bool:
+        """Whether any of the `SEARCHED_PER_STEP` rows from *first*, a multiple of it, on may."""
+        return self._with_tickets[first // SEARCHED_PER_STEP] > 0
 
     def build(self, holding: Holding) -> Iterator[int]:
         """Write the followers of a taken run in steps, before `grant`; yields how many rows each
@@ -135,6 +143,7 @@ class Inventory(Stock):
             holding.owner.lose(holding)
         else:
             self.granted[holding.row] = holding
+            self._with_tickets[holding.row // SEARCHED_PER_STEP] += 1
             self.large += holding.is_large
             self.scattered[holding.tier.index] += len(holding.extents) > 1
         holding.owner = owner
@@ -143,6 +152,7 @@ class Inventory(Stock):
     def _let_go(self, holding: Holding) -> None:
         if holding.owner is not None:
             del self.granted[holding.row]
+            self._with_tickets[holding.row // SEARCHED_PER_STEP] -= 1
             self.large -= holding.is_large
             self.scattered[holding.tier.index] -= len(holding.extents) > 1
             holding.owner.lose(holding)
@@ -217,7 +227,14 @@ class Inventory(Stock):
             else:
                 self.held -= holding.direct_bytes
             self._outbox.add(RemoveDirect(holding.row, holding.birth, may_be_mapped=True))
-        self.quarantined.update(at for row, count in holding.extents for at in range(row, row + count))
+        for row, count in holding.extents:
+            self.set_aside(row, count)
+
+    def set_aside(self, row: int, count: int = 1) -> None:
+        """Rows that somebody may have open are never given out again."""
+        for at in range(row, row + count):
+            self.quarantined.add(at)
+            self._with_tickets[at // SEARCHED_PER_STEP] += 1
 
     def acquit(self, seat: int) -> None:
         """A seat has ended, and nothing that was quarantined is mapped any more."""

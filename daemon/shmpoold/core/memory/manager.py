@@ -15,7 +15,7 @@ from typing import Any, Final
 from shmpool.protocol.sizing import MIB, format_bytes
 
 from ..actions import Log, Warm
-from ..chores import NEVER, Chore, Chores
+from ..chores import NEVER, Chore, Chores, Lane
 from ..connections.seats import Seats
 from ..events import MemoryRead, Started, Warmed, WarmFailed
 from ..lending.lending import Lending
@@ -218,7 +218,7 @@ class Manager:
         """Ask all clients for what is idle in their magazines."""
         if not self._is_recalling and self._seats.taken:
             self._is_recalling = True
-            self._chores.begin(self._ask_all(), now, is_urgent=True)
+            self._chores.begin(self._ask_all(), now, Lane.MEMORY)
 
     def _ask_all(self) -> Chore:
         try:

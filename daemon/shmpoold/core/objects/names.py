@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from shmpool.protocol.codes import Code
 from shmpool.protocol.messages import Find, Purpose, Refusal, Turn
 
-from ..chores import Chore, Chores
+from ..chores import Chore, Chores, Lane
 from ..outbox import Outbox
 
 T = TypeVar("T")
@@ -156,7 +156,7 @@ class Names(Generic[T]):
         for _ in range(TOLD_AT_ONCE):
             if next(telling, None) is None:
                 return True
-        self._chores.begin(telling, now, is_urgent=True)
+        self._chores.begin(telling, now, Lane.SHARED)
         return True
 
     def _tell(self, name: str, holder: T) -> Chore:

@@ -8,7 +8,7 @@ publisher is gone. When nobody has the queue any more, their tickets are closed 
 from __future__ import annotations
 
 from ..actions import CloseTicket, RemoveBell
-from ..chores import Chore, Chores
+from ..chores import Chore, Chores, Lane
 from ..outbox import Outbox
 from ..rows import Rows
 
@@ -37,7 +37,7 @@ class Queues:
             self._again = True
             return
         self._is_under_way = True
-        self._chores.begin(self._run(), now, is_urgent=True)
+        self._chores.begin(self._run(), now, Lane.SHARED)
 
     def _run(self) -> Chore:
         try:

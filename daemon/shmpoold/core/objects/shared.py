@@ -27,7 +27,7 @@ from shmpool.protocol.messages import Drop, Dropped, Find, Held, Hold, Purpose, 
 from shmpool.protocol.messages import Holds as HoldsMessage
 from shmpool.protocol.sizing import TierKind
 
-from ..chores import Chore, Chores
+from ..chores import Chore, Chores, Lane
 from ..connections.seats import Seat, Seats
 from ..looks import Looks
 from ..memory.holding import Holding
@@ -277,7 +277,7 @@ class Shared(Owner):
         if message.last:
             self._holds.end_telling(connection)
             if untold:
-                self._chores.begin(self._let_go_of(seat.number, untold), now, is_urgent=True)
+                self._chores.begin(self._let_go_of(seat.number, untold), now, Lane.SHARED)
             self._has_told(seat.number, now)
         return None
 

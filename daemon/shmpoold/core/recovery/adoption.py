@@ -133,7 +133,7 @@ def _adopt_unheld(broker: Broker, tier: Tier, row: int, word: int, now: float) -
         broker.inventory.scrubber.note(((row, 1),), UNKNOWN)
         broker.inventory.give(tier, row, generation_of(word), now)
     else:
-        broker.inventory.quarantined.add(row)
+        broker.inventory.set_aside(row)
 
 
 def _extents_of(marks: bytearray, base: int) -> list[Extent]:
@@ -151,7 +151,7 @@ def _set_aside(broker: Broker, tier: Tier, row: int) -> None:
     """Never give a damaged row out again. It may have pages and readers, so it counts as
     warm and is not cooled."""
     broker.inventory.maps[tier.index].set_warm(row, 1, 0.0)
-    broker.inventory.quarantined.add(row)
+    broker.inventory.set_aside(row)
     if tier.kind is TierKind.DIRECT:
         broker.outbox.add(RemoveDirect(row, birth_of(broker.rows.link(row)), may_be_mapped=True))
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from shmpool.protocol.census import Census
 from shmpool.protocol.messages import Topic
 
-from ..chores import NEVER, Chores
+from ..chores import NEVER, Chores, Lane
 from ..connections.seats import Seats
 from ..lending.lending import Lending
 from ..lending.requests import Rung
@@ -110,7 +110,7 @@ class Reports:
             self._next_judging = NEVER
         if not self._is_judging and self._next_judging <= now:
             self._is_judging = True
-            self._chores.begin(self._judge(), now, is_urgent=False)
+            self._chores.begin(self._judge(), now, Lane.QUESTIONS)
         if not self._inventory.granted:
             self.ledger.ages.forget_all()
             self.leaks.forget_all()
@@ -118,15 +118,15 @@ class Reports:
             return
         if self._line and not self._is_counting and self._next_census <= now:
             self._is_counting = True
-            self._chores.begin(self._count(), now, is_urgent=False)
+            self._chores.begin(self._count(), now, Lane.QUESTIONS)
         if self.next_deadline > now:
             return
         if not self._is_seeking and self._next_leaks <= now:
             self._is_seeking = True
-            self._chores.begin(self._seek(), now, is_urgent=False)
+            self._chores.begin(self._seek(), now, Lane.QUESTIONS)
         if not self._is_looking and self._next_look is not None and self._next_look <= now:
             self._is_looking = True
-            self._chores.begin(self._look(), now, is_urgent=False)
+            self._chores.begin(self._look(), now, Lane.QUESTIONS)
 
     def _look(self) -> Iterator[int]:
         cost = 0

@@ -19,7 +19,7 @@ from shmpool.protocol.messages import (
 )
 
 from ..actions import Send
-from ..chores import Chore
+from ..chores import Chore, Lane
 from ..recovery import invariants
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Questions:
         asking = self._waiting.setdefault(topic, [])
         asking.append((connection, query.request))
         if len(asking) == 1:
-            self._broker.chores.begin(self._answer(topic), now, is_urgent=False)
+            self._broker.chores.begin(self._answer(topic), now, Lane.QUESTIONS)
 
     def _answer(self, topic: Topic) -> Chore:
         asking = self._waiting.pop(topic)
