@@ -16,9 +16,9 @@ from harness import Client, Crash, Link, Ticket, World, small_settings
 from shmpool.protocol.messages import Bell, Query, Return, Role, Topic
 from shmpool.protocol.sizing import KIB, TierKind
 from shmpoold.core import chores, looks
-from shmpoold.core.connections import endings
 from shmpoold.core.events import Disconnected, MemoryRead, Received, Started, Ticked
 from shmpoold.core.lending import lending, recalls
+from shmpoold.core.memory import inventory
 from shmpoold.core.memory.pressure import Room
 from shmpoold.core.objects import custody
 from shmpoold.core.settings import Allocation, Floor, UnderPressure
@@ -28,7 +28,7 @@ BOUNDS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (chores, "STEPS_PER_TURN", (1, 2, 10, 128)),
     (looks, "LOOKED_AT_PER_TURN", (1, 128)),
     (recalls, "RECALLED_PER_TURN", (1, 32)),
-    (endings, "SEARCHED_PER_STEP", (7, 4096)),
+    (inventory, "SEARCHED_PER_STEP", (7, 4096)),
     (custody, "SWEPT_PER_TURN", (1, 5, 512)),
     (custody, "CLOSED_PER_TURN", (1, 5, 128)),
     (lending, "SERVED_PER_TURN", (1, 3, 64)),

@@ -15,6 +15,7 @@ from shmpool.protocol.codes import Code
 from shmpool.protocol.messages import Recall, Refill
 from shmpool.protocol.sizing import KIB, MIB
 from shmpoold.core.actions import Action, Send
+from shmpoold.core.chores import Lane
 from shmpoold.core.events import Received, Reconfigured
 from shmpoold.core.lending.quotas import LOOK_EVERY, PATIENCE
 from shmpoold.core.lending.recalls import RECALLED_PER_TURN
@@ -391,8 +392,8 @@ def test_many_holds_are_counted_in_turns(make_world: MakeWorld) -> None:
 
 
 def counted_by(begin: Callable[..., None], counted: list[int]) -> Callable[..., None]:
-    def note(chore: Any, now: float, *, is_urgent: bool) -> None:
+    def note(chore: Any, now: float, lane: Lane) -> None:
         counted.append(1)
-        begin(chore, now, is_urgent=is_urgent)
+        begin(chore, now, lane)
 
     return note

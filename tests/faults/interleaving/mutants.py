@@ -250,7 +250,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a dead reader's tickets left open", SCENARIO["restart x sweep"],
         rewrite(Endings, "_finish_tickets",
-                ("rows.cells_taken_by(seats, first, first + SEARCHED_PER_STEP)", "[]")),
+                ("rows.cells_taken_by(seats, first, end)", "[]")),
     ),
     Mutant(
         "a ticket given back under another generation", SCENARIO["reader that gives back x reader"],

@@ -10,8 +10,6 @@ broker that dies in the middle leaves a seat whose process is dead: the next one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from shmpool.protocol.ledger import generation_of, seat_of, state_of
 from shmpool.protocol.states import State
 
@@ -19,14 +17,14 @@ from ..actions import ProbeReaders, Unwatch
 from ..chores import NEVER, Chore, Chores, Lane
 from ..lending.lending import Lending
 from ..lending.returns import Returns
-from ..memory.inventory import SEARCHED_PER_STEP, Inventory
+from ..memory.inventory import Inventory
 from ..objects.custody import Custody
 from ..outbox import Outbox
 from ..reports.metrics import fold_counters
 from ..rows import FEW_SEATS, InvalidTransition, Rows
 from .seats import Seat, Seats
 
-#: What searching `SEARCHED_PER_STEP` rows costs, in units: for many seats, and for a few. All that is
+#: What one step of the search for tickets costs, in units: for many seats, and for a few. All that is
 #: found may be of one step: it is settled row by row.
 SEARCHING, SEARCHING_FOR_FEW = 64, 24
 #: Seconds until a seat that is still read is looked at again, and between looks at the longest.
@@ -195,18 +193,12 @@ class Endings:
             self._inventory.quarantine(holding)
         return 1
 
-    def _where_tickets_are(self) -> Iterator[int]:
-        """What has to be searched, by its first row, as it is then: nobody who has ended takes another ticket."""
-        for first in range(0, self._rows.count, SEARCHED_PER_STEP):
-            if self._inventory.may_have_tickets(first):
-                yield first
-
     def _find_what_is_open(self, seats: list[int]) -> Chore:
         """Wait no longer for those of these seats that have nothing open: no cell becomes theirs any more."""
         rows = self._rows
         asked, reading = [number for number in seats if number in self.read], set[int]()
-        for first in self._where_tickets_are():
-            reading |= {seat_of(rows.cell(*at)) for at in rows.cells_taken_by(asked, first, first + SEARCHED_PER_STEP)}
+        for first, end in self._inventory.where_tickets_may_be():
+            reading |= {seat_of(rows.cell(*at)) for at in rows.cells_taken_by(asked, first, end)}
             yield SEARCHING if len(asked) > FEW_SEATS else SEARCHING_FOR_FEW
         for number in asked:
             if number not in reading and number in self.read and not self._custody.shared.may_hold(number):
@@ -215,9 +207,9 @@ class Endings:
     def _finish_tickets(self, seats: list[int]) -> Chore:
         """Store DONE in what these seats had open, or give it back."""
         rows = self._rows
-        for first in self._where_tickets_are():
+        for first, end in self._inventory.where_tickets_may_be():
             yield SEARCHING if len(seats) > FEW_SEATS else SEARCHING_FOR_FEW
-            for row, cell in rows.cells_taken_by(seats, first, first + SEARCHED_PER_STEP):
+            for row, cell in rows.cells_taken_by(seats, first, end):
                 # What a consumer of a queue had in its hands nobody would find again.
                 (rows.reopen_cell if self.gives_back and not rows.is_queued(row) else rows.finish_cell)(row, cell)
                 yield self._returns.settle(row, self._chores.now)

@@ -50,7 +50,8 @@ class Inventory(Stock):
         super().__init__(rows, tiers, limit, seats, outbox, scrubber)
         self.granted: dict[int, Holding] = {}
         #: By so many rows, how many of them may have tickets: those of what is granted or quarantined.
-        self._with_tickets = [0] * (rows.count // SEARCHED_PER_STEP + 1)
+        self._per_step = SEARCHED_PER_STEP
+        self._with_tickets = [0] * (rows.count // self._per_step + 1)
         #: How many of these are runs or direct segments.
         self.large = 0
         #: By tier, how many are runs in several pieces.
@@ -67,9 +68,11 @@ class Inventory(Stock):
                 return tier
         raise ValueError(f"no tier has row {row}")
 
-    def may_have_tickets(self, first: int) -> bool:
-        """Whether any of the `SEARCHED_PER_STEP` rows from *first*, a multiple of it, on may."""
-        return self._with_tickets[first // SEARCHED_PER_STEP] > 0
+    def where_tickets_may_be(self) -> Iterator[tuple[int, int]]:
+        """The rows to search for them, from and to before, as it is when each is asked for: some at a time."""
+        for block, first in enumerate(range(0, self.rows.count, self._per_step)):
+            if self._with_tickets[block]:
+                yield first, first + self._per_step
 
     def build(self, holding: Holding) -> Iterator[int]:
         """Write the followers of a taken run in steps, before `grant`; yields how many rows each
@@ -143,7 +146,7 @@ class Inventory(Stock):
             holding.owner.lose(holding)
         else:
             self.granted[holding.row] = holding
-            self._with_tickets[holding.row // SEARCHED_PER_STEP] += 1
+            self._with_tickets[holding.row // self._per_step] += 1
             self.large += holding.is_large
             self.scattered[holding.tier.index] += len(holding.extents) > 1
         holding.owner = owner
@@ -152,7 +155,7 @@ class Inventory(Stock):
     def _let_go(self, holding: Holding) -> None:
         if holding.owner is not None:
             del self.granted[holding.row]
-            self._with_tickets[holding.row // SEARCHED_PER_STEP] -= 1
+            self._with_tickets[holding.row // self._per_step] -= 1
             self.large -= holding.is_large
             self.scattered[holding.tier.index] -= len(holding.extents) > 1
             holding.owner.lose(holding)
@@ -234,7 +237,7 @@ class Inventory(Stock):
         """Rows that somebody may have open are never given out again."""
         for at in range(row, row + count):
             self.quarantined.add(at)
-            self._with_tickets[at // SEARCHED_PER_STEP] += 1
+            self._with_tickets[at // self._per_step] += 1
 
     def acquit(self, seat: int) -> None:
         """A seat has ended, and nothing that was quarantined is mapped any more."""
