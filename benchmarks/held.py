@@ -1,5 +1,5 @@
 """held: What does the pool hold through load, idleness and memory pressure; what does reserving in advance
-cost beside bare `posix_fallocate`, and a broker at rest?
+cost beside bare `posix_fallocate`, a broker at rest, and the longest turn of what the memory manager does?
 
 The broker is a process of its own that reads a configuration; pressure is made by thresholds that a
 reload sets, so what follows from it is what follows from a host that is short."""
@@ -22,6 +22,7 @@ from pathlib import Path
 import shmpool
 
 from .measure import cpu_seconds
+from .memory_turns import longest_turns
 from .options import Options
 from .report import Bar, Column, Plot, Report, Table
 from .units import GIB, KIB, MIB
@@ -32,7 +33,7 @@ LIFETIME, LOAD, PRESSED, LOOK = 2.0, 4.0, 3.0, 0.2
 SIZES = (1000, 20 * KIB, 60 * KIB, 200 * KIB, 300 * KIB, 700 * KIB)
 #: Bytes that are leased and published at a time under load, and what stays leased under pressure.
 ALIVE, KEPT = 150 * MIB, 40 * MIB
-GIVEN_BACK, PREALLOCATED, AT_REST = 0.95, 1.5, 0.01
+GIVEN_BACK, PREALLOCATED, AT_REST, LONGEST_TURN = 0.95, 1.5, 0.01, 0.005
 ROUNDS, RESTED = 5, 5.0
 #: Slots that are used, left alone, and used again.
 USED = 200
@@ -42,6 +43,7 @@ def run(options: Options) -> Report:
     report = Report.of(__doc__, options)
     report.tables = [_phases(report), _preallocation(report, options)]
     _rest(report)
+    report.tables.append(_turns(report, options))
     return report
 
 
@@ -188,6 +190,22 @@ def _use(pool: shmpool.Pool) -> None:
 def _maps() -> set[str]:
     """Where this process has tiers mapped."""
     return {line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if "-tier" in line}
+
+
+# --- turns -----------------------------------------------------------------------------------------
+
+
+def _turns(report: Report, options: Options) -> Table:
+    best: dict[str, float] = {}
+    for _ in range(options.rounds or ROUNDS):
+        for kind, took in longest_turns():
+            best[kind] = min(took, best.get(kind, took))
+    table = Table("the longest turn, CPU seconds of the core, 8 GiB with max_buffer_age 1 s and preallocation", [
+        Column("what happens"), Column("longest turn", "s"),
+    ])  # fmt: skip
+    table.rows += [[kind, took] for kind, took in best.items()]
+    report.bars += [Bar(f"{kind}: longest turn", LONGEST_TURN, took, "s", is_most=True) for kind, took in best.items()]
+    return table
 
 
 # --- preallocation ---------------------------------------------------------------------------------

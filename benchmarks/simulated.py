@@ -40,7 +40,7 @@ from shmpool.protocol.messages import (
 )
 from shmpool.protocol.sizing import make_tiers, rows_of
 from shmpool.protocol.states import CellState, State
-from shmpoold.core.actions import Action, CreateDirect, Send, Warm
+from shmpoold.core.actions import Action, CreateDirect, ProbeReaders, Send, Warm
 from shmpoold.core.broker import Broker
 from shmpoold.core.events import (
     Connected,
@@ -49,6 +49,7 @@ from shmpoold.core.events import (
     Event,
     Peer,
     ProcessDied,
+    ReadersGone,
     Received,
     Ticked,
     Warmed,
@@ -97,6 +98,17 @@ class SimulatedPool:
             self._obey(actions)
         return took / 1e9
 
+    def timed_each(self, event: Event) -> float:
+        """The longest that the broker takes for this event, or for one that it brings about at once."""
+        longest, left = 0.0, deque([event])
+        while left:
+            started = time.thread_time_ns()
+            actions = self.core.handle(left.popleft(), self.now)
+            self.core.next_deadline()
+            longest = max(longest, time.thread_time_ns() - started)
+            left += self._note(actions)
+        return longest / 1e9
+
     def handle(self, *events: Event) -> None:
         """The same, not timed."""
         for event in events:
@@ -111,17 +123,25 @@ class SimulatedPool:
         return took
 
     def _obey(self, actions: Sequence[Action]) -> None:
-        left = deque(actions)
+        left = deque(self._note(actions))
         while left:
-            action = left.popleft()
+            left += self._note(self.core.handle(left.popleft(), self.now))
+
+    def _note(self, actions: Sequence[Action]) -> list[Event]:
+        """Do what the core asks of the shell; what comes of it."""
+        events: list[Event] = []
+        for action in actions:
             if isinstance(action, Send):
                 self.sent.append(action)
                 if isinstance(action.message, Welcome):
                     self.seats[action.connection] = action.message.seat
             elif isinstance(action, Warm):
-                left += self.core.handle(Warmed(action.tier, action.row, action.count), self.now)
+                events.append(Warmed(action.tier, action.row, action.count))
             elif isinstance(action, CreateDirect):
-                left += self.core.handle(DirectCreated(action.row), self.now)
+                events.append(DirectCreated(action.row))
+            elif isinstance(action, ProbeReaders):
+                events.append(ReadersGone(action.seat))
+        return events
 
     def granted(self) -> list[tuple[int, int]]:
         """(connection, row) of all that was granted since it was asked last."""
@@ -146,8 +166,8 @@ class SimulatedPool:
     def asking(self, topic: Topic) -> Event:
         return Received(OPERATOR, Query(next(self._numbers), topic))
 
-    def refilling(self, client: int, tier: int, count: int = 1, *, queue: bool = True) -> Event:
-        return Received(client, Refill(self.next_number(), tier, 1, count, queue))
+    def refilling(self, client: int, tier: int, count: int = 1, *, chunks: int = 1, queue: bool = True) -> Event:
+        return Received(client, Refill(self.next_number(), tier, chunks, count, queue))
 
     def saying(self, client: int, message: Message) -> Event:
         return Received(client, message)

@@ -16,7 +16,7 @@ from harness import CHUNKS, MEDIUM, SMALL, Client, Process, World, small_setting
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.ledger import MAX_TICKETS
-from shmpool.protocol.messages import Grant, Message, Recall, Refill
+from shmpool.protocol.messages import Bell, Grant, Message, Recall, Refill
 from shmpool.protocol.sizing import KIB, MIB
 from shmpool.protocol.states import State
 from shmpoold.core.actions import Action, CloseTicket, Cool, ProbeReaders, ProbeSeat, RemoveDirect, Send, Warm
@@ -185,6 +185,25 @@ def test_a_turn_replaces_the_pages_of_fewer_rows_than_it_looks_at(make_world: ty
         client.give_back(*client.ready)
         world.run()
         world.pass_time(1.0)
+    assert sum(cooled) == world.broker.inventory.retired == 1000
+    assert max(cooled) <= (LOOKED_AT_PER_TURN + STEPS_PER_TURN) // RETIRING + 2 <= 24
+
+
+def test_a_turn_replaces_as_few_for_publications_whose_readers_are_done(make_world: type[World]) -> None:
+    """They are named by one bell, after their publisher has gone."""
+    world = make_world(replace(LARGE, max_buffer_age=2.0, magazine_bytes=4 * MIB), check_every=0)
+    client, reader = hold(world, 1000), world.client()
+    tickets = [ticket for slot in list(client.leased) for ticket in client.publish(slot)]
+    assert all(map(reader.open, tickets))
+    client.goodbye()
+    world.run()
+    world.pass_time(3.0)
+    for ticket in tickets:
+        reader.release(ticket, ring=False)
+    with turns_of(world, actions_of(Cool)) as cooled:
+        reader.send(Bell([ticket.row for ticket in tickets]))
+        world.run()
+        world.pass_time(5.0)
     assert sum(cooled) == world.broker.inventory.retired == 1000
     assert max(cooled) <= (LOOKED_AT_PER_TURN + STEPS_PER_TURN) // RETIRING + 2 <= 24
 

@@ -24,7 +24,7 @@ SIZES = (100, 5 * KIB, 60 * KIB, 200 * KIB, 256 * KIB, 300 * KIB, 700 * KIB, 102
 WEIGHTS = (30, 15, 5, 2, 2, 2, 1, 1, 1, 1)
 WORKERS = 3
 #: Seconds between two looks, two deaths, and until it is too late.
-LOOK, DEATH, TOO_LATE = 0.0005, 0.7, 900.0
+LOOK, DEATH, TOO_LATE = 0.0005, 0.7, 3600.0
 #: How many operations are counted at a time; one lease in so many is written to, all its pages.
 COUNTED, WRITTEN = 50, 4
 

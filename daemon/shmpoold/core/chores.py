@@ -146,7 +146,8 @@ class Chores:
 
     def tick(self, now: float) -> None:
         """Go on, if there is room for more by now."""
-        self.work(now)
+        if self:
+            self.work(now)
 
     @property
     def next_deadline(self) -> float:

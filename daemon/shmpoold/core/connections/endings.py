@@ -186,7 +186,7 @@ class Endings:
         if generation_of(word) < holding.birth:
             self._inventory.quarantine(holding)
         elif state == State.PUBLISHED and holder in (0, seat.number):
-            self._custody.take_over(holding, now)
+            return self._custody.take_over(holding, now)
         elif state == State.RETURNED or (state in (State.IDLE, State.LEASED) and holder == seat.number):
             return self._returns.free(holding, now)
         else:

@@ -69,7 +69,7 @@ class Returns:
             else:
                 return self.free(holding, now)
         elif state == State.PUBLISHED and seat == 0:
-            self._custody.accept(holding, now)
+            return self._custody.accept(holding, now)
         elif state == State.PUBLISHED and self._lending.line and not self._rows.open_cells(row):
             self._lending.recalls.ask(seat, now)
         return 1

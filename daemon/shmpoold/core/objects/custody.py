@@ -61,16 +61,16 @@ class Custody(Owner):
         self._interval = FIRST
         self._swept_at = 0.0
 
-    def accept(self, holding: Holding, now: float) -> None:
-        """Custody has passed to the broker; frees it at once when all is done."""
+    def accept(self, holding: Holding, now: float) -> int:
+        """Custody has passed to the broker; frees it at once when all is done. Returns what it cost, in units."""
         if holding.owner is self.shared or self._rows.is_shared(holding.row):
             self.shared.accept(holding, now)
-            return
+            return 1
         if holding.owner is not self:
             self._inventory.hold(holding, self)
             if self._interval != FIRST or len(self._queue) == 1:
                 self._interval, self._swept_at = FIRST, now
-        self.look(holding.row, now)
+        return self.look(holding.row, now)
 
     def gain(self, holding: Holding) -> None:
         """It waits for its readers alone."""
@@ -95,18 +95,17 @@ class Custody(Owner):
         """The rows here whose publisher has this seat."""
         return [*self._published.get(seat, ()), *self.shared.published_by(seat)]
 
-    def take_over(self, holding: Holding, now: float) -> None:
-        """Its publisher's seat ends: its number may soon be another's."""
+    def take_over(self, holding: Holding, now: float) -> int:
+        """Its publisher's seat ends: its number may soon be another's. Returns what it cost, in units."""
         if holding.owner is self.shared or self._rows.is_shared(holding.row):
-            self.shared.take_over(holding, now)
-            return
+            return self.shared.take_over(holding, now)
         if holding.owner is self:
             self._forget_publisher(holding)
         holding.publisher = 0
         self._rows.hand_over(holding.row)
         if holding.tier.kind is TierKind.DIRECT:
             self._rows.disown(holding.row)
-        self.accept(holding, now)
+        return self.accept(holding, now)
 
     def look(self, row: int, now: float) -> int:
         """Free a publication in custody whose tickets are all done. One that somebody has

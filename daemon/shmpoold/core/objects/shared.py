@@ -165,8 +165,8 @@ class Shared(Owner):
             self._expiries.add(publication, now + ttl)
         self._rest(publication)
 
-    def take_over(self, holding: Holding, now: float) -> None:
-        """Its publisher's seat ends: its number may soon be another's."""
+    def take_over(self, holding: Holding, now: float) -> int:
+        """Its publisher's seat ends: its number may soon be another's. Returns what it cost, in units."""
         publication = self.accept(holding, now)
         self._forget_publisher(holding)
         holding.publisher = BROKER
@@ -174,7 +174,7 @@ class Shared(Owner):
             self._rows.disown(holding.row)
         if not publication.is_announced:
             self._announce(publication, now)
-        self.look(publication, now)
+        return self.look(publication, now)
 
     def _forget_publisher(self, holding: Holding) -> None:
         rows = self._published.get(holding.publisher)
