@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from fcntl import fcntl
+from pickle import loads
 from queue import Empty
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import proxy
 
 from ..errors import FormatError, QueueShutDown
 from ..protocol.handle import Handle, pack_handle
-from ..system.locks import F_OFD_SETLK
 from ..system.patience import spin
 from . import layout, sleepers
 from .hands import Hands
@@ -17,7 +16,7 @@ from .layout import (
     GETTERS_SLEEP,
     GRANULE_SHIFT,
     HEAD,
-    HEAD_OWNER,
+    INLINE_KINDS,
     ITEM_HEAD,
     KIND_SHIFT,
     LENGTH_MASK,
@@ -32,18 +31,24 @@ from .layout import (
 )
 from .members import Members
 from .memory import Scribbled
+from .pickling import restore
 from .putting import Putting
-from .threads import Thread, raise_interrupted
+from .sleepers import Rest
 
 if TYPE_CHECKING:
     from ..buffer import Buffer
     from ..pool import BasePool
     from ..shared import Shared
+    from ..system.patience import Patience
 
 #: What `get` gives: a kind, and the bytes or the opened buffer.
 Found = tuple[int, "bytes | Buffer"]
 
+#: There was none to be had the short way.
+MISSED: Final = object()
 _INLINE: Final = Kind.INLINE
+_BYTES: Final = Kind.BYTES
+_HANDLES: Final = (Kind.HANDLE, Kind.PICKLED)
 _COUNT: Final = sleepers.COUNT
 _ITEM_HEAD_AND_ROUNDING: Final = ITEM_HEAD + layout.GRANULE_BYTES - 1
 
@@ -59,59 +64,79 @@ class Getting(Putting):
             self.members = Members(self.words, self.session, self.seats)
         #: Whether the short way will do.
         self._gets_fast = self._barrier is None and self.members is None and self.hands is None
+        #: Where it has seen TAIL: what lies before that may be taken without another look.
+        self._seen_tail = 0
 
-    def get_fast(self, thread: Thread) -> bytes | Found | None:
-        """Take one item, its bytes if it lies inline, where that takes nothing but a lock, some stores, and maybe
-        a ticket; else None."""
-        end = self.head_end
-        before = thread.holds
-        words = self.words
-        if before or not self._gets_fast or words[HEAD] == words[TAIL]:
-            return None
-        found: bytes | Found
+    def get_fast(self) -> Any:
+        """Take one item, restored, where that takes nothing but a lock, some stores, and maybe a ticket; else
+        `MISSED`."""
+        end, words = self.head_end, self.words
+        if not self._gets_fast or end.has_gate():
+            return MISSED
+        inside, kind, at = False, 0, 0
+        found: Any = None
         opened: Buffer | None = None
+        take, leave, version = end.now
         try:
-            thread.holds = end.marked
-            fcntl(thread.fd, F_OFD_SETLK, end.lock)
-            head, tail = words[HEAD], words[TAIL]
-            if head == tail:
-                return None
-            at = head >> 32
-            place = at & self.mask
-            start = self.first + (place << GRANULE_SHIFT)
-            word = words[start >> 3]
-            length = word >> LENGTH_SHIFT & LENGTH_MASK
-            count = length + _ITEM_HEAD_AND_ROUNDING >> GRANULE_SHIFT
-            if word & LOW != at or (tail >> 32) - at & LOW < count or place + count > self.granules or self.is_closed:
-                return None
-            words[HEAD_OWNER] = self._seat
-            kind = word >> KIND_SHIFT
-            if kind == _INLINE:
-                found = bytes(self.raw[start + 8 : start + 8 + length])
-            elif length != 16 or not _INLINE < kind < Kind.PAD or (opened := self._open(start >> 3)) is None:
-                return None
-            else:
-                found = kind, opened
-            words[HEAD] = head = (at + count & LOW) << 32 | (head + 1 & LOW)
-            opened = None
-        except (BlockingIOError, PermissionError):
-            return None
+            if end.take_gate(False):
+                words[end.said] = end.name
+                inside = True
+                if (take(False) or end.insist(take)) and words[end.version] == version:
+                    head, tail = words[HEAD], self._seen_tail
+                    if not 0 < (tail - head & LOW) <= self.capacity:
+                        self._seen_tail = tail = words[TAIL]
+                    if head != tail:
+                        at = head >> 32
+                        place = at & self.mask
+                        start = self.first + (place << GRANULE_SHIFT)
+                        word = words[start >> 3]
+                        length = word >> LENGTH_SHIFT & LENGTH_MASK
+                        count = length + _ITEM_HEAD_AND_ROUNDING >> GRANULE_SHIFT
+                        if (
+                            word & LOW == at
+                            and (tail >> 32) - at & LOW >= count
+                            and place + count <= self.granules
+                            and not self.is_closed
+                        ):
+                            kind = word >> KIND_SHIFT
+                            if kind in INLINE_KINDS:
+                                found = self.raw[start + 8 : start + 8 + length]
+                            elif kind in _HANDLES and length == 16:
+                                opened = self._open(start >> 3)
+                                kind = kind if opened is not None else 0
+                            else:
+                                kind = 0
+                            if kind:
+                                words[HEAD] = head = (at + count & LOW) << 32 | (head + 1 & LOW)
+                                if opened is not None:
+                                    found, opened = opened, None
         except BaseException:
             if opened is not None and words[HEAD] >> 32 == at:
                 opened.give_back()
             raise
         finally:
             try:
-                fcntl(thread.fd, F_OFD_SETLK, end.unlock)
+                leave()
+            except AssertionError:
+                pass
             finally:
-                thread.holds = before
+                if inside:
+                    words[end.said] = 0
+                try:
+                    end.leave_gate()
+                except AssertionError:
+                    pass
+        if not kind:
+            return MISSED
         if words[PUTTERS_SLEEP] & _COUNT:
             self._wake_putters()
         if words[GETTERS_SLEEP] & _COUNT and words[TAIL] != head:
             self._wake_getters(1)  # pass the bell on
         if self.bell.is_watching and words[TAIL] == head:
             self.bell.drain()
-        return found
+        if kind == _BYTES:
+            return found
+        return loads(found) if kind == _INLINE else restore(kind, found)
 
     def await_item(self, deadline: float) -> bool:
         """Whether there is an item, or comes within a moment."""
@@ -119,44 +144,20 @@ class Getting(Putting):
         tail = words[TAIL]
         return words[HEAD] != tail or (deadline != 0.0 and spin(words, TAIL, tail))
 
-    def get(self, thread: Thread, most: int, deadline: float) -> list[Found]:
-        """Take up to *most* items, at least one: pickled bytes, or opened buffers. Raises `Empty`,
+    def get(self, most: int, deadline: float) -> list[Found]:
+        """Take up to *most* items, at least one: bytes, or opened buffers. Raises `Empty`,
         QueueShutDown, and FormatError for what somebody has scribbled on, which is stepped over."""
-        words, end = self.words, self.head_end
-        epoch, left, patience = 0, 0.0, None
+        words, rest, patience = self.words, Rest(), None
         if self.hands is not None and not self.flags & Flag.JOINABLE:
             self.hands.release_own()
         while True:
             taken: list[Found] = []
-            head = tail = lost = 0
-            before = thread.holds
-            if end in before:
-                raise_interrupted()
-            try:
-                thread.holds = (end, *before)
-                if not end.acquire(thread, deadline):
-                    break
-                self._check_open()
-                words[HEAD_OWNER] = self._seat
-                if epoch:
-                    sleepers.get_up(words, GETTERS_SLEEP, epoch)
-                    epoch = 0
-                head, tail = words[HEAD], words[TAIL]
-                if self._barrier:
-                    self._barrier()
-                if self.hands is not None and self.hands.take_over(head):
-                    pass
-                elif head != tail:
-                    lost = self._take(head, tail, most, taken)
-                elif words[ODD] & Odd.SHUT:
-                    raise QueueShutDown("the queue was shut down")
-                elif patience is not None and not patience.is_over:
-                    epoch, left = sleepers.lie_down(words, GETTERS_SLEEP)
-            finally:
-                try:
-                    fcntl(thread.fd, F_OFD_SETLK, end.unlock)
-                finally:
-                    thread.holds = before
+            got = self.under(self.head_end, deadline, self._get, most, patience, rest, taken)
+            if got is None:
+                break
+            head, tail, lost = got
+            if self._barrier:
+                self._barrier()
             if head != tail:
                 self._tell_of_room()
             if self.bell.is_watching and words[TAIL] == words[HEAD]:
@@ -166,14 +167,35 @@ class Getting(Putting):
             if taken:
                 return taken
             if head == tail:
-                patience = self._wait(patience, deadline, TAIL, self.tail_at, tail, epoch, left)
+                patience = self._wait(patience, deadline, TAIL, self.tail_at, rest)
                 if patience is None:
                     break
             elif not lost and self.hands is not None:  # all hands are full
-                patience = self._wait(patience, deadline, HEAD, self.head_at, head, epoch, left)
+                rest.seen = head
+                patience = self._wait(patience, deadline, HEAD, self.head_at, rest)
                 if patience is None:
                     break
         raise Empty
+
+    def _get(self, most: int, patience: Patience | None, rest: Rest, taken: list[Found]) -> tuple[int, int, int]:
+        """Under H: where HEAD and TAIL were, and how many items were stepped over. When there is none it lies down, if
+        it has looked before."""
+        words, lost = self.words, 0
+        self._check_open()
+        rest.get_up(words, GETTERS_SLEEP)
+        head, tail = words[HEAD], words[TAIL]
+        rest.seen = tail
+        if self._barrier:
+            self._barrier()
+        if self.hands is not None and self.hands.take_over(head):
+            pass
+        elif head != tail:
+            lost = self._take(head, tail, most, taken)
+        elif words[ODD] & Odd.SHUT:
+            raise QueueShutDown("the queue was shut down")
+        elif patience is not None and not patience.is_over:
+            rest.lie_down(words, GETTERS_SLEEP)
+        return head, tail, lost
 
     def _tell_of_room(self) -> None:
         words = self.words
@@ -198,9 +220,9 @@ class Getting(Putting):
                         break  # it is told when it is the first
                     words[HEAD] = scribbled.following
                     raise FormatError(str(scribbled)) from None
-                if kind == Kind.INLINE:
+                if kind in INLINE_KINDS:
                     start = 8 * self.word_of(at) + ITEM_HEAD
-                    taken.append((kind, bytes(self.raw[start : start + length])))
+                    taken.append((kind, self.raw[start : start + length]))
                 elif (opened := self._open(self.word_of(at))) is not None:
                     taken.append((kind, opened))
                 else:

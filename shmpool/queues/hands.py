@@ -21,6 +21,7 @@ from .layout import (
     CLAIM,
     HAND_WORDS,
     HEAD,
+    INLINE_KINDS,
     ITEM_HEAD,
     KIND_SHIFT,
     LENGTH_MASK,
@@ -29,7 +30,6 @@ from .layout import (
     NUMBER,
     OWNER,
     WORD,
-    Kind,
     first_hand,
     hand_words,
 )
@@ -155,9 +155,9 @@ class Hands:
     def _content(self, hand: int) -> bytes | None:
         words, at = self._words, 8 * (hand + HAND_WORDS)
         word = words[hand + WORD]
-        if word >> KIND_SHIFT == Kind.INLINE:
+        if word >> KIND_SHIFT in INLINE_KINDS:
             length = min(word >> LENGTH_SHIFT & LENGTH_MASK, self._ring.most_inline)
-            return bytes(self._ring.raw[at : at + length])
+            return self._ring.raw[at : at + length]
         granted, tail = words[hand + HAND_WORDS], words[hand + HAND_WORDS + 1]
         try:
             record = self._session.openings.find(granted, tail)
@@ -204,6 +204,6 @@ class Hands:
         words = self._words
         if words[hand + OWNER] != self._me:
             return
-        if words[hand + WORD] >> KIND_SHIFT != Kind.INLINE:
+        if words[hand + WORD] >> KIND_SHIFT not in INLINE_KINDS:
             self._ring.discard(words[hand + HAND_WORDS], words[hand + HAND_WORDS + 1])
         words[hand + OWNER] = 0

@@ -2,8 +2,7 @@
 
 One shared publication, of which only the constant beginning is published; the rest of its slot is written by
 every member, through a map of its own. Every change is committed by one aligned store of 8 bytes, under one of
-two locks that the kernel frees when their holder dies: the putters' (T) and the getters' (H); who needs both
-takes T first.
+two `locks` that no dead process keeps: the putters' (T) and the getters' (H); who needs both takes T first.
 
 An item lies in one or more **granules** of 32 bytes, side by side. A count of granules and one of items
 make a **position**, which only grows: items in the low half, where a futex looks, granules in the high half;
@@ -21,15 +20,17 @@ word     content
 56       CLAIM: the item that a getter was about to take last, and its hand (H)
 57       RINGS: counts up when all that was put is finished (T), for who waits in `join`
 64       DROPPED: items that *overflow* dropped (T)
-72-73    who had T and H last: seat (T, H)
+72-73    which of T's and H's semaphores counts: a number that only grows
 80-127   intents: row, generation and granule of a handle that is about to be put, 16 times (T)
-128-     members of a joinable queue, by seat: nonce, claimed, taken, finished (T and H, H, H, T)
+128-191  T's semaphores and H's, 8 each
+192-     who may be inside T, by seat, and who inside H: his seat and nonce
+then     members of a joinable queue, by seat: nonce, claimed, taken, finished (T and H, H, H, T)
 then     hands of a queue that gives back: owner, item, first word, then as many bytes as lie inline
 then     granules
 ======== ========================================================================================
 
 An item's first word has the low half of its first granule's number, its length 24 and its kind 8; behind it lie
-the pickled bytes, or grant word and tail of a handle. What does not fit before the last granule begins at the
+the bytes, or grant word and tail of a handle. What does not fit before the last granule begins at the
 first one again, behind a pad.
 """
 
@@ -57,11 +58,13 @@ PUTTERS_SLEEP: Final = 48
 CLAIM: Final = 56
 RINGS: Final = 57
 DROPPED: Final = 64
-TAIL_OWNER: Final = 72
-HEAD_OWNER: Final = 73
+#: Of both ends.
+SEMAPHORES: Final = 72
 INTENTS: Final = 80
 MOST_INTENTS: Final = 16
-FIRST_MEMBER: Final = 128
+LOCKS: Final = 128
+VERSIONS: Final = 8
+SEMAPHORE_WORDS: Final = 4
 
 #: A member's words.
 NONCE: Final = 0
@@ -94,12 +97,19 @@ KIND_SHIFT: Final = 56
 class Kind:
     """What an item is."""
 
+    #: Pickled bytes.
     INLINE: Final = 1
     #: Of an object that `objects` has laid out in a lease.
     HANDLE: Final = 2
     #: Of a lease that holds the pickled bytes, which the queue had no room for.
     PICKLED: Final = 3
     PAD: Final = 4
+    #: A `bytes` as it is.
+    BYTES: Final = 5
+
+
+#: Those whose bytes lie in the queue.
+INLINE_KINDS: Final = (Kind.INLINE, Kind.BYTES)
 
 
 class Flag:
@@ -145,6 +155,21 @@ def moved(position: int, granules: int, items: int) -> int:
     return ((position >> 32) + granules & LOW) << 32 | (position + items & LOW)
 
 
+def said_words(seats: int) -> int:
+    """Words of those who may be inside one end: whole cache lines."""
+    return -(-(seats + 1) // 8) * 8
+
+
+def first_said(seats: int, end: int) -> int:
+    """The first of them; *end* is 0 for T, 1 for H."""
+    return LOCKS + 2 * VERSIONS * SEMAPHORE_WORDS + end * said_words(seats)
+
+
+def first_member(seats: int) -> int:
+    """The first member's first word."""
+    return first_said(seats, 2)
+
+
 def hand_words(most_inline: int) -> int:
     """Words of one hand."""
     return HAND_WORDS + (most_inline + 7 >> 3)
@@ -152,7 +177,7 @@ def hand_words(most_inline: int) -> int:
 
 def first_hand(seats: int, flags: int) -> int:
     """The first hand's first word."""
-    return FIRST_MEMBER + ((seats + 1) * MEMBER_WORDS if flags & Flag.JOINABLE else 0)
+    return first_member(seats) + ((seats + 1) * MEMBER_WORDS if flags & Flag.JOINABLE else 0)
 
 
 def first_granule(seats: int, flags: int, hands: int, most_inline: int) -> int:

@@ -8,6 +8,7 @@ from ..errors import InvalidSize, NameTaken, NotFound
 from ..objects.sharing import find, publish_shared
 from ..protocol.header import SEATS as HEADER_SEATS
 from ..protocol.ledger import QUEUE
+from ..system import libc, semaphores
 from . import layout
 from .layout import ALL_FLAGS, FLAG_NAMES, Flag
 
@@ -79,6 +80,9 @@ def _publish(pool: BasePool, maxsize: int, name: str | None, flags: int, keep: b
         words[layout.FLAGS], words[layout.HANDS], words[layout.SEATS] = flags, hands, seats
         words[layout.MOST_INLINE], words[0] = MOST_INLINE, layout.MAGIC
         del words
+        address = libc.address_of(lease.view) + 8 * layout.LOCKS
+        for end in range(2):
+            semaphores.make(address + 8 * end * layout.VERSIONS * layout.SEMAPHORE_WORDS, 1)
         lease.shorten(layout.PREFIX_BYTES)
         return publish_shared(pool, lease, name, keep, None, mark=QUEUE)
     except BaseException:

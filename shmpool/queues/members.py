@@ -10,24 +10,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ..protocol.header import SEAT_NONCE, SEAT_STATE, seat_at
-from .layout import CLAIMED, FINISHED, FIRST_MEMBER, HEAD, LOW, MEMBER_WORDS, NONCE, TAKEN
+from .layout import CLAIMED, FINISHED, HEAD, LOW, MEMBER_WORDS, NONCE, TAKEN, first_member
 
 if TYPE_CHECKING:
     from ..seat.session import Session
 
-_NONCE_MASK: Final = (1 << 48) - 1
+NONCE_MASK: Final = (1 << 48) - 1
 
 
 def name_of(session: Session) -> int:
     """A seat and who has it, in one word that is not 0."""
-    return session.seat << 48 | session.nonce & _NONCE_MASK
+    return session.seat << 48 | session.nonce & NONCE_MASK
 
 
 def is_alive(session: Session, name: int) -> bool:
     """Whether that seat is still taken by who had it."""
     header, at = session.header, seat_at(name >> 48)
     try:
-        return bool(header[at + SEAT_STATE]) and not (header[at + SEAT_NONCE] ^ name) & _NONCE_MASK
+        return bool(header[at + SEAT_STATE]) and not (header[at + SEAT_NONCE] ^ name) & NONCE_MASK
     except IndexError:
         return False
 
@@ -35,11 +35,12 @@ def is_alive(session: Session, name: int) -> bool:
 class Members:
     """Those of one queue, as one of them sees them."""
 
-    __slots__ = ("_at", "_seats", "_session", "_words")
+    __slots__ = ("_at", "_first", "_seats", "_session", "_words")
 
     def __init__(self, words: memoryview[int], session: Session, seats: int) -> None:
         self._words, self._session, self._seats = words, session, seats
-        self._at = FIRST_MEMBER + session.seat * MEMBER_WORDS
+        self._first = first_member(seats)
+        self._at = self._first + session.seat * MEMBER_WORDS
 
     def join(self) -> None:
         """Under T and H: whoever had this seat before counts no more."""
@@ -68,11 +69,11 @@ class Members:
     def unfinished(self) -> int:
         """Items that the living have taken and not finished. What is taken meanwhile may be counted by who
         has asked for the queue's size before."""
-        words, count = self._words, 0
-        end = FIRST_MEMBER + (self._seats + 1) * MEMBER_WORDS
-        for seat, name in enumerate(words[FIRST_MEMBER + NONCE : end : MEMBER_WORDS].tolist()):
+        words, count, first = self._words, 0, self._first
+        end = first + (self._seats + 1) * MEMBER_WORDS
+        for seat, name in enumerate(words[first + NONCE : end : MEMBER_WORDS].tolist()):
             if name and is_alive(self._session, name):
-                at = FIRST_MEMBER + seat * MEMBER_WORDS
+                at = first + seat * MEMBER_WORDS
                 claimed = words[at + CLAIMED]
                 count += words[at + TAKEN] - words[at + FINISHED]
                 if claimed and claimed >> 32 != words[HEAD] >> 32:

@@ -6,8 +6,10 @@ Nothing is locked in here, and nothing pickled.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..errors import FormatError, LeaseReleased, ShmpoolError
 from ..protocol.ledger import generation_of, queue_word
@@ -19,7 +21,7 @@ from ..system import futex, libc
 from ..system.here import HERE, OURS
 from ..system.patience import Patience, spin
 from ..system.segments import open_segment
-from . import layout, sleepers, threads
+from . import layout, sleepers
 from .layout import (
     ALL_FLAGS,
     CAPACITY,
@@ -31,6 +33,7 @@ from .layout import (
     HANDLE_GRANULES,
     HANDS,
     HEAD,
+    INLINE_KINDS,
     KIND_SHIFT,
     LENGTH_MASK,
     LENGTH_SHIFT,
@@ -47,7 +50,8 @@ from .layout import (
     item_word,
     moved,
 )
-from .threads import HEAD_BYTE, TAIL_BYTE, End
+from .locks import HEAD_END, TAIL_END, End, raise_interrupted
+from .sleepers import Rest
 
 if TYPE_CHECKING:
     from ..pool import BasePool
@@ -55,6 +59,8 @@ if TYPE_CHECKING:
     from ..shared import Shared
 
 ALL: Final = (1 << 31) - 1
+_ITEM_KINDS: Final = (*INLINE_KINDS, Kind.HANDLE, Kind.PICKLED)
+R = TypeVar("R")
 
 
 class Scribbled(Exception):
@@ -79,7 +85,8 @@ class Memory:
         try:
             self._window = self._map()
             self.words = memoryview(self._window).cast("Q")
-            self.raw = memoryview(self._window)
+            #: Whose slices are bytes, for half of what those of a memoryview take.
+            self.raw = self._window
             self._read_geometry()
         except BaseException:
             self._buffer.release()
@@ -87,10 +94,11 @@ class Memory:
         at = libc.address_of(self._window)
         self.tail_at, self.head_at, self.rings_at = at + 8 * TAIL, at + 8 * HEAD, at + 8 * RINGS
         self._barrier = self.session.barrier
-        self.threads = threads.of(self.session)
-        self.tail_end, self.head_end = End(self.row, TAIL_BYTE), End(self.row, HEAD_BYTE)
+        self.tail_end = End(self.session, self.words, at, self.row, TAIL_END, self.seats)
+        self.head_end = End(self.session, self.words, at, self.row, HEAD_END, self.seats)
+        self.tail_end.sit_down()
+        self.head_end.sit_down()
         self._queue_word = queue_word(self.row, self.generation)
-        self._seat = self.session.seat
         self.is_closed = False
 
     def _map(self) -> Window:
@@ -141,6 +149,30 @@ class Memory:
         """Items that `overflow` dropped."""
         return self.words[DROPPED]
 
+    # --- under a lock -----------------------------------------------------------------------------------
+
+    def under(self, end: End, deadline: float, body: Callable[..., R], *arguments: Any) -> R | None:
+        """Lock an end, and do what *body* says; None when that was not possible in time. Whoever is
+        interrupted in the middle lets go. Raises RuntimeError in a signal handler that has interrupted this thread
+        there."""
+        if end.has_gate():
+            raise_interrupted()
+        me = get_ident()
+        try:
+            return body(*arguments) if end.acquire(deadline) else None
+        finally:
+            try:
+                end.now[1]()
+            except AssertionError:
+                pass
+            finally:
+                if end.holder == me:
+                    self.words[end.said] = end.holder = 0
+                try:
+                    end.leave_gate()
+                except AssertionError:
+                    pass
+
     # --- what lies where ----------------------------------------------------------------------------
 
     def word_of(self, granule: int) -> int:
@@ -166,8 +198,8 @@ class Memory:
         """The granules of the item whose first word this is; 0 for what is none."""
         kind, length = word >> KIND_SHIFT, word >> LENGTH_SHIFT & LENGTH_MASK
         count = granules_of(length)
-        is_right = length <= self.most_inline if kind == Kind.INLINE else length == 16
-        if word & LOW != at or kind not in (Kind.INLINE, Kind.HANDLE, Kind.PICKLED) or not is_right:
+        is_right = length <= self.most_inline if kind in INLINE_KINDS else length == 16
+        if word & LOW != at or kind not in _ITEM_KINDS or not is_right:
             return 0
         return count if count <= (end - at & LOW) and (at & self.mask) + count <= self.granules else 0
 
@@ -184,8 +216,8 @@ class Memory:
         with suppress(ShmpoolError):  # it was opened, or its publisher is gone
             tickets.discard_handle(self.session, granted, tail)
 
-    def discard_items(self, most: int) -> None:
-        """Under H: discard so many items and commit by HEAD."""
+    def discard_items(self, most: int) -> bool:
+        """Under H: discard so many items and commit by HEAD. True."""
         words = self.words
         position, tail = words[HEAD], words[TAIL]
         while most and position != tail:
@@ -200,6 +232,7 @@ class Memory:
             position = following
             most -= 1
         words[HEAD] = position
+        return True
 
     # --- waiting ------------------------------------------------------------------------------------------
 
@@ -227,19 +260,16 @@ class Memory:
         if is_roomy and sleepers.any_asleep(words[PUTTERS_SLEEP]):
             futex.wake(self.head_at, 1)
 
-    def _wait(
-        self, patience: Patience | None, deadline: float, word: int, at: int, seen: int, epoch: int, left: float
-    ) -> Patience | None:
+    def _wait(self, patience: Patience | None, deadline: float, word: int, at: int, rest: Rest) -> Patience | None:
         """Look again and again for a while; then sleep, for those who have lain down. None when the time is over."""
-        words = self.words
         if patience is None:
             if deadline == 0.0:
                 return None
             patience = Patience(deadline)
-            spin(words, word, seen)
+            spin(self.words, word, rest.seen)
         elif patience.is_over:
             return None
-        elif epoch:
-            patience.sleep(at, seen, left)
+        elif rest.epoch:
+            patience.sleep(at, rest.seen, rest.left)
         self._check_here()
         return patience

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copyreg
 import pickle
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..objects.encoding import encode
@@ -28,7 +29,7 @@ _PLAIN: Final = frozenset({int, float, complex, bool, str, bytes, type(None), tu
 
 
 #: Of these those that need nothing of the pickler's.
-FLAT: Final = frozenset({int, float, bool, str, bytes, type(None)})
+FLAT: Final = frozenset({int, float, bool, str, type(None)})
 
 
 class Item(NamedTuple):
@@ -107,6 +108,16 @@ class SmallPickler:
             self._clear()
             pieces.clear()
             self._is_busy = self._large = False
+
+
+class _Mine(threading.local):
+    """Each thread's."""
+
+    def __init__(self) -> None:
+        self.dumps = SmallPickler().dumps
+
+
+mine: Final = _Mine()
 
 
 def in_lease(pool: BasePool, obj: Any, pieces: list[Any] | None, timeout: float | None) -> Item:

@@ -2,13 +2,13 @@
 
 What is stored, and in which order, is the protocol (see `layout`): a death between any two stores loses at
 most what was in that process's own hands. Signals may raise behind any call. What is locked is unlocked by a
-call in a ``finally``, never in a function that is called there, which could be interrupted before it does so.
+call in a ``finally``, never in a function that is called there, which could be interrupted before it does so
+(`Memory.under`; the short way does the same in place).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fcntl import fcntl
 from queue import Full
 from typing import TYPE_CHECKING, Final
 from weakref import proxy
@@ -29,7 +29,6 @@ from ..protocol.ledger import (
     state_of,
 )
 from ..protocol.states import State
-from ..system.locks import F_OFD_SETLK
 from . import layout, sleepers
 from .bell import Bell
 from .layout import (
@@ -47,7 +46,6 @@ from .layout import (
     ODD,
     PUTTERS_SLEEP,
     TAIL,
-    TAIL_OWNER,
     Flag,
     Kind,
     Odd,
@@ -56,14 +54,14 @@ from .layout import (
     moved,
 )
 from .memory import Memory
-from .threads import Thread, raise_interrupted
+from .sleepers import Rest
 
 if TYPE_CHECKING:
     from ..pool import BasePool
     from ..shared import Shared
+    from ..system.patience import Patience
     from .pickling import Item
 
-_INLINE: Final = Kind.INLINE
 #: Where the number of intents stands.
 _INTENTS_SHIFT: Final = 8
 _COUNT: Final = sleepers.COUNT
@@ -87,107 +85,114 @@ class Putting(Memory):
         self.bell = Bell(proxy(self))  # no circle: what nobody has is gone at once
         #: Whether the short way will do.
         self._puts_fast = self._barrier is None
+        #: Where TAIL was after the last put of this process, and where it has seen HEAD. As long as nobody else puts,
+        #: HEAD need not be read anew where there was room: the getters' cache lines are theirs.
+        self._last_tail = self._seen_head = -1
 
-    def put_fast(self, thread: Thread, data: bytes) -> bool:
+    def put_fast(self, data: bytes, kind: int) -> bool:
         """Put one item inline, where that takes nothing but a lock and some stores. False: it was not put."""
         end = self.tail_end
-        before = thread.holds
-        if before or not self._puts_fast:
+        if not self._puts_fast or end.has_gate():
             return False
-        words, length = self.words, len(data)
+        words, length, inside, is_put = self.words, len(data), False, False
         count = length + _ITEM_HEAD_AND_ROUNDING >> GRANULE_SHIFT
+        take, leave, version = end.now
         try:
-            thread.holds = end.marked
-            fcntl(thread.fd, F_OFD_SETLK, end.lock)
-            tail, head = words[TAIL], words[HEAD]
-            at = tail >> 32
-            place = at & self.mask
-            if (
-                (at - (head >> 32) & LOW) + count > self.inline_limit
-                or place + count > self.granules
-                or (tail - head & LOW) >= self.capacity
-                or words[ODD]
-                or length > self.most_inline
-                or self.is_closed
-            ):
-                return False
-            words[TAIL_OWNER] = self._seat
-            start = self.first + (place << GRANULE_SHIFT)
-            self.raw[start + 8 : start + 8 + length] = data
-            words[start >> 3] = at | length << LENGTH_SHIFT | _INLINE << KIND_SHIFT
-            words[TAIL] = (at + count & LOW) << 32 | (tail + 1 & LOW)
-        except (BlockingIOError, PermissionError):
-            return False
+            if end.take_gate(False):
+                words[end.said] = end.name
+                inside = True
+                if (take(False) or end.insist(take)) and words[end.version] == version:
+                    tail = words[TAIL]
+                    if tail != self._last_tail:
+                        self._seen_head = words[HEAD]
+                    head, at = self._seen_head, tail >> 32
+                    place = at & self.mask
+                    if (at - (head >> 32) & LOW) + count > self.inline_limit or (tail - head & LOW) >= self.capacity:
+                        self._seen_head = head = words[HEAD]
+                    if (
+                        (at - (head >> 32) & LOW) + count <= self.inline_limit
+                        and place + count <= self.granules
+                        and (tail - head & LOW) < self.capacity
+                        and not words[ODD]
+                        and length <= self.most_inline
+                        and not self.is_closed
+                    ):
+                        start = self.first + (place << GRANULE_SHIFT)
+                        self.raw[start + 8 : start + 8 + length] = data
+                        words[start >> 3] = at | length << LENGTH_SHIFT | kind << KIND_SHIFT
+                        words[TAIL] = self._last_tail = (at + count & LOW) << 32 | (tail + 1 & LOW)
+                        is_put = True
         finally:
             try:
-                fcntl(thread.fd, F_OFD_SETLK, end.unlock)
+                leave()
+            except AssertionError:
+                pass
             finally:
-                thread.holds = before
-        if words[GETTERS_SLEEP] & _COUNT:
+                if inside:
+                    words[end.said] = 0
+                try:
+                    end.leave_gate()
+                except AssertionError:
+                    pass
+        if is_put and words[GETTERS_SLEEP] & _COUNT:
             self._wake_getters(1)
-        return True
+        return is_put
 
-    def put(self, thread: Thread, items: Sequence[Item], deadline: float) -> int:
+    def put(self, items: Sequence[Item], deadline: float) -> int:
         """Put them in order, as many at once as there is room for; how many were put, less only when
         the deadline came. Raises `Full` when none were, QueueShutDown, NoRoomInline."""
-        words, end = self.words, self.tail_end
-        done, epoch, left, patience = 0, 0, 0.0, None
+        words = self.words
+        done, rest, patience = 0, Rest(), None
         while True:
-            stored, head, odd = 0, 0, 0
-            before = thread.holds
-            if end in before:
-                raise_interrupted()
-            try:
-                thread.holds = (end, *before)
-                if not end.acquire(thread, deadline):
-                    break
-                self._check_open()
-                words[TAIL_OWNER] = self._seat
-                if epoch:
-                    sleepers.get_up(words, PUTTERS_SLEEP, epoch)
-                    epoch = 0
-                odd = words[ODD]
-                if odd & Odd.SHUT:
-                    raise QueueShutDown("the queue was shut down")
-                if odd & Odd.INTENTS:
-                    self._discard_intents()
-                stored = self._store(thread, items, done, deadline)
-                if stored < 0:
-                    raise NoRoomInline(done)
-                done += stored
-                if done < len(items) and self.flags & Flag.DROP_NEWEST:
-                    words[DROPPED] += len(items) - done
-                    done = len(items)
-                elif not stored:
-                    head = words[HEAD]
-                    if patience is not None and not patience.is_over:
-                        epoch, left = sleepers.lie_down(words, PUTTERS_SLEEP)
-            finally:
-                try:
-                    fcntl(thread.fd, F_OFD_SETLK, end.unlock)
-                finally:
-                    thread.holds = before
+            stored = self.under(self.tail_end, deadline, self._put, items, done, deadline, patience, rest)
+            if stored is None:
+                break
+            done += stored
             if stored:
-                self._tell_of_items(stored, odd)
+                self._tell_of_items(stored, rest.odd)
             if done == len(items):
                 if words[PUTTERS_SLEEP] & _COUNT:
                     self._wake_putters()  # there may be room for more of them
                 return done
             if not stored:
-                patience = self._wait(patience, deadline, HEAD, self.head_at, head, epoch, left)
+                patience = self._wait(patience, deadline, HEAD, self.head_at, rest)
                 if patience is None:
                     break
         if not done:
             raise Full
         return done
 
+    def _put(self, items: Sequence[Item], done: int, deadline: float, patience: Patience | None, rest: Rest) -> int:
+        """Under T: how many were put, or dropped. For none it lies down, if it has looked before."""
+        words = self.words
+        self._check_open()
+        rest.get_up(words, PUTTERS_SLEEP)
+        rest.odd = odd = words[ODD]
+        if odd & Odd.SHUT:
+            raise QueueShutDown("the queue was shut down")
+        if odd & Odd.INTENTS:
+            self._discard_intents()
+        stored = self._store(items, done, deadline)
+        if stored < 0:
+            raise NoRoomInline(done)
+        if done + stored < len(items) and self.flags & Flag.DROP_NEWEST:
+            words[DROPPED] += len(items) - done - stored
+            return len(items) - done
+        if not stored:
+            rest.seen = words[HEAD]
+            if patience is not None and not patience.is_over:
+                rest.lie_down(words, PUTTERS_SLEEP)
+        return stored
+
     def _tell_of_items(self, count: int, odd: int) -> None:
+        if self._barrier:
+            self._barrier()
         if self.words[GETTERS_SLEEP] & _COUNT:
             self._wake_getters(count)
         if odd & Odd.WATCHED:
             self.bell.ring()
 
-    def _store(self, thread: Thread, items: Sequence[Item], done: int, deadline: float) -> int:
+    def _store(self, items: Sequence[Item], done: int, deadline: float) -> int:
         """Under T: as many of them as there is room for, or in DROP_OLDEST all; the commit is one store. -1 when
         the first of them must go into a lease."""
         count, drops = 0, bool(self.flags & Flag.DROP_OLDEST)
@@ -206,7 +211,7 @@ class Putting(Memory):
                     is_full = (position - head & LOW) >= self.capacity or used > self.granules
                     if not (drops and is_full) or head == tail:
                         break
-                    if not self._discard_oldest(thread, deadline):
+                    if not self._discard_oldest(deadline):
                         return 0
                 if is_full or (data is None and intents == MOST_INTENTS):
                     break
@@ -224,7 +229,7 @@ class Putting(Memory):
                 else:
                     start = self.first + ((at & self.mask) << GRANULE_SHIFT)
                     self.raw[start + ITEM_HEAD : start + ITEM_HEAD + len(data)] = data
-                    words[start >> 3] = item_word(at, Kind.INLINE, len(data))
+                    words[start >> 3] = item_word(at, item.kind, len(data))
                 position = moved(position, need, 1)
                 count += 1
             if self._barrier:
@@ -269,21 +274,9 @@ class Putting(Memory):
                 self.discard(granted, row << 4 + NBYTES_BITS | nbytes_of(extent))
         words[ODD] = odd & 7
 
-    def _discard_oldest(self, thread: Thread, deadline: float) -> bool:
+    def _discard_oldest(self, deadline: float) -> bool:
         """Under T: drop an item, or what stands at HEAD. False when H cannot be had."""
-        words, end = self.words, self.head_end
-        before = thread.holds
-        if end in before:
-            raise_interrupted()
-        try:
-            thread.holds = (end, *before)
-            if not end.acquire(thread, deadline):
-                return False
-            self.discard_items(1)
-        finally:
-            try:
-                fcntl(thread.fd, F_OFD_SETLK, end.unlock)
-            finally:
-                thread.holds = before
-        words[DROPPED] += 1
+        if self.under(self.head_end, deadline, self.discard_items, 1) is None:
+            return False
+        self.words[DROPPED] += 1
         return True

@@ -21,9 +21,10 @@ from ..errors import ShmpoolError
 from ..link.waiting import check_timeout
 from ..system.here import HERE, OURS
 from . import defaults
+from .getting import MISSED
 from .layout import Flag, Kind
 from .making import make
-from .pickling import FLAT, Item, in_lease, restore, restore_copy
+from .pickling import FLAT, Item, in_lease, mine, restore, restore_copy
 from .putting import NoRoomInline
 from .ring import Ring
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from ..pool import BasePool
     from ..shared import Shared
     from .getting import Found
-    from .threads import Thread
 
 Overflow = Literal["block", "drop_oldest", "drop_newest"]
 OnDeadConsumer = Literal["drop", "requeue"]
@@ -147,39 +147,46 @@ class Queue:
         one = self._ring
         if one is None or one.session.is_over or not HERE[OURS]:
             one = self._attach()
-        thread = one.threads.mine()
-        data = dumps(obj, 3) if type(obj) in FLAT else thread.dumps(obj, one.most_inline)
-        if type(data) is bytes and one.put_fast(thread, data):
+        data: Any
+        if type(obj) is bytes:
+            data, kind = obj, Kind.BYTES
+        else:
+            data, kind = dumps(obj, 3) if type(obj) in FLAT else mine.dumps(obj, one.most_inline), Kind.INLINE
+        if type(data) is bytes and one.put_fast(data, kind):
             return
         deadline = _deadline(block, timeout)
-        self._put_all(one, thread, [self._item(one, obj, data, deadline)], deadline)
+        self._put_all(one, [self._item(one, obj, data, kind, deadline)], deadline)
 
     def put_many(self, objs: Iterable[Any], block: bool = True, timeout: float | None = None) -> int:
         """Put objects in order, as many under one lock as there is room for, and say how many were put:
         fewer than all only when the time was over. Raises like `put`; nothing is put of what cannot be pickled."""
         one = self._here()
-        thread = one.threads.mine()
         deadline = _deadline(block, timeout)
         items: list[Item] = []
+        most = one.most_inline
         try:
             for obj in objs:
-                items.append(self._item(one, obj, thread.dumps(obj, one.most_inline), deadline))
+                if type(obj) is bytes and len(obj) <= most:
+                    items.append(Item(Kind.BYTES, obj, None))
+                else:
+                    items.append(self._item(one, obj, mine.dumps(obj, most), Kind.INLINE, deadline))
         except BaseException:
             _release(items)
             raise
-        return self._put_all(one, thread, items, deadline) if items else 0
+        return self._put_all(one, items, deadline) if items else 0
 
-    def _put_all(self, one: Ring, thread: Thread, items: list[Item], deadline: float) -> int:
+    def _put_all(self, one: Ring, items: list[Item], deadline: float) -> int:
         done = 0
         try:
             while True:
                 try:
-                    return done + one.put(thread, items[done:], deadline)
+                    return done + one.put(items[done:], deadline)
                 except NoRoomInline as full:
                     done += full.done
                     spilt = items[done].inline
                     assert spilt is not None
-                    items[done] = self._leased(None, [spilt], deadline)
+                    pickled = dumps(spilt, 3) if items[done].kind == Kind.BYTES else spilt
+                    items[done] = self._leased(None, [pickled], deadline)
                 except Full:
                     if done:
                         return done
@@ -187,11 +194,11 @@ class Queue:
         finally:
             _release(items)
 
-    def _item(self, one: Ring, obj: Any, data: bytes | list[Any] | None, deadline: float) -> Item:
+    def _item(self, one: Ring, obj: Any, data: bytes | list[Any] | None, kind: int, deadline: float) -> Item:
         if type(data) is bytes:
             if len(data) <= one.most_inline:
-                return Item(Kind.INLINE, data, None)
-            data = [data]
+                return Item(kind, data, None)
+            data = [data if kind == Kind.INLINE else dumps(data, 3)]
         return self._leased(obj, data, deadline)  # type: ignore[arg-type]
 
     def _leased(self, obj: Any, pieces: list[Any] | None, deadline: float) -> Item:
@@ -215,22 +222,21 @@ class Queue:
         one = self._ring
         if one is None or one.session.is_over or not HERE[OURS]:
             one = self._attach()
-        thread = one.threads.mine()
-        found = one.get_fast(thread)
-        if found is None:
+        found = one.get_fast()
+        if found is MISSED:
             deadline = _deadline(block, timeout)
             if one.await_item(deadline):
-                found = one.get_fast(thread)
-            if found is None:
-                found = one.get(thread, 1, deadline)[0]
-        return loads(found) if type(found) is bytes else _restored(found)  # type: ignore[arg-type]
+                found = one.get_fast()
+            if found is MISSED:
+                return _restored(one.get(1, deadline)[0])
+        return found
 
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Any]:
         """Take up to *n* objects, what is there, at least one. Raises like `get`."""
         if type(n) is not int or n < 1:
             raise ValueError(f"n is a whole number from 1 on, not {n!r}")
         one = self._here()
-        return list(map(_restored, one.get(one.threads.mine(), n, _deadline(block, timeout))))
+        return list(map(_restored, one.get(n, _deadline(block, timeout))))
 
     def get_nowait(self) -> Any:
         """Take an object, or raise `queue.Empty`."""
@@ -266,7 +272,7 @@ class Queue:
         be readable though another process was faster, and `get_nowait` raises `queue.Empty` then. This process's;
         open until `close`."""
         one = self._here()
-        return one.watch(one.threads.mine())
+        return one.watch()
 
     # --- its end --------------------------------------------------------------------------------------
 
@@ -274,7 +280,7 @@ class Queue:
         """For all processes: `put` raises `QueueShutDown` from now on, `get` does once it is empty.
         *immediate*: what is in it is discarded."""
         one = self._here()
-        one.shut(one.threads.mine(), immediate=immediate)
+        one.shut(immediate=immediate)
 
     def close(self) -> None:
         """This process uses it no more. With the last one to close it goes what is in it."""
@@ -321,7 +327,7 @@ class JoinableQueue(Queue):
     def task_done(self) -> None:
         """An item that was taken is finished. Raises ValueError when called more often than items were put."""
         one = self._here()
-        one.note_done(one.threads.mine())
+        one.note_done()
 
     def join(self) -> None:
         """Wait until all items are finished."""
@@ -332,7 +338,7 @@ def shut(pool: BasePool, shared: Shared) -> None:
     """Shut a queue down that was dropped."""
     one = _rings.use(pool, shared)
     try:
-        one.shut(one.threads.mine(), immediate=True)
+        one.shut(immediate=True)
     finally:
         if _rings.release(one):
             one.close()
@@ -349,6 +355,8 @@ def _restored(found: Found) -> Any:
     kind, content = found
     if not isinstance(content, bytes):
         return restore(kind, content)
+    if kind == Kind.BYTES:
+        return content
     return loads(content) if kind == Kind.INLINE else restore_copy(kind, content)
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from fcntl import fcntl
 from typing import TYPE_CHECKING, Final
 
 from ..system import futex
 from ..system.here import HERE, OURS
-from ..system.locks import F_OFD_SETLK
 from ..system.patience import Patience
 from .getting import Getting
 from .layout import HEAD, ODD, RINGS, TAIL, Odd
 from .members import Members
 from .memory import ALL
-from .threads import Thread, raise_interrupted
 
 if TYPE_CHECKING:
     from ..pool import BasePool
@@ -31,19 +28,7 @@ class Ring(Getting):
             self._join(self.members)
 
     def _join(self, members: Members) -> None:
-        thread = self.threads.mine()
-        before = thread.holds
-        try:
-            thread.holds = (self.tail_end, self.head_end, *before)
-            self.tail_end.acquire(thread, _FOR_EVER)
-            self.head_end.acquire(thread, _FOR_EVER)
-            members.join()
-        finally:
-            try:
-                fcntl(thread.fd, F_OFD_SETLK, self.tail_end.unlock)
-                fcntl(thread.fd, F_OFD_SETLK, self.head_end.unlock)
-            finally:
-                thread.holds = before
+        self.under(self.tail_end, _FOR_EVER, self.under, self.head_end, _FOR_EVER, members.join)
 
     # --- join, shutdown --------------------------------------------------------------------------------
 
@@ -55,34 +40,24 @@ class Ring(Getting):
             return size + self.hands.count
         return max(0, size + self.members.unfinished) if self.members is not None else size
 
-    def note_done(self, thread: Thread) -> None:
+    def note_done(self) -> None:
         """An item is finished. Raises ValueError for more than were put."""
-        words, end = self.words, self.tail_end
-        before = thread.holds
-        if end in before:
-            raise_interrupted()
-        is_all = False
-        try:
-            thread.holds = (end, *before)
-            end.acquire(thread, _FOR_EVER)
-            self._check_open()
-            unfinished = self.unfinished
-            if not unfinished:
-                raise ValueError("task_done() called too many times")
-            if self.hands is not None:
-                self.hands.release_oldest()
-            elif self.members is not None:
-                self.members.note_done()
-            is_all = unfinished == 1
-            if is_all:
-                words[RINGS] += 1
-        finally:
-            try:
-                fcntl(thread.fd, F_OFD_SETLK, end.unlock)
-            finally:
-                thread.holds = before
-        if is_all:
+        if self.under(self.tail_end, _FOR_EVER, self._note_done):
             futex.wake(self.rings_at, ALL)
+
+    def _note_done(self) -> bool:
+        """Under T: whether it was the last one."""
+        self._check_open()
+        unfinished = self.unfinished
+        if not unfinished:
+            raise ValueError("task_done() called too many times")
+        if self.hands is not None:
+            self.hands.release_oldest()
+        elif self.members is not None:
+            self.members.note_done()
+        if unfinished == 1:
+            self.words[RINGS] += 1
+        return unfinished == 1
 
     def wait_finished(self) -> None:
         """Wait until all that was put is finished. What a dead consumer had in its hands is."""
@@ -94,52 +69,35 @@ class Ring(Getting):
             patience.sleep(self.rings_at, rings)
             self._check_here()
 
-    def shut(self, thread: Thread, *, immediate: bool) -> None:
+    def shut(self, *, immediate: bool) -> None:
         """No more puts; *immediate*: what is in it is discarded, and finished."""
-        words, tail_end, head_end = self.words, self.tail_end, self.head_end
-        before = thread.holds
-        if tail_end in before or head_end in before:
-            raise_interrupted()
-        try:
-            thread.holds = (tail_end, head_end, *before)
-            tail_end.acquire(thread, _FOR_EVER)
-            if words[ODD] & Odd.INTENTS:
-                self._discard_intents()
-            words[ODD] |= Odd.SHUT | Odd.SHUT_AT_ONCE if immediate else Odd.SHUT
-            if immediate:
-                head_end.acquire(thread, _FOR_EVER)
-                self.discard_items(ALL)
-            words[RINGS] += 1
-        finally:
-            try:
-                fcntl(thread.fd, F_OFD_SETLK, tail_end.unlock)
-                fcntl(thread.fd, F_OFD_SETLK, head_end.unlock)
-            finally:
-                thread.holds = before
+        self.under(self.tail_end, _FOR_EVER, self._shut, immediate)
         for at in (self.tail_at, self.head_at, self.rings_at):
             futex.wake(at, ALL)
-        if words[ODD] & Odd.WATCHED:
+        if self.words[ODD] & Odd.WATCHED:
             self.bell.ring()
 
-    def watch(self, thread: Thread) -> int:
+    def _shut(self, immediate: bool) -> None:
+        """Under T."""
+        words = self.words
+        if words[ODD] & Odd.INTENTS:
+            self._discard_intents()
+        words[ODD] |= Odd.SHUT | Odd.SHUT_AT_ONCE if immediate else Odd.SHUT
+        if immediate:
+            self.under(self.head_end, _FOR_EVER, self.discard_items, ALL)
+        words[RINGS] += 1
+
+    def watch(self) -> int:
         """The descriptor that is readable when something was put; see `bell`."""
-        words, end = self.words, self.tail_end
+        words = self.words
         fd = self.bell.open()
-        before = thread.holds
-        if end in before:
-            raise_interrupted()
-        try:
-            thread.holds = (end, *before)
-            end.acquire(thread, _FOR_EVER)
-            words[ODD] |= Odd.WATCHED
-        finally:
-            try:
-                fcntl(thread.fd, F_OFD_SETLK, end.unlock)
-            finally:
-                thread.holds = before
+        self.under(self.tail_end, _FOR_EVER, self._note_watched)
         if words[TAIL] != words[HEAD] or words[ODD] & Odd.SHUT:
             self.bell.ring()
         return fd
+
+    def _note_watched(self) -> None:
+        self.words[ODD] |= Odd.WATCHED
 
     # --- its end ----------------------------------------------------------------------------------------
 
@@ -151,22 +109,18 @@ class Ring(Getting):
         if HERE[OURS] and not session.is_over:
             if self.hands is not None:
                 self.hands.release_all()
-            thread = self.threads.mine()
-            before = thread.holds
-            try:
-                # Whoever is inside comes out first: what he puts must not come behind our word that we are gone.
-                if not before:
-                    self.tail_end.acquire(thread, 0)
-                    self.head_end.acquire(thread, 0)
-                self.is_closed = True
-            finally:
-                fcntl(thread.fd, F_OFD_SETLK, self.tail_end.unlock)
-                fcntl(thread.fd, F_OFD_SETLK, self.head_end.unlock)
+            # Whoever is inside comes out first: what he puts must not come behind our word that we are gone.
+            if not (self.tail_end.has_gate() or self.head_end.has_gate()):
+                self.under(self.tail_end, 0, self.under, self.head_end, 0, self._note_closed)
+            self.is_closed = True
             for at in (self.tail_at, self.head_at):
                 futex.wake(at, ALL)  # of this process's threads, too: they see that it is closed
         self.is_closed = True
         self.bell.close()
         self._buffer.release()
+
+    def _note_closed(self) -> None:
+        self.is_closed = True
 
     def abandon(self) -> None:
         """Nobody has it any more, and this may be a finalizer: as `close`, without a lock and without a word."""

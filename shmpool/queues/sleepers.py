@@ -17,6 +17,26 @@ _EPOCH_SHIFT: Final = 16
 EPOCH: Final = 1000
 
 
+class Rest:
+    """One wait of one side: whether it has lain down, and what it has seen."""
+
+    __slots__ = ("epoch", "left", "odd", "seen")
+
+    def __init__(self) -> None:
+        self.epoch = self.seen = self.odd = 0
+        self.left = 0.0
+
+    def lie_down(self, words: memoryview[int], at: int) -> None:
+        """Under the lock."""
+        self.epoch, self.left = lie_down(words, at)
+
+    def get_up(self, words: memoryview[int], at: int) -> None:
+        """Under the lock, if it has lain down."""
+        if self.epoch:
+            get_up(words, at, self.epoch)
+            self.epoch = 0
+
+
 def lie_down(words: memoryview[int], at: int) -> tuple[int, float]:
     """Count one more, under the lock; the epoch, and how many seconds it goes on."""
     now = time.monotonic_ns() // 1_000_000

@@ -135,6 +135,17 @@ def socket_option(fd: int, level: int, option: int) -> bytes:
             raise OSError(errno, os.strerror(errno))
 
 
+_libc.sem_init.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint)
+#: Whether this is the library that lets semaphores be closed which it has not opened.
+IS_GLIBC: Final = hasattr(_libc, "gnu_get_libc_version")
+
+
+def make_semaphore(address: int, value: int) -> None:
+    """A semaphore that processes share, in 32 bytes of memory that they share."""
+    if _libc.sem_init(address, 1, value) != 0:
+        raise _failure("sem_init")
+
+
 # --- memory barriers --------------------------------------------------------------------------
 
 _SYS_MEMBARRIER: Final = {"aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356, "armv7l": 389}

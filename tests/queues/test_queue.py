@@ -359,12 +359,11 @@ def test_waiting_is_interruptible(made: Callable[..., Any]) -> None:
 
 def test_a_handler_that_puts_inside_a_put_is_refused_not_blocked(made: Callable[..., Any]) -> None:
     one = made()
-    ring = one._here()
-    thread = ring.threads.mine()
-    thread.holds = ring.tail_end.marked  # as in the middle of a put
+    end = one._here().tail_end
+    end.take_gate(False)  # as in the middle of a put
     with pytest.raises(RuntimeError, match="signal handler"):
         one.put(1)
-    thread.holds = ()
+    end.leave_gate()
     one.put(2)
     assert one.get() == 2
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import Process
-from queue import Empty
+from queue import Empty, Full
 from typing import Any
 
 import pytest
@@ -204,7 +204,7 @@ def test_a_stopped_holder_of_a_lock_delays_others_by_their_timeouts(pool: shmpoo
 
     def stop(tell: Callable[[], None]) -> None:
         ring = one._here()
-        ring.head_end.acquire(ring.threads.mine(), 0)
+        ring.head_end.acquire(0)
         tell()
         os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -219,6 +219,67 @@ def test_a_stopped_holder_of_a_lock_delays_others_by_their_timeouts(pool: shmpoo
     one.close()
 
 
+@pytest.mark.parametrize("moment", ["has it", "is about to take it", "has let go"])
+def test_who_dies_at_a_lock_blocks_nobody_though_no_broker_looks(moment: str) -> None:
+    """The lock's holder and the broker die at once: who waits mends the lock himself."""
+    with shmpool.Broker(memory_limit="16MiB", max_clients=4) as broker, broker.connect() as pool:
+        one = shmpool.Queue(pool=pool)
+
+        def hold(tell: Callable[[], None]) -> None:
+            end = one._here().tail_end
+            assert end.acquire(0)
+            if moment == "has let go":
+                end.now[1]()
+            elif moment == "is about to take it":
+                end.now[1]()
+                one._here().words[end.said] = end.name
+            tell()
+
+        with Child(hold) as child:
+            child.wait()
+            os.kill(broker.pid, signal.SIGKILL)
+            child.kill()
+            for number in range(3):
+                one.put(number, timeout=SOON)
+            assert one.get_many(3) == [0, 1, 2]
+
+
+def test_a_scribbled_lock_is_made_anew(pool: shmpool.Pool) -> None:
+    one = shmpool.Queue(pool=pool)
+    ring = one._here()
+    at = 128 + 4 * (ring.words[72] % 8)
+    ring.words[at] = 0  # as if somebody had it, who never said so
+    with pytest.raises(Full):
+        one.put(1, timeout=0)
+    one.put(2, timeout=SOON)
+    ring.words[at + 32] = 0
+    assert one.get(timeout=SOON) == 2
+    one.close()
+
+
+def test_who_takes_the_seat_of_a_dead_holder_frees_the_lock(pool: shmpool.Pool) -> None:
+    one = pool.queue("seat")
+    seats = []
+
+    def hold(tell: Callable[[], None]) -> None:
+        other = pool.queue("seat")
+        assert other._here().tail_end.acquire(0)
+        tell()
+
+    def put(tell: Callable[[], None]) -> None:
+        other = pool.queue("seat")
+        other.put(other._here().session.seat)
+        tell()
+
+    for body in (hold, put):
+        with Child(body) as child:
+            child.wait()
+            seats.append({client.seat for client in query(pool.address).clients})
+        eventually(lambda: len(query(pool.address).clients) == 1)
+    assert one.get(timeout=SOON) in seats[0] & seats[1]
+    one.close()
+
+
 def test_a_child_keeps_no_lock_of_a_parent_that_dies(pool: shmpool.Pool) -> None:
     """A grandchild lives on that was forked while its parent was in the middle of a put."""
     one = shmpool.Queue(pool=pool)
@@ -226,7 +287,7 @@ def test_a_child_keeps_no_lock_of_a_parent_that_dies(pool: shmpool.Pool) -> None
 
     def fork(tell: Callable[[], None]) -> None:
         ring = one._here()
-        ring.tail_end.acquire(ring.threads.mine(), 0)
+        ring.tail_end.acquire(0)
         if not os.fork():
             tell()
             os.read(read, 1)
