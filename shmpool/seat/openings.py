@@ -60,6 +60,8 @@ class Openings:
                 tickets.map_record(record, granted, nbytes)
                 if record.is_direct:
                     self._segments.add(index)
+            elif record.is_direct:  # the next object of another producer, where the last one lay
+                record.shape = tickets.shape_of(record)
             if index not in self.records:
                 self._make_room()
                 self.records[index] = record

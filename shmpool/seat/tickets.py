@@ -135,6 +135,8 @@ class Record:
         for at, value in self.links:
             if words[at] != value:
                 return False
+        if self.is_direct:  # the link names it; its shape only says whose it was
+            return True
         return words[self.word + EXTENT] & SHAPE_MASK & ~MAX_NBYTES == self.shape
 
 
@@ -191,7 +193,7 @@ def map_record(record: Record, granted: int, nbytes: int) -> None:
     # First the old map goes, last the new one comes: `Pool.open`, which reads a record without the
     # lock, sees either that it is not mapped right, or no map, or the right one.
     record.window = None
-    record.shape = words[record.word + EXTENT] & SHAPE_MASK & ~MAX_NBYTES
+    record.shape = shape_of(record)
     record.links = ()
     record.is_direct = tier.kind is TierKind.DIRECT
     if record.is_direct:
@@ -224,6 +226,11 @@ def _map_direct(session: Reader, row: int, birth: int, nbytes: int) -> Window:
         raise StaleHandle(f"the direct segment is shorter than the handle's {nbytes} bytes")
     # Maybe read once, so as much as is read is faulted in, sixteen pages at a time.
     return session.windows.make([Piece(fd, 0, length)], READ, populate=False)
+
+
+def shape_of(record: Record) -> int:
+    """What its row says now, but for length and tickets."""
+    return record.session.words[record.word + EXTENT] & SHAPE_MASK & ~MAX_NBYTES
 
 
 def take(record: Record, granted: int, nbytes: int) -> None:
@@ -291,12 +298,6 @@ def release(ticket: Ticket) -> None:
     record, granted = ticket._record, ticket._granted
     session, words = record.session, record.session.words
     taken = granted & GENERATION_FIELD | session.taken
-    if record.is_direct and not granted & SEAT_MASK:  # whoever keeps a segment uses it again
-        with session.ticket_gate:
-            window = record.window
-            if words[record.cell] == taken:
-                record.window = None
-        del window
     with session.ticket_gate:
         if words[record.cell] != taken:
             return

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -123,6 +125,31 @@ def test_a_steady_producers_next_object_costs_no_message_and_no_map(pool: shmpoo
             generations.append(handle.generation)
     assert len(rows) <= 2 and len(records) <= 2
     assert sorted(generations)[-1] > 4
+
+
+def test_what_one_producer_is_done_with_serves_the_next_as_it_lies(
+    plenty: Common, pool: shmpool.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Producers of one object each: the broker hands the segment on, and readers' maps stay."""
+    monkeypatch.setattr("shmpool.seat.deferred.IDLE_PAUSE", 60.0)  # they would go if this took long
+    windows, inodes, stale = [], [], []
+    with contextlib.ExitStack() as stack:
+        for number in range(6):
+            producer = stack.enter_context(plenty.broker().connect())
+            with producer.lease(2 * MIB - number) as lease:
+                lease.write(pattern(2 * MIB - number, number))
+                handle = lease.publish()
+            inodes.append(inode_of(handle))
+            with pool.open(handle) as buffer:
+                assert buffer.view == pattern(2 * MIB - number, number)
+                windows.append(weakref.ref(buffer._record.window))  # kept, it would be a view
+            stale.append(handle)
+            eventually(lambda: pool.stats().tiers[-1].published == 0, "the broker has it again")
+        assert len(set(inodes[2:])) == 1, "the first of all may be alone"
+        assert len({id(window()) for window in windows[2:]}) == 1 and windows[2]() is not None
+    for handle in stale:
+        with pytest.raises(LookupError):
+            pool.open(handle)
 
 
 def test_nothing_of_a_lone_object_is_kept(pool: shmpool.Pool) -> None:

@@ -507,6 +507,8 @@ class World:
             if action.spare is not None:
                 spared = self.direct.pop((action.spare.row, action.spare.generation))
                 assert spared == action.spare.nbytes, f"{action}: the spare has {spared} bytes"
+                assert spared <= action.nbytes, f"{action}: whoever maps the spare would die of what is cut off"
+                assert action.row == action.spare.row, f"{action}: its row is another's"
             if self.fail_on(action) or not self._has_room(action.nbytes):
                 return DirectFailed(action.row, NO_ROOM)
             assert (action.row, action.generation) not in self.direct, f"{action}: the name is taken"
@@ -537,7 +539,7 @@ class World:
             if client.process.is_alive and not client.is_over:
                 self.owners[member] = seat_of(word)
         if tier.kind is TierKind.DIRECT:
-            assert (row, generation_of(word)) in self.direct, f"row {row} was granted without its segment"
+            assert (row, birth_of(self.link_of(row))) in self.direct, f"row {row} was granted without its segment"
 
     def _assert_unused(self, row: int, what: str) -> None:
         assert row not in self.owners, f"row {row} is {what} while seat {self.owners[row]} has it"

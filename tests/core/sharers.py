@@ -16,6 +16,7 @@ from shmpool.protocol.ledger import (
     ROW_WORDS,
     SHARED,
     TICKETS_SHIFT,
+    birth_of,
     generation_of,
     grant_word,
     nbytes_of,
@@ -94,7 +95,7 @@ class Sharer(Client):
         world.ledger[at + EXTENT] = nbytes | (SHARED | keep) << TICKETS_SHIFT | shape << CHUNKS_SHIFT
         world.store(slot.row, grant_word(slot.generation, State.PUBLISHED, BROKER))
         self._disown(slot)
-        name_of = (slot.row, slot.generation) if is_direct else None
+        name_of = (slot.row, birth_of(world.link_of(slot.row))) if is_direct else None
         publication = Publication(world.content[slot.row], slot.rows, name_of, set())
         for row in slot.rows:
             world.publications[row] = publication

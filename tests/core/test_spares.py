@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from harness import Client, World, small_settings
+from harness import Client, Slot, World, small_settings
 
 from shmpool.protocol.ledger import grant_word
 from shmpool.protocol.messages import Return
-from shmpool.protocol.sizing import KIB
+from shmpool.protocol.sizing import KIB, MIB
 from shmpool.protocol.states import State
 from shmpoold.core.actions import CreateDirect, RemoveDirect
 from shmpoold.core.memory.spares import (
@@ -46,20 +46,59 @@ def made(world: World) -> list[CreateDirect]:
     return [action for action in world.actions if isinstance(action, CreateDirect)]
 
 
-def test_a_steady_producer_gets_its_segments_back_under_new_names(world: World) -> None:
-    hand_over(world, world.client(), world.client(), *[8 * KIB] * 8)
+def test_a_spare_is_served_again_as_it_lies(world: World) -> None:
+    """Row and name stay, and with them every map; the generation counts on."""
+    reader, generations = world.client(), dict[int, list[int]]()
+    hand_over(world, world.client(), reader, *[8 * KIB] * 4)
+    for _ in range(4):  # of several, none of which is steady by itself
+        slot = world.client().get_direct(8 * KIB)
+        generations.setdefault(slot.row, []).append(world.generation(slot.row))
+        hand_on(world, slot, reader)
     spares = [action.spare for action in made(world)]
     assert spares[:2] == [None, None]
     assert all(spare is not None and spare.nbytes == 8 * KIB for spare in spares[2:])
     names = [(action.row, action.generation) for action in made(world)]
-    assert len(set(names)) == len(names)
-    assert [(spare.row, spare.generation) for spare in spares[2:]] == names[:6]
+    assert set(names) == set(names[:2])
+    for row, births in set(names):
+        assert generations[row] == sorted(set(generations[row])) and generations[row][0] > births
 
 
-def test_another_size_gets_one_that_is_cut_or_extended(world: World) -> None:
+def hand_on(world: World, slot: Slot, reader: Client) -> None:
+    client = next(client for client in world.clients if slot in client.ready)
+    (ticket,) = client.publish(slot)
+    world.run()
+    read(world, reader, ticket)
+
+
+def test_a_smaller_object_takes_a_spare_whole_and_a_larger_one_extends_it_under_another_name(world: World) -> None:
     hand_over(world, world.client(), world.client(), 8 * KIB, 8 * KIB, 12 * KIB, 8 * KIB, 8 * KIB)
-    assert [action.spare.nbytes for action in made(world) if action.spare] == [8 * KIB, 8 * KIB, 12 * KIB]
+    served = [(action.spare.nbytes, action.nbytes) for action in made(world) if action.spare]
+    assert served == [(8 * KIB, 12 * KIB), (8 * KIB, 8 * KIB), (12 * KIB, 12 * KIB)]
+    renamed = [action for action in made(world) if action.spare and action.spare.generation != action.generation]
+    assert [action.nbytes for action in renamed] == [12 * KIB]
     assert world.broker.inventory.spares.nbytes == sum(world.direct.values())
+
+
+def test_a_spare_that_does_not_serve_keeps_no_row_from_who_needs_one(make_world: type[World]) -> None:
+    world = make_world(small_settings(memory_limit=4 * MIB), direct_rows=2)
+    producer = world.client()
+    for slot in [producer.lease(producer.get_direct(100 * KIB)) for _ in range(2)]:
+        producer.put_back(slot)
+    world.run()
+    assert len(world.broker.inventory.spares) == 2
+    assert producer.get_direct(4 * KIB)
+
+
+def test_a_spare_whose_row_somebody_scribbled_on_is_not_served(make_world: type[World]) -> None:
+    world = make_world(check_every=0)
+    producer = world.client()
+    hand_over(world, producer, world.client(), *[8 * KIB] * 4)
+    spares = {row for row, _ in world.direct}
+    for row in spares:
+        world.store(row, grant_word(world.generation(row), State.LEASED, 3))
+    assert producer.get_direct(8 * KIB).row not in spares
+    assert world.broker.inventory.quarantined == spares
+    assert world.broker.inventory.held == world.overhead + 8 * KIB
 
 
 def test_what_nobody_has_a_use_for_goes_soon(world: World) -> None:
@@ -257,7 +296,7 @@ def kept(*sizes: int, limit: int = 1 << 30) -> Spares:
         ((8192, 16384, 12288), 12288, 12288),
         ((8192, 16384), 12288, 16384),
         ((4096, 8192), 12288, 8192),
-        ((32768,), 12288, None),  # cutting most of it off costs more than new pages
+        ((32768,), 12288, None),  # most of it would be held for nothing
         ((24576,), 12288, 24576),
         ((), 4096, None),
     ],

@@ -157,20 +157,46 @@ def spare_of(store: SegmentStore, nbytes: int) -> Spare:
     return Spare(row, 7, nbytes, 0.0)
 
 
-@pytest.mark.parametrize(("nbytes", "pages"), [(MIB, MIB), (MIB // 2, MIB // 2), (2 * MIB, MIB)])
-def test_a_spare_gets_its_new_name_and_length_and_keeps_its_pages(store: SegmentStore, nbytes: int, pages: int) -> None:
+@pytest.mark.parametrize(("generation", "nbytes"), [(7, MIB), (8, 2 * MIB)])
+def test_a_spare_serves_as_it_lies_or_becomes_longer_under_another_name(
+    store: SegmentStore, generation: int, nbytes: int
+) -> None:
     spare = spare_of(store, MIB)
     inode = on_host(direct_name(store.pool_id, spare.row, 7)).st_ino
-    store.create_direct(spare.row + 1, 3, nbytes, spare)
-    name = direct_name(store.pool_id, spare.row + 1, 3)
+    store.create_direct(spare.row, generation, nbytes, spare)
+    name = direct_name(store.pool_id, spare.row, generation)
     status = on_host(name)
-    assert (status.st_ino, status.st_size, status.st_nlink, held(name)) == (inode, nbytes, 1, pages)
-    assert store.direct_segments() == [(spare.row + 1, 3)]
+    assert (status.st_ino, status.st_size, status.st_nlink, held(name)) == (inode, nbytes, 1, MIB)
+    assert store.direct_segments() == [(spare.row, generation)]
 
 
-@pytest.mark.parametrize("what", ["gone", "truncated", "extended", "a link"])
-def test_a_spare_that_is_not_as_it_was_left_is_not_used(store: SegmentStore, what: str, tmp_path: Path) -> None:
+WAYS = ["gone", "truncated", "extended", "a link"]
+
+
+@pytest.mark.parametrize("what", WAYS)
+def test_a_spare_that_is_not_as_it_was_left_is_not_extended(store: SegmentStore, what: str, tmp_path: Path) -> None:
     spare = spare_of(store, MIB)
+    meddle(store, spare, what, tmp_path)
+    store.create_direct(spare.row, 8, MIB, spare)
+    name = direct_name(store.pool_id, spare.row, 8)
+    assert (on_host(name).st_size, held(name)) == (MIB, 0)
+    assert store.direct_segments() == [(spare.row, 8)]
+
+
+@pytest.mark.parametrize("what", WAYS)
+def test_a_spare_that_is_not_as_it_was_left_does_not_serve_as_it_lies(
+    store: SegmentStore, what: str, tmp_path: Path
+) -> None:
+    """Nor does another one of its name: who maps the one would take it for the other."""
+    spare = spare_of(store, MIB)
+    meddle(store, spare, what, tmp_path)
+    with pytest.raises(OSError, match="somebody has changed"):
+        store.create_direct(spare.row, 7, MIB, spare)
+    assert store.direct_segments() == []
+
+
+def meddle(store: SegmentStore, spare: Spare, what: str, tmp_path: Path) -> None:
+    """As a peer could."""
     path = f"/dev/shm/{direct_name(store.pool_id, spare.row, 7)}"
     if what in ("truncated", "extended"):
         os.truncate(path, 0 if what == "truncated" else 2 * MIB)
@@ -179,10 +205,6 @@ def test_a_spare_that_is_not_as_it_was_left_is_not_used(store: SegmentStore, wha
     if what == "a link":
         (tmp_path / "mine").write_bytes(bytes(MIB))
         os.symlink(tmp_path / "mine", path)
-    store.create_direct(spare.row, 8, MIB, spare)
-    name = direct_name(store.pool_id, spare.row, 8)
-    assert (on_host(name).st_size, held(name)) == (MIB, 0)
-    assert store.direct_segments() == [(spare.row, 8)]
 
 
 @pytest.mark.parametrize("failing", ["link", "truncate"])

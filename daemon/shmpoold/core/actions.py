@@ -49,8 +49,8 @@ class Cool:
 @dataclass(frozen=True, slots=True)
 class CreateDirect:
     """Make the direct segment of a row, of *nbytes* bytes (whole pages): a new one with no
-    pages reserved, which its writer does, or of a *spare* that is there. Answered by
-    DirectCreated or DirectFailed; then there is neither segment nor spare."""
+    pages reserved, which its writer does, or of a *spare* that is there: as it lies under its own name, or longer
+    under another. Answered by DirectCreated or DirectFailed; then there is neither segment nor spare."""
 
     row: int
     generation: int

@@ -233,9 +233,12 @@ class SegmentStore:
 
     def create_direct(self, row: int, generation: int, nbytes: int, spare: Spare | None = None) -> None:
         """Make the direct segment of a row, without reserving its pages, or of a spare, with
-        those that it has. Raises OSError, ENOSPC where /dev/shm has no room for the others, and
-        then there is neither."""
+        those that it has: one of this very name serves as it lies. Raises OSError, ENOSPC where /dev/shm has
+        no room for the others, and then there is neither."""
         name = direct_name(self.pool_id, row, generation)
+        if spare is not None and (spare.row, spare.generation) == (row, generation):
+            self._check_spare(name, nbytes)
+            return
         try:
             # Its writer reserves what is missing and is charged for it; it is asked for here, so that
             # who finds no room waits in line for what comes back.
@@ -255,20 +258,30 @@ class SegmentStore:
         finally:
             segment.close()
 
+    def _check_spare(self, name: str, nbytes: int) -> None:
+        """Remove one that is not what we kept any more, and raise OSError: another of its name would be taken
+        for it by whoever still maps it."""
+        try:
+            is_sound = is_own(os.stat(f"{SHM_DIR}/{name}", follow_symlinks=False), nbytes)
+        except FileNotFoundError:
+            is_sound = False
+        if not is_sound:
+            unlink_segment(name)
+            raise OSError(errno.ESTALE, f"somebody has changed {name}, which was spare")
+
     def _rename(self, spare: Spare, name: str, nbytes: int) -> bool:
-        """Give a spare another name and length; False when it is not what we kept any more, and
+        """Give a spare another name and more length; False when it is not what we kept any more, and
         then it is removed."""
         path, old_name = f"{SHM_DIR}/{name}", direct_name(self.pool_id, spare.row, spare.generation)
         try:
             if not is_own(os.stat(f"{SHM_DIR}/{old_name}", follow_symlinks=False), spare.nbytes):
                 return False
             os.link(f"{SHM_DIR}/{old_name}", path, follow_symlinks=False)  # rename would replace a squatter's file
-            if nbytes != spare.nbytes:
-                try:
-                    os.truncate(path, nbytes)
-                except BaseException:
-                    unlink_segment(name)
-                    raise
+            try:
+                os.truncate(path, nbytes)
+            except BaseException:
+                unlink_segment(name)
+                raise
         except FileNotFoundError:
             return False
         finally:

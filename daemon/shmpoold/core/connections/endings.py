@@ -183,7 +183,7 @@ class Endings:
         word, now = self._rows.grant(row), self._chores.now
         state, holder = state_of(word), seat_of(word)
         holding.orphaned_at = now
-        if generation_of(word) < holding.birth:
+        if generation_of(word) < holding.least:
             self._inventory.quarantine(holding)
         elif state == State.PUBLISHED and holder in (0, seat.number):
             return self._custody.take_over(holding, now)

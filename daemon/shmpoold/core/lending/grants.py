@@ -231,7 +231,6 @@ class Grants:
         """A direct segment is there."""
         request, holding = self.creating.pop(event.row)
         with self._answering(request, [holding], now):
-            self._inventory.direct_made(holding, request.wanted_bytes)
             if request.is_gone:
                 self._inventory.remove_direct(holding)
                 self.abandon([holding], now)

@@ -64,7 +64,7 @@ class Returns:
         state, seat = state_of(word), seat_of(word)
         if state == State.RETURNED:
             # A direct segment's name must not come again: its generation must have grown.
-            if generation_of(word) < holding.birth + (holding.tier.kind is TierKind.DIRECT):
+            if generation_of(word) < holding.least + (holding.tier.kind is TierKind.DIRECT):
                 self._inventory.quarantine(holding)
             else:
                 return self.free(holding, now)

@@ -31,8 +31,10 @@ class Holding:
     granted_at: float = 0.0
     #: When a direct segment's pages were reserved first, by whichever object.
     made_at: float = 0.0
-    #: The head's generation when it was granted: a run's birth, a direct segment's name.
+    #: The head's generation when it was granted: a run's birth; when it was made: a direct segment's name.
     birth: int = 0
+    #: The head's generation when it was granted, or a lower one where that is not known: it only grows.
+    least: int = 0
     #: The first row of a run's second extent, 0 for none.
     following: int = 0
     #: It was given up before it was granted.

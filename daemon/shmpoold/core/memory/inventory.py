@@ -96,8 +96,9 @@ class Inventory(Stock):
         """Write it into the ledger as (IDLE, seat): its followers were built first, the head's
         grant word comes last, so that one store commits the whole."""
         head = holding.row
-        if holding.extents == ((head, 1),):
+        if holding.extents == ((head, 1),) and holding.tier.kind is not TierKind.DIRECT:
             holding.birth = generation_of(self.rows.grant(head))
+        holding.least = generation_of(self.rows.grant(head))
         # A direct segment's length must outlive the broker, for the cap of the next one.
         extent = extent_word(holding.direct_bytes, 0, holding.extents[0][1])
         self.rows.describe(head, extent, link_word(holding.following, holding.birth))
@@ -168,14 +169,16 @@ class Inventory(Stock):
         head = holding.row
         generation = self.rows.move(head, State.FREE)
         self._let_go(holding)
-        if holding.tier.kind is TierKind.DIRECT and not self._keep(holding, now):
+        if holding.tier.kind is TierKind.DIRECT:
+            if generation < MAX_GENERATION and self._keep(holding, now):
+                return None
             self.held -= holding.direct_bytes
             self._outbox.add(RemoveDirect(head, holding.birth))
         self.give(holding.tier, head, generation, now)
         return None if holding.extents == ((head, 1),) else self.take_apart(holding, now)
 
     def _keep(self, holding: Holding, now: float) -> bool:
-        """Whether a direct segment that is done becomes a spare."""
+        """Whether a direct segment that is done becomes a spare, with its row."""
         if now - holding.made_at > self.max_age:
             self.retired += 1
             return False

@@ -2,9 +2,9 @@
 
 New pages cost more than the copy into them: reserved, zeroed, faulted in and freed again,
 1.1 ms a MiB together, against 0.4 for the same use of pages that are there. So where direct
-segments follow one another, the next is made of one that is done: it gets the new name, and
-the length that is asked for. Nobody has it mapped any more: a reader's map is gone before
-its ticket is done, a writer's before the broker has custody, a dead process's with it.
+segments follow one another, one that is done is served again as it lies: with its row, its name and
+its length, the generation counts on, and readers' maps stay right. Only one that is too short for what
+is asked for becomes longer, under a new name of its row. None is cut: whoever maps it would die.
 
 What lies here counts towards the cap, is given up before anything else when memory is
 needed, when a client leaves, and soon anyhow. Not kept is the segment of a lone object, nor a
@@ -23,12 +23,13 @@ LIFETIME: Final = 0.25
 #: The largest part of the limit that may lie here, and the most segments.
 SHARE: Final = 1 / 8
 MOST: Final = 64
-#: A spare serves an object of at least one part in so many of its size; freeing the rest takes time.
+#: A spare serves an object of at least one part in so many of its size.
 LARGEST_CUT: Final = 2
 
 
 class Spare(NamedTuple):
-    """A segment by the row and the generation that its name says; *nbytes* are whole pages."""
+    """A segment by the row and the generation that its name says; *nbytes* are whole pages. Its row is
+    nobody's, and not given out otherwise."""
 
     row: int
     generation: int
@@ -59,6 +60,10 @@ class Spares:
     def note_request(self, now: float) -> None:
         """Somebody asks for a direct segment."""
         self._asked_before, self._asked_at = self._asked_at, now
+
+    def has_row(self, row: int) -> bool:
+        """Whether a row's segment lies here."""
+        return any(spare.row == row for spare in self._spares)
 
     def keep(self, row: int, generation: int, nbytes: int, now: float, made_at: float = 0.0) -> bool:
         """Keep a segment that nobody uses any more; False when it is to be removed: the last two

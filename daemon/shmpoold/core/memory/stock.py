@@ -168,33 +168,47 @@ class Stock:
 
     def take_direct(self, nbytes: int) -> Holding | None:
         """A row for a direct segment, its memory reserved from the cap; asks the shell to
-        make the segment, of a spare where there is one. `direct_made` when it has."""
+        make the segment, or to look at a spare that serves as it lies, or is to be longer."""
         tier = self.tiers[-1]
         size = page_round(max(nbytes, 1))
-        holding = self.take_ready(tier, 1)
+        spare = self._take_spare(size)
+        holding = self._take_direct_row() if spare is None else Holding(spare.row, tier, ((spare.row, 1),))
         if holding is None:
             return None
-        spare = self.spares.take(size)
+        holding.direct_bytes = size
         if spare is not None:
             self.held -= spare.nbytes
-        # A spare has all of its pages until it is cut to size.
-        holding.direct_bytes = size if spare is None else max(size, spare.nbytes)
-        holding.made_at = spare.made_at if spare is not None else 0.0
+            holding.direct_bytes, holding.made_at = max(size, spare.nbytes), spare.made_at
         if not self.reserve(holding.direct_bytes, is_direct=True):
-            self.maps[tier.index].put_back(holding.row, 1)
             if spare is not None:
                 self.held += spare.nbytes
                 self.spares.put_back(spare)
+            else:
+                self.maps[tier.index].put_back(holding.row, 1)
             return None
-        holding.birth = generation_of(self.rows.grant(holding.row))
-        self._outbox.add(CreateDirect(holding.row, holding.birth, size, spare))
+        if spare is not None and spare.nbytes >= size:
+            holding.birth = spare.generation
+        else:
+            holding.birth = generation_of(self.rows.grant(holding.row))
+        self._outbox.add(CreateDirect(holding.row, holding.birth, holding.direct_bytes, spare))
         return holding
 
-    def direct_made(self, holding: Holding, nbytes: int) -> None:
-        """The segment is there, and has the size that was asked for."""
-        size = page_round(max(nbytes, 1))
-        self.held -= holding.direct_bytes - size
-        holding.direct_bytes = size
+    def _take_direct_row(self) -> Holding | None:
+        """One that is nobody's, or whose segment lies spare and does not serve."""
+        holding = self.take_ready(self.tiers[-1], 1)
+        if holding is None and (spare := next(self.spares.idle_since(NEVER), None)) is not None:
+            self.drop(spare)
+            holding = self.take_ready(self.tiers[-1], 1)
+        return holding
+
+    def _take_spare(self, nbytes: int) -> Spare | None:
+        while (spare := self.spares.take(nbytes)) is not None:
+            if self.rows.are(spare.row, b"\1"):
+                return spare
+            self.quarantined.add(spare.row)  # somebody scribbled on it
+            self.held -= spare.nbytes
+            self._outbox.add(RemoveDirect(spare.row, spare.generation, may_be_mapped=True))
+        return None
 
     def reserve(self, nbytes: int, *, is_direct: bool = False) -> bool:
         """Count *nbytes* as held, cooling idle slots to make room; False if it cannot be, and then
@@ -323,7 +337,8 @@ class Stock:
             self.drop(spare)
 
     def drop(self, spare: Spare) -> None:
-        """Remove a spare that was taken out."""
+        """Remove a spare that was taken out; its row is there for others."""
+        self.maps[-1].put_back(spare.row, 1)
         self.held -= spare.nbytes
         self._outbox.add(RemoveDirect(spare.row, spare.generation))
 

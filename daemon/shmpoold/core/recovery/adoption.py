@@ -160,7 +160,8 @@ def _holding(broker: Broker, tier: Tier, head: int, members: list[int]) -> Holdi
     extents: list[Extent] = [(head, 1)]
     for row in sorted(members):
         _extend(extents, row)
-    holding = Holding(head, tier, tuple(extents), birth=birth_of(broker.rows.link(head)))
+    birth = birth_of(broker.rows.link(head))
+    holding = Holding(head, tier, tuple(extents), birth=birth, least=birth)
     if tier.kind is TierKind.DIRECT:
         holding.direct_bytes = page_round(max(1, nbytes_of(broker.rows.extent(head))))
     return holding
@@ -173,7 +174,7 @@ def _place(broker: Broker, holding: Holding, word: int, now: float) -> None:
     seat = broker.seats.taken.get(seat_of(word))
     inventory.scrubber.note(holding.extents, seat.peer.uid if seat else UNKNOWN)
     holding.publisher = seat.number if seat else 0
-    if generation_of(word) < holding.birth:
+    if generation_of(word) < holding.least:
         inventory.quarantine(holding)
         return
     if broker.rows.is_shared(holding.row):

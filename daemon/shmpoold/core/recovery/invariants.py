@@ -201,6 +201,9 @@ def _check_row(broker: Broker, slots: SlotMap, row: int) -> None:
         assert seat_of(word) == BROKER, f"{_story(broker, row)}: unused, with a seat"
         assert row not in broker.inventory.quarantined, f"row {row} is unused and quarantined"
         assert row not in broker.inventory.granted, f"{_story(broker, row)}: it is unused and also granted"
+    elif broker.inventory.spares.has_row(row):
+        assert state_of(broker.rows.grant(row)) == State.FREE, f"{_story(broker, row)}: its segment lies spare"
+        assert row not in broker.inventory.granted, f"{_story(broker, row)}: its segment lies spare"
     elif not (row in broker.inventory.granted or row in broker.inventory.quarantined):
         assert _is_used(broker, row), f"{_story(broker, row)}: it is used by nobody"
 
