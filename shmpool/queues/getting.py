@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pickle import loads
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
@@ -10,7 +11,7 @@ from weakref import proxy
 from ..errors import FormatError, QueueShutDown
 from ..protocol.handle import Handle, pack_handle
 from ..system.patience import spin
-from . import layout, sleepers
+from . import layout, runs, sleepers
 from .hands import Hands
 from .layout import (
     GETTERS_SLEEP,
@@ -28,10 +29,11 @@ from .layout import (
     Flag,
     Kind,
     Odd,
+    moved,
 )
 from .members import Members
 from .memory import Scribbled
-from .pickling import restore
+from .pickling import restore, restored
 from .putting import Putting
 from .sleepers import Rest
 
@@ -137,6 +139,33 @@ class Getting(Putting):
         if kind == _BYTES:
             return found
         return loads(found) if kind == _INLINE else restore(kind, found)
+
+    def get_run(self, most: int) -> tuple[int, Sequence[bytes]]:
+        """Under H: take the first small items, of one kind, if nothing is out of the usual: their kind and contents."""
+        words = self.words
+        head, tail = words[HEAD], words[TAIL]
+        at = head >> 32
+        place = at & self.mask
+        most = min(most, tail - head & LOW, (tail >> 32) - at & LOW, self.granules - place, LOW - at, runs.MOST_ITEMS)
+        if most <= 0 or self.is_closed:
+            return 0, ()
+        kind, found = runs.load(self.raw, words, self.first + (place << GRANULE_SHIFT), at, most)
+        if kind not in INLINE_KINDS or not found:
+            return 0, ()
+        words[HEAD] = moved(head, len(found), len(found))
+        return kind, found
+
+    def get_many(self, most: int, deadline: float) -> list[Any]:
+        """Take up to *most* items, at least one, and restore them. Raises like `get`."""
+        if self._gets_fast and self.await_item(deadline):
+            got = self.under(self.head_end, deadline, self.get_run, most)
+            if got and got[0]:
+                self._tell_of_room()
+                if self.bell.is_watching and self.words[TAIL] == self.words[HEAD]:
+                    self.bell.drain()
+                kind, found = got
+                return list(found) if kind == _BYTES else list(map(loads, found))
+        return [restored(kind, found) for kind, found in self.get(most, deadline)]
 
     def await_item(self, deadline: float) -> bool:
         """Whether there is an item, or comes within a moment."""

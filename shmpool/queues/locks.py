@@ -145,27 +145,41 @@ class End:
 
     def acquire(self, deadline: float) -> bool:
         """Lock it; False when that was not possible in time."""
+        started = 0.0
+        if not self.take_gate(False):
+            started = time.monotonic()
+            patience = max(deadline - started, LEAST_PATIENCE)
+            if not self.take_gate(True, None if patience == float("inf") else patience):
+                return False
+        self.holder = get_ident()
+        return self._try() or self._wait(deadline, started or time.monotonic())
+
+    def _try(self) -> bool:
+        """With the gate: lock it, if nobody else has it."""
+        words = self._words
+        take, leave, version = self.now
+        words[self.said] = self.name
+        if self._barrier:
+            self._barrier()
+        if take(False):
+            if self._barrier:
+                self._barrier()
+            if words[self.version] == version:
+                return True
+            leave()
+        words[self.said] = 0
+        return False
+
+    def _wait(self, deadline: float, started: float) -> bool:
+        """With the gate: lock it as soon as that is possible, or False."""
         words = self._words
         yields, pause = _YIELDS, _FIRST_PAUSE
-        started = time.monotonic()
         deadline = max(deadline, started + LEAST_PATIENCE)
-        if not self.take_gate(True, None if deadline == float("inf") else deadline - started):
-            return False
-        self.holder = get_ident()
         while True:
             if words[self.version] != self.now[2]:
                 self._use(words[self.version])
-            take, leave, version = self.now
-            words[self.said] = self.name
-            if self._barrier:
-                self._barrier()
-            if take(False):
-                if self._barrier:
-                    self._barrier()
-                if words[self.version] == version:
-                    return True
-                leave()
-            words[self.said] = 0
+            if self._try():
+                return True
             if yields:
                 yields -= 1
                 os.sched_yield()

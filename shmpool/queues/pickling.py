@@ -157,3 +157,12 @@ def restore_copy(kind: int, content: bytes) -> Any:
     from ..objects.decoding import decode
 
     return decode(memoryview(content), None) if kind == Kind.HANDLE else pickle.loads(content)
+
+
+def restored(kind: int, content: bytes | Buffer) -> Any:
+    """The object of what a queue gave. Raises what unpickling raises."""
+    if not isinstance(content, bytes):
+        return restore(kind, content)
+    if kind == Kind.BYTES:
+        return content
+    return pickle.loads(content) if kind == Kind.INLINE else restore_copy(kind, content)

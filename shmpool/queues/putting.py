@@ -29,7 +29,7 @@ from ..protocol.ledger import (
     state_of,
 )
 from ..protocol.states import State
-from . import layout, sleepers
+from . import layout, runs, sleepers
 from .bell import Bell
 from .layout import (
     DROPPED,
@@ -138,6 +138,26 @@ class Putting(Memory):
             self._wake_getters(1)
         return is_put
 
+    def put_run(self, items: Sequence[bytes], kind: int) -> int:
+        """Under T: put the first of some small items of one kind, if nothing is out of the usual: how many."""
+        words = self.words
+        tail, head = words[TAIL], words[HEAD]
+        at = tail >> 32
+        place = at & self.mask
+        count = min(
+            len(items),
+            self.inline_limit - (at - (head >> 32) & LOW),
+            self.granules - place,
+            self.capacity - (tail - head & LOW),
+            LOW - at,
+            runs.MOST_ITEMS,
+        )
+        if count <= 0 or self._barrier or words[ODD] or self.is_closed:
+            return 0
+        runs.store(self.raw, self.first + (place << GRANULE_SHIFT), at, kind, items[:count])
+        words[TAIL] = moved(tail, count, count)
+        return count
+
     def put(self, items: Sequence[Item], deadline: float) -> int:
         """Put them in order, as many at once as there is room for; how many were put, less only when
         the deadline came. Raises `Full` when none were, QueueShutDown, NoRoomInline."""
@@ -149,7 +169,7 @@ class Putting(Memory):
                 break
             done += stored
             if stored:
-                self._tell_of_items(stored, rest.odd)
+                self.tell_of_items(stored, rest.odd)
             if done == len(items):
                 if words[PUTTERS_SLEEP] & _COUNT:
                     self._wake_putters()  # there may be room for more of them
@@ -184,7 +204,8 @@ class Putting(Memory):
                 rest.lie_down(words, PUTTERS_SLEEP)
         return stored
 
-    def _tell_of_items(self, count: int, odd: int) -> None:
+    def tell_of_items(self, count: int, odd: int = 0) -> None:
+        """So many were put, *odd* as it was."""
         if self._barrier:
             self._barrier()
         if self.words[GETTERS_SLEEP] & _COUNT:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from pickle import dumps, loads
+from pickle import dumps
 from queue import Full
 from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakValueDictionary
@@ -24,20 +24,21 @@ from . import defaults
 from .getting import MISSED
 from .layout import Flag, Kind
 from .making import make
-from .pickling import FLAT, Item, in_lease, mine, restore, restore_copy
+from .pickling import FLAT, Item, in_lease, mine, restored
 from .putting import NoRoomInline
 from .ring import Ring
+from .runs import MOST_BYTES
 
 if TYPE_CHECKING:
     from ..pool import BasePool
     from ..shared import Shared
-    from .getting import Found
 
 Overflow = Literal["block", "drop_oldest", "drop_newest"]
 OnDeadConsumer = Literal["drop", "requeue"]
 _OVERFLOWS: Final = {"block": 0, "drop_oldest": Flag.DROP_OLDEST, "drop_newest": Flag.DROP_NEWEST}
 _ON_DEAD_CONSUMER: Final = {"drop": 0, "requeue": Flag.REQUEUE}
 _FOR_EVER: Final = float("inf")
+_BYTES_ALONE: Final = {bytes}
 
 
 class _Rings:
@@ -162,6 +163,7 @@ class Queue:
         fewer than all only when the time was over. Raises like `put`; nothing is put of what cannot be pickled."""
         one = self._here()
         deadline = _deadline(block, timeout)
+        done, objs = self._put_runs(one, list(objs), deadline)
         items: list[Item] = []
         most = one.most_inline
         try:
@@ -173,7 +175,33 @@ class Queue:
         except BaseException:
             _release(items)
             raise
-        return self._put_all(one, items, deadline) if items else 0
+        try:
+            return done + self._put_all(one, items, deadline) if items else done
+        except Full:
+            if done:
+                return done
+            raise
+
+    def _put_runs(self, one: Ring, objs: list[Any], deadline: float) -> tuple[int, list[Any]]:
+        """Put small objects of the plainest kinds, as many as lie at the beginning and find room: how many, and those
+        that are left."""
+        kinds = set(map(type, objs))
+        if kinds == _BYTES_ALONE:
+            data, kind = objs, Kind.BYTES
+        elif kinds and kinds <= FLAT:
+            data, kind = [dumps(obj, 3) for obj in objs], Kind.INLINE
+        else:
+            return 0, objs
+        if max(map(len, data)) > MOST_BYTES:
+            return 0, objs
+        done = 0
+        while done < len(data):
+            stored = one.under(one.tail_end, deadline, one.put_run, data[done:] if done else data, kind)
+            if not stored:
+                break
+            one.tell_of_items(stored)
+            done += stored
+        return done, objs[done:]
 
     def _put_all(self, one: Ring, items: list[Item], deadline: float) -> int:
         done = 0
@@ -228,7 +256,7 @@ class Queue:
             if one.await_item(deadline):
                 found = one.get_fast()
             if found is MISSED:
-                return _restored(one.get(1, deadline)[0])
+                return restored(*one.get(1, deadline)[0])
         return found
 
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Any]:
@@ -236,7 +264,7 @@ class Queue:
         if type(n) is not int or n < 1:
             raise ValueError(f"n is a whole number from 1 on, not {n!r}")
         one = self._here()
-        return list(map(_restored, one.get(n, _deadline(block, timeout))))
+        return one.get_many(n, _deadline(block, timeout))
 
     def get_nowait(self) -> Any:
         """Take an object, or raise `queue.Empty`."""
@@ -349,15 +377,6 @@ def _receive(kind: type[Queue], pool: BasePool, shared: Shared, name: str | None
     received = kind.__new__(kind)
     received._begin(pool, shared, name)
     return received
-
-
-def _restored(found: Found) -> Any:
-    kind, content = found
-    if not isinstance(content, bytes):
-        return restore(kind, content)
-    if kind == Kind.BYTES:
-        return content
-    return loads(content) if kind == Kind.INLINE else restore_copy(kind, content)
 
 
 def _release(items: list[Item]) -> None:

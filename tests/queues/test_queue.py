@@ -382,12 +382,46 @@ def test_a_scribbled_cell_is_told_and_stepped_over(made: Callable[..., Any]) -> 
 # --- deaths ---------------------------------------------------------------------------------------
 
 
+def test_runs_of_small_items_come_as_they_were_put(made: Callable[..., Any]) -> None:
+    """`put_many` and `get_many` move items of one granule at once, others one by one: all ways through one queue."""
+    import random
+    from collections import deque
+
+    chance, one, expected = random.Random(14), made(100), deque()
+    lengths = [0, 1, 10, 23, 24, 25, 100, 4096, 5000]
+    for number in range(600):
+        length = chance.choice(lengths)
+        batch: list[Any] = [
+            [bytes([number % 256]) * length] * chance.randrange(1, 30),
+            [b"x" * chance.choice(lengths[:5]) for _ in range(5)],
+            list(range(250, 250 + chance.randrange(80))),
+            [number, str(number), None, b"mixed"],
+            [(number, "pickled")],
+        ][number % 5]
+        room = 100 - len(expected)
+        if len(batch) > room:
+            with pytest.raises(queue.Full) if not room else contextlib.nullcontext():
+                assert one.put_many(batch, timeout=0) == room
+            batch = batch[:room]
+        elif len(batch) == 1:
+            one.put(batch[0])
+        else:
+            assert one.put_many(batch) == len(batch)
+        expected.extend(batch)
+        assert one.qsize() == len(expected)
+        while len(expected) > chance.randrange(100):
+            got = one.get_many(chance.randrange(1, 40)) if number % 2 else [one.get()]
+            assert got == [expected.popleft() for _ in got]
+    assert one.get_many(1000, timeout=1)[:1] == list(expected)[:1] if expected else one.empty()
+
+
 KILLS = [20, pytest.param(1000, marks=pytest.mark.long)]
 
 
 @pytest.mark.parametrize("kills", KILLS)
 def test_kills_at_random_points_block_nobody(pool: shmpool.Pool, made: Callable[..., Any], kills: int) -> None:
-    """Putters and getters are killed while they work: nobody is blocked, nothing doubled or out of order."""
+    """Putters and getters are killed while they work: nobody is blocked, nothing doubled or out of order, and no more
+    lost than the killed had in their hands. Says how long the longest pause was."""
     import random
 
     chance = random.Random(kills)
@@ -399,9 +433,9 @@ def test_kills_at_random_points_block_nobody(pool: shmpool.Pool, made: Callable[
             one.put((name, number, b"x" * (6000 if number % 3 == 0 else 10)))
             number += 1
 
-    def get() -> None:
+    def get(name: int) -> None:
         while True:
-            results.put(one.get()[:2])
+            results.put((name, *one.get()[:2]))
 
     alive: dict[int, bool] = {}
     names = iter(range(10**9))
@@ -411,27 +445,34 @@ def test_kills_at_random_points_block_nobody(pool: shmpool.Pool, made: Callable[
         pid = os.fork()
         if not pid:
             try:
-                put(name) if is_putter else get()
+                (put if is_putter else get)(name)
             finally:
                 os._exit(1)
         alive[pid] = is_putter
 
+    last: dict[tuple[int, int], int] = {}
+    seen: set[tuple[int, int]] = set()
+
+    def see(getter: int, putter: int, number: int) -> None:
+        assert (putter, number) not in seen, "doubled"
+        assert number > last.get((getter, putter), -1), "out of order"
+        seen.add((putter, number))
+        last[getter, putter] = number
+
     for is_putter in (True, True, False, False):
         start(is_putter)
-    last: dict[int, int] = {}
-    seen: set[tuple[int, int]] = set()
+    longest, dead_getters, moment = 0.0, 2, time.monotonic()
     try:
         for _ in range(kills):
             until = time.monotonic() + chance.uniform(0.01, 0.06)
             count = 0
             while count < 20 or time.monotonic() < until:
-                name, number = item = results.get(timeout=SOON)
-                assert item not in seen, "doubled"
-                seen.add(item)
-                last[name] = max(last.get(name, -1), number)
+                see(*results.get(timeout=SOON))
+                longest, moment = max(longest, time.monotonic() - moment), time.monotonic()
                 count += 1
             pid = chance.choice(list(alive))
             is_putter = alive.pop(pid)
+            dead_getters += not is_putter
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             start(is_putter)
@@ -439,7 +480,22 @@ def test_kills_at_random_points_block_nobody(pool: shmpool.Pool, made: Callable[
         for pid in alive:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-    one.put("still works", timeout=SOON) if not one.full() else one.get(timeout=SOON)
+    while True:
+        try:
+            see(*results.get(timeout=0))
+        except queue.Empty:
+            break
+    while not one.empty():
+        putter, number, _ = one.get(timeout=SOON)
+        assert (putter, number) not in seen, "doubled"
+        seen.add((putter, number))
+    one.put("still works", timeout=SOON)
+    assert one.get(timeout=SOON) == "still works"
+    ends: dict[int, int] = {}
+    for putter, number in seen:
+        ends[putter] = max(ends.get(putter, 0), number + 1)
+    assert sum(ends.values()) - len(seen) <= dead_getters, "lost"
+    print(f"{kills} kills: {len(seen)} items, longest pause {1000 * longest:.0f} ms")
     one.shutdown(immediate=True)
     results.shutdown(immediate=True)
 
