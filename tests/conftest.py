@@ -75,6 +75,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(LONG_TIMEOUT))
 
 
+def pytest_collection_finish() -> None:
+    """What is imported stays: collections that tests ask for, at each place that they interrupt, need not look
+    through half a million objects of it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     preloaded.nursery.is_open = item.get_closest_marker("fresh") is None

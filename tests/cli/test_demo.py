@@ -19,7 +19,7 @@ from cli_helpers import ENV, PATIENCE, command, eventually, shmpool_command
 from corners import corner
 
 import shmpool
-from shmpool.demo import handover, tasks
+from shmpool.demo import crew, handover, job, tasks
 from shmpool.demo.crew import Crew, CrewFailed, Link
 from shmpool.demo.files import (
     Corpus,
@@ -41,6 +41,16 @@ LIMIT = 32 * MIB
 AT_WORK = 5
 #: One for each side of every boundary, and some in between.
 SIZES = (1, 100, 32 * KIB - 1, 32 * KIB, 256 * KIB - 1, 256 * KIB, MIB - 1, MIB, 3 * MIB)
+
+
+@pytest.fixture(autouse=True)
+def _members_are_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a server that has imported what they import, which is most of what a job of spawned ones costs. Those of the
+    command are spawned."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([job.__name__])
+    for module in (crew, job):
+        monkeypatch.setattr(module, "SPAWN", context)
 
 
 @pytest.fixture
@@ -206,28 +216,28 @@ def test_an_empty_tree_is_no_failure(tmp_path: Path) -> None:
 
 
 def test_a_wrong_digest_of_an_unchanged_file_fails_the_job(tree: Path) -> None:
-    job = Job(scan(str(tree)), LIMIT, 1, 1, silent)
-    job._compute_references()
-    job._run_through_pool()
-    victim = next(iter(job._digested))
-    job._digested[victim] = job._digested[victim]._replace(digests=tasks.digests_of(b"other"))
-    job._judge()
-    assert not job._report.ok
-    assert job._report.mismatched == [job.corpus.paths[victim]]
-    assert job._report.verified == len(SIZES) - 1
+    done = Job(scan(str(tree)), LIMIT, 1, 1, silent)
+    done._compute_references()
+    done._run_through_pool()
+    victim = next(iter(done._digested))
+    done._digested[victim] = done._digested[victim]._replace(digests=tasks.digests_of(b"other"))
+    done._judge()
+    assert not done._report.ok
+    assert done._report.mismatched == [done.corpus.paths[victim]]
+    assert done._report.verified == len(SIZES) - 1
 
 
 @pytest.mark.long
 def test_a_difference_that_is_the_files_doing_is_a_change(tree: Path) -> None:
-    job = Job(scan(str(tree)), LIMIT, 1, 1, silent)
-    job._compute_references()
-    job._run_through_pool()
-    victim = next(iter(job._references))
-    torn = job._references[victim]._replace(digests=tasks.digests_of(b"read while it was written"))
-    job._references[victim] = torn
-    job._judge()
-    assert job._report.ok
-    assert job._report.troubles[Trouble.CHANGED] == [job.corpus.paths[victim]]
+    done = Job(scan(str(tree)), LIMIT, 1, 1, silent)
+    done._compute_references()
+    done._run_through_pool()
+    victim = next(iter(done._references))
+    torn = done._references[victim]._replace(digests=tasks.digests_of(b"read while it was written"))
+    done._references[victim] = torn
+    done._judge()
+    assert done._report.ok
+    assert done._report.troubles[Trouble.CHANGED] == [done.corpus.paths[victim]]
 
 
 # --- processes that die --------------------------------------------------------------------------------
@@ -281,7 +291,6 @@ def test_a_process_killed_in_the_comparison_only_ends_the_comparison(many: Path)
 
 
 def test_a_broker_that_dies_fails_the_job(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shmpool.demo import job
     from shmpool.embedded import Broker
 
     started: list[Broker] = []
@@ -314,20 +323,20 @@ def die_at_once(link: Link) -> None:
     ("task", "words"), [(fail_at_once, "RuntimeError: not today"), (die_at_once, "ended with status 3")]
 )
 def test_a_crew_that_cannot_start_says_why(task: Callable[[Link], None], words: str) -> None:
-    with Crew() as crew:
-        crew.add("worker 1", task)
+    with Crew() as members:
+        members.add("worker 1", task)
         with pytest.raises(CrewFailed, match=words):
-            crew.start()
+            members.start()
 
 
 @pytest.mark.long
 def test_a_member_that_raises_is_a_casualty() -> None:
-    with Crew() as crew:
-        crew.add("worker 1", fail_later)
-        crew.start()
-        crew.go()
-        assert not any(crew.results())
-        assert crew.casualties == ["worker 1 failed: RuntimeError: no more"]
+    with Crew() as members:
+        members.add("worker 1", fail_later)
+        members.start()
+        members.go()
+        assert not any(members.results())
+        assert members.casualties == ["worker 1 failed: RuntimeError: no more"]
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -444,7 +453,7 @@ def test_errors_of_the_pool_are_not_taken_for_the_files(tmp_path: Path) -> None:
 def test_the_command_shows_names_table_ratio_and_verdict(tree: Path) -> None:
     (tree / "nothing").touch()
     os.mkfifo(tree / "fifo")
-    done = shmpool_command("demo", str(tree), "--memory-limit", "32MiB")
+    done = shmpool_command("demo", str(tree), "--memory-limit=32MiB", "--readers=1", "--workers=2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "1 file left out, empty:" in done.stdout
@@ -547,7 +556,7 @@ def test_a_terminal_gets_a_progress_bar_and_no_names_of_empty_files(tree: Path) 
     pid, terminal = os.forkpty()
     if pid == 0:
         try:
-            line = command("demo", str(tree))
+            line = command("demo", str(tree), "--readers=1", "--workers=1")
             os.execve(line[0], line, {**ENV, "TERM": "xterm", "COLUMNS": "120", "LANG": "C.UTF-8"})
         finally:
             os._exit(1)

@@ -26,8 +26,8 @@ from shmpool.stats import query
 from shmpoold.shell.files import RuntimeFiles
 from shmpoold.shell.segments import Access
 
-#: How a broker starts is what is tested here.
-pytestmark = pytest.mark.fresh
+#: Where how a broker starts is what is tested, or another interpreter takes the place of this one.
+fresh = pytest.mark.fresh
 
 SMALL = {"memory_limit": "16MiB", "max_clients": 8}
 
@@ -39,6 +39,7 @@ def is_gone(broker: shmpool.Broker, names: set[str]) -> bool:
 # --- a life ----------------------------------------------------------------------------------------
 
 
+@fresh
 def test_a_broker_serves_from_its_construction_to_its_close() -> None:
     broker = shmpool.Broker(**SMALL)
     names = segments_of(broker.pid)
@@ -111,6 +112,7 @@ def test_repr_names_process_and_address() -> None:
 # --- what can be wrong at the start --------------------------------------------------------------------
 
 
+@fresh
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -160,6 +162,7 @@ def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
     return use
 
 
+@fresh
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -184,6 +187,7 @@ def test_a_broker_that_does_not_start_is_unavailable(
         shmpool.Broker()
 
 
+@fresh
 @pytest.mark.parametrize("executable", ["", "/nowhere/python"])
 def test_an_interpreter_that_cannot_be_run_is_said(executable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", executable)
@@ -236,6 +240,7 @@ def test_a_pool_that_another_broker_took_up_is_left_alone(tmp_path: Path) -> Non
         second.connect().close()
 
 
+@fresh
 def test_an_unclosed_broker_warns_and_ends_when_collected() -> None:
     kept = [shmpool.Broker(**SMALL)]
     pid, names = kept[0].pid, segments_of(kept[0].pid)

@@ -38,6 +38,11 @@ def publish(pool: shmpool.Pool, data: bytes) -> Handle:
         return lease.publish()
 
 
+def room_for(nbytes: int) -> str:
+    """A broker's memory: some slots of a size. All of them are written, which is what these tests cost."""
+    return "16MiB" if nbytes >= MIB else "2MiB"
+
+
 def write_over(pool: shmpool.Pool, nbytes: int) -> None:
     """Write into everything that can be had."""
     leases = []
@@ -123,7 +128,7 @@ FIRST: dict[str, Callable[[], None]] = {
 
 @pytest.mark.parametrize(("nbytes", "first"), across(SIZES, tuple(FIRST)))
 def test_inherited_array_is_right_after_the_parent_has_released_it(start: Start, nbytes: int, first: str) -> None:
-    broker = start(memory_limit="16MiB")
+    broker = start(memory_limit=room_for(nbytes))
     with broker.connect() as pool:
         buffer = pool.open(publish(pool, b"\x07" * nbytes))
         array = np.frombuffer(buffer.view, np.uint8)
@@ -141,7 +146,7 @@ def test_inherited_array_is_right_after_the_parent_has_released_it(start: Start,
 @pytest.mark.parametrize("nbytes", ONE_SIZE)
 def test_inherited_array_is_right_after_the_parent_has_forgotten_its_buffer(start: Start, nbytes: int) -> None:
     """Nobody released it: the next call finds it, and has to wait for the child."""
-    broker = start(memory_limit="16MiB")
+    broker = start(memory_limit=room_for(nbytes))
     with broker.connect() as pool:
         buffer = pool.open(publish(pool, b"\x07" * nbytes))
         array = np.frombuffer(buffer.view, np.uint8)
@@ -159,7 +164,7 @@ def test_inherited_array_is_right_after_the_parent_has_forgotten_its_buffer(star
 
 @pytest.mark.parametrize("nbytes", ONE_SIZE)
 def test_inherited_array_is_right_after_the_parent_has_closed_its_pool(start: Start, nbytes: int) -> None:
-    broker = start(memory_limit="16MiB")
+    broker = start(memory_limit=room_for(nbytes))
     with broker.connect() as other:
         pool = broker.connect()
         with pool.open(publish(pool, b"\x07" * nbytes)) as buffer:
@@ -223,7 +228,7 @@ def let_go(process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize("nbytes", ONE_SIZE)
 def test_inherited_array_is_right_after_the_parent_was_killed(start: Start, nbytes: int) -> None:
     """All else that the parent had is settled at once."""
-    broker = start(memory_limit="16MiB")
+    broker = start(memory_limit=room_for(nbytes))
     process = orphan_of_a_killed_parent(broker.address, nbytes)
     with broker.connect() as pool:
         eventually(lambda: pool.stats().active_buffers == 1)
@@ -377,7 +382,7 @@ def held() -> Iterator[Callable[[Callable[[], Any]], Held]]:
 def test_buffer_in_a_thread_s_local_outlives_a_fork(
     start: Start, held: Callable[[Callable[[], Any]], Held], nbytes: int
 ) -> None:
-    broker = start(memory_limit="16MiB")
+    broker = start(memory_limit=room_for(nbytes))
     with broker.connect() as pool:
         views = []
 
@@ -478,7 +483,7 @@ def test_hook_that_is_interrupted_leaves_no_window_unguarded(
     start: Start, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # as it happens to what a hook raises
-    broker = start(memory_limit="8MiB")
+    broker = start(memory_limit="2MiB")
     with broker.connect() as pool:
         for _ in range(2):  # CPython 3.13 shows instructions from a function's second traced call on
             with pool.open(publish(pool, b"\x07" * 5000)) as buffer, Interrupter(sys.maxsize) as whole:
@@ -665,7 +670,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.parametrize("nbytes", ONE_SIZE)
 def test_writer_s_array_is_copied_before_its_slot_is_used_again_after_a_kill(start: Start, nbytes: int) -> None:
-    broker = start(memory_limit="16MiB")
+    broker = start(memory_limit=room_for(nbytes))
     line = [sys.executable, "-c", KILLED, broker.address, str(nbytes)]
     with (
         broker.connect() as pool,
@@ -684,7 +689,7 @@ def test_writer_s_array_is_copied_before_its_slot_is_used_again_after_a_kill(sta
 )
 def test_writer_s_array_is_copied_before_its_slot_is_used_again(start: Start, nbytes: int, end: str) -> None:
     """However the lease ends and whoever writes, and what waited for the child is had again."""
-    broker = start(memory_limit="16MiB")
+    broker = start(memory_limit=room_for(nbytes))
     done = run_script(WRITER, broker.address, end, str(nbytes))
     assert (done.returncode, done.stdout) == (0, "{7}\n0\n"), done.stderr
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import inprocess
 import pytest
+from corners import corner
 from inprocess import CHUNKS, POOLED, Client, Daemon, Faults, Refused, descriptors, failing, run_daemon, segments_left
 
 from shmpool.errors import ConfigError
@@ -36,6 +37,7 @@ LIKELY = {
 OTHERS = (errno.EIO, errno.ENOMEM, errno.EACCES, errno.EMFILE, errno.ENOSPC, errno.EINTR)
 #: Without these nothing can be removed, and that is all that may be left.
 REMOVING = ("unlink", "shm_unlink", "listdir")
+with_others = pytest.mark.parametrize("any_others", corner(False, True), ids=["likely", "any"])
 
 
 @pytest.fixture(autouse=True)
@@ -106,18 +108,18 @@ def clean_up(address: str) -> None:
         pass
 
 
-def numbers(calls: list[str]) -> list[tuple[int, int]]:
-    """(n, errno) for every n: two numbers for each call, others for the next call of its name."""
+def numbers(calls: list[str], *, any_others: bool) -> list[tuple[int, int]]:
+    """(n, errno) for every n: a likely number for each call, and any other; others for the next call of its name."""
     seen: dict[str, int] = {}
     chosen = []
     for n, name in enumerate(calls):
         at = seen[name] = seen.get(name, -1) + 1
         likely = LIKELY.get(name, OTHERS)
-        chosen += [(n, likely[at % len(likely)]), (n, OTHERS[at % len(OTHERS)])]
+        chosen += [(n, likely[at % len(likely)]), (n, OTHERS[at % len(OTHERS)])][: 1 + any_others]
     return sorted(set(chosen))
 
 
-def try_all(address: str, prepare: Callable[[], None]) -> None:
+def try_all(address: str, prepare: Callable[[], None], *, any_others: bool) -> None:
     """Let every call fail that a run without faults makes."""
     prepare()
     trial = Trial(address)
@@ -125,7 +127,7 @@ def try_all(address: str, prepare: Callable[[], None]) -> None:
     assert trial.error is None
     assert segments_left() == set()
     calls = trial.faults.calls
-    chosen, fired = numbers(calls), 0
+    chosen, fired = numbers(calls, any_others=any_others), 0
     for n, number in chosen:
         prepare()
         before = segments_left()
@@ -148,11 +150,15 @@ def try_all(address: str, prepare: Callable[[], None]) -> None:
     assert fired > len(chosen) // 2
 
 
-def test_a_new_broker_survives_the_failure_of_any_call_or_says_why_not(tmp_path: Path) -> None:
-    try_all(str(tmp_path / "run" / "broker.sock"), lambda: None)
+@with_others
+def test_a_new_broker_survives_the_failure_of_any_call_or_says_why_not(tmp_path: Path, any_others: bool) -> None:
+    try_all(str(tmp_path / "run" / "broker.sock"), lambda: None, any_others=any_others)
 
 
-def test_a_broker_that_takes_a_pool_up_survives_the_failure_of_any_call_or_says_why_not(tmp_path: Path) -> None:
+@with_others
+def test_a_broker_that_takes_a_pool_up_survives_the_failure_of_any_call_or_says_why_not(
+    tmp_path: Path, any_others: bool
+) -> None:
     address = str(tmp_path / "run" / "broker.sock")
 
     async def fill(daemon: Daemon) -> None:
@@ -169,4 +175,4 @@ def test_a_broker_that_takes_a_pool_up_survives_the_failure_of_any_call_or_says_
     def prepare() -> None:
         run_daemon(inprocess.small_config(address, on_stop="keep"), fill)
 
-    try_all(address, prepare)
+    try_all(address, prepare, any_others=any_others)

@@ -88,7 +88,7 @@ def test_a_private_broker_that_is_given_a_limit_keeps_to_it_or_does_not_start() 
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{60 * MIB}\n", "")
 
 
-@pytest.mark.parametrize("options", [(), ("--set", "memory_limit=256MiB")])
+@pytest.mark.parametrize("options", [(), pytest.param(("--set", "memory_limit=256MiB"), marks=pytest.mark.long)])
 def test_the_service_refuses_more_than_the_host_gives(options: tuple[str, ...], tmp_path: Path) -> None:
     done = in_small_shm(*PYTHON, "-m", "shmpoold", "--socket", str(tmp_path / "broker.sock"), *options)
     assert (done.returncode, done.stdout) == (2, "")

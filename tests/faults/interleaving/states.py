@@ -64,6 +64,15 @@ class Draft:
         self.nodes: list[Node] = [world.nodes[number] for number in state[4:]]
         self.origin = (self.memory, processors, nets, fates)
 
+    def copy(self) -> Draft:
+        """Another one of the same state, before anything was changed in this one."""
+        made = object.__new__(Draft)
+        made.state, made.origin = self.state, self.origin
+        made.memory, made.locks, made.buffers, made.pages = self.memory, self.locks, self.buffers, self.pages
+        made.conns, made.post, made.last_conn, made.watches = self.conns, self.post, self.last_conn, self.watches
+        made.alive, made.paused, made.budget, made.nodes = self.alive, self.paused, self.budget, self.nodes.copy()
+        return made
+
     def set_buffer(self, party: int, buffer: tuple[tuple[int, int], ...]) -> None:
         if self.buffers[party] != buffer:
             self.buffers = (*self.buffers[:party], buffer, *self.buffers[party + 1 :])

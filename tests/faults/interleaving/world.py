@@ -29,6 +29,10 @@ from .scenarios import Scenario
 from .start import Start, party_of, peer_of
 from .states import Conn, Draft, Interned, State_, Step
 
+#: Requests that others may have to answer; every other one is answered at once, in one way.
+WAITING = frozenset({"receive", "born", "fetch", "until", "await"})
+AT_ONCE: list[tuple[str, Any]] = [("step", None)]
+
 
 class World:
     """All states of one scenario. *is_tso*: stores go through a buffer of their processor."""
@@ -82,14 +86,16 @@ class World:
         one, two, three, four = state[:4]
         if draft.memory is not memory:
             one = self._memories.number(draft.memory, draft.memory)
-        now = (draft.locks, draft.buffers, draft.pages)
-        if processors is None or any(one is not other for one, other in zip(now, processors, strict=True)):
-            two = self._processors.number((tuple(sorted(draft.locks.items())), *now[1:]), now)
-        net = (draft.conns, draft.post, draft.last_conn, draft.watches)
-        if nets is None or any(one is not other for one, other in zip(net, nets, strict=True)):
-            three = self._nets.number((tuple(sorted(draft.conns.items())), *net[1:]), net)
-        fate = (draft.alive, draft.paused, draft.budget)
-        if fate != fates:
+        # By identity: parts are replaced, never changed.
+        locks, buffers, pages = draft.locks, draft.buffers, draft.pages
+        if processors is None or not (locks is processors[0] and buffers is processors[1] and pages is processors[2]):
+            two = self._processors.number((tuple(sorted(locks.items())), buffers, pages), (locks, buffers, pages))
+        conns, post, last_conn, watches = draft.conns, draft.post, draft.last_conn, draft.watches
+        if nets is None or not (conns is nets[0] and post is nets[1] and last_conn == nets[2] and watches is nets[3]):
+            net = (conns, post, last_conn, watches)
+            three = self._nets.number((tuple(sorted(conns.items())), *net[1:]), net)
+        if fates is None or not (draft.alive == fates[0] and draft.paused == fates[1] and draft.budget == fates[2]):
+            fate = (draft.alive, draft.paused, draft.budget)
             four = self._fates.number(fate, fate)
         return (one, two, three, four, *[node.number for node in draft.nodes])
 
@@ -100,7 +106,7 @@ class World:
         before = Draft(self, state)
         for party, node in enumerate(before.nodes):
             if self.is_tso and before.buffers[party]:
-                draft = Draft(self, state)
+                draft = before.copy()
                 (number, value), *rest = draft.buffers[party]
                 draft.set_buffer(party, tuple(rest))
                 yield self._finish(draft, "step", party, ("drain", number, value), self._commit, number, value)
@@ -108,9 +114,9 @@ class World:
                 continue
             for kind, choice in self._choices(before, party, node.request):
                 what = node.request if choice is None else (*node.request, choice)
-                yield self._finish(Draft(self, state), kind, party, what, self._perform, choice)
+                yield self._finish(before.copy(), kind, party, what, self._perform, choice)
             if node.request[0] != "read":
-                yield from self._fates_of(state, before, party, node)
+                yield from self._fates_of(before, party, node)
 
     def _finish(
         self, draft: Draft, kind: str, party: int, what: tuple[Any, ...], act: Callable[..., None], *args: Any
@@ -122,13 +128,13 @@ class World:
             raise Violation(f"{self.text(party, what)}: {violation}") from None
         return Step(kind, party, what, self._freeze(draft))
 
-    def _fates_of(self, state: State_, before: Draft, party: int, node: Node) -> Iterator[Step]:
+    def _fates_of(self, before: Draft, party: int, node: Node) -> Iterator[Step]:
         """Death, pause and restart. Only before something that others can see: earlier ones
         make no difference."""
         faults, restarts = before.budget
         if party == self.broker_at:
             if restarts < self.scenario.restarts:
-                draft = Draft(self, state)
+                draft = before.copy()
                 self._restart(draft)
                 yield Step("fault", party, ("die", "and the next one starts"), self._freeze(draft))
             return
@@ -136,13 +142,13 @@ class World:
         if not faults:
             return
         if name in self.scenario.mortal and node.request[0] != "pass":
-            draft = Draft(self, state)
+            draft = before.copy()
             draft.budget = (faults - 1, restarts)
             draft.set_buffer(party, ())
             self._end_process(draft, party)
             yield Step("fault", party, ("die",), self._freeze(draft))
         if name in self.scenario.pausable:
-            draft = Draft(self, state)
+            draft = before.copy()
             draft.budget = (faults - 1, restarts)
             draft.paused |= 1 << party
             draft.nodes[party] = self.machines[party].still(node, "paused")
@@ -151,6 +157,8 @@ class World:
     def _choices(self, draft: Draft, party: int, request: tuple[Any, ...]) -> list[tuple[str, Any]]:
         """What may come of a request now; nothing while it has to wait."""
         what = request[0]
+        if what not in WAITING:
+            return AT_ONCE
         if what == "receive":
             conn = draft.conns[request[1]]
             choices: list[tuple[str, Any]] = [("step", "message")] if conn.down else []
@@ -167,9 +175,7 @@ class World:
             return [("step", None)] if len(draft.post) > request[1] else []
         if what == "until":
             return [("step", None)] if draft.memory[request[1]] != request[2] else []
-        if what == "await":
-            return self._events(draft, *request[1:])
-        return [("step", None)]
+        return self._events(draft, *request[1:])
 
     def _events(self, draft: Draft, is_due: bool, has_custody: bool, has_timers: bool) -> list[tuple[str, Any]]:
         events: list[tuple[str, Any]] = []
@@ -398,6 +404,11 @@ class World:
     # --- what must hold ------------------------------------------------------------------------------------
 
     def _check(self, draft: Draft) -> None:
+        for node in draft.nodes:
+            if node.holds is not None:
+                break
+        else:
+            return
         holders = [
             (party, node.holds)
             for party, node in enumerate(draft.nodes)
