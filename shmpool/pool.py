@@ -274,19 +274,28 @@ class BasePool:
         # TAKEN while the byte is locked, then the unlock, then the view. The gate lets one thread at a
         # time lock through this descriptor, so that to unlock all of it lets go of this byte alone.
         # An exception behind TAKEN leaves a record that is open and that nobody knows: it is found.
+        swap = session.swap
         with session.ticket_gate:
-            try:
-                fcntl(session.tickets_fd, F_OFD_SETLK, record.lock)
+            if swap is not None:  # no lock: while the cell is PENDING nobody changes what is looked at before
                 is_mine = (
-                    words[record.cell] == granted == words[record.word]
+                    words[record.word] == granted
                     and words[record.word + EXTENT] & SHAPE_MASK == record.shape | nbytes
+                    and not session.is_over
+                    and swap(record.cell, granted, granted & GENERATION_FIELD | session.taken)
                 )
-                if is_mine:
-                    words[record.cell] = granted & GENERATION_FIELD | session.taken
-            except OSError:
-                is_mine = False  # busy: the other way waits a little
-            finally:  # also where an exception came between the lock and the next line
-                fcntl(session.tickets_fd, F_OFD_SETLK, UNLOCK_ALL)
+            else:
+                try:
+                    fcntl(session.tickets_fd, F_OFD_SETLK, record.lock)
+                    is_mine = (
+                        words[record.cell] == granted == words[record.word]
+                        and words[record.word + EXTENT] & SHAPE_MASK == record.shape | nbytes
+                    )
+                    if is_mine:
+                        words[record.cell] = granted & GENERATION_FIELD | session.taken
+                except OSError:
+                    is_mine = False  # busy: the other way waits a little
+                finally:  # also where an exception came between the lock and the next line
+                    fcntl(session.tickets_fd, F_OFD_SETLK, UNLOCK_ALL)
         if not is_mine:
             record = self._open_otherwise(session, buffer, tail)
         if session.barrier:
@@ -326,7 +335,7 @@ class BasePool:
         pool_id, granted, tail = unpack_handle(handle)
         if pool_id != session.pool_id:
             raise _foreign(handle, session)
-        tickets.discard_handle(session, granted, tail)
+        tickets.discard_handle(session, granted, tail, waits=True)
 
     def reclaim(self) -> int:
         """Close the tickets of what this process has published and nobody has opened; their

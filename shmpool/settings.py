@@ -53,6 +53,7 @@ class Settings(TypedDict, total=False):
     on_critical_pressure: Literal["wait", "direct", "refuse"]
     scrub: bool
     checksums: bool
+    tickets: Literal["auto", "cas", "locks"]
     detailed_metrics: bool
     leak_age: Duration
     alerts: Mapping[str, float | bool]

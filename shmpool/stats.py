@@ -72,7 +72,8 @@ class Stats:
     bytes asked for / bytes held, of the active buffers. Latencies are of one lease in 64, with the
     setting ``detailed_metrics`` of each; those of a histogram by buckets that end at
     `protocol.figures.BUCKET_ENDS_NS`, of which the quantiles are made.
-    *past_pool* counts the streams that went through memory of their own, since the pool had none.
+    *past_pool* counts the streams that went through memory of their own, since the pool had none, *tickets_asked*
+    the tickets that the broker took for processes that cannot.
     *ladder* counts what served each request that a client's own magazines did not, since the broker
     started, by rung. *shared* are the shared publications, and of those with a name how often one was found
     (*hits*) or not (*misses*), and how many caches were given up (*evictions*).
@@ -91,6 +92,7 @@ class Stats:
     lease_timeouts: int
     ladder: dict[str, int]
     past_pool: int
+    tickets_asked: int
     operations: dict[str, int]
     strategies: dict[str, int]
     operations_by_strategy: dict[str, dict[str, int]]

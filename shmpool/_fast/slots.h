@@ -84,6 +84,11 @@ static inline void store(uint64_t *word, uint64_t value) { __atomic_store_n(word
 /* What was stored is seen by all before what follows is loaded. */
 static inline void fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
+/* A word that says *expected* says *wanted* from here on, or stays; ordered towards all that comes before and after. */
+static inline int swap_word(uint64_t *word, uint64_t expected, uint64_t wanted) {
+    return __atomic_compare_exchange_n(word, &expected, wanted, 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE);
+}
+
 /* Try to lock one byte of an open file; 0 where another open file has it, or something is wrong. */
 static inline int lock_byte(int fd, uint64_t offset) {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = 1};

@@ -31,6 +31,7 @@ from ..protocol.states import CellState
 from ..seat.magazine import LAST_BASE as _LAST_BASE, REAP_SCAN as _REAP_SCAN, Magazine, Slot
 from ..seat.mapping import Mapping
 from ..seat.tickets import Record, Ticket, ring
+from ..system import atomics
 from ..system.here import COPIED as _COPIED, HERE, OURS as _OURS, UNSHARED as _UNSHARED
 
 cdef extern from "Python.h":
@@ -72,6 +73,7 @@ cdef extern from "slots.h":
     uint64_t load(uint64_t *)
     void store(uint64_t *, uint64_t)
     void fence()
+    bint swap_word(uint64_t *, uint64_t, uint64_t)
     bint lock_byte(int, uint64_t)
     void unlock_all(int)
     void switch_class(PyObject *, PyObject *)
@@ -122,6 +124,7 @@ cdef Py_ssize_t PUBLISHED = member(Mapping, "published"), TAKEN = member(Mapping
 cdef Py_ssize_t POOL_ID = member(Mapping, "pool_id"), IS_WATCHED = member(Mapping, "is_watched")
 cdef Py_ssize_t RECORDS = member(Mapping, "records"), LEFT = member(Mapping, "left"), FORKS = member(Mapping, "forks")
 cdef Py_ssize_t TICKETS_FD = member(Mapping, "tickets_fd"), TICKET_GATE = member(Mapping, "ticket_gate")
+cdef Py_ssize_t SWAP = member(Mapping, "swap")
 
 cdef Py_ssize_t READY = member(Magazine, "ready"), PUBLICATIONS = member(Magazine, "published")
 
@@ -420,8 +423,9 @@ cdef object _open(PyObject *pool, object handle):
     cdef uint64_t[3] parts
     cdef uint64_t count, pool_id, granted, tail, taken, word, cell, shape, at, value
     cdef Py_ssize_t i
+    cdef PyObject *swap
     cdef int fd
-    cdef bint is_mine
+    cdef bint is_mine, by_lock
     cdef object kept, seen, buffer, view, grant, nbytes
     if not PyBytes_Check(handle) or PyBytes_GET_SIZE(handle) != 24:
         return None
@@ -462,7 +466,11 @@ cdef object _open(PyObject *pool, object handle):
     # Who waits for a busy byte in the plain way has the gate.
     if (<object>get_member(session, TICKET_GATE)).locked():
         return None
-    fd = <object>get_member(session, TICKETS_FD)
+    swap = get_member(session, SWAP)
+    if swap == NULL or not (swap == NONE or Py_TYPE(swap) == <PyTypeObject *>Swap):
+        return None
+    by_lock = swap == NONE
+    fd = <object>get_member(session, TICKETS_FD) if by_lock else -1
     if get_member(record, RECORD_WINDOW) != window or not is_false(session, IS_OVER) or not here[OURS]:
         return None
     for i in range(PyTuple_GET_SIZE(links)):  # the run is still the one that is mapped
@@ -470,19 +478,23 @@ cdef object _open(PyObject *pool, object handle):
         at, value = PyLong_AsUnsignedLongLong((<object>link)[0]), PyLong_AsUnsignedLongLong((<object>link)[1])
         if at >= count or load(words + at) != value:
             return None
-    if not lock_byte(fd, tail >> NBYTES_BITS):
+    if by_lock and not lock_byte(fd, tail >> NBYTES_BITS):
         return None
-    # TAKEN while the byte is locked, then the unlock. The grant word and the shape are the handle's.
+    # The grant word and the shape are the handle's, and stay so while the cell is PENDING: TAKEN while the byte is
+    # locked, then the unlock, or by the swap.
     is_mine = (
-        load(words + cell) == granted and load(words + word) == granted
-        and load(words + word + EXTENT) & SHAPE_MASK == shape | tail & MAX_NBYTES
+        load(words + word) == granted and load(words + word + EXTENT) & SHAPE_MASK == shape | tail & MAX_NBYTES
+        and load(words + cell) == granted
     )
-    if is_mine:
-        store(words + cell, granted & GENERATION_FIELD | taken)
-    unlock_all(fd)
+    if by_lock:
+        if is_mine:
+            store(words + cell, granted & GENERATION_FIELD | taken)
+        unlock_all(fd)
+        fence()  # no load of the bytes comes before the look at the cell
+    elif is_mine:
+        is_mine = swap_word(words + cell, granted, granted & GENERATION_FIELD | taken)
     if not is_mine:
         return None  # the plain way says why
-    fence()  # no load of the bytes comes before the look at the cell
     switch_class(<PyObject *>buffer, <PyObject *>LiveBuffer)
     return buffer
 
@@ -530,6 +542,26 @@ cdef bint _release_buffer(PyObject *buffer) except -1:
     return True
 
 
+# --- words --------------------------------------------------------------------------------------------------
+
+cdef class Swap:
+    """The compare-and-swap of the words of a view: see `system.atomics`."""
+
+    cdef object view
+
+    def __init__(self, view):
+        self.view = view
+
+    def __call__(self, index, expected, wanted):
+        cdef uint64_t *words
+        cdef uint64_t count, at = index, old = expected, new = wanted
+        if not words_of(<PyObject *>self.view, &words, &count):
+            raise ValueError("the memory of these words was given up")
+        if at >= count:
+            raise IndexError(f"there are {count} words, and no word {at}")
+        return bool(swap_word(words + at, old, new))
+
+
 # --- blocks ---------------------------------------------------------------------------------------------------
 
 def enter(self):
@@ -569,3 +601,4 @@ def install():
         twin.__doc__, twin.__wrapped__, twin.__qualname__ = plain.__doc__, plain, plain.__qualname__
         twin.__name__ = plain.__name__
         setattr(cls, name, twin)
+    atomics.compiled = Swap

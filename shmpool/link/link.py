@@ -32,6 +32,7 @@ from ..protocol.messages import (
     Refusal,
     Return,
     Settings,
+    Taken,
     Turn,
 )
 from ..seat.magazine import Magazine, Slot
@@ -162,6 +163,16 @@ class Link:
             self.discard(request)
             raise
         return slot
+
+    def ask_here(self, request: Request, timeout: float | None) -> None:
+        """The same for what has to be answered before anything else is done, an event loop's thread too."""
+        request.began = time.monotonic()
+        try:
+            self.begin(request)
+            self._settle(request, timeout)
+        except BaseException:
+            self.discard(request)
+            raise
 
     def begin(self, request: Request) -> None:
         """Send a request, to be waited for by `settle`."""
@@ -314,10 +325,10 @@ class Link:
         if isinstance(message, Grant):
             seat = self._seat
             self._grant(message.request, [slot for row in message.rows if (slot := seat.adopt_row(row))])
-        elif isinstance(message, Held | Turn | Dropped):
+        elif isinstance(message, Taken | Held | Turn | Dropped):
             with self._lock:
                 answered = self.requests.answered(message)
-            if answered is None and not isinstance(message, Dropped):
+            if answered is None and isinstance(message, Held | Turn):
                 self._seat.let_go(message.request)
             self._wake_waiter(answered)
         elif isinstance(message, Refusal):

@@ -19,7 +19,21 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from ..protocol.messages import Cancel, Direct, Drop, Dropped, Find, Held, Hold, Refill, Refusal, Share, Turn
+from ..protocol.messages import (
+    Cancel,
+    Direct,
+    Drop,
+    Dropped,
+    Find,
+    Held,
+    Hold,
+    Refill,
+    Refusal,
+    Share,
+    Take,
+    Taken,
+    Turn,
+)
 
 if TYPE_CHECKING:
     from ..seat.magazine import Magazine, Slot
@@ -27,7 +41,7 @@ if TYPE_CHECKING:
 MAX_NUMBER = 0xFFFFFFFF
 
 #: What has a number, and an answer.
-Question = Refill | Direct | Share | Hold | Find | Drop
+Question = Refill | Direct | Take | Share | Hold | Find | Drop
 
 
 class RequestState(Enum):
@@ -54,7 +68,7 @@ class Request:
         self.state = RequestState.WAITING
         self.slot: Slot | None = None
         self.refusal: Refusal | None = None
-        self.answer: Held | Turn | Dropped | None = None
+        self.answer: Taken | Held | Turn | Dropped | None = None
         #: The message is on its way, or waits for the next connection.
         self.is_sent = False
         self.waiter: Any = None
@@ -99,7 +113,7 @@ class Requests:
         request.slot, request.state = slots[0], RequestState.GRANTED
         return request, slots[1:]
 
-    def answered(self, answer: Held | Turn | Dropped) -> Request | None:
+    def answered(self, answer: Taken | Held | Turn | Dropped) -> Request | None:
         """The broker answered: who has to be woken; None when nobody waits for it any more."""
         request = self._table.get(answer.request)
         if request is None or not request.is_waiting:

@@ -41,8 +41,10 @@ TO_BUCKET: Final = tuple(1 + min(max(bits - 8, 0), BUCKETS - 1) for bits in rang
 BUCKET_ENDS_NS: Final = tuple(1 << 8 + bucket for bucket in range(BUCKETS - 1))
 #: Streams that went through memory of their own, since the pool had none.
 PAST_POOL: Final = LATENCIES + LATENCY_WORDS * len(CATEGORIES)
+#: Tickets that the broker took for a process that cannot swap words.
+TICKETS_ASKED: Final = PAST_POOL + 1
 #: What of a block counts today; the rest is 0.
-USED_COUNTERS: Final = PAST_POOL + 1
+USED_COUNTERS: Final = TICKETS_ASKED + 1
 
 #: One lease in so many is timed; with `detailed_metrics` each is.
 SAMPLE_EVERY: Final = 64

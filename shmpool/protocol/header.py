@@ -6,7 +6,7 @@ words                content
 0-7                  magic, version, pool id, epoch, broker's pid, rows, tiers, seats
 8                    CRC-32 of what must not change: words 0-2, 5-7, 9-13 and the tiers
 9                    the pool's properties, for its whole life: bit 0 checksums; bits 8-11 how
-                     tickets are taken (0: under byte locks)
+                     tickets are taken (0: under byte locks, 1: by compare-and-swap)
 10-13                device and inode of the tickets file, then of the seats file
 14                   how many seats have ended, in all
 16 + 4 * tier        kind, slot size, base row, capacity
@@ -68,8 +68,10 @@ SEAT_TIME_NAMESPACE: Final = 6
 
 #: A property: clients sum what they publish and verify what they open.
 CHECKSUMS: Final = 1 << 0
+#: How tickets are taken: by compare-and-swap, or else under byte locks.
+TICKETS_BY_CAS: Final = 1 << 8
 #: All that this version knows. A pool with others is of a later one.
-KNOWN_PROPERTIES: Final = CHECKSUMS
+KNOWN_PROPERTIES: Final = CHECKSUMS | TICKETS_BY_CAS
 
 assert WANTED + MAX_TIERS <= FIRST_SEAT
 

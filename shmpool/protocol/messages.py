@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from .codes import Code
-from .ledger import MAX_CHUNKS, MAX_GENERATION, MAX_NBYTES, MAX_ROWS, MAX_SEATS, NAME_BYTES
+from .ledger import MAX_CHUNKS, MAX_GENERATION, MAX_NBYTES, MAX_ROWS, MAX_SEATS, MAX_TICKETS, NAME_BYTES
 from .sizing import MAX_TIERS, TierKind
 
 #: Bumped with any change that an older peer cannot understand. Hello and Fault never change
@@ -272,6 +272,17 @@ class Query(NamedTuple):
     topic: int
 
 
+class Take(NamedTuple):
+    """For a client that cannot swap words, in a pool whose tickets are taken so: take this ticket for me, if its
+    cell says *word*, or close it (*closes*). Answered by Taken, but for what is to be closed."""
+
+    request: int
+    row: int
+    cell: int
+    word: int
+    closes: bool
+
+
 class Account(NamedTuple):
     """The answer to Inquire, which nobody waits for: as [row, is_view, site] whether only views keep
     it, and which line of code leased or opened it, empty when that was not noted."""
@@ -400,6 +411,12 @@ class Inquire(NamedTuple):
     is_reader: bool
 
 
+class Taken(NamedTuple):
+    """The broker has looked at that ticket: whether it is this client's now, its cell says."""
+
+    request: int
+
+
 class Held(NamedTuple):
     """The shared publication that *word*, its grant word, names is held for this client until it lets
     go of *request*."""
@@ -431,9 +448,9 @@ class Fault(NamedTuple):
 
 
 Message = (
-    Hello | Refill | Direct | Cancel | Return | Bell | Query | Goodbye | Account
+    Hello | Refill | Direct | Cancel | Return | Bell | Query | Goodbye | Take | Account
     | Share | Hold | LetGo | Holds | Find | Drop
-    | Welcome | Grant | Refusal | Recall | Answer | Fault | Settings | Inquire | Held | Turn | Dropped
+    | Welcome | Grant | Refusal | Recall | Answer | Fault | Settings | Taken | Inquire | Held | Turn | Dropped
 )  # fmt: skip
 
 _CODE: Final = integer(1, max(Code))
@@ -450,6 +467,7 @@ SCHEMA: Final[dict[int, tuple[Callable[..., Message], tuple[Check, ...]]]] = {
     6: (Bell, (row_list,)),
     7: (Query, (REQUEST, integer(0, max(Topic)))),
     8: (Goodbye, ()),
+    9: (Take, (integer(0, U32), integer(1, MAX_ROWS - 1), integer(0, MAX_TICKETS - 1), integer(0, U64), boolean)),
     10: (Account, (account_list, boolean)),
     16: (Welcome, (integer(0, U32), integer(1, U64), integer(1, U64), integer(0, MAX_SEATS), boolean,
                    tier_list, integer(1, MAX_SEATS), integer(0, U64), file_id, file_id, all_settings)),
@@ -459,6 +477,7 @@ SCHEMA: Final[dict[int, tuple[Callable[..., Message], tuple[Check, ...]]]] = {
     20: (Answer, (REQUEST, boolean, blob)),
     21: (Fault, (_CODE, text(MAX_TEXT))),
     22: (Settings, (setting_list,)),
+    23: (Taken, (REQUEST,)),
     24: (Inquire, (few_rows, boolean)),
     32: (Share, (REQUEST, integer(1, MAX_ROWS - 1), integer(0, U32), integer(0, U64))),
     33: (Hold, (REQUEST, integer(1, MAX_ROWS - 1), integer(0, MAX_GENERATION))),

@@ -80,6 +80,8 @@ STATS: Final = (
            ("rung",)),
     Figure("past_pool", _COUNTER, _NONE,
            "copies and tees that went through memory of their own, since the pool had none"),
+    Figure("tickets_asked", _COUNTER, _NONE,
+           "tickets that the broker took for processes that cannot (see the setting `tickets`), a round trip each"),
     Figure("operations", _COUNTER, _LEASES, "leases by category", ("category",)),
     Figure("strategies", _COUNTER, _LEASES, "leases by strategy", ("strategy",)),
     Figure("operations_by_strategy", _COUNTER, _LEASES, "leases by both", ("strategy", "category")),

@@ -17,6 +17,7 @@ from .figures import (
     MISSES,
     PAST_POOL,
     STRATEGIES,
+    TICKETS_ASKED,
     TIMEOUTS,
     quantile,
 )
@@ -47,6 +48,7 @@ def counted(
         "held_by_views": totals[HELD_BY_VIEWS],
         "lease_timeouts": totals[TIMEOUTS],
         "past_pool": totals[PAST_POOL],
+        "tickets_asked": totals[TICKETS_ASKED],
         "operations": {name: sum(of[name] for of in operations.values()) for name in CATEGORIES},
         "strategies": strategies,
         "operations_by_strategy": operations,

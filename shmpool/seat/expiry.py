@@ -1,4 +1,5 @@
-"""Tickets with a ttl: closed by their publisher's session when nobody has opened them in time.
+"""Tickets with a ttl: closed by their publisher's session when nobody has opened them in time; and those
+that the broker is to close for a process that cannot.
 
 The helper looks when the next one is due. A ticket that is open just then may be given back
 (`Buffer.give_back`), so it is looked at again until it is done. After the publisher has gone the
@@ -10,12 +11,13 @@ from __future__ import annotations
 import time
 from heapq import heapify, heappop, heappush
 from itertools import count
-from threading import Lock
+from threading import RLock
 from typing import Final
 
 from ..errors import HandleUsed, StaleHandle
 from ..protocol.handle import Handle, unpack_handle
 from ..protocol.ledger import NBYTES_BITS
+from ..protocol.messages import Take
 from . import tickets
 from .tickets import Reader
 
@@ -30,7 +32,8 @@ class Expiry:
 
     def __init__(self, session: Reader) -> None:
         self._session = session
-        self._lock = Lock()
+        #: Reentrant: a finalizer may have something closed.
+        self._lock = RLock()
         self._numbers = count()
         #: When (monotonic seconds), a number of its own, granted and tail of a handle.
         self._heap: list[tuple[float, int, int, int]] = []
@@ -48,6 +51,12 @@ class Expiry:
                 self._forget_done()
         if is_first:
             self._session.wake_helper()
+
+    def close(self, granted: int, tail: int) -> None:
+        """Have the broker close this one, again and again until it is done."""
+        with self._lock:
+            heappush(self._heap, (time.monotonic(), next(self._numbers), granted, tail))
+        self._session.wake_helper()
 
     def __len__(self) -> int:
         """How many are watched."""
@@ -77,16 +86,24 @@ class Expiry:
                 if not self._heap or self._heap[0][0] > now:
                     return
                 _, _, granted, tail = heappop(self._heap)
+            index, session = tail >> NBYTES_BITS, self._session
             try:
-                tickets.discard_handle(self._session, granted, tail)
+                if session.asks_for_tickets:
+                    pending = tickets.pending_word(session, granted, tail)
+                    session.send(Take(0, index >> 4, index & 15, pending, True))
+                    is_done = False
+                else:
+                    tickets.discard_handle(session, granted, tail)
+                    is_done = True
             except HandleUsed:
-                if tickets.is_open(self._session, granted, tail >> NBYTES_BITS):
-                    with self._lock:
-                        heappush(self._heap, (now + AGAIN, next(self._numbers), granted, tail))
+                is_done = not tickets.is_open(session, granted, index)
             except StaleHandle:
-                pass  # it was read, and its slot is in use again
+                is_done = True  # it was read, and its slot is in use again
+            if not is_done:
+                with self._lock:
+                    heappush(self._heap, (now + AGAIN, next(self._numbers), granted, tail))
 
     def abandon(self) -> None:
         """In a forked child: they are the parent's."""
-        self._lock = Lock()
+        self._lock = RLock()
         self._heap = []

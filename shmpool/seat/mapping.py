@@ -16,6 +16,7 @@ from ..protocol.header import (
     KNOWN_PROPERTIES,
     SEAT_NONCE,
     SEAT_STATE,
+    TICKETS_BY_CAS,
     counters_at,
     header_bytes,
     ledger_bytes,
@@ -48,7 +49,7 @@ from ..protocol.sizing import (
     rows_of,
 )
 from ..protocol.states import CellState, State
-from ..system import heirs, libc
+from ..system import atomics, heirs, libc
 from ..system.descriptors import (
     CLOSED,
     Closed,
@@ -75,6 +76,11 @@ class SeatTaken(Exception):
     """The seat of a welcome cannot be had any more; another one can."""
 
 
+def _no_swap(index: int, expected: int, wanted: int) -> bool:
+    """In the place of a swap: who cannot has not swapped anything."""
+    return False
+
+
 class Mapping:
     """The maps of one seat; the base of `Session`, which has the hot paths' attributes in
     one place. Thread-safe."""
@@ -87,7 +93,7 @@ class Mapping:
     __slots__ = (
         "__dict__", "__weakref__", "chunked", "chunked_below", "counters", "forks", "has_details", "header", "idle",
         "is_over", "is_watched", "leased", "left", "medium_from", "pool_id", "pooled", "pooled_below", "published",
-        "records", "shelves", "taken", "ticket_gate", "tickets_fd", "words",
+        "records", "shelves", "swap", "taken", "ticket_gate", "tickets_fd", "words",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -130,6 +136,15 @@ class Mapping:
         self.medium_from = medium  # for hot paths
         self._make_words(welcome)
         self._make_tags()
+        #: How tickets are taken: None under the byte locks of the tickets' file, else by compare-and-swap,
+        #: which the broker does for a process that cannot (`asks_for_tickets`).
+        self.swap: atomics.Swap | None = None
+        self.asks_for_tickets = False
+        if welcome.properties & TICKETS_BY_CAS:
+            swap = atomics.swap_of(self.words)
+            self.swap, self.asks_for_tickets = swap or _no_swap, swap is None
+        #: The cells that a thread has asked the broker for just now.
+        self.asked_for: set[int] = set()
         self.has_checksums = bool(welcome.properties & CHECKSUMS)
         try:
             self.tickets_fd = open_beside(self.address, tickets_path, welcome.tickets_file, self.pool_id)

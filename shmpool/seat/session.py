@@ -22,10 +22,12 @@ from ..link.hello import await_welcome, greet, reach
 from ..link.helper import Helper
 from ..link.link import Link
 from ..link.prefetch import Prefetch
-from ..protocol.figures import DEFERRED
+from ..link.refusals import discarded
+from ..link.requests import Request
+from ..protocol.figures import DEFERRED, TICKETS_ASKED
 from ..protocol.handle import Handle
 from ..protocol.header import BROKER_PID, WANTED
-from ..protocol.messages import Account, Goodbye, LetGo, Role, Welcome
+from ..protocol.messages import Account, Goodbye, LetGo, Role, Take, Welcome
 from ..system.limits import explain
 from . import guards
 from .deferred import DeferredReleases
@@ -80,6 +82,7 @@ class Session(Supply):
             while not self._take_seat(*self._knock(find, deadline, is_closed)):
                 pass  # the broker has that seat to clear, and another for us, or none at all
             self._make_tables()
+            self._warn_of_tickets()
         except BaseException:
             self.close_descriptors()
             raise
@@ -132,6 +135,34 @@ class Session(Supply):
     def connection(self) -> Connection | None:
         """The connection to the broker, None while it is away."""
         return self.link.connection
+
+    def _warn_of_tickets(self) -> None:
+        if self.asks_for_tickets:
+            warnings.warn(
+                "tickets of this pool are taken by compare-and-swap, for which this process has neither shmpool's"
+                " compiled part nor GCC's libatomic (libatomic.so.1): each open costs a round trip to the broker;"
+                ' the setting tickets = "locks" avoids it',
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    # --- what tickets call upwards ---------------------------------------------------------------------
+
+    def ask_for_ticket(self, index: int, pending: int) -> None:
+        if not self.helper.is_running:
+            self.helper.start()
+        self.count(TICKETS_ASKED)
+        request = Request(Take(self.link.next_number(), index >> 4, index & 15, pending, False))
+        self.link.ask_here(request, None)
+        if request.answer is None:
+            raise (
+                discarded(self.is_closing)
+                if self.link.is_discarding
+                else BrokerUnavailable(f"the broker at {self.address} did not take the handle's ticket")
+            )
+
+    def close_soon(self, granted: int, tail: int) -> None:
+        self.expiry.close(granted, tail)
 
     # --- what leases call upwards --------------------------------------------------------------------
 

@@ -1,9 +1,14 @@
-"""Tickets: the one place where two may race, and so the one with a lock.
+"""Tickets: the one place where two may race, and so the one with a lock, or a swap.
 
-A ticket is taken under a byte lock of the tickets' file (``F_OFD_SETLK``): the kernel
-frees a dead holder's. Under it the opener requires the handle's grant word in row and
+The pool says for its life how they are taken. Under a byte lock of the tickets' file (``F_OFD_SETLK``):
+the kernel frees a dead holder's. Under it the opener requires the handle's grant word in row and
 cell, and stores TAKEN. Threads of one process share the descriptor, and so exclude each
 other by the session's gate: at most one byte is locked through it at a time.
+
+Or by compare-and-swap of the cell, from the handle's grant word to TAKEN: a cell that is PENDING holds its row as it
+is, so what was looked at before the swap is still so behind it. Nothing is held in between, so nobody is waited
+for, and who dies has taken the ticket or has not. A process that cannot swap has the broker do it (`_ask`), and looks
+at the word, not at the answer. The gate stays: it tells whose a ticket of this seat is (`Openings`).
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from typing import Final, Protocol, Self
 
 from ..errors import (
     HandleUsed,
+    PoolClosed,
     ShmpoolError,
     StaleHandle,
 )
@@ -82,6 +88,15 @@ class Reader(Seat):
 
     deferred: Deferral
     guards: Guards
+
+    def ask_for_ticket(self, index: int, pending: int) -> None:
+        """Have the broker take a ticket for this seat, if it is PENDING as this word says, and wait until it has
+        looked. Raises BrokerUnavailable, and the ticket may be this seat's yet."""
+        raise NotImplementedError
+
+    def close_soon(self, granted: int, tail: int) -> None:
+        """Have the broker close the ticket of a handle, and see to it that it does. For finalizers, too."""
+        raise NotImplementedError
 
 
 class Record:
@@ -236,20 +251,38 @@ def shape_of(record: Record) -> int:
 def take(record: Record, granted: int, nbytes: int) -> None:
     """Take the ticket, or raise HandleUsed or StaleHandle. For what `Pool.open` does not
     do in place: a changed custodian, a run, a busy lock, and all refusals."""
-    _locked(record, granted, nbytes, record.session.taken)
+    if record.session.asks_for_tickets:
+        _ask(record, granted, nbytes)
+    else:
+        _change(record, granted, nbytes, record.session.taken)
 
 
-def discard(record: Record, granted: int, nbytes: int) -> None:
-    """Close a ticket that nobody will open: the same move, with DONE."""
-    _locked(record, granted, nbytes, _DONE)
+def discard(record: Record, granted: int, nbytes: int, *, waits: bool = False) -> None:
+    """Close a ticket that nobody will open: the same move, with DONE. Where the broker makes it, it is made soon, and
+    somebody may be faster yet; who *waits* for the broker knows that nobody was."""
+    session = record.session
+    if not session.asks_for_tickets:
+        _change(record, granted, nbytes, _DONE)
+    elif waits:
+        _ask(record, granted, nbytes)
+        session.words[record.cell] = granted & GENERATION_FIELD | _DONE
+    elif explanation := why_not(session, record, granted, nbytes):
+        raise explanation
+    else:
+        session.close_soon(granted, record.cell - FIRST_CELL << NBYTES_BITS | nbytes)
 
 
-def discard_handle(session: Reader, granted: int, tail: int) -> None:
+def discard_handle(session: Reader, granted: int, tail: int, *, waits: bool = False) -> None:
     """Discard the ticket of a handle of this pool, and ring where somebody has to look."""
     record = make_ticket(session, tail)
-    discard(record, granted, tail & MAX_NBYTES)
+    discard(record, granted, tail & MAX_NBYTES, waits=waits)
     if session.words[record.word] != granted or session.header[record.wanted] or granted & SEAT_MASK == 0:
         session.ring(record.row)
+
+
+def pending_word(session: Reader, granted: int, tail: int) -> int:
+    """What the ticket of a handle says that can be taken. Raises why it cannot."""
+    return _pending(session, make_ticket(session, tail), granted, tail & MAX_NBYTES)
 
 
 def discard_unopened(session: Reader) -> int:
@@ -270,7 +303,8 @@ def discard_unopened(session: Reader) -> int:
             pending = words[row * ROW_WORDS + FIRST_CELL + cell]
             if state_of(pending) == State.PUBLISHED and generation_of(pending) == generation_of(granted):
                 with suppress(HandleUsed, StaleHandle):  # somebody was faster
-                    discard_handle(session, pending, (row << 4 | cell) << NBYTES_BITS | nbytes_of(extent))
+                    tail = (row << 4 | cell) << NBYTES_BITS | nbytes_of(extent)
+                    discard_handle(session, pending, tail, waits=True)
                     count += 1
     return count
 
@@ -316,6 +350,47 @@ def ring(record: Record, granted: int) -> None:
         session.ring(record.row)
     elif session.words[record.word] == granted & ~SEAT_MASK:
         session.ring_soon(record.row)
+
+
+def _change(record: Record, granted: int, nbytes: int, mark: int) -> None:
+    session, wanted = record.session, granted & GENERATION_FIELD | mark
+    if session.swap is None:
+        _locked(record, granted, nbytes, mark)
+        return
+    with session.ticket_gate:
+        while True:  # another turn only where the ticket was taken and given back in between
+            pending = _pending(session, record, granted, nbytes)
+            if session.swap(record.cell, pending, wanted):
+                return
+
+
+def _ask(record: Record, granted: int, nbytes: int) -> None:
+    """Have the broker take a ticket. What it has done, the word says; one thread at a time asks for a ticket, so one
+    that is this seat's then is the thread's."""
+    session, cell, taken = record.session, record.cell, granted & GENERATION_FIELD | record.session.taken
+    with session.ticket_gate:
+        pending = _pending(session, record, granted, nbytes)
+        if cell in session.asked_for:
+            raise HandleUsed("the handle's ticket is being opened by another thread")
+        session.asked_for.add(cell)
+    try:
+        while session.words[cell] != taken:
+            # Another turn only where it was taken and given back in between.
+            session.ask_for_ticket(cell - FIRST_CELL, pending)
+            if session.words[cell] != taken:
+                pending = _pending(session, record, granted, nbytes)
+    finally:
+        session.asked_for.discard(cell)
+
+
+def _pending(session: Reader, record: Record, granted: int, nbytes: int) -> int:
+    """What the cell says of a ticket that can be taken. Raises why it cannot."""
+    if session.is_over:
+        raise PoolClosed("the pool was closed, or its broker came back with another one")
+    if explanation := why_not(session, record, granted, nbytes):
+        raise explanation
+    cell = session.words[record.cell]
+    return cell if cell == granted & ~SEAT_MASK else granted
 
 
 def _locked(record: Record, granted: int, nbytes: int, mark: int) -> None:

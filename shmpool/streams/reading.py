@@ -12,6 +12,7 @@ from ..errors import LeaseReleased, ShmpoolError, StreamBroken, StreamTimeout
 from ..link.waiting import check_timeout
 from ..protocol.handle import Handle, pack_handle
 from ..protocol.ledger import SEAT_BITS, SEAT_MASK, seat_of
+from ..seat import tickets
 from ..seat.outgoing import cell_of
 from ..system import futex, libc
 from ..system.here import HERE, OURS
@@ -314,7 +315,7 @@ class StreamReader(io.BufferedIOBase):
             granted, tail = page[at], page[at + 1]
             for word in (granted, granted & ~SEAT_MASK):  # a direct segment may be in the broker's custody
                 with suppress(ShmpoolError):
-                    self._pool.discard(Handle(pack_handle(self._session.pool_id, word, tail)))
+                    tickets.discard_handle(self._session, word, tail)
                     cell = cell or cell_of(tail)
                     break
         return cell

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import twins
@@ -14,7 +16,11 @@ import shmpool
 from shmpool import _fast
 
 TICKETS = 2000
-RACERS = ("plain", "compiled", "plain", "compiled")
+#: By how tickets are taken.
+RACERS = {
+    "locks": ("plain", "compiled", "plain", "compiled"),
+    "cas": ("plain", "compiled", "asking", "plain", "compiled"),
+}
 
 
 def test_it_was_made_from_these_sources() -> None:
@@ -30,21 +36,21 @@ def test_it_is_chosen_at_import_and_can_be_switched_off() -> None:
     assert (twins.run("compiled", ask), twins.run("plain", ask)) == ("True", "False")
 
 
-@pytest.mark.parametrize("settings", [{}, {"checksums": True}, {"detailed_metrics": True}], ids=str)
-def test_every_word_of_the_ledger_is_the_same(settings: dict[str, bool]) -> None:
+@pytest.mark.parametrize("settings", [{}, {"checksums": True}, {"detailed_metrics": True}, {"tickets": "cas"}], ids=str)
+def test_every_word_of_the_ledger_is_the_same(settings: dict[str, bool | str]) -> None:
     _walk_twice(1, 600, settings)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(2, 30))
 def test_every_word_of_the_ledger_is_the_same_for_many_walks(seed: int) -> None:
-    _walk_twice(seed, 4000, {})
+    _walk_twice(seed, 4000, {"tickets": "cas"} if seed % 2 else {})
 
 
-def _walk_twice(seed: int, steps: int, settings: dict[str, bool]) -> None:
+def _walk_twice(seed: int, steps: int, settings: dict[str, bool | str]) -> None:
     walk = "import runpy, walk; runpy.run_module('walk', run_name='__main__')"
     plain, compiled = [
-        json.loads(twins.run(kind, walk, str(seed), str(steps), json.dumps(settings))) for kind in twins.PURE
+        json.loads(twins.run(kind, walk, str(seed), str(steps), json.dumps(settings))) for kind in ("plain", "compiled")
     ]
     assert len(plain) == len(compiled) == steps
     for number, (ours, theirs) in enumerate(zip(plain, compiled, strict=True)):
@@ -52,8 +58,12 @@ def _walk_twice(seed: int, steps: int, settings: dict[str, bool]) -> None:
 
 
 RACE = """
-import sys, struct, shmpool
+import sys, struct, warnings, shmpool
 from shmpool import _fast
+from shmpool.system import atomics
+if sys.argv[3] == "asking":  # neither the compiled part nor libatomic
+    atomics.swap_of = lambda words: None
+    warnings.simplefilter("ignore")
 won = 0
 with shmpool.connect(sys.argv[1]) as pool:
     print(_fast.COMPILED, flush=True)
@@ -72,12 +82,17 @@ print(won)
 """
 
 
+@pytest.mark.parametrize("way", ["locks", "cas"])
 @pytest.mark.parametrize("rounds", [1, pytest.param(100, marks=pytest.mark.long)])
-def test_each_ticket_is_opened_once_by_plain_and_compiled_processes_that_race(rounds: int) -> None:
+def test_each_ticket_is_opened_once_by_installations_that_race(rounds: int, way: Literal["locks", "cas"]) -> None:
     """All have all handles, and go through them in the same order."""
-    with shmpool.Broker(memory_limit="64MiB", max_clients=16) as broker, broker.connect() as pool:
+    won = Counter[str]()
+    with shmpool.Broker(memory_limit="64MiB", max_clients=16, tickets=way) as broker, broker.connect() as pool:
         for _ in range(rounds):
-            assert _race(broker.address, [_publish(pool, number) for number in range(TICKETS)]) == TICKETS
+            won += _race(broker.address, [_publish(pool, number) for number in range(TICKETS)], RACERS[way])
+        assert (pool.stats().tickets_asked > 0) == (way == "cas")
+    assert won.total() == rounds * TICKETS
+    assert rounds == 1 or set(won) == set(RACERS[way]), "one of them won none: there was no race"
 
 
 def _publish(pool: shmpool.Pool, number: int) -> bytes:
@@ -86,10 +101,10 @@ def _publish(pool: shmpool.Pool, number: int) -> bytes:
         return lease.publish()
 
 
-def _race(address: str, handles: list[bytes]) -> int:
-    """How many were opened, by all racers together."""
-    racers = [twins.start(kind, RACE, address, str(len(handles))) for kind in RACERS]
-    for kind, racer in zip(RACERS, racers, strict=True):
+def _race(address: str, handles: list[bytes], kinds: tuple[str, ...]) -> Counter[str]:
+    """How many were opened, by kind."""
+    racers = [twins.start(kind, RACE, address, str(len(handles)), kind) for kind in kinds]
+    for kind, racer in zip(kinds, racers, strict=True):
         assert racer.stdout.readline() == f"{kind == 'compiled'}\n".encode()
         racer.stdin.write(b"".join(handles))
         racer.stdin.flush()
@@ -98,6 +113,8 @@ def _race(address: str, handles: list[bytes]) -> int:
     for racer in racers:
         racer.stdin.write(b"!")
         racer.stdin.flush()
-    won = sum(int(racer.communicate(timeout=200)[0]) for racer in racers)
+    won = Counter[str]()
+    for kind, racer in zip(kinds, racers, strict=True):
+        won[kind] += int(racer.communicate(timeout=200)[0])
     assert [racer.returncode for racer in racers] == [0] * len(racers)
     return won

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PURE = {"plain": "1", "compiled": ""}
+PURE = {"plain": "1", "compiled": "", "asking": "1"}
 
 
 def is_built() -> bool:

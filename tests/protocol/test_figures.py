@@ -16,7 +16,14 @@ from shmpool.protocol.sizing import STRATEGY_OF_KIND, SizeCategory
 def test_no_two_counters_share_a_word() -> None:
     kinds = len(figures.STRATEGIES) * len(figures.CATEGORIES)
     words = [figures.LEASES + n for n in range(kinds)]
-    words += [figures.MISSES, figures.DEFERRED, figures.TIMEOUTS, figures.HELD_BY_VIEWS, figures.PAST_POOL]
+    words += [
+        figures.MISSES,
+        figures.DEFERRED,
+        figures.TIMEOUTS,
+        figures.HELD_BY_VIEWS,
+        figures.PAST_POOL,
+        figures.TICKETS_ASKED,
+    ]
     for category in range(len(figures.CATEGORIES)):
         timed = figures.LATENCIES + figures.LATENCY_WORDS * category
         words += [timed, *(timed + to_bucket for to_bucket in sorted(set(figures.TO_BUCKET)))]

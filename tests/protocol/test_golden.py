@@ -55,7 +55,7 @@ def described() -> dict[str, Any]:
         m.Settings([[int(m.Setting.LEASE_TIMEOUT_MS), 5]]),
         m.Share(5, 7, 6, 1500), m.Hold(7, 9, 2**40 - 1), m.LetGo([5, 7]), m.Holds([[5, 7, 1], [7, 9, 2]], True),
         m.Find(8, "näme", m.Purpose.MAKE, True), m.Drop(9, "näme"), m.Held(8, 7, m.U64, 4096, "näme"), m.Turn(8),
-        m.Dropped(9),
+        m.Dropped(9), m.Take(10, 7, 12, 2**64 - 1, False), m.Taken(10),
     ]  # fmt: skip
     words = [0] * (header.header_bytes(SEATS) // 8)
     format_header(words, POOL_ID, TIERS, SEATS, SETTINGS)

@@ -80,9 +80,9 @@ def test_a_header_without_room_for_its_seats_is_a_fault() -> None:
 
 def test_a_property_that_this_version_does_not_know_is_a_fault() -> None:
     words = make_header()
-    words[header.PROPERTIES] = 1 << 8
+    words[header.PROPERTIES] = 1 << 9
     words[header.CRC] = header.header_crc(words)
-    assert "does not know (0x100)" in (header.header_fault(words) or "")
+    assert "does not know (0x200)" in (header.header_fault(words) or "")
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=300))

@@ -55,6 +55,8 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     m.Bell: st.builds(m.Bell, row_lists),
     m.Query: st.builds(m.Query, requests, st.integers(0, 2)),
     m.Goodbye: st.just(m.Goodbye()),
+    m.Take: st.builds(m.Take, u32, rows, st.integers(0, 12), u64, st.booleans()),
+    m.Taken: st.builds(m.Taken, requests),
     m.Account: st.builds(
         m.Account,
         st.lists(st.tuples(st.integers(1, MAX_ROWS - 1), st.booleans(), texts).map(list), min_size=1, max_size=40),
@@ -115,6 +117,7 @@ def test_numbers_are_pinned_because_they_are_on_the_wire() -> None:
         "Bell": 6,
         "Query": 7,
         "Goodbye": 8,
+        "Take": 9,
         "Account": 10,
         "Welcome": 16,
         "Grant": 17,
@@ -123,6 +126,7 @@ def test_numbers_are_pinned_because_they_are_on_the_wire() -> None:
         "Answer": 20,
         "Fault": 21,
         "Settings": 22,
+        "Taken": 23,
         "Inquire": 24,
         "Share": 32,
         "Hold": 33,
@@ -247,7 +251,7 @@ def test_what_does_not_begin_with_a_kind_is_refused(fields: Any) -> None:
         m.decode(msgpack.packb(fields), ANY)
 
 
-@pytest.mark.parametrize("kind", [-1, 0, 9, 15, 23, 255, 2**32, 2**64 - 1])
+@pytest.mark.parametrize("kind", [-1, 0, 11, 15, 25, 255, 2**32, 2**64 - 1])
 def test_unknown_kinds_are_refused(kind: int) -> None:
     with pytest.raises(m.MessageError, match=f"kind {kind} "):
         m.decode(msgpack.packb([kind, 1]), ANY)

@@ -299,6 +299,11 @@ class Config(BaseModel):
         default=False,
         description="Clients sum what they publish and verify what they open (12 readers at most).",
     )
+    tickets: Annotated[Literal["auto", "cas", "locks"], Scope.POOL] = Field(
+        default="locks",
+        description='How tickets are taken: "cas", by compare-and-swap, which is faster; "locks", under byte locks;'
+        ' "auto": by "cas" where the broker has shmpool\'s compiled part.',
+    )
     detailed_metrics: Annotated[bool, Scope.RELOAD] = Field(
         default=False,
         description="Clients time every lease, not one in 64. Costs each under 5 % of its way.",

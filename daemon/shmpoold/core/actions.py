@@ -119,8 +119,18 @@ class Unwatch:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeTicket:
+    """By compare-and-swap: if a ticket says *pending*, take it for a seat. No answer: the cell says."""
+
+    row: int
+    cell: int
+    pending: int
+    seat: int
+
+
+@dataclass(frozen=True, slots=True)
 class CloseTicket:
-    """Take the ticket's byte lock and, if its cell still equals *granted*, store DONE.
+    """Under the ticket's byte lock, or by compare-and-swap: if its cell still equals *granted*, store DONE.
     Answered by TicketClosed."""
 
     row: int
@@ -149,6 +159,7 @@ Action = (
     | ProbeSeat
     | ProbeReaders
     | Unwatch
+    | TakeTicket
     | CloseTicket
     | Log
 )

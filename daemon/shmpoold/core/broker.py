@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, MutableSequence
 from typing import Any, Protocol
 
 from shmpool.protocol.codes import Code
-from shmpool.protocol.header import BROKER_PID, EPOCH, MAGIC, PROPERTIES, SEATS, read_tiers
+from shmpool.protocol.header import BROKER_PID, EPOCH, MAGIC, PROPERTIES, SEATS, TICKETS_BY_CAS, read_tiers
+from shmpool.protocol.ledger import state_of
 from shmpool.protocol.messages import (
     Account,
     Bell,
@@ -30,10 +31,13 @@ from shmpool.protocol.messages import (
     Return,
     Setting,
     Share,
+    Take,
+    Taken,
 )
 from shmpool.protocol.sizing import make_tiers, rows_of
+from shmpool.protocol.states import State
 
-from .actions import Action
+from .actions import Action, CloseTicket, TakeTicket
 from .chores import NEVER, Chores
 from .connections.clients import Clients
 from .connections.endings import Endings
@@ -112,6 +116,7 @@ class Broker:
         self.outbox = Outbox()
         self.settings = settings
         self.pool_id = pool_id
+        self._has_swapped_tickets = bool(header[PROPERTIES] & TICKETS_BY_CAS)
         self.epoch = epoch
         self.tiers = read_tiers(header)
         self.rows = Rows(ledger, rows_of(self.tiers))
@@ -228,6 +233,7 @@ class Broker:
             Cancel: self._on_cancel,
             Return: lambda connection, seat, message, now: self.returns.on_return(seat, message.rows, now),
             Bell: lambda connection, seat, message, now: self.returns.on_bell(message.rows, now),
+            Take: self._on_take,
             Account: lambda connection, seat, message, now: self.reports.leaks.on_account(seat, message, now),
             Share: self.shared.share,
             Hold: self.shared.on_hold,
@@ -301,6 +307,17 @@ class Broker:
     def _on_cancel(self, connection: int, seat: Seat, message: Cancel, now: float) -> str | None:
         if not self.shared.names.cancel(connection, message.request):
             self.lending.cancel(connection, message.request, now)
+        return None
+
+    def _on_take(self, connection: int, seat: Seat, message: Take, now: float) -> str | None:
+        row, cell, pending = message.row, message.cell, message.word
+        if not self._has_swapped_tickets or state_of(pending) != State.PUBLISHED or row >= self.rows.count:
+            return f"there is no ticket {cell} of row {row} to take"
+        if message.closes:
+            self.outbox.add(CloseTicket(row, cell, pending))
+        else:
+            self.outbox.add(TakeTicket(row, cell, pending, seat.number))
+            self.outbox.send(connection, Taken(message.request))
         return None
 
     # --- memory --------------------------------------------------------------------------------

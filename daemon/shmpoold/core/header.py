@@ -15,6 +15,7 @@ from shmpool.protocol.header import (
     ROWS,
     SEATS,
     SEATS_FILE,
+    TICKETS_BY_CAS,
     TICKETS_FILE,
     TIERS,
     VERSION,
@@ -27,13 +28,18 @@ from shmpool.protocol.sizing import Tier, rows_of
 from .settings import Settings
 
 
+def properties_of(settings: Settings) -> int:
+    """What a pool that is made with these settings has for its life."""
+    return settings.checksums * CHECKSUMS | settings.tickets_by_cas * TICKETS_BY_CAS
+
+
 def format_header(
     header: MutableSequence[int], pool_id: int, tiers: tuple[Tier, ...], seats: int, settings: Settings
 ) -> None:
     """Write a new pool's facts into a header of zeros; the magic last, which commits it."""
     header[VERSION], header[POOL_ID] = LEDGER_VERSION, pool_id
     header[ROWS], header[TIERS], header[SEATS] = rows_of(tiers), len(tiers), seats
-    header[PROPERTIES] = CHECKSUMS if settings.checksums else 0
+    header[PROPERTIES] = properties_of(settings)
     facts = {TICKETS_FILE: settings.tickets_file, SEATS_FILE: settings.seats_file, FIRST_TIER: geometry_words(tiers)}
     for first, words in facts.items():
         for offset, word in enumerate(words):

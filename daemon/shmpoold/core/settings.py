@@ -82,6 +82,8 @@ class Settings:
     scrub: bool = False
     #: Clients sum what they publish and verify what they open.
     checksums: bool = False
+    #: Tickets are taken by compare-and-swap, not under byte locks.
+    tickets_by_cas: bool = False
     #: Clients time every lease.
     detailed_metrics: bool = False
     #: What is leased, or unread, or looked through after its end, for so long is said to be leaked.

@@ -1,7 +1,7 @@
 """Which pool a starting broker serves: a new one, or the one that an earlier broker left.
 
 A pool is taken up again when it is whole and as it would be made now. Some settings are the
-pool's (sizes, max_clients, checksums): with others it is taken up only while living processes
+pool's (sizes, max_clients, checksums, how tickets are taken): with others it is taken up only while living processes
 hold seats in it, and then as it is. A damaged pool is removed, and said so.
 """
 
@@ -16,10 +16,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import cast
 
-from shmpool.protocol.header import CHECKSUMS, EPOCH, PROPERTIES, SEAT_STATE, header_bytes, ledger_bytes, seat_at
+from shmpool.errors import ConfigError
+from shmpool.protocol.header import (
+    CHECKSUMS,
+    EPOCH,
+    PROPERTIES,
+    SEAT_STATE,
+    TICKETS_BY_CAS,
+    header_bytes,
+    ledger_bytes,
+    seat_at,
+)
 from shmpool.protocol.ledger import LINK, ROW_WORDS, SEAT_LOCKS, birth_of, state_of
 from shmpool.protocol.sizing import Sizing, Tier, TierKind, format_bytes, make_tiers, rows_of
 from shmpool.protocol.states import State
+from shmpool.system import atomics
 from shmpool.system.locks import ByteLocks
 
 from ..config import Config, to_settings
@@ -89,7 +100,20 @@ def new_pool(config: Config, files: RuntimeFiles, access: Access) -> Pool:
 
 
 def _settings(config: Config, locks: LockFiles) -> Settings:
-    return to_settings(config, locks.tickets.file_id, locks.seats.file_id)
+    settings = to_settings(config, locks.tickets.file_id, locks.seats.file_id)
+    return dataclasses.replace(settings, tickets_by_cas=_takes_by_cas(config))
+
+
+def _takes_by_cas(config: Config) -> bool:
+    """How tickets of a new pool are taken. Raises ConfigError for a way that this broker does not have."""
+    if config.tickets == "auto":
+        return atomics.compiled is not None
+    if config.tickets == "cas" and not atomics.is_there():
+        raise ConfigError(
+            "tickets = \"cas\" needs shmpool's compiled part, or GCC's libatomic (libatomic.so.1), which are not here;"
+            ' "locks" needs neither'
+        )
+    return config.tickets == "cas"
 
 
 def discard(pool_id: int) -> None:
@@ -124,6 +148,10 @@ def _adopt(pool_id: int, config: Config, files: RuntimeFiles, access: Access) ->
             store.remove_all()
             return None
         stack.callback(locks.close)
+        if store.header[PROPERTIES] & TICKETS_BY_CAS and not atomics.is_there():
+            log.error("tickets of pool %016x are taken by compare-and-swap, for which this broker has neither shmpool's"
+                      " compiled part nor libatomic: it is left alone. Starting a new one", pool_id)  # fmt: skip
+            return None
         if not _is_wanted(store, locks, config):
             store.remove_all()
             return None
@@ -169,6 +197,9 @@ def _kept_settings(store: SegmentStore, config: Config) -> Iterator[str]:
     has_checksums = bool(store.header[PROPERTIES] & CHECKSUMS)
     if has_checksums != config.checksums:
         yield f"checksums = {str(has_checksums).lower()}"
+    by_cas = bool(store.header[PROPERTIES] & TICKETS_BY_CAS)
+    if config.tickets != "auto" and by_cas != (config.tickets == "cas"):
+        yield f'tickets = "{"cas" if by_cas else "locks"}"'
     if store.seats != config.max_clients:
         yield f"max_clients = {store.seats}"
     for name in ("pooled_sizes", "chunk_sizes"):
@@ -186,6 +217,7 @@ def _adopted(store: SegmentStore, locks: LockFiles, settings: Settings) -> Pool:
         sizing=_sizing_of(store.tiers, settings.sizing),
         max_clients=store.seats,
         checksums=bool(store.header[PROPERTIES] & CHECKSUMS),
+        tickets_by_cas=bool(store.header[PROPERTIES] & TICKETS_BY_CAS),
     )
     return Pool(store, locks, _make_core(store, as_it_is, epoch), is_adopted=True)
 

@@ -16,9 +16,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from shmpool.protocol.codes import Code
+from shmpool.protocol.header import PROPERTIES, TICKETS_BY_CAS
 from shmpool.protocol.messages import Fault, Message
 from shmpool.protocol.sizing import format_bytes
-from shmpool.system import heirs
+from shmpool.system import atomics, heirs
 from shmpool.system.locks import ByteLocks
 
 from ..core.actions import (
@@ -33,6 +34,7 @@ from ..core.actions import (
     RemoveBell,
     RemoveDirect,
     Send,
+    TakeTicket,
     Unwatch,
     Warm,
     WatchAdopted,
@@ -84,7 +86,9 @@ class Server:
         self.turns = Turns()
         self._core = core
         self._store = store
-        self._tickets = TicketCloser(store.ledger, tickets, lambda row: self.dispatch(TicketClosed(row)))
+        by_cas = store.header[PROPERTIES] & TICKETS_BY_CAS
+        swap = atomics.swap_of(store.ledger) if by_cas else None
+        self._tickets = TicketCloser(store.ledger, tickets, lambda row: self.dispatch(TicketClosed(row)), swap)
         self._watches = Watches(
             seats,
             died=lambda seat: self.dispatch(ProcessDied(seat)),
@@ -123,6 +127,7 @@ class Server:
             ProbeSeat: self._probe,
             ProbeReaders: self._probe_readers,
             Unwatch: lambda action: self._watches.unwatch(action.seat),
+            TakeTicket: self._tickets.take_ticket,
             CloseTicket: self._tickets.close_ticket,
             Log: lambda action: log.log(logging.WARNING if action.is_warning else logging.INFO, action.text),
         }

@@ -1,4 +1,5 @@
-"""Closing tickets that nobody opened, under the byte lock that openers take."""
+"""Closing tickets that nobody opened, as openers take them: under the byte lock, or by compare-and-swap; and taking
+them for clients that cannot."""
 
 from __future__ import annotations
 
@@ -8,26 +9,40 @@ from typing import Final
 
 from shmpool.protocol.ledger import FIRST_CELL, GENERATION_FIELD, ROW_WORDS, STATE_SHIFT
 from shmpool.protocol.states import CellState
+from shmpool.system.atomics import Swap
 from shmpool.system.locks import ByteLocks
 
-from ..core.actions import CloseTicket
+from ..core.actions import CloseTicket, TakeTicket
 
 #: Seconds until a busy byte is tried again, doubled each time.
 FIRST_RETRY: Final = 0.01
 LAST_RETRY: Final = 1.0
 
+_DONE: Final = CellState.DONE << STATE_SHIFT
+_TAKEN: Final = CellState.TAKEN << STATE_SHIFT
+
 
 class TicketCloser:
     """Carries out CloseTicket and says *closed(row)* once the cell is no longer open. A
     byte that stays busy (its holder is stopped in the middle of opening) is tried until
-    it is free or the cell has changed; asked for again meanwhile, it is tried once."""
+    it is free or the cell has changed; asked for again meanwhile, it is tried once. With a *swap* nothing
+    is busy ever."""
 
-    def __init__(self, ledger: memoryview[int], locks: ByteLocks, closed: Callable[[int], None]) -> None:
+    def __init__(
+        self, ledger: memoryview[int], locks: ByteLocks, closed: Callable[[int], None], swap: Swap | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._ledger = ledger
         self._locks = locks
         self._closed = closed
+        self._swap = swap
         self._retries: dict[CloseTicket, asyncio.TimerHandle] = {}
+
+    def take_ticket(self, ticket: TakeTicket) -> None:
+        """For a client that cannot."""
+        assert self._swap is not None, "the pool's tickets are taken under locks"
+        taken = ticket.pending & GENERATION_FIELD | _TAKEN | ticket.seat
+        self._swap(_word_of(ticket), ticket.pending, taken)
 
     def close_ticket(self, ticket: CloseTicket) -> None:
         """Try now, and go on trying."""
@@ -52,13 +67,20 @@ class TicketCloser:
         self._retries.clear()
 
     def _is_closed(self, ticket: CloseTicket) -> bool:
-        at = ticket.row * ROW_WORDS + FIRST_CELL + ticket.cell
+        at, done = _word_of(ticket), ticket.granted & GENERATION_FIELD | _DONE
+        if self._swap is not None:
+            self._swap(at, ticket.granted, done)  # else it was taken, or closed
+            return True
         byte = ticket.row * ROW_WORDS + ticket.cell
         if not self._locks.try_lock(byte):
             return self._ledger[at] != ticket.granted
         try:
             if self._ledger[at] == ticket.granted:
-                self._ledger[at] = ticket.granted & GENERATION_FIELD | CellState.DONE << STATE_SHIFT
+                self._ledger[at] = done
         finally:
             self._locks.unlock(byte)
         return True
+
+
+def _word_of(ticket: CloseTicket | TakeTicket) -> int:
+    return ticket.row * ROW_WORDS + FIRST_CELL + ticket.cell

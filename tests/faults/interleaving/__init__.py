@@ -10,8 +10,9 @@ A reader may fork, or a writer: the parent's hooks, guards and releases are the 
 keeps a view and the pages that it inherits until it goes; a writer's child copies it before that.
 
 Covered: one pooled slot, up to two tickets, the words of its row, the seat table and the wanted
-flag, the tickets' locks, the messages on each connection, the payload (one word that stands for
-all bytes), expiry, discard, custody, adoption, reconnecting.
+flag, the tickets' locks and swaps, what a broker takes for who cannot swap, the messages on each
+connection, the payload (one word that stands for all bytes), expiry, discard, custody, adoption,
+reconnecting.
 
 Not covered: runs and direct segments, several slots, cooling, threads of one process (what the
 helper thread does is done where its client waits or between two calls), a child's hooks, several

@@ -23,6 +23,7 @@ from shmpoold.core.actions import (
     ProbeReaders,
     ProbeSeat,
     Send,
+    TakeTicket,
     Unwatch,
     Warm,
     WatchAdopted,
@@ -116,7 +117,10 @@ class BrokerProcess:
         locks: Any = ByteLocks(context)
         ledger: Any = self._ledger
         with patch("asyncio.get_running_loop", lambda: self._loop):
-            self._closer = TicketCloser(ledger, locks, lambda row: self._events.append(TicketClosed(row)))
+            self._closer = TicketCloser(
+                ledger, locks, lambda row: self._events.append(TicketClosed(row)),
+                None if start.by == "locks" else self._ledger.swap,
+            )  # fmt: skip
             self._watches = Watches(
                 locks,
                 lambda seat: self._events.append(ProcessDied(seat)),
@@ -172,6 +176,8 @@ class BrokerProcess:
                 ask("send", action.connection, encode(action.message))
             elif isinstance(action, Close):
                 ask("drop", action.connection)
+            elif isinstance(action, TakeTicket):
+                self._closer.take_ticket(action)
             elif isinstance(action, CloseTicket):
                 self._loop.ticket = action
                 self._closer.close_ticket(action)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ import shmpool.seat.guards
 import shmpool.seat.mapping
 import shmpool.seat.session
 import shmpool.seat.tickets
+import shmpool.system.atomics
 import shmpool.system.heirs
 from shmpool import BrokerUnavailable, HandleUsed, LeaseTimeout, Pool, StaleHandle
 from shmpool.link.connection import ConnectionEnded
@@ -158,6 +159,11 @@ def fcntl(fd: int, command: int, lock: bytes) -> None:
         raise BlockingIOError
 
 
+def swap_of(words: Words) -> Callable[[int, int, int], bool] | None:
+    """`atomics.swap_of`; None for a client that asks the broker."""
+    return None if _context().asks else words.swap
+
+
 class Clock:
     """Each party has its own, so that it depends on nobody; patience ends at the second look."""
 
@@ -237,10 +243,12 @@ def patched() -> Iterator[None]:
             (shmpool.link.link.Link, "_read_for", _read_for),
             (shmpool.link.waiting.Waiter, "wait", _wait),
             (shmpool.seat.session.Helper, "start", lambda *_: None),  # its part is `Client.turn`
+            (shmpool.seat.session.Session, "_warn_of_tickets", lambda session: None),
             (shmpool.seat.session, "await_welcome", _await_welcome),
             (shmpool.seat.session, "reach", _dial),
             (shmpool.seat.session, "os", system),
             (shmpool.seat.guards, "open_segment", lambda *_, **__: -1),
+            (shmpool.system.atomics, "swap_of", swap_of),
             (shmpool.system.heirs, "hold_anew", forking.hold_anew),
             (shmpool.system.heirs, "hold_fork", forking.hold_fork),
             (shmpool.system.heirs, "is_held", forking.is_held),

@@ -68,6 +68,11 @@ class Context:
             raise GreenletExit
         return self.hub.switch(request)
 
+    @property
+    def asks(self) -> bool:
+        """Whether this party has the broker swap for it: where any does, all but the publisher."""
+        return self.machine.start.by == "asks" and self.index > 0
+
     def read(self, number: int) -> int:
         if self.memory is not None:
             return self.memory[number]
@@ -78,6 +83,9 @@ class Context:
             self.memory[number] = value
         else:
             self.ask("store", number, value)
+
+    def swap(self, number: int, expected: int, value: int) -> bool:
+        return bool(self.ask("swap", number, expected, value))
 
     def cut(self, fingerprint: Any) -> None:
         """All that this party does from here on depends on this alone."""

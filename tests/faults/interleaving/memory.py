@@ -114,6 +114,13 @@ class Words:
         if number is not None:
             self._context.store(number, value)
 
+    def swap(self, at: int, expected: int, value: int) -> bool:
+        """Compare-and-swap, one step."""
+        number = self._numbers.get(at)
+        if number is None:
+            return self._constants[at] == expected
+        return self._context.swap(number, expected, value)
+
 
 class Judge:
     """Says of every store that reaches memory whether its writer held the word's token."""
@@ -190,7 +197,9 @@ class Judge:
             is_mine = seat and grant & ~(STATE_MASK << STATE_SHIFT) == value & ~(STATE_MASK << STATE_SHIFT)
             return None if is_mine and state_of(grant) == State.LEASED else "a ticket made without a lease"
         if state == CellState.TAKEN:
-            return None if is_pending and seat_of(value) == seat else "a double grant: the ticket was not pending"
+            # A broker takes it for a client that asks.
+            is_theirs = seat in (seat_of(value), 0)
+            return None if is_pending and is_theirs else "a double grant: the ticket was not pending"
         if state != CellState.DONE:
             return "no state of a cell"
         return None if is_pending or (is_taken and may_finish) else "a ticket closed by another than its holder"

@@ -33,11 +33,13 @@ from shmpoold.core.connections.endings import Endings
 from shmpoold.core.lending.returns import Returns
 from shmpoold.core.objects.custody import Custody
 from shmpoold.core.rows import Rows
+from shmpoold.shell.tickets import TicketCloser
 from shmpoold.shell.watches import Watches
 
 from . import brokers, clients, world
 from .clients import Client
-from .scenarios import SCENARIO, Scenario, produce, read, recycle
+from .memory import Words
+from .scenarios import SCENARIO, Scenario, by_asking, by_swaps, produce, read, recycle
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,20 @@ def lock_left_out() -> Iterator[None]:
 
 
 @contextmanager
+def swap_in_two_steps() -> Iterator[None]:
+    """Who would swap looks, and then stores."""
+
+    def swap(self: Words, at: int, expected: int, value: int) -> bool:
+        if self[at] != expected:
+            return False
+        self[at] = value
+        return True
+
+    with patch.object(Words, "swap", swap):
+        yield
+
+
+@contextmanager
 def broker_closes_without_lock() -> Iterator[None]:
     """Expiry looks and stores without the ticket's lock."""
 
@@ -121,7 +137,7 @@ def broker_closes_without_lock() -> Iterator[None]:
 @contextmanager
 def lock_is_no_barrier() -> Iterator[None]:
     """A lock in user space that does not order stores; the kernel's does."""
-    with patch.object(world.World, "locks_are_barriers", False):
+    with patch.object(world.World, "are_barriers", False):
         yield
 
 
@@ -274,6 +290,28 @@ MUTANTS: tuple[Mutant, ...] = (
         rewrite(LiveBuffer, "release",
                 ("if words[record.word] != granted or session.header[record.wanted]:", "if False:")),
         ("SC",),
+    ),
+    # By compare-and-swap.
+    Mutant("a swap in two steps", by_swaps(ONE_HANDLE), swap_in_two_steps),
+    Mutant(
+        "a swap of whatever the cell says", by_swaps(ONE_HANDLE),
+        rewrite(BasePool, "open", ("swap(record.cell, granted,", "swap(record.cell, words[record.cell],")),
+    ),
+    Mutant(
+        "a discard that swaps whatever the cell says", by_swaps(SCENARIO["reader x discard"]),
+        rewrite(tickets, "_pending", ("return cell if cell == granted & ~SEAT_MASK else granted", "return cell")),
+    ),
+    Mutant(
+        "expiry that stores", by_swaps(EXPIRY),
+        rewrite(TicketCloser, "_is_closed",
+                ("self._swap(at, ticket.granted, done)", "self._ledger[at] = done")),
+    ),
+    Mutant(
+        "an answer believed", by_asking(ONE_HANDLE),
+        rewrite(tickets, "_ask",
+                ("        while session.words[cell] != taken:\n", "        if session.words[cell] != taken:\n"),
+                ("        if session.words[cell] != taken:\n                pending",
+                 "        if False:\n                pending")),
     ),
     # Forks.
     Mutant(

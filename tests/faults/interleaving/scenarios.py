@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .brokers import BrokerProcess
 from .clients import Client, Gone
@@ -39,6 +39,8 @@ class Scenario:
     bells_suffice: tuple[str, ...] = ()
     #: The child that one of them forks, if any.
     child: str = ""
+    #: How tickets are taken: under "locks", by "swaps", or so that readers have the broker swap for them ("asks").
+    by: str = "locks"
 
     @property
     def forks(self) -> bool:
@@ -196,9 +198,9 @@ def both(*names: str) -> dict[str, frozenset[str]]:
     return {"mortal": frozenset(names), "pausable": frozenset(names)}
 
 
-# --- pairs -------------------------------------------------------------------------------------------
+# --- pairs, under locks -------------------------------------------------------------------------------------------
 
-SCENARIOS: tuple[Scenario, ...] = (
+_UNDER_LOCKS: tuple[Scenario, ...] = (
     Scenario(
         "publisher x reader",
         (("publisher", produce(2)), ("reader", read(0, 1))),
@@ -324,6 +326,35 @@ SCENARIOS: tuple[Scenario, ...] = (
         mortal=frozenset({"reader"}), faults=1, restarts=1, child="child",
     ),
 )  # fmt: skip
+
+# --- the same by compare-and-swap -----------------------------------------------------------------------
+
+
+def by_swaps(scenario: Scenario) -> Scenario:
+    return replace(scenario, name=f"{scenario.name}, by swaps", by="swaps")
+
+
+def by_asking(scenario: Scenario) -> Scenario:
+    return replace(scenario, name=f"{scenario.name}, by asking", by="asks")
+
+
+#: Who takes tickets there races with somebody.
+_RACES = (
+    "publisher x reader", "reader x reader, one handle", "reader that gives back x reader",
+    "dead reader's ticket x reader", "reader x discard", "reader x expiry", "reader's death x sweep",
+    "restart x reader", "restart x sweep", "close x reader's bell",
+)  # fmt: skip
+#: Or is in the middle of it when something else happens.
+_MORE = (
+    "readers of two tickets", "publisher's death x sweep", "restart x publisher", "newcomer x sweep",
+    "restart x newcomer", "fork x publisher", "fork x waiter", "fork x restart",
+)  # fmt: skip
+
+SCENARIOS: tuple[Scenario, ...] = (
+    *_UNDER_LOCKS,
+    *(by_swaps(scenario) for scenario in _UNDER_LOCKS if scenario.name in _RACES + _MORE),
+    *(by_asking(scenario) for scenario in _UNDER_LOCKS if scenario.name in _RACES),
+)
 
 SCENARIO = {scenario.name: scenario for scenario in SCENARIOS}
 

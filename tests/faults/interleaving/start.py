@@ -65,13 +65,26 @@ class Start:
     *forks*, each has a page that holds its readers' byte."""
 
     def __init__(
-        self, clients: int, seats: int, tickets: int, *, gives_back: bool = False, forks: bool = False
+        self,
+        clients: int,
+        seats: int,
+        tickets: int,
+        *,
+        gives_back: bool = False,
+        forks: bool = False,
+        by: str = "locks",
     ) -> None:
         self.clients = clients
         self.forks = forks
+        self.by = by
         self.layout = Layout(tickets, seats)
         self.settings = Settings(
-            memory_limit=MIB, sizing=SIZING, max_clients=seats, fallback=False, give_back=gives_back
+            memory_limit=MIB,
+            sizing=SIZING,
+            max_clients=seats,
+            fallback=False,
+            give_back=gives_back,
+            tickets_by_cas=by != "locks",
         )
         self.ledger = [0] * (ledger_bytes(rows_of(TIERS), seats) // 8)
         self.header = [0] * (header_bytes(seats) // 8)

@@ -23,6 +23,7 @@ MODES = ("SC", "TSO")
 SMALL = (
     "readers of two tickets", "reader's death x sweep", "newcomer x sweep", "close x reader's bell",
     "idle publisher x waiter", "fork x publisher", "fork of a writer x reader", "fork of a writer x waiter",
+    "dead reader's ticket x reader, by swaps", "reader's death x sweep, by swaps", "reader's death x sweep, by asking",
 )  # fmt: skip
 #: States of each of the others in the default setting.
 WALK = 2_000
@@ -46,7 +47,7 @@ def test_no_interleaving_of_a_small_scenario_breaks_the_protocol(name: str) -> N
     assert result.is_complete and result.at_rest
 
 
-@pytest.mark.parametrize("name", sorted(SCENARIO.keys() - set(SMALL)))
+@pytest.mark.parametrize("name", sorted(name for name in SCENARIO.keys() - set(SMALL) if SCENARIO[name].by == "locks"))
 def test_no_walk_through_a_large_scenario_breaks_the_protocol(name: str) -> None:
     result = look_through(SCENARIO[name], "TSO", WALK)
     assert result.violation is None, "\n".join(result.story)

@@ -37,14 +37,19 @@ AT_ONCE: list[tuple[str, Any]] = [("step", None)]
 class World:
     """All states of one scenario. *is_tso*: stores go through a buffer of their processor."""
 
-    #: A system call shows all earlier stores to everybody, those for locks too.
-    locks_are_barriers = True
+    #: A system call shows all earlier stores to everybody, those for locks too, and so does a swap.
+    are_barriers = True
 
     def __init__(self, scenario: Scenario, *, is_tso: bool) -> None:
         self.scenario = scenario
         self.is_tso = is_tso
         self.start = Start(
-            scenario.connected, scenario.seats, scenario.tickets, gives_back=scenario.gives_back, forks=scenario.forks
+            scenario.connected,
+            scenario.seats,
+            scenario.tickets,
+            gives_back=scenario.gives_back,
+            forks=scenario.forks,
+            by=scenario.by,
         )
         self.layout: Layout = self.start.layout
         self.nodes: list[Node] = []
@@ -209,7 +214,7 @@ class World:
         elif what in ("pass", "until"):
             answer = None
         else:
-            if self.locks_are_barriers or what not in ("lock", "unlock"):
+            if self.are_barriers or what not in ("lock", "unlock", "swap"):
                 for number, value in draft.buffers[party]:
                     self._commit(draft, party, number, value)
                 draft.set_buffer(party, ())
@@ -283,6 +288,13 @@ class World:
     def _on_unlock(self, draft: Draft, party: int, choice: Any, offset: int) -> None:
         if draft.locks.get(offset) == party:
             draft.locks = {at: holder for at, holder in draft.locks.items() if at != offset}
+
+    def _on_swap(self, draft: Draft, party: int, choice: Any, number: int, expected: int, value: int) -> bool:
+        """It is a barrier, too: a processor's own stores come before it."""
+        if draft.memory[number] != expected:
+            return False
+        self._commit(draft, party, number, value)
+        return True
 
     # Pages that hold a byte's lock, in whatever processes map them.
 
@@ -439,8 +451,10 @@ class World:
         """A step for people."""
         verb, *args = what
         words = [str(arg) for arg in args]
-        if verb in ("read", "store", "drain"):
+        if verb in ("read", "store", "drain", "swap"):
             words[0] = self.layout.names[args[0]]
         if verb in ("store", "drain"):
             words[1] = f"= {describe(args[1])}"
+        if verb == "swap":
+            words[1:] = f"{describe(args[1])} for {describe(args[2])}", *words[3:]
         return " ".join([self._name(party), verb, *words])
