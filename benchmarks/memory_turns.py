@@ -17,6 +17,8 @@ from .simulated import SimulatedPool
 CLIENTS = 100
 #: Seconds after which pages are too old, and slots idle for too long.
 AGE, LIFETIME = 1.0, 5.0
+#: Seconds for which an event is followed.
+FOLLOWED = 4.0
 #: Slots of the tiers that are reserved in advance, and of how long a run.
 SMALL, MEDIUM, RUN = 0, 3, 8_000
 SETTINGS = Settings(
@@ -80,13 +82,10 @@ class _Turns:
 
     def longest(self, *events: Event) -> float:
         """The longest turn of these, and of all that follows within some seconds."""
-        pool, took = self.pool, 0.0
+        pool, took, ends = self.pool, 0.0, self.pool.now + FOLLOWED
         for event in events:
             took = max(took, pool.timed_each(event))
-        for _ in range(20_000):
-            due = pool.core.next_deadline()
-            if due is None or due > pool.now + 2.0:
-                break
+        while (due := pool.core.next_deadline()) is not None and due < ends:
             pool.now = max(pool.now + 0.001, due)
             took = max(took, pool.timed_each(Ticked()))
         pool.sent.clear()

@@ -6,9 +6,7 @@ measures each of them. A third of the leases are written, a third published, a t
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import cycle, islice
 
 import click
@@ -17,13 +15,12 @@ from shmpool.protocol.messages import MAX_ROWS_PER_MESSAGE, Bell, Cancel, Direct
 from shmpool.protocol.sizing import MIB
 from shmpoold.core.events import Event, Received, Ticked
 from shmpoold.core.settings import Settings
-from shmpoold.shell.service import COLLECTED_AFTER
 
 from .options import Options
 from .parameters import Counts
 from .report import Bar, Column, Report, Table
 from .shared_turns import MANY, longest_turns
-from .simulated import SimulatedPool
+from .simulated import SimulatedPool, collecting_as_the_daemon
 
 CLIENTS = (1, 100, 1000)
 LEASES = (1_000, 10_000, 100_000)
@@ -53,7 +50,7 @@ def run(options: Options) -> Report:
     report = Report.of(__doc__, options)
     rounds = options.rounds or ROUNDS
     clients, leases = options.more.get("clients") or CLIENTS, options.more.get("leases") or LEASES
-    with _collecting_as_the_daemon():
+    with collecting_as_the_daemon():
         pools = {(some, many): _pool(some, many) for some in clients for many in leases}
         _add_events(report, pools, rounds)
         _add_turns(report, pools, rounds)
@@ -61,20 +58,6 @@ def run(options: Options) -> Report:
         del pools
         _add_shared(report, max(clients), max(2, rounds // 2))
     return report
-
-
-@contextmanager
-def _collecting_as_the_daemon() -> Iterator[None]:
-    """Garbage is collected as often as there, and what is here now is not looked at."""
-    before = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECTED_AFTER)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 def _pool(clients: int, leases: int) -> SimulatedPool:

@@ -4,10 +4,12 @@ What it asks of the shell (pages, segments) is done at once; clients store what 
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -55,10 +57,25 @@ from shmpoold.core.events import (
     Warmed,
 )
 from shmpoold.core.settings import Settings
+from shmpoold.shell.service import COLLECTED_AFTER
 
 OPERATOR = 1_000_000
 #: Seconds between two turns of the loop.
 TURN = 0.001
+
+
+@contextmanager
+def collecting_as_the_daemon() -> Iterator[None]:
+    """Garbage is collected as often as there, and what is here now is not looked at."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTED_AFTER)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 class SimulatedPool:

@@ -34,7 +34,7 @@ from shmpoold.core.memory.spares import MOST
 from shmpoold.core.memory.stock import BUILT_PER_STEP, WARM_SLICE
 from shmpoold.core.objects.custody import CLOSED_PER_TURN, SWEPT_PER_TURN
 from shmpoold.core.recovery import invariants
-from shmpoold.core.reports.census import HELD_ROW, ROWS_PER_STEP
+from shmpoold.core.reports.census import CHANGED_ROWS, HELD_ROW, ROWS_PER_STEP
 from shmpoold.core.settings import Settings
 
 LARGE = small_settings(memory_limit=24 * MIB, max_clients=250)
@@ -206,6 +206,22 @@ def test_a_turn_replaces_as_few_for_publications_whose_readers_are_done(make_wor
         world.pass_time(5.0)
     assert sum(cooled) == world.broker.inventory.retired == 1000
     assert max(cooled) <= (LOOKED_AT_PER_TURN + STEPS_PER_TURN) // RETIRING + 2 <= 24
+
+
+def test_a_look_at_the_ages_costs_what_has_changed(large_world: World) -> None:
+    world = large_world
+    client = hold(world, 1000)
+    ledger = world.broker.reports.ledger
+
+    def cost_of_a_look() -> int:
+        return sum(ledger.look())
+
+    cost_of_a_look()
+    at_rest = cost_of_a_look()
+    for slot in list(client.leased):
+        client.publish(slot)
+    assert cost_of_a_look() >= at_rest + 2 * 1000 // CHANGED_ROWS - 10
+    assert cost_of_a_look() == at_rest
 
 
 def test_a_turn_probes_no_more_seats_than_probed_per_turn(large_world: World) -> None:

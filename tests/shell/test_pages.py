@@ -10,10 +10,14 @@ from typing import Any, cast
 
 import pytest
 
-from shmpool.protocol.sizing import KIB, MIB, Sizing, make_tiers
-from shmpoold.core.actions import Cool, CreateDirect, RemoveDirect, Warm
-from shmpoold.core.events import DirectCreated, Event, Warmed, WarmFailed
+from shmpool.protocol.header import header_bytes, ledger_bytes
+from shmpool.protocol.messages import HELLO_MAGIC, PROTOCOL_VERSION, Hello, Message, Refill, Role
+from shmpool.protocol.sizing import KIB, MIB, Sizing, make_tiers, rows_of
+from shmpoold.core.actions import Action, Cool, CreateDirect, RemoveDirect, Warm
+from shmpoold.core.broker import Broker
+from shmpoold.core.events import Connected, DirectCreated, Event, Peer, Received, Warmed, WarmFailed
 from shmpoold.core.memory.inventory import Inventory
+from shmpoold.core.settings import Settings
 from shmpoold.shell.pages import COOL_SLICE, Pages
 from shmpoold.shell.repeats import SAID_EVERY, Repeats
 from shmpoold.shell.segments import SegmentStore
@@ -78,6 +82,44 @@ def test_the_first_miss_after_an_adoption_does_not_wait_for_what_a_crash_may_hav
         assert sum(count for what, _, count in host.asked if what == "cool") == 1000
 
     play(act)
+
+
+def test_the_first_miss_in_a_large_pool_that_was_adopted_comes_before_its_cooling() -> None:
+    """64 GiB, of which nothing is known but the ledger: thousands of slices are to be cooled."""
+    settings = Settings(memory_limit=64 * 1024 * MIB, max_clients=4)
+    tiers = make_tiers(settings.memory_limit, settings.sizing)
+    words: list[Any] = [
+        memoryview(bytearray(nbytes)).cast("Q") for nbytes in (ledger_bytes(rows_of(tiers), 4), header_bytes(4))
+    ]
+    Broker(*words, settings, pool_id=1, epoch=1, broker_pid=1)
+    core = Broker(*words, settings, pool_id=1, epoch=2, broker_pid=1)
+
+    async def run() -> None:
+        host, heard = Host(), list[Event]()
+        pages = Pages(cast(SegmentStore, host), core.inventory, heard.append)
+        obey = {Cool: pages.cool, Warm: pages.warm}
+
+        def carry_out(actions: list[Action]) -> None:
+            for action in actions:
+                obey.get(type(action), lambda action: None)(action)  # type: ignore[operator]
+
+        carry_out(core.adopt(0.0))
+        assert len(pages._giving) > 2000
+        carry_out(core.handle(Connected(1, Peer(1, 0, 0, 1, "")), 0.0))
+        messages: list[Message] = [Hello(HELLO_MAGIC, PROTOCOL_VERSION, Role.WORKER, 1, 0, 0)]
+        messages += [Refill(number, number % 5, 1, 1, True) for number in range(10)]
+        for message in messages:
+            carry_out(core.handle(Received(1, message), 0.0))
+            turns = 0
+            while pages._taking:
+                await asyncio.sleep(0)
+                turns += 1
+            assert turns <= 2, "one slice may be under way"
+        assert sum(type(event) is Warmed for event in heard) == 10
+        assert len(pages._giving) > 2000
+        pages.stop()
+
+    asyncio.run(run())
 
 
 def test_rows_that_are_warmed_again_are_cooled_before() -> None:

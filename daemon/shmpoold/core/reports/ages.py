@@ -30,6 +30,8 @@ class SliceAges:
     #: Since when the grant word says so; since when none of the row's tickets has changed.
     since: array[float]
     changed: array[float]
+    #: In how many rows the last look saw anything new; those count twice whose grant word it is.
+    differing: int = 0
 
 
 class Ages:
@@ -49,14 +51,16 @@ class Ages:
             self._slices[first] = ages = SliceAges(grants, states, times, times[:])
             self.has_changed = True
             return ages
+        ages.differing = 0
         if states != ages.states:
-            for at in _differing(ages.states, states):
-                ages.changed[at // ROW_WORDS] = now
+            for row in _differing(ages.states, states, ROW_WORDS):
+                ages.changed[row] = now
+                ages.differing += 1
             ages.states, self.has_changed = states, True
         if grants != ages.grants:
-            for at in _differing(ages.grants, grants):
-                if at % 8 >= _SEAT_BYTES:
-                    ages.since[at // 8] = ages.changed[at // 8] = now
+            for row in _differing(ages.grants, grants, 8, _SEAT_BYTES):
+                ages.since[row] = ages.changed[row] = now
+                ages.differing += 1
             ages.grants, self.has_changed = grants, True
         return ages
 
@@ -69,7 +73,14 @@ class Ages:
         self._slices.clear()
 
 
-def _differing(old: bytes, new: bytes) -> Iterator[int]:
-    """Where two texts of one length differ."""
-    difference = int.from_bytes(old, "little") ^ int.from_bytes(new, "little")
-    return (found.start() for found in _CHANGED.finditer(difference.to_bytes(len(old), "little")))
+def _differing(old: bytes, new: bytes, width: int, skipped: int = 0) -> Iterator[int]:
+    """Which groups of *width* bytes differ in two texts of one length, but for the first *skipped* of a group."""
+    difference = (int.from_bytes(old, "little") ^ int.from_bytes(new, "little")).to_bytes(len(old), "little")
+    search, at = _CHANGED.search, 0
+    while found := search(difference, at):
+        group, byte = divmod(found.start(), width)
+        if byte >= skipped:
+            yield group
+            at = (group + 1) * width
+        else:
+            at = group * width + skipped

@@ -15,8 +15,8 @@ from ..rows import Rows
 from .ages import Ages, SliceAges
 
 #: Rows of a slice that cost a unit where nobody has anything, and where somebody has; and what
-#: each row that is somebody's costs.
-EMPTY_ROWS, OTHER_ROWS, HELD_ROW = 128, 48, 2
+#: each row that is somebody's costs; and how many that have changed cost one more.
+EMPTY_ROWS, OTHER_ROWS, HELD_ROW, CHANGED_ROWS = 128, 48, 2, 4
 #: Such rows that are read in one step.
 ROWS_PER_STEP = 32
 #: Of a shared publication, those who hold it that cost one more.
@@ -45,8 +45,8 @@ class Ledger:
 
     def look(self) -> Iterator[int]:
         """A chore: note what has changed."""
-        for _, _, raw, held, _ in self._walk():
-            yield _cost(raw, held)
+        for _, _, raw, held, ages in self._walk():
+            yield _cost(raw, held, ages)
 
     def take_census(self) -> Generator[int, None, Census]:
         """A chore: who keeps what."""
@@ -77,7 +77,7 @@ class Ledger:
         # What a row says that is not granted is a scribble.
         granted = self._inventory.granted
         for tier, first, raw, held, ages in self._walk():
-            yield _cost(raw, held)
+            yield _cost(raw, held, ages)
             if limit is not None and ages is not None:
                 held = [at for at in held if ages.since[at] <= limit]
             for at in range(0, len(held), ROWS_PER_STEP):
@@ -114,5 +114,6 @@ class Ledger:
         return self._shared.holds
 
 
-def _cost(raw: bytes, held: list[int]) -> int:
-    return 1 + len(raw) // ROW_BYTES // (OTHER_ROWS if held else EMPTY_ROWS)
+def _cost(raw: bytes, held: list[int], ages: SliceAges | None) -> int:
+    changed = 0 if ages is None else ages.differing // CHANGED_ROWS
+    return 1 + len(raw) // ROW_BYTES // (OTHER_ROWS if held else EMPTY_ROWS) + changed
