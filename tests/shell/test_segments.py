@@ -138,6 +138,7 @@ def test_direct_segment_is_made_unreserved_listed_and_removed(store: SegmentStor
     name = direct_name(store.pool_id, row, 7)
     assert (on_host(name).st_size, held(name)) == (MIB, 0)
     assert store.direct_segments() == [(row, 7)]
+    assert store.direct_bytes() == {(row, 7): 0}
     with pytest.raises(FileExistsError):
         store.create_direct(row, 7, MIB)
     store.remove_direct(row, 7)
@@ -155,6 +156,12 @@ def spare_of(store: SegmentStore, nbytes: int) -> Spare:
     with open(f"/dev/shm/{direct_name(store.pool_id, row, 7)}", "r+b") as file:
         os.posix_fallocate(file.fileno(), 0, nbytes)
     return Spare(row, 7, nbytes, 0.0)
+
+
+def test_the_next_broker_is_told_what_each_segment_holds(store: SegmentStore) -> None:
+    """Not how long the object in it is: a producer keeps a segment with all of its pages."""
+    spare = spare_of(store, MIB)
+    assert store.direct_bytes() == {(spare.row, spare.generation): MIB}
 
 
 @pytest.mark.parametrize(("generation", "nbytes"), [(7, MIB), (8, 2 * MIB)])
