@@ -24,6 +24,7 @@ from shmpool.system import patience
 from .measure import Lap, Ratio, Series, interleave, percentile
 from .options import Options
 from .plan import payload
+from .queue_kills import KILLS, longest_pause
 from .render import console
 from .report import Bar, Column, Report, Table
 from .units import KIB, MIB, size_name
@@ -32,13 +33,14 @@ ROUNDS, SECONDS = 5, 0.3
 QUEUE, JOINED, SIMPLE, PIPE = "shmpool.Queue", "put_many", "SimpleQueue", "Pipe"
 THEIRS, KICKMSG, CLOUDTOID = "multiprocessing.Queue", "kickmsg", "cloudtoid-interprocess"
 MANY = 16
-PARTS = ("small", "large", "shared", "many", "flight")
+PARTS = ("small", "large", "shared", "many", "flight", "kills")
 #: By size: how many times multiprocessing.Queue's speed.
 LARGE = {64 * KIB: 3.0, 256 * KIB: 8.0, 960 * KIB: 8.0, MIB: 4.0}
 SMALL = (10, KIB)
 
 PARAMETERS = [
     click.Option(["--parts"], help=f"Only these, separated by commas: {', '.join(PARTS)}."),
+    click.Option(["--kills"], type=click.IntRange(1), help=f"How many producers and consumers to kill; {KILLS}."),
 ]
 
 _context: Any = multiprocessing.get_context("fork")
@@ -264,7 +266,8 @@ def _many(pool: shmpool.Pool, obj: Any) -> Callable[[int], Lap]:
 
 
 def _flight(make: Callable[[], Channel], obj: Any, *, spins: bool = True) -> Callable[[int], Lap]:
-    """A token there and back; its samples are half of that. Who does not spin sleeps at once."""
+    """A token there and back; its samples are half of that, and the lap is its median one. Who does not spin
+    sleeps at once."""
 
     def lap(objects: int) -> Lap:
         there, back = make(), make()
@@ -273,6 +276,7 @@ def _flight(make: Callable[[], Channel], obj: Any, *, spins: bool = True) -> Cal
         def echo() -> None:
             for _ in range(objects):
                 back.put(there.get())
+            back.end()
 
         samples = []
         try:
@@ -291,7 +295,7 @@ def _flight(make: Callable[[], Channel], obj: Any, *, spins: bool = True) -> Cal
             patience.SPIN = spin
             there.close()
             back.close()
-        return Lap(sum(samples), samples)
+        return Lap(percentile(samples, 50) * objects, samples)
 
     return lap
 
@@ -399,6 +403,15 @@ def _in_flight(report: Report, options: Options, pool: shmpool.Pool) -> None:
     report.tables.append(table)
 
 
+def _killed(report: Report, options: Options, pool: shmpool.Pool) -> None:
+    kills = options.more.get("kills") or KILLS
+    pause, objects = longest_pause(pool, kills)
+    table = Table("producers and consumers are killed", [Column("kills"), Column("objects"), Column("pause", "s")])
+    table.rows.append([kills, objects, pause])
+    report.tables.append(table)
+    report.bars.append(Bar(f"the longest pause in {kills} kills, s", 0.25, pause, is_most=True))
+
+
 def _times(mine: Series, other: Series) -> float:
     ratio: Ratio = other.ratio_to(mine)
     return ratio.median
@@ -406,4 +419,5 @@ def _times(mine: Series, other: Series) -> float:
 
 _MEASURED: dict[str, Callable[[Report, Options, shmpool.Pool], None]] = {
     "small": _small, "large": _large, "shared": _shared, "many": _batches, "flight": _in_flight,
+    "kills": _killed,
 }  # fmt: skip

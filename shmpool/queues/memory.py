@@ -12,7 +12,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..errors import FormatError, LeaseReleased, ShmpoolError
-from ..protocol.ledger import generation_of, queue_word
+from ..protocol.ledger import LINK, ROW_WORDS, birth_of, generation_of, queue_word
 from ..protocol.names import direct_name
 from ..protocol.sizing import TierKind
 from ..seat import tickets
@@ -105,7 +105,8 @@ class Memory:
         """A map of the whole slot, to write."""
         session, row = self.session, self.row
         if session.tier_of(row).kind is TierKind.DIRECT:
-            fd = open_segment(direct_name(session.pool_id, row, self.generation), writable=True)
+            birth = birth_of(session.words[row * ROW_WORDS + LINK])  # its name stays when it is leased anew
+            fd = open_segment(direct_name(session.pool_id, row, birth), writable=True)
             pieces = [Piece(fd, 0, os.fstat(fd).st_size)]
         elif session.tier_of(row).kind is TierKind.POOLED:
             pieces = [session.piece(row, 1, writable=True)]

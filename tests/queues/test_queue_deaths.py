@@ -435,6 +435,16 @@ def test_there_is_room_for_as_many_as_were_asked_for(pool: shmpool.Pool) -> None
     one.close()
 
 
+def test_a_queue_in_a_segment_that_was_something_else_before(pool: shmpool.Pool) -> None:
+    for nbytes in (1_100_000, 1_066_000, 2_000_000) * 2:  # as long as a queue, and others
+        pool.lease(nbytes, strategy=shmpool.Strategy.DIRECT).release()
+    for number in range(10):
+        one = shmpool.Queue(pool=pool)
+        one.put(number)
+        assert one.get(timeout=SOON) == number
+        one.close()
+
+
 def test_what_lies_in_a_queue_is_not_reclaimed(pool: shmpool.Pool) -> None:
     one = shmpool.Queue(pool=pool)
     one.put(b"q" * LARGE)
