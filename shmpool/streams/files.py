@@ -12,6 +12,8 @@ from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .room import lease_by_any
+
 if TYPE_CHECKING:
     from ..buffer import Buffer
     from ..lease import Lease
@@ -161,7 +163,7 @@ class LeaseFile(_MemoryFile):
         self._pool = pool
         self._timeout = timeout
         self._may_grow = nbytes is None
-        self._lease: Lease = pool.lease(pool.default_buffer_size if nbytes is None else nbytes, timeout=timeout)
+        self._lease: Lease = lease_by_any(pool, pool.default_buffer_size if nbytes is None else nbytes, timeout)
         self._view, self._end = self._lease.view, 0
 
     @property
@@ -229,7 +231,7 @@ class LeaseFile(_MemoryFile):
     def _grow(self, nbytes: int) -> None:
         if not self._may_grow:
             raise OSError(errno.ENOSPC, f"{nbytes} bytes are more than the {len(self._view)} that were leased")
-        larger = self._pool.lease(max(nbytes, 2 * len(self._view)), timeout=self._timeout)
+        larger = lease_by_any(self._pool, max(nbytes, 2 * len(self._view)), self._timeout)
         larger.view[: self._end] = self._view[: self._end]
         self._view = larger.view
         self._lease, smaller = larger, self._lease

@@ -1,15 +1,27 @@
-"""Room: the memory that a copy or a tee goes through. A lease; where the pool has none just now, as much
-of this process's own: a stream never waits for the pool, nor fails for its sake."""
+"""Room: the memory that a stream goes through. By the strategy that the pool prefers; where that cannot be
+had at once, by the next: a file or a stream to another process by another strategy, which counts under its own
+name, before it waits in line; a copy or a tee, which never waits for the pool nor fails for its sake, by as much
+of this process's own memory. Each is logged once a minute at most.
+"""
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from ..errors import InvalidSize, LeaseTimeout, PoolingRefused, QuotaExceeded, SharedMemoryFull
+from ..errors import (
+    BrokerUnavailable,
+    InvalidSize,
+    LeaseTimeout,
+    PoolingRefused,
+    QuotaExceeded,
+    SharedMemoryFull,
+    ShmpoolError,
+)
 from ..log import log
 from ..protocol.figures import PAST_POOL
-from ..protocol.sizing import KIB
+from ..protocol.sizing import KIB, Strategy
 
 if TYPE_CHECKING:
     from ..lease import Lease
@@ -17,9 +29,13 @@ if TYPE_CHECKING:
 
 #: What is allocated at most in the place of a lease.
 _OWN: Final = 64 * KIB
-#: Seconds between two lines in the log that say so.
+#: Seconds between two lines in the log that say the same.
 _SAID_EVERY: Final = 60.0
-_said_at: list[float] = []
+_said_at: dict[str, float] = {}
+#: Why a lease cannot be had as it was asked for.
+_NOT_SO: Final = (LeaseTimeout, SharedMemoryFull, PoolingRefused, InvalidSize)
+#: What is tried in the place of what the pool prefers.
+_OTHERS: Final = (Strategy.CHUNKED, Strategy.DIRECT, Strategy.POOLED)
 
 
 class OwnRoom:
@@ -35,13 +51,41 @@ class OwnRoom:
 
 def take_room(pool: BasePool, nbytes: int) -> Lease | OwnRoom:
     """*nbytes* bytes of the pool, by its choice of strategy; or fewer of this process's own, counted
-    (`Stats.past_pool`) and logged once a minute. What is taken is released by the caller."""
+    (`Stats.past_pool`). What is taken is released by the caller. Raises PoolClosed."""
     try:
         return pool.lease(nbytes, timeout=0)
-    except (LeaseTimeout, SharedMemoryFull, QuotaExceeded, PoolingRefused, InvalidSize) as error:
-        pool._live_session().count(PAST_POOL)
-        now = time.monotonic()
-        if not _said_at or now - _said_at[-1] > _SAID_EVERY:
-            _said_at[:] = [now]
-            log.warning("a stream goes through memory of its own: the pool has none (%s)", error)
+    except (*_NOT_SO, QuotaExceeded, BrokerUnavailable) as error:
+        with suppress(ShmpoolError):  # without a broker there is no seat to count at
+            pool._live_session(0).count(PAST_POOL)
+        _say("a stream goes through memory of its own: the pool has none", error)
         return OwnRoom(min(nbytes, _OWN))
+
+
+def lease_by_any(pool: BasePool, nbytes: int, timeout: float | None, *, pooled: int = 0) -> Lease:
+    """A lease by the strategy that the pool prefers, else by the first other one that can be had at once,
+    else in line for the preferred one, *timeout* seconds at most. A slot of *pooled* bytes serves too.
+    Raises like `Pool.lease`."""
+    try:
+        return pool.lease(nbytes, timeout=0)
+    except _NOT_SO as error:
+        refused = error
+    except (BrokerUnavailable, QuotaExceeded):
+        if timeout == 0:
+            raise
+        return pool.lease(nbytes, timeout=timeout)
+    for strategy in _OTHERS:
+        with suppress(*_NOT_SO, QuotaExceeded):
+            size = min(nbytes, pooled or nbytes) if strategy is Strategy.POOLED else nbytes
+            lease = pool.lease(size, strategy=strategy, timeout=0)
+            _say(f"a stream is served {lease.strategy.value}: its strategy could not be had", refused)
+            return lease
+    if timeout == 0:
+        raise refused
+    return pool.lease(nbytes, timeout=timeout)
+
+
+def _say(what: str, why: Exception) -> None:
+    now = time.monotonic()
+    if now - _said_at.get(what, float("-inf")) > _SAID_EVERY:
+        _said_at[what] = now
+        log.warning("%s (%s)", what, why)

@@ -47,6 +47,7 @@ from .control import (
     End,
     deadline_of,
 )
+from .room import lease_by_any
 
 if TYPE_CHECKING:
     from ..lease import Lease
@@ -248,7 +249,8 @@ class StreamWriter(io.BufferedIOBase):
                 lease = pool.lease(size, timeout=0)
             else:
                 left = None if self._timeout is None else max(0.0, deadline - time.monotonic())
-                lease = pool.lease(size, timeout=left)
+                lease = lease_by_any(pool, size, left, pooled=pool.sizing.pooled_sizes[-1])
+                size = self._chunk = lease.nbytes  # from here on, if it is less
         except (LeaseTimeout, SharedMemoryFull, QuotaExceeded):
             if self._outgoing.chunks:
                 return None  # one of ours comes back
