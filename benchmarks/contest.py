@@ -22,17 +22,26 @@ SECONDS = 0.04
 VERY_LARGE = MIB
 
 OURS, CHUNKED, FLOOR = "shmpool", "shmpool chunked", "floor"
+COMPILED, COMPILED_CHUNKED = "shmpool compiled", "compiled chunked"
 FRESH, PIPE, QUEUE, PYZMQ, PLASMA = "fresh segment", "Pipe", "Queue", "pyzmq", "Plasma"
 ICEORYX2, ICEORYX2_VIEWS, ICEORYX2_EVENT = "iceoryx2 poll", "iceoryx2 views", "iceoryx2 event"
+KICKMSG, CLOUDTOID = "kickmsg poll", "cloudtoid-interprocess poll"
 
 _LIMIT = {"memory_limit": "1GiB"}
+_CHUNKED = {**_LIMIT, "very_large_object_threshold": "16MiB"}
+#: Which client it is, and so how tickets are taken: under byte locks, or by compare-and-swap.
+_PLAIN, _BUILT = {"SHMPOOL_PURE": "1"}, {"SHMPOOL_PURE": ""}
 ENTRIES = (
-    Entry(OURS, "shmpool", _LIMIT),
-    Entry(CHUNKED, "shmpool", {**_LIMIT, "very_large_object_threshold": "16MiB"}, from_nbytes=VERY_LARGE),
+    Entry(OURS, "shmpool", _LIMIT, _PLAIN),
+    Entry(CHUNKED, "shmpool", _CHUNKED, _PLAIN, from_nbytes=VERY_LARGE),
+    Entry(COMPILED, "shmpool", {**_LIMIT, "is_compiled": True}, _BUILT),
+    Entry(COMPILED_CHUNKED, "shmpool", {**_CHUNKED, "is_compiled": True}, _BUILT, from_nbytes=VERY_LARGE),
     Entry(FLOOR, "floor"),
     Entry(ICEORYX2, "iceoryx2", only_spins=True),
     Entry(ICEORYX2_VIEWS, "iceoryx2", {"has_views": True}, only_spins=True),
     Entry(ICEORYX2_EVENT, "iceoryx2", {"has_events": True}),
+    Entry(KICKMSG, "kickmsg", only_spins=True),
+    Entry(CLOUDTOID, "cloudtoid", only_spins=True, moves_all=True),
     Entry(PIPE, "pipe", moves_all=True),
     Entry(QUEUE, "queue", moves_all=True),
     Entry(PYZMQ, "zmq", moves_all=True),
@@ -53,12 +62,14 @@ BOTH_WAYS = ("copy", "touch")
 
 CAVEATS = (
     "spin: who waits polls for 200 us before it sleeps; blocking: it sleeps at once. shmpool, fresh segment, Plasma"
-    " and floor send tokens over the same pipe. Pipe, Queue, pyzmq and iceoryx2 have a channel of their own; a Queue"
-    " always sleeps, iceoryx2 poll and views never do. Acknowledgements take the same pipe for all.",
+    " and floor send tokens over the same pipe. Pipe, Queue, pyzmq, iceoryx2, kickmsg and cloudtoid have a channel of"
+    " their own; a Queue always sleeps, iceoryx2 poll and views, kickmsg and cloudtoid never do. Acknowledgements take"
+    " the same pipe for all.",
     "shmpool chunked has very_large_object_threshold raised to 16 MiB; shmpool, as it is by default, is direct from"
     " 1 MiB on. There the ratios are those of shmpool chunked.",
+    "shmpool compiled has the compiled part on both sides, and its broker; where it is not built, it is absent.",
     "iceoryx2 poll and event reach the bytes by their bare address, iceoryx2 views by the memoryviews of its payloads.",
-    "Pipe, Queue and pyzmq move all bytes in every mode, so they are not measured in the two mixed ones.",
+    "Pipe, Queue, pyzmq and cloudtoid move all bytes in every mode, so they are not measured in the two mixed ones.",
 )
 
 
@@ -107,3 +118,8 @@ def contest(entries: Iterable[Entry], options: Options) -> Iterator[Contest]:
 def ours_at(nbytes: int, labels: Iterable[str]) -> str:
     """Which shmpool the peers are compared with: chunked, where objects are very large."""
     return CHUNKED if nbytes >= VERY_LARGE and CHUNKED in labels else OURS
+
+
+def compiled_at(nbytes: int, labels: Iterable[str]) -> str:
+    """The same of the compiled one."""
+    return COMPILED_CHUNKED if nbytes >= VERY_LARGE and COMPILED_CHUNKED in labels else COMPILED

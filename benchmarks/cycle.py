@@ -1,5 +1,5 @@
 """cycle: What do lease + release, and the whole cycle, cost in one process, or `--against` another source tree, or
-`--beside` so many clients, or with `--detailed` metrics?
+`--beside` so many clients, with `--detailed` metrics, or `--compiled` beside plain?
 
 Two trees are measured in one run: each in a process of its own with a broker of its own, one lap of each by
 turns. The ratio of the best laps and the median of the rounds' ratios are shown, the smaller of both is
@@ -49,9 +49,13 @@ MOST_DETAILED = 1.05
 SIZES_DETAILED = (KIB, 64 * KIB)
 ROUNDS_DETAILED = 300
 
+#: The whole cycle of the compiled client, times the plain one's, at the smallest size.
+MOST_COMPILED = 0.2
+
 PARAMETERS = [
     click.Option(["--against"], type=TreePath(), help="Measure this tree and that checkout in one run."),
     click.Option(["--detailed"], is_flag=True, help="Measure with `detailed_metrics` and without."),
+    click.Option(["--compiled"], is_flag=True, help="Measure the compiled client and the plain one in one run."),
     click.Option(["--beside"], type=click.IntRange(1, 16_000), help="Measure beside so many seats that others hold."),
 ]
 
@@ -63,6 +67,8 @@ def run(options: Options) -> Report:
         _measure_against(report, options, other)
     elif beside is not None:
         _measure_beside(report, options, beside)
+    elif options.more.get("compiled"):
+        _measure_compiled(report, options)
     elif options.more.get("detailed"):
         _measure_detailed(report, options)
     else:
@@ -103,6 +109,26 @@ def _measure_against(report: Report, options: Options, other: Path) -> None:
         # What is slower is so in both; a lucky lap, or a burst of other work, is only in one.
         slower = min(of_bests, of_rounds.median)
         report.bars.append(Bar(f"{name}, {size_name(size)}", _allowed(size), slower, is_most=True))
+
+
+def _measure_compiled(report: Report, options: Options) -> None:
+    if not shmpool.__compiled__:
+        raise click.UsageError("the compiled part is not built, or switched off: SHMPOOL_COMPILED=1 pip install …")
+    rounds, seconds = options.rounds or ROUNDS_AGAINST, options.seconds or SECONDS_AGAINST
+    table = Table(
+        f"compiled, tickets by compare-and-swap, and plain, under locks: the best of {rounds} rounds, and their ratios",
+        [Column("size", "B"), Column("operation"), Column("compiled", "s"), Column("plain", "s"),
+         Column("best / best", "x"), Column("round by round", "x")],
+        is_grouped=True,
+    )  # fmt: skip
+    report.tables.append(table)
+    sizes, both = options.sizes or SIZES_AGAINST, ({"SHMPOOL_PURE": ""}, {"SHMPOOL_PURE": "1"})
+    for size, name, compiled, plain in measure((ROOT, ROOT), sizes, rounds, seconds, both):
+        of_bests, of_rounds = compiled.best / plain.best, _round_by_round(compiled, plain)
+        table.rows.append([size, name, compiled.best, plain.best, of_bests, of_rounds])
+        if name == "whole cycle" and size == KIB:
+            slower = min(of_bests, of_rounds.median)
+            report.bars.append(Bar(f"compiled {name}, {size_name(size)}", MOST_COMPILED, slower, is_most=True))
 
 
 def _measure_beside(report: Report, options: Options, count: int) -> None:

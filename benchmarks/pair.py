@@ -40,6 +40,7 @@ class Entry:
     label: str
     peer: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
     #: Smallest size it is asked for.
     from_nbytes: int = 0
     #: It polls by nature, so there is no blocking column for it.
@@ -67,7 +68,7 @@ class Pair:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path, **entry.environment},
             start_new_session=True,
         )
         try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import click
 
-from .contest import BOTH_WAYS, CAVEATS, ENTRIES, MODE_NAMES, MODES, SIZES, Contest, contest, ours_at
+from .contest import BOTH_WAYS, CAVEATS, ENTRIES, MODE_NAMES, MODES, SIZES, Contest, compiled_at, contest, ours_at
 from .measure import Contestant, Series
 from .options import Options
 from .parameters import Names
@@ -36,6 +36,11 @@ class Outcome:
     def ours(self) -> str:
         """Which shmpool the peers are compared with at this size."""
         return ours_at(self.plan.nbytes, self.labels)
+
+    @property
+    def compiled(self) -> str:
+        """Which compiled shmpool is."""
+        return compiled_at(self.plan.nbytes, self.labels)
 
     def bar(self, required: float, mine: str, theirs: str) -> Iterator[Bar]:
         """*mine* is so many times as fast as *theirs*. None if the command line left one out."""

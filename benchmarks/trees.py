@@ -6,10 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import click
@@ -44,7 +44,7 @@ class TreePath(click.ParamType):
 class Tree:
     """A process that imports shmpool, and starts its broker, from one source tree."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, environment: Mapping[str, str] = MappingProxyType({})) -> None:
         self.path = path
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(_PROGRAM), str(path)],
@@ -52,7 +52,12 @@ class Tree:
             stdout=subprocess.PIPE,
             text=True,
             cwd=path,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(path / "daemon")]), "PYTHONHASHSEED": "0"},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(path), str(path / "daemon")]),
+                "PYTHONHASHSEED": "0",
+                **environment,
+            },
         )
         self._answer()
 
@@ -84,7 +89,11 @@ class Tree:
 
 
 def measure(
-    paths: tuple[Path, Path], sizes: Sequence[int], rounds: int, seconds: float
+    paths: tuple[Path, Path],
+    sizes: Sequence[int],
+    rounds: int,
+    seconds: float,
+    environments: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),
 ) -> Iterator[tuple[int, str, Series, Series]]:
     """Every operation at every size by both trees, one lap of each tree by turns, as many objects in each:
     (bytes, what was timed, of the first, of the second).
@@ -93,7 +102,7 @@ def measure(
     makes it faster or slower for as long as it lives, by up to 4 %."""
     measured: dict[tuple[int, str], tuple[Series, Series]] = {}
     for life in range(min(LIVES, rounds)):
-        with Tree(paths[0]) as first, Tree(paths[1]) as second:
+        with Tree(paths[0], environments[0]) as first, Tree(paths[1], environments[1]) as second:
             laps = [
                 (nbytes, operation, min(_fill(tree, operation, nbytes, seconds) for tree in (first, second)))
                 for nbytes, operation in product(sizes, OPERATIONS)

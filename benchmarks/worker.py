@@ -31,6 +31,8 @@ PEERS = {
     "pipe": "pipe:Pipe",
     "zmq": "zmq:Zmq",
     "iceoryx2": "iceoryx2:Iceoryx2",
+    "kickmsg": "kickmsg:Kickmsg",
+    "cloudtoid": "cloudtoid:Cloudtoid",
     "plasma": "plasma:Plasma",
 }
 

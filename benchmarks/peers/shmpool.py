@@ -1,4 +1,4 @@
-"""shmpool, as its users write it, with a broker of its own."""
+"""shmpool, as its users write it, with a broker of its own: the plain client, or the compiled one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 import shmpool
 
 from ..plan import Plan
-from .base import Peer
+from .base import Absent, Peer
 
 
 class Shmpool(Peer):
     token_bytes = 24
 
-    def __init__(self, strategy: str = "adaptive", **broker: Any) -> None:
+    def __init__(self, strategy: str = "adaptive", is_compiled: bool | None = None, **broker: Any) -> None:
         """*broker*: the configuration of its broker."""
+        if is_compiled and not shmpool.__compiled__:
+            raise Absent("the compiled part is not built (SHMPOOL_COMPILED=1 pip install …)")
         self._strategy = shmpool.Strategy(strategy)
         self._broker = shmpool.Broker(**broker)
 

@@ -8,7 +8,7 @@ cell, 24 bits) above the length in bytes (40 bits).
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Final, SupportsIndex
 
 from ..errors import InvalidHandle
 from .ledger import MAX_NBYTES, NBYTES_BITS, generation_of
@@ -39,6 +39,10 @@ class Handle(bytes):
         if len(raw) != HANDLE_BYTES:
             raise InvalidHandle(f"a handle is {HANDLE_BYTES} bytes long, these are {len(raw)}")
         return cls(raw)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[type[Handle], tuple[bytes]]:
+        """As its class and its bytes: what a subclass of bytes does by itself takes half as long again."""
+        return type(self), (self[:],)
 
     @property
     def nbytes(self) -> int:
