@@ -231,7 +231,7 @@ class Crew:
             member.task = None
             with self.lock:
                 self._pending.appendleft(task)
-            self._bury(member)
+            self._hear(member)  # why, if it said so
 
     # --- members --------------------------------------------------------------------------------------
 

@@ -152,6 +152,22 @@ def test_an_initializer_and_its_failure(pool: shmpool.Pool, caplog: pytest.LogCa
         broken.submit(abs, 1).result()
 
 
+class Late(type(fork)):  # type: ignore[misc]
+    """Has seen the end of a process when it says that it is started."""
+
+    class Process(fork.Process):  # type: ignore[misc, name-defined]
+        def start(self) -> None:
+            super().start()
+            self.join()
+
+
+def test_an_initializer_that_failed_before_the_first_call_is_sent_is_told_all_the_same(pool: shmpool.Pool) -> None:
+    with shmpool.Executor(1, pool=pool, mp_context=Late(), initializer=calls.fail) as executor:
+        future = executor.submit(abs, 1)
+        with pytest.raises(BrokenProcessPool, match="initializer"):
+            future.result()
+
+
 @pytest.mark.long
 def test_workers_end_after_their_share(pool: shmpool.Pool) -> None:
     with shmpool.Executor(1, pool=pool, max_tasks_per_child=2) as executor:
