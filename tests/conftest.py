@@ -9,7 +9,6 @@ exhaustive setting, ``pytest -m long``, and not of the default one.
 from __future__ import annotations
 
 import gc
-import glob
 import os
 import secrets
 import shutil
@@ -106,24 +105,26 @@ def _traces() -> Traces:
 def _children(pid: int) -> Iterator[int]:
     """All below a process, living or not yet waited for. (Every process of the host would have to be
     read to find them by their parents, before and after each test.)"""
-    for path in glob.glob(f"/proc/{pid}/task/*/children"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            for child in Path(path).read_text().split():
-                yield int(child)
-                yield from _children(int(child))
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/task/{task}/children") as file:
+                for child in file.read().split():
+                    yield int(child)
+                    yield from _children(int(child))
 
 
 def _descriptors() -> set[int]:
     # As long as the process that is forked, multiprocessing's and ours.
     staying = {getattr(forkserver._forkserver, "_forkserver_alive_fd", None), preloaded.nursery.descriptor}
-    return {int(name) for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")} - staying
+    return {int(name) for name in os.listdir("/proc/self/fd")} - staying
 
 
 def _leaks(before: Traces) -> list[str]:
     now = _traces()
     leaks = [f"segment {name}" for name in sorted(now.segments - before.segments)]
     leaks += [f"process {_line(pid)}" for pid in sorted(now.processes - before.processes) if not _stays(_line(pid))]
-    leaks += [f"descriptor {fd} of {_target(fd)}" for fd in sorted(now.descriptors - before.descriptors)]
+    opened = [fd for fd in sorted(now.descriptors - before.descriptors) if os.path.lexists(f"/proc/self/fd/{fd}")]
+    leaks += [f"descriptor {fd} of {_target(fd)}" for fd in opened]  # but the one by which they were looked at
     return leaks
 
 
@@ -164,7 +165,7 @@ def nothing_left_behind() -> Iterator[None]:
     yield
     if _leaks(before):
         gc.collect()
-    assert settle(lambda: _leaks(before)) == []
+        assert settle(lambda: _leaks(before)) == []
 
 
 # --- a broker of the test's own --------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from harness import World
 
 #: Of the random simulation in the default setting.
-EVENTS = 6_000
+EVENTS = 3_000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -76,7 +76,7 @@ def test_a_warmed_batch_is_adjacent_and_warmed_in_one_action(world: World) -> No
 
 
 def test_a_run_is_warmed_in_slices_that_others_come_between(make_world: type[World]) -> None:
-    world = make_world(small_settings(memory_limit=4096 * KIB))
+    world = make_world(small_settings(memory_limit=4096 * KIB), check_every=25)
     one, other = world.client(), world.client()
     one.refill(CHUNKS, 300)
     world.deliver(one.link)
@@ -226,7 +226,7 @@ def test_a_cancel_that_crosses_the_grant_is_not_answered(world: World) -> None:
 
 
 def test_an_empty_tier_is_helped_out_by_a_larger_one(make_world: type[World]) -> None:
-    world = make_world(small_settings(memory_limit=2048 * KIB))
+    world = make_world(small_settings(memory_limit=2048 * KIB), check_every=25)
     world.broker.inventory.limit = 4096 * KIB
     client = world.client()
     while len(client.ready) < world.tiers[SMALL].capacity:
@@ -322,7 +322,7 @@ def test_a_scattered_run_of_warm_pieces_is_granted_at_once(world: World) -> None
 
 def test_a_run_of_many_pieces_is_granted_and_comes_back(make_world: type[World]) -> None:
     """With every second chunk free; in steps, that others come between."""
-    world = make_world(small_settings(memory_limit=4096 * KIB))
+    world = make_world(small_settings(memory_limit=4096 * KIB), check_every=25)
     scatter(world)
     client, reader = world.client(), world.client()
     client.refill(CHUNKS, 100)
@@ -346,7 +346,7 @@ def test_a_run_of_many_pieces_is_granted_and_comes_back(make_world: type[World])
 
 
 def test_a_run_of_many_pieces_whose_asker_has_gone_is_put_back(make_world: type[World]) -> None:
-    world = make_world(small_settings(memory_limit=4096 * KIB))
+    world = make_world(small_settings(memory_limit=4096 * KIB), check_every=25)
     scatter(world)
     world.pass_time(2 * world.settings.buffer_lifetime)  # all that is idle is cold, and is to be warmed
     client, chunks = world.client(), world.broker.inventory.maps[CHUNKS]
@@ -364,7 +364,7 @@ def test_a_run_of_many_pieces_whose_asker_has_gone_is_put_back(make_world: type[
 
 def test_a_run_of_too_many_pieces_waits(make_world: type[World], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "MAX_EXTENTS", 64)
-    world = make_world(small_settings(memory_limit=2048 * KIB))
+    world = make_world(small_settings(memory_limit=2048 * KIB), check_every=25)
     hoarder = scatter(world)
     client = waiting(world, CHUNKS, 100)
     assert world.broker.inventory.maps[CHUNKS].unused > 100

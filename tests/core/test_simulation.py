@@ -32,7 +32,7 @@ def simulate(seed: int, events: int, *, as_lists: bool = False) -> Simulation:
 
 
 def test_nothing_is_lost_and_nothing_given_twice_whatever_happens(pytestconfig: pytest.Config) -> None:
-    events, seed = pytestconfig.getoption("--events", 6_000), pytestconfig.getoption("--seed", None)
+    events, seed = pytestconfig.getoption("--events", 3_000), pytestconfig.getoption("--seed", None)
     seeds = [random.randrange(1 << 32) for _ in range(3)] if seed is None else [seed]
     for seed in seeds:
         simulation = simulate(seed, events // len(seeds))
@@ -59,13 +59,13 @@ def test_the_cap_holds_over_very_many_operations(pytestconfig: pytest.Config) ->
 
 @pytest.mark.parametrize("seed", corner(1, 2, 3))
 def test_the_same_seed_gives_the_same_course_with_memoryviews_and_with_lists(seed: int) -> None:
-    one, other = simulate(seed, 3000), simulate(seed, 3000, as_lists=True)
+    one, other = simulate(seed, 2000), simulate(seed, 2000, as_lists=True)
     assert one.done == other.done
     assert list(one.world.ledger) == list(other.world.ledger)
 
 
 def test_everything_that_can_happen_does_happen() -> None:
-    done = simulate(11, 12_000).done
+    done = simulate(11, 6_000).done
     moves = [name for name in vars(Simulation) if not name.startswith("_") and name != "run"]
     assert {move for move in moves if not done[move]} == set()
 

@@ -72,7 +72,7 @@ def digest(seed: int, check_every: int) -> str:
             course.update(repr(what).encode())
 
     simulation.world.recent = Recorder()  # type: ignore[assignment]
-    simulation.run(2000)
+    simulation.run(1000)
     course.update(bytes(simulation.world.ledger) + bytes(simulation.world.header))  # type: ignore[arg-type]
     return course.hexdigest()
 
