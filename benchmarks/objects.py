@@ -2,9 +2,10 @@
 one that many processes share?
 
 An array of float32 goes there and back in one process, so that no switch between processes is
-measured: by `put` and `get`, through a pickle in memory and over a pipe, through a fresh SharedMemory, and
-through joblib's memmap. A get is also compared with what it stands on, an open and a release. Then a large
-table goes to many processes, and many ask at once for what one of them has to make."""
+measured: by `put` and `get`, through a pickle in memory and over a pipe, through a fresh SharedMemory,
+through joblib's memmap, and through Plasma's and Ray's put and get, where those install. A get is also
+compared with what it stands on, an open and a release. Then a large table goes to many processes, and many
+ask at once for what one of them has to make."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ import os
 import pickle
 import signal
 import statistics
+import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
@@ -26,10 +28,13 @@ import numpy as np
 
 import shmpool
 
+from . import plasma_environment
 from .measure import Contestant, Lap, Series, interleave
 from .messages import counting
 from .options import Options
+from .peers.base import Absent
 from .report import Bar, Column, Report, Table
+from .stores import Store
 from .units import KIB, MIB, size_name
 
 SIZES = (4 * KIB, 64 * KIB, 192 * KIB, 256 * KIB, 512 * KIB, MIB, 4 * MIB, 64 * MIB)
@@ -52,8 +57,9 @@ def run(options: Options) -> Report:
     report = Report.of(__doc__, options)
     rounds, seconds = options.rounds or ROUNDS, options.seconds or SECONDS
     with shmpool.Broker(memory_limit="1GiB", max_clients=64) as broker, broker.connect() as pool:
-        for nbytes in options.sizes or SIZES:
-            _there_and_back(report, pool, nbytes, rounds, seconds)
+        with _stores(report) as stores:
+            for nbytes in options.sizes or SIZES:
+                _there_and_back(report, pool, stores, nbytes, rounds, seconds)
         report.tables.append(_messages(report, pool))
         if options.sizes is None:
             report.tables.append(_to_many(report, broker))
@@ -64,12 +70,32 @@ def run(options: Options) -> Report:
 # --- one object ------------------------------------------------------------------------------------------
 
 
-def _there_and_back(report: Report, pool: shmpool.Pool, nbytes: int, rounds: int, seconds: float) -> None:
+@contextmanager
+def _stores(report: Report) -> Iterator[dict[str, Store]]:
+    """The object stores of others that there are here."""
+    stores: dict[str, Store] = {}
+    try:
+        for name, find in (("Plasma", plasma_environment.interpreter), ("Ray", lambda: sys.executable)):
+            try:
+                if name == "Ray" and importlib.util.find_spec("ray") is None:
+                    raise Absent("not installed")
+                stores[name] = Store(name, find())
+            except (Absent, RuntimeError, OSError) as error:
+                report.absent[name] = str(error)
+        yield stores
+    finally:
+        for store in stores.values():
+            store.close()
+
+
+def _there_and_back(
+    report: Report, pool: shmpool.Pool, stores: dict[str, Store], nbytes: int, rounds: int, seconds: float
+) -> None:
     if not report.tables:
         report.tables.append(
             Table(
                 "an array there and back, and freed",
-                [Column("size", "B"), *(Column(name, "s") for name in _contestants(pool, KIB))],
+                [Column("size", "B"), *(Column(name, "s") for name in _contestants(pool, stores, KIB))],
             )
         )
         report.tables.append(
@@ -78,7 +104,7 @@ def _there_and_back(report: Report, pool: shmpool.Pool, nbytes: int, rounds: int
         )  # fmt: skip
         if importlib.util.find_spec("joblib") is None:
             report.absent["joblib"] = "not installed"
-    series = interleave(_contestants(pool, nbytes), rounds=rounds, seconds=seconds, least=8)
+    series = interleave(_contestants(pool, stores, nbytes), rounds=rounds, seconds=seconds, least=8)
     report.tables[0].rows.append([nbytes, *(one.median for one in series.values())])
     if nbytes in BARS:
         name = f"put + get + del, {size_name(nbytes)}, beside a pickle in memory"
@@ -104,7 +130,7 @@ def _timed(step: Callable[[], object]) -> Contestant:
     return lap
 
 
-def _contestants(pool: shmpool.Pool, nbytes: int) -> dict[str, Contestant]:
+def _contestants(pool: shmpool.Pool, stores: dict[str, Store], nbytes: int) -> dict[str, Contestant]:
     array = np.ones(nbytes // 4, np.float32)
     reading, writing = fork.Pipe(duplex=False)
 
@@ -150,7 +176,12 @@ def _contestants(pool: shmpool.Pool, nbytes: int) -> dict[str, Contestant]:
             os.unlink(path)
 
         steps["joblib"] = memmap
-    return {name: _timed(step) for name, step in steps.items()}
+    others = {name: _lap_of(store, nbytes) for name, store in stores.items()}
+    return {name: _timed(step) for name, step in steps.items()} | others
+
+
+def _lap_of(store: Store, nbytes: int) -> Contestant:
+    return lambda objects: Lap(store.lap(nbytes, objects))
 
 
 def _get_beside_open(pool: shmpool.Pool, nbytes: int, rounds: int, seconds: float) -> dict[str, Series]:

@@ -153,6 +153,26 @@ def test_torch_works_in_place_on_what_is_writable_and_reads_the_rest_without_a_w
     shared.release()
 
 
+@pytest.mark.filterwarnings("default")
+def test_torch_takes_what_is_got_writable_without_a_copy_and_without_a_warning(pool: shmpool.Pool) -> None:
+    torch = pytest.importorskip("torch")
+    torch.set_warn_always(True)  # once in a process would hide it
+    try:
+        with pool.share(np.arange(100_000.0)) as shared:
+            for taken_by in (torch.asarray, torch.as_tensor, torch.from_numpy):
+                for array in (pool.get(pool.put(np.arange(100_000.0)), writable=True), shared.get(writable=True)):
+                    with warnings.catch_warnings(action="error"):
+                        tensor = taken_by(array)
+                    assert tensor.data_ptr() == array.ctypes.data and float(tensor[-1]) == 99_999
+                    tensor.zero_()
+                with pytest.warns(UserWarning, match="not writable"):
+                    taken_by(shared.get())
+            assert shared.get()[-1] == 99_999
+            del tensor, array
+    finally:
+        torch.set_warn_always(False)
+
+
 # --- ml_dtypes ------------------------------------------------------------------------------------
 
 
