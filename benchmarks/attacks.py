@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
 import secrets
 import select
 import signal
@@ -17,15 +18,17 @@ from typing import TypeVar
 import shmpool
 from shmpool.protocol.framing import encode_frame
 from shmpool.protocol.header import header_bytes, ledger_bytes
-from shmpool.protocol.ledger import generation_of
+from shmpool.protocol.ledger import MAX_ROWS, generation_of
 from shmpool.protocol.messages import (
     FROM_BROKER,
     HELLO_MAGIC,
     MAX_ROWS_PER_MESSAGE,
     PROTOCOL_VERSION,
+    Account,
     Bell,
     Cancel,
     Direct,
+    Drop,
     Find,
     Grant,
     Hello,
@@ -39,6 +42,7 @@ from shmpool.protocol.messages import (
     Refusal,
     Return,
     Role,
+    Take,
     Topic,
     Welcome,
     decode,
@@ -50,6 +54,8 @@ from shmpool.protocol.sizing import MIB, Tier, TierKind, rows_of
 MANY = 256
 #: Fewer than `max_clients` of the benchmark's broker and its spare ones.
 THOUSAND = 1000
+#: Requests that each of `MANY` has waiting.
+WAITING = 40
 #: The memory limit of that broker.
 LIMIT = 512 * MIB
 
@@ -148,14 +154,18 @@ def recall_storm(address: str) -> Steps:
             _hear(peer, Grant)
         asking = peers[0]
         _say(asking, _hello())
-        welcome = _hear(asking, Welcome)
-        tiers = [Tier(index, TierKind(kind), *rest) for index, (kind, *rest) in enumerate(welcome.tiers)]
-        overhead = ledger_bytes(rows_of(tiers), welcome.seats) + header_bytes(welcome.seats)
+        nbytes = _largest(_hear(asking, Welcome))
         for number in itertools.count(1):
-            _say(asking, Direct(number, LIMIT - overhead, True))
+            _say(asking, Direct(number, nbytes, True))
             _say(asking, Cancel(number))
             _hear(asking, Refusal)
             yield
+
+
+def _largest(welcome: Welcome) -> int:
+    """All that the pool could ever lend."""
+    tiers = [Tier(index, TierKind(kind), *rest) for index, (kind, *rest) in enumerate(welcome.tiers)]
+    return LIMIT - ledger_bytes(rows_of(tiers), welcome.seats) - header_bytes(welcome.seats)
 
 
 def turns_for_names(address: str) -> Steps:
@@ -196,6 +206,86 @@ def deaf_workers(address: str) -> Steps:
     return _deaf(address, (_frame(Direct(number, 1 << 39, True)) for number in itertools.count(1)))
 
 
+def everything(address: str) -> Steps:
+    """Random messages of every kind that the schema accepts, sound and absurd ones, and read none of what comes."""
+    chance = random.Random(1)
+
+    def number() -> int:
+        return chance.choice((1, 2, chance.randrange(1, 2000), (1 << 32) - 1))
+
+    def rows() -> list[int]:
+        return [chance.choice((chance.randrange(1, 80_000), MAX_ROWS - 1)) for _ in range(chance.choice((1, 4, 200)))]
+
+    kinds: list[Callable[[], Message]] = [
+        lambda: Refill(number(), chance.randrange(9), chance.choice((1, 300)), chance.choice((1, 256)), True),
+        lambda: Direct(number(), chance.choice((0, 1, 1 << 20, LIMIT, (1 << 40) - 1)), chance.random() < 0.5),
+        lambda: Cancel(number()),
+        lambda: Return(rows()),
+        lambda: Bell(rows()),
+        lambda: Query(number(), chance.randrange(len(Topic))),
+        lambda: Take(number(), rows()[0], chance.randrange(13), chance.getrandbits(64), chance.random() < 0.5),
+        lambda: Account([[row, True, "x" * 100] for row in rows()[:8]], False),
+        lambda: Hold(number(), rows()[0], chance.randrange(5)),
+        lambda: LetGo([number() for _ in range(chance.choice((1, 1000)))]),
+        lambda: Holds([[number(), row, 1] for row in rows()], chance.random() < 0.5),
+        lambda: Find(number(), f"name {chance.randrange(2000)}", chance.choice(list(Purpose)), True),
+        lambda: Drop(number(), f"name {chance.randrange(2000)}"),
+    ]
+    messages = [b"".join(_frame(chance.choice(kinds)()) for _ in range(16)) for _ in range(256)]
+    return _deaf(address, itertools.cycle(messages))
+
+
+def churn(address: str) -> Steps:
+    """Connect, be granted something, and go without a word: each leaves a seat that has to be settled."""
+    for number in itertools.count(1):
+        with contextlib.suppress(OSError), _connect(address) as peer:
+            _say(peer, _hello())
+            _say(peer, Refill(number, 0, 1, 16, False))
+            _hear(peer, Grant)
+        yield
+
+
+def ten_thousand_waiters(address: str) -> Steps:
+    """Ten thousand requests that nothing serves; the oldest is cancelled and asked again, again and again."""
+    with _many(address, MANY) as peers:
+        _say(peers[0], _hello())
+        nbytes = _largest(_hear(peers[0], Welcome))
+        _say(peers[0], Refill(1, 0, 1, 2, True))  # so that nobody can have all
+        _hear(peers[0], Grant)
+        asking = b"".join(_frame(Direct(number, nbytes, True)) for number in range(1, WAITING + 1))
+        again = _frame(Cancel(1)) + _frame(Direct(1, nbytes, True))
+        greeted = [False] * len(peers)
+        for at in itertools.cycle(range(1, len(peers))):
+            try:
+                peers[at].sendall(again if greeted[at] else _frame(_hello()) + asking)
+                greeted[at] = True
+            except OSError:  # the broker has ended it, or does not read it any more
+                peers[at].close()
+                greeted[at] = False
+                with contextlib.suppress(OSError):
+                    peers[at] = _connect(address)
+            yield
+
+
+def slow_readers(address: str) -> Steps:
+    """Many that ask for the longest answers, and read them byte by byte."""
+    with _many(address, MANY // 8) as peers:
+        for peer in peers:
+            _say(peer, _hello(Role.OPERATOR))
+            for number in range(1, 9):
+                _say(peer, Query(number, Topic.STATS))
+        for peer in itertools.cycle(peers):
+            with contextlib.suppress(OSError):
+                peer.recv(1)
+            yield
+
+
+def takes(address: str) -> Steps:
+    """Ask for tickets that there are not, and that are others'."""
+    frames = (_frame(Take(number, number % 60_000 + 1, 0, number << 24, False)) for number in itertools.count(1))
+    return _deaf(address, frames)
+
+
 #: By name, in the order of the table.
 ATTACKS: dict[str, Callable[[str], Steps]] = {
     "garbage": garbage,
@@ -213,6 +303,11 @@ ATTACKS: dict[str, Callable[[str], Steps]] = {
     "holds": holds,
     "holds without end": holds_without_end,
     "deaf workers": deaf_workers,
+    "everything": everything,
+    "churn": churn,
+    "ten thousand waiters": ten_thousand_waiters,
+    "slow readers": slow_readers,
+    "takes": takes,
 }
 
 

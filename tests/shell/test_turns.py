@@ -167,6 +167,40 @@ def test_who_floods_alone_rests_as_long_as_ever() -> None:
     assert Turns().reserve(100.0, 0.001) == 100.0 + REST
 
 
+@pytest.mark.parametrize("message", [Cancel(1), LONGEST], ids=["short", "long"])
+def test_all_connections_of_a_process_have_one_turn_together(message: Message) -> None:
+    """Hundreds of them, each with a little to do, would hold up everybody else as well as one with much."""
+
+    async def flood(owner: Owner, connection: Connection, theirs: socket.socket) -> None:
+        loop, others = asyncio.get_running_loop(), [await connected(owner) for _ in range(2 * FRAMES_PER_TURN)]
+        began = loop.time()
+        for other, _ in others:
+            other.data_received(encode_frame(encode(message)))
+        most = FRAMES_PER_TURN if message == Cancel(1) else 1
+        assert len(owner.messages) == most or loop.time() >= began + REST
+        await owner.until(len(others))
+        for other, end in others:
+            other.abort()
+            end.close()
+        await asyncio.sleep(0)
+
+    run(flood)
+
+
+def test_connections_of_other_processes_have_turns_of_their_own() -> None:
+    async def flood() -> None:
+        turns = Turns()
+        one, other = (turns.join(Peer(pid, 0, 0, 1, "")) for pid in (5, 6))
+        unseen = [turns.join(Peer(0, 0, 0, 0, "")) for _ in range(2)]
+        assert turns.join(Peer(5, 0, 0, 1, "")) is one and len({one, other, *unseen}) == 4
+        again = Peer(5, 0, 0, 1, "")
+        turns.leave(again, one)
+        turns.leave(again, one)
+        assert turns.join(again) is not one
+
+    asyncio.run(flood())
+
+
 def test_a_turn_is_used_up_by_what_comes_bit_by_bit() -> None:
     """A flood whose every read ends just before its turn does would never rest."""
 
