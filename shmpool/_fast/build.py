@@ -52,6 +52,12 @@ def _is_wanted() -> bool:
     return os.environ.get("SHMPOOL_COMPILED", "") not in ("", "0")
 
 
+def _sanitizers() -> list[str]:
+    """For who tests it (docs/compiled.md): `SHMPOOL_SANITIZE=address,undefined`."""
+    wanted = os.environ.get("SHMPOOL_SANITIZE", "")
+    return [f"-fsanitize={wanted}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if wanted else []
+
+
 def _digest() -> str:
     """What the sources say: the extension says the same of those that it was made from."""
     return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in SOURCES)).hexdigest()[:16]
@@ -72,7 +78,8 @@ def _compile(scratch: Path) -> Path:
         [str(scratch / "twin.pyx")],
         include_dirs=[str(scratch)],
         define_macros=[("TWIN_DIGEST", f'"{_digest()}"')],
-        extra_compile_args=["-O2", "-g0", "-fno-strict-aliasing"],
+        extra_compile_args=["-O2", "-g0", "-fno-strict-aliasing", *_sanitizers()],
+        extra_link_args=_sanitizers(),
     )
     modules = cythonize([extension], language_level=3, quiet=True, build_dir=str(scratch / "c"))
     command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")

@@ -8,14 +8,14 @@ sleep: a delay, never a hang. A map that is only readable will do on either side
 from __future__ import annotations
 
 import ctypes
-import platform
+import os
 import sys
 from typing import Any, Final
 
 _NUMBER: Final = {
     "x86_64": 202, "AMD64": 202, "i686": 240, "i386": 240, "aarch64": 98, "riscv64": 98, "loongarch64": 98,
     "ppc64le": 221, "s390x": 238, "armv7l": 240,
-}.get(platform.machine())  # fmt: skip
+}.get(os.uname().machine)  # fmt: skip
 _WAIT, _WAKE = 0, 1
 #: The half of a 64-bit word that counts, which is what a futex has: 32 bits.
 _LOW_HALF: Final = 0 if sys.byteorder == "little" else 4

@@ -99,6 +99,21 @@ def pool(broker: Daemon) -> Iterator[shmpool.Pool]:
     assert_all_is_back(broker.address)
 
 
+@pytest.fixture(scope="module")
+def locking_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """Of a pool whose tickets are taken under locks, whatever part of shmpool is there."""
+    one = Daemon(str(tmp_path_factory.mktemp("locks") / "broker.sock"), on_stop="remove", tickets="locks")
+    yield one
+    stop_and_remove(one)
+
+
+@pytest.fixture
+def locked(locking_broker: Daemon) -> Iterator[shmpool.Pool]:
+    with shmpool.connect(locking_broker.address) as pool:
+        yield pool
+    assert_all_is_back(locking_broker.address)
+
+
 # --- a death -----------------------------------------------------------------------------------------
 
 
@@ -226,16 +241,16 @@ def test_seat_of_a_dead_worker_is_another_s(pool: shmpool.Pool, death: Callable[
 
 
 @pytest.mark.parametrize("how", ["kill", "kill_stopped", "hard_exit", "segfault", "exec", "fork"])
-def test_death_in_the_middle_of_opening_leaves_the_ticket_to_others(pool: shmpool.Pool, how: str) -> None:
+def test_death_in_the_middle_of_opening_leaves_the_ticket_to_others(locked: shmpool.Pool, how: str) -> None:
     """It held the ticket's lock and had not stored yet: the kernel gives the lock back. (A child
     that inherited the lock's descriptor by a bare fork(2) keeps it as long as it lives.)"""
-    handle = publish(pool, 300_000)
-    with worker(pool.address) as victim:
+    handle = publish(locked, 300_000)
+    with worker(locked.address) as victim:
         victim.ask("lock", handle=handle.hex())
         with pytest.raises(shmpool.HandleUsed, match="elsewhere"):
-            pool.open(handle)
-        time_to_free(pool.address, victim, DEATHS[how](victim), unread=1)
-        with pool.open(handle) as buffer:
+            locked.open(handle)
+        time_to_free(locked.address, victim, DEATHS[how](victim), unread=1)
+        with locked.open(handle) as buffer:
             assert buffer.view == pattern(300_000)
 
 

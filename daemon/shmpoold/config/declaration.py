@@ -300,7 +300,7 @@ class Config(BaseModel):
         description="Clients sum what they publish and verify what they open (12 readers at most).",
     )
     tickets: Annotated[Literal["auto", "cas", "locks"], Scope.POOL] = Field(
-        default="locks",
+        default="auto",
         description='How tickets are taken: "cas", by compare-and-swap, which is faster; "locks", under byte locks;'
         ' "auto": by "cas" where the broker has shmpool\'s compiled part.',
     )
