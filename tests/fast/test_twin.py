@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -64,21 +65,21 @@ from shmpool.system import atomics
 if sys.argv[3] == "asking":  # neither the compiled part nor libatomic
     atomics.swap_of = lambda words: None
     warnings.simplefilter("ignore")
-won = 0
 with shmpool.connect(sys.argv[1]) as pool:
     print(_fast.COMPILED, flush=True)
-    handles = sys.stdin.buffer.read(24 * int(sys.argv[2]))
-    print("ready", flush=True)
-    sys.stdin.buffer.read(1)
-    for at in range(0, len(handles), 24):
-        try:
-            buffer = pool.open(handles[at : at + 24])
-        except (shmpool.HandleUsed, shmpool.StaleHandle):
-            continue
-        assert bytes(buffer.view[:8]) == struct.pack("<Q", at // 24)
-        won += 1
-        buffer.release()
-print(won)
+    while handles := sys.stdin.buffer.read(24 * int(sys.argv[2])):
+        won = 0
+        print("ready", flush=True)
+        sys.stdin.buffer.read(1)
+        for at in range(0, len(handles), 24):
+            try:
+                buffer = pool.open(handles[at : at + 24])
+            except (shmpool.HandleUsed, shmpool.StaleHandle):
+                continue
+            assert bytes(buffer.view[:8]) == struct.pack("<Q", at // 24)
+            won += 1
+            buffer.release()
+        print(won, flush=True)
 """
 
 
@@ -86,13 +87,21 @@ print(won)
 @pytest.mark.parametrize("rounds", [1, pytest.param(100, marks=pytest.mark.long)])
 def test_each_ticket_is_opened_once_by_installations_that_race(rounds: int, way: Literal["locks", "cas"]) -> None:
     """All have all handles, and go through them in the same order."""
-    won = Counter[str]()
+    kinds, won = RACERS[way], Counter[str]()
     with shmpool.Broker(memory_limit="64MiB", max_clients=16, tickets=way) as broker, broker.connect() as pool:
-        for _ in range(rounds):
-            won += _race(broker.address, [_publish(pool, number) for number in range(TICKETS)], RACERS[way])
+        racers = [twins.start(kind, RACE, broker.address, str(TICKETS), kind) for kind in kinds]
+        try:
+            for kind, racer in zip(kinds, racers, strict=True):
+                assert hear(racer) == str(kind == "compiled")
+            for number in range(rounds):
+                won += _race(racers, kinds, [_publish(pool, ticket) for ticket in range(TICKETS)])
+                assert won.total() == (number + 1) * TICKETS
+        finally:
+            for racer in racers:
+                racer.communicate(timeout=60)
+        assert [racer.returncode for racer in racers] == [0] * len(racers)
         assert (pool.stats().tickets_asked > 0) == (way == "cas")
-    assert won.total() == rounds * TICKETS
-    assert rounds == 1 or set(won) == set(RACERS[way]), "one of them won none: there was no race"
+    assert rounds == 1 or set(won) == set(kinds), "one of them won none: there was no race"
 
 
 def _publish(pool: shmpool.Pool, number: int) -> bytes:
@@ -101,20 +110,26 @@ def _publish(pool: shmpool.Pool, number: int) -> bytes:
         return lease.publish()
 
 
-def _race(address: str, handles: list[bytes], kinds: tuple[str, ...]) -> Counter[str]:
+def _race(racers: list[subprocess.Popen[bytes]], kinds: tuple[str, ...], handles: list[bytes]) -> Counter[str]:
     """How many were opened, by kind."""
-    racers = [twins.start(kind, RACE, address, str(len(handles)), kind) for kind in kinds]
-    for kind, racer in zip(kinds, racers, strict=True):
-        assert racer.stdout.readline() == f"{kind == 'compiled'}\n".encode()
-        racer.stdin.write(b"".join(handles))
-        racer.stdin.flush()
     for racer in racers:
-        assert racer.stdout.readline() == b"ready\n"
+        _say(racer, b"".join(handles))
+    assert {hear(racer) for racer in racers} == {"ready"}
     for racer in racers:
-        racer.stdin.write(b"!")
-        racer.stdin.flush()
+        _say(racer, b"!")
     won = Counter[str]()
     for kind, racer in zip(kinds, racers, strict=True):
-        won[kind] += int(racer.communicate(timeout=200)[0])
-    assert [racer.returncode for racer in racers] == [0] * len(racers)
+        won[kind] += int(hear(racer))
     return won
+
+
+def hear(racer: subprocess.Popen[bytes]) -> str:
+    assert racer.stdout is not None
+    return racer.stdout.readline().decode().strip()
+
+
+def _say(racer: subprocess.Popen[bytes], what: bytes) -> None:
+    assert racer.stdin is not None
+    rest = memoryview(what)
+    while rest:  # its pipe is not buffered here
+        rest = rest[racer.stdin.write(rest) :]

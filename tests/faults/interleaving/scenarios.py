@@ -346,8 +346,8 @@ _RACES = (
 )  # fmt: skip
 #: Or is in the middle of it when something else happens.
 _MORE = (
-    "readers of two tickets", "publisher's death x sweep", "restart x publisher", "newcomer x sweep",
-    "restart x newcomer", "fork x publisher", "fork x waiter", "fork x restart",
+    "readers of two tickets", "publisher's death x sweep", "newcomer x sweep", "restart x newcomer",
+    "fork x publisher", "fork x waiter", "fork x restart",
 )  # fmt: skip
 
 SCENARIOS: tuple[Scenario, ...] = (
