@@ -39,7 +39,7 @@ def wait(address: int, seen: int, seconds: float) -> None:
     """Sleep for *seconds* at the longest while the low half of the 64-bit word at *address* is that
     of *seen*. Returns for no reason too, a signal for one: the caller looks again."""
     if _NUMBER is None:
-        raise NotImplementedError(f"shmpool does not know this processor: {platform.machine()}")
+        raise NotImplementedError(f"shmpool does not know this processor: {os.uname().machine}")
     timespec = _Timespec(int(seconds), int(seconds % 1 * 1e9))
     _futex(_NUMBER, address + _LOW_HALF, _WAIT, seen & _LOW, timespec)
 
@@ -47,5 +47,5 @@ def wait(address: int, seen: int, seconds: float) -> None:
 def wake(address: int, sleepers: int = 1) -> int:
     """Wake so many of those who sleep at the word at *address*; how many there were."""
     if _NUMBER is None:
-        raise NotImplementedError(f"shmpool does not know this processor: {platform.machine()}")
+        raise NotImplementedError(f"shmpool does not know this processor: {os.uname().machine}")
     return int(_futex(_NUMBER, address + _LOW_HALF, _WAKE, sleepers, None))
