@@ -297,16 +297,21 @@ class Custody(Keeper, Reader):
     def owned_slot(self, row: int) -> Slot | None:
         return self._owned.get(row)
 
-    def written_rows(self) -> set[int]:
-        """At a fork, so it is quick where nothing is leased: what is in no magazine. All are counted by
-        one call in C, since slots move between them, and what is parted is looked at last, since what is
-        leased may be parted with meanwhile."""
+    @property
+    def is_leasing(self) -> bool:
+        """Whether anything of what this seat owns is in no magazine. All are counted by one call in C, since
+        slots move between them."""
         if not hasattr(self, "magazines"):
-            return set()
+            return False
         lying = [slots for magazine in self.all_magazines for slots in (magazine.ready, magazine.published)]
         owned, *others = list(map(len, [self._owned, *lying]))
+        return bool(owned != sum(others))
+
+    def written_rows(self) -> set[int]:
+        """At a fork, so it is quick where nothing is leased. What is parted is looked at last, since what is
+        leased may be parted with meanwhile."""
         rows = set()
-        if owned != sum(others):
+        if self.is_leasing:
             leased, words = self.leased, self.words
             for slot in self.owned:
                 if words[slot.word] & ~GENERATION_FIELD == leased or slot.has_views:

@@ -333,10 +333,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "the guard made after the fork", SCENARIO["fork x publisher"],
         together(
             rewrite(forks, "_before", ("session.guards.before_fork()", "pass")),
-            rewrite(forks, "_after_in_parent",
+            rewrite(forks, "_end_guards",
                     ("session.guards.after_fork()",
-                     "session.guards.before_fork()\n            session.guards.after_fork()")),
+                     "session.guards.before_fork()\n        session.guards.after_fork()")),
         ),
+    ),
+    Mutant(
+        "no guard beside what is open", SCENARIO["fork x publisher"],
+        rewrite(Session, "count_if_unused", (" or self.openings.in_use:", ":")),
     ),
     Mutant(
         "the guard dropped before the fork", SCENARIO["fork x publisher"],
