@@ -105,9 +105,9 @@ def _after_in_parent() -> None:
         return  # all is done, and another thread may fork by now
     if HERE[FORKING]:
         if _forks.unused is None:
-            _end_guards(sessions | _forks.guarded)
+            _after_guards(sessions | _forks.guarded)
         elif _is_used():
-            _end_guards([session for session, _ in _forks.unused])  # which were not begun
+            _after_guards([session for session, _ in _forks.unused])  # which were not begun
         else:
             HERE[FORKING] = 0
     _forks.unused = None
@@ -120,7 +120,7 @@ def _after_in_parent() -> None:
         guards.fork_lock.release()
 
 
-def _end_guards(ended: Collection[Session]) -> None:
+def _after_guards(ended: Collection[Session]) -> None:
     for session in ended:
         session.guards.after_fork()
     _forks.guarded.clear()

@@ -247,8 +247,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "the grant word before the cells", SCENARIO["publisher x reader"],
         rewrite(LiveLease, "publish",
                 ("    words[slot.first_cell] = granted\n", "    words[word] = granted\n"),
-                ("    words[word] = granted\n    self.__class__",
-                 "    words[slot.first_cell] = granted\n    self.__class__")),
+                ("    words[word] = granted\n        self.__class__",
+                 "    words[slot.first_cell] = granted\n        self.__class__")),
     ),
     Mutant(
         "the generation not bumped", ONE_HANDLE,
@@ -333,7 +333,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the guard made after the fork", SCENARIO["fork x publisher"],
         together(
             rewrite(forks, "_before", ("session.guards.before_fork()", "pass")),
-            rewrite(forks, "_end_guards",
+            rewrite(forks, "_after_guards",
                     ("session.guards.after_fork()",
                      "session.guards.before_fork()\n        session.guards.after_fork()")),
         ),
