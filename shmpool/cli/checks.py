@@ -361,7 +361,7 @@ def judge_broker(address: str, stats: Stats) -> Finding:
     """By its own alerts."""
     text = f"answers at {address}, {count(len(stats.clients), 'client')}"
     if shared := stats.shared["publications"]:
-        text += f", {count(shared, 'shared publication')}, held by {count(stats.shared['holds'], 'process')}"
+        text += f", {count(shared, 'shared publication')} with {count(stats.shared['holds'], 'hold')}"
         if queues := stats.shared["queues"]:
             text += f", {count(queues, 'queue')} among them"
     if stats.alerts:

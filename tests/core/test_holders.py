@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import pytest
 from harness import CHUNKS, MEDIUM, SMALL, Client, Ticket, World, small_settings
+from sharers import shared, sharer
 from test_reports import ask
 
 from shmpool.protocol.ledger import grant_word
@@ -318,3 +319,27 @@ def test_a_pool_of_which_nobody_has_anything_names_nobody(world: World) -> None:
     client.ask_direct(world.broker.inventory.room + 4 * KIB, queue=False)
     world.run()
     assert "keeps most" not in client.refusals[-1].text
+
+
+def test_who_has_made_and_who_holds_what_is_shared_is_told(world: World) -> None:
+    maker, reader = sharer(world), sharer(world)
+    _, row = shared(maker)
+    reader.hold(row, world.generation(row))
+    world.run()
+    assert by_state(world, maker)["shared"]["buffers"] == 1
+    assert by_state(world, reader)["held"]["buffers"] == 1
+    (line,) = (one for one in buffers(world) if one["row"] == row)
+    assert (line["state"], line["seat"], sorted(line["readers"])) == ("shared", maker.seat, [maker.seat, reader.seat])
+    clients = {client["seat"]: client for client in ask(world, Topic.STATS)["clients"]}
+    assert (clients[reader.seat]["reads"], clients[reader.seat]["read_bytes"]) == (1, 4096)
+    maker.die()
+    world.pass_time(1.0)
+    assert by_state(world, None)["shared"]["buffers"] == 1
+
+
+def test_a_direct_segment_is_told_at_its_whole_length(world: World) -> None:
+    client = world.client()
+    client.publish(client.get_direct(16 * KIB), nbytes=100, keep=True)
+    world.run()
+    assert by_state(world, client)["unread"]["bytes"] == 16 * KIB
+    assert ask(world, Topic.STATS)["memory"]["by_state"]["published"] == 16 * KIB

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from shmpool.protocol.census import Census, Kept, held_rows, read, slices, snapshot
 from shmpool.protocol.ledger import ROW_BYTES
-from shmpool.protocol.sizing import Tier
+from shmpool.protocol.sizing import Tier, TierKind
 
 from ..memory.inventory import Inventory
 from ..objects.shared import Shared
@@ -55,16 +55,18 @@ class Ledger:
             if isinstance(found, int):
                 yield found
                 continue
-            kept, *about = found
-            census.add([self._made(one) for one in kept], *about)  # type: ignore[arg-type]
-            for one in kept:
+            census.add(*found)
+            for one in found.kept:
                 if one.is_shared:
                     yield self._count_holders(census, one)
         return census
 
-    def _made(self, kept: Kept) -> Kept:
-        """The ledger does not say who has made what is shared. What the ladder would give up is nobody's."""
-        return kept._replace(seat=self._shared.maker_of(kept.row)) if kept.is_shared else kept
+    def _known(self, kept: Kept) -> Kept:
+        """With what the ledger does not say: who has made what is shared (what the ladder would give up is
+        nobody's), and how long a direct segment is beyond its object."""
+        holding = self._inventory.granted.get(kept.row) if kept.tier.kind is TierKind.DIRECT else None
+        nbytes = kept.nbytes if holding is None else max(kept.nbytes, holding.direct_bytes)
+        return kept._replace(seat=self._shared.maker_of(kept.row) if kept.is_shared else kept.seat, nbytes=nbytes)
 
     def _count_holders(self, census: Census, kept: Kept) -> int:
         holders = self._shared.holders_of(kept.row) or ()
@@ -82,6 +84,10 @@ class Ledger:
                 held = [at for at in held if ages.since[at] <= limit]
             for at in range(0, len(held), ROWS_PER_STEP):
                 kept = read(self._rows.words, raw, tier, first, held[at : at + ROWS_PER_STEP], granted)
+                if tier.kind is TierKind.DIRECT or self._shared.publications:
+                    kept = [
+                        self._known(one) if one.is_shared or one.tier.kind is TierKind.DIRECT else one for one in kept
+                    ]
                 if ages is not None:
                     yield Found(kept, first, ages.since, ages.changed)
                 yield len(kept) * HELD_ROW
@@ -101,8 +107,9 @@ class Ledger:
         census = Census()
         for row in rows:
             raw = snapshot(self._rows.words, row, row + 1)
-            kept = read(self._rows.words, raw, self._inventory.granted[row].tier, row, held_rows(raw))
-            census.add(map(self._made, kept))
+            found = read(self._rows.words, raw, self._inventory.granted[row].tier, row, held_rows(raw))
+            kept = [self._known(one) for one in found]
+            census.add(kept)
             for one in kept:
                 if one.is_shared:
                     self._count_holders(census, one)

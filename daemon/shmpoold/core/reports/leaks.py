@@ -141,7 +141,7 @@ class Leaks:
             yield Key(kept.row, kept.seat, False), _LEASED, since
         elif kept.unread:
             yield Key(kept.row, kept.seat, False), _UNREAD, since
-        elif self._has_views(kept.seat):  # all of it was read: does its writer keep a view?
+        elif not kept.is_shared and self._has_views(kept.seat):  # all of it was read: does its writer keep a view?
             yield Key(kept.row, kept.seat, False), "", since
         if changed <= limit:
             for reader in set(kept.readers):
