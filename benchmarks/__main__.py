@@ -32,6 +32,7 @@ NAMES = (
     "executors",
     "queue",
     "held",
+    "watching",
     "latency",
     "scale",
     "restart",
