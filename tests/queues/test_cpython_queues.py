@@ -37,12 +37,33 @@ def names() -> list[str]:
 METHODS = ["fork", *(pytest.param(method, marks=pytest.mark.long) for method in ("spawn", "forkserver"))]
 
 
+def case_of(method: str) -> Any:
+    """Theirs for a start method. A process that is spawned finds it by its name, in this module."""
+    context = multiprocessing.get_context(method)
+
+    class Case(_theirs._TestQueue, unittest.TestCase):  # type: ignore[misc]
+        __test__ = False  # pytest would run it as it is
+        TYPE = "processes"
+        Process = context.Process
+        connection = multiprocessing.connection
+        current_process = staticmethod(multiprocessing.current_process)
+        parent_process = staticmethod(multiprocessing.parent_process)
+        active_children = staticmethod(multiprocessing.active_children)
+        Event = staticmethod(context.Event)
+        Semaphore = staticmethod(context.Semaphore)
+
+    Case.__name__ = Case.__qualname__ = f"Case_{method}"
+    return Case
+
+
+Case_fork, Case_spawn, Case_forkserver = case_of("fork"), case_of("spawn"), case_of("forkserver")
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", names())
 def test_theirs_pass(module_broker: shmpool.Broker, monkeypatch: pytest.MonkeyPatch, method: str, name: str) -> None:
-    context = multiprocessing.get_context(method)
-    made: list[Any] = []
+    case, made = globals()[f"Case_{method}"], []
     with module_broker.connect() as pool:
 
         def keep(kind: type) -> Any:
@@ -52,21 +73,11 @@ def test_theirs_pass(module_broker: shmpool.Broker, monkeypatch: pytest.MonkeyPa
 
             return staticmethod(make)
 
-        class Case(_theirs._TestQueue, unittest.TestCase):  # type: ignore[misc]
-            TYPE = "processes"
-            Process = context.Process
-            Queue = keep(shmpool.Queue)
-            JoinableQueue = keep(shmpool.JoinableQueue)
-            connection = multiprocessing.connection
-            current_process = staticmethod(multiprocessing.current_process)
-            parent_process = staticmethod(multiprocessing.parent_process)
-            active_children = staticmethod(multiprocessing.active_children)
-            Event = staticmethod(context.Event)
-            Semaphore = staticmethod(context.Semaphore)
-
+        monkeypatch.setattr(case, "Queue", keep(shmpool.Queue), raising=False)
+        monkeypatch.setattr(case, "JoinableQueue", keep(shmpool.JoinableQueue), raising=False)
         monkeypatch.setattr(_theirs.multiprocessing, "Queue", lambda *a: make_plain(pool, made, *a), raising=False)
         result = unittest.TestResult()
-        Case(name).run(result)
+        case(name).run(result)
         for one in made:
             one.close()
     assert not result.errors, result.errors[0][1]
