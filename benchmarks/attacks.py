@@ -54,6 +54,8 @@ from shmpool.protocol.sizing import MIB, Tier, TierKind, rows_of
 MANY = 256
 #: Fewer than `max_clients` of the benchmark's broker and its spare ones.
 THOUSAND = 1000
+#: Seconds for what is not measured.
+PATIENCE = 30.0
 #: Requests that each of `MANY` has waiting.
 WAITING = 40
 #: The memory limit of that broker.
@@ -403,6 +405,7 @@ def victim(address: str, rows: int) -> Iterator[tuple[int, int]]:
 
 def _hold(address: str, rows: int, writing: int) -> None:
     with _connect(address) as peer:
+        peer.settimeout(PATIENCE)  # what the last attack has left may still be under way
         _say(peer, _hello())
         seat, held = _hear(peer, Welcome).seat, 0
         for number in itertools.count(1):

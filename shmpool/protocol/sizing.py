@@ -243,8 +243,10 @@ def make_tiers(memory_limit: int, sizing: Sizing) -> tuple[Tier, ...]:
         for size in sizes:
             capacity = min(memory_limit // size, MAX_TIER_ROWS)
             if capacity == 0:
+                key = "pooled_sizes" if kind is TierKind.POOLED else "chunk_sizes"
                 raise ConfigError(
-                    f"memory_limit, {format_bytes(memory_limit)}, is smaller than one slot of {format_bytes(size)}"
+                    f"memory_limit is {format_bytes(memory_limit)}, less than one slot of {format_bytes(size)}, which"
+                    f" {key} names: raise it, or leave that size out"
                 )
             tiers.append(Tier(len(tiers), kind, size, base, capacity))
             base += capacity

@@ -55,9 +55,7 @@ class Shelf(Magazine):
 class Segments:
     """Those of one seat."""
 
-    __slots__ = (
-        "_is_steady", "_is_watched", "_is_woken", "_kept", "_next_look", "_session", "_tier", "_used_at", "shelves",
-    )  # fmt: skip
+    __slots__ = ("_is_steady", "_is_watched", "_kept", "_next_look", "_session", "_tier", "_used_at", "shelves")
 
     def __init__(self, session: Keeper, tier: Tier) -> None:
         self._session, self._tier = session, tier
@@ -73,8 +71,6 @@ class Segments:
         #: The helper looks again by itself, at that time.
         self._is_watched = False
         self._next_look = 0.0
-        #: It was woken, and has not looked since.
-        self._is_woken = False
 
     @property
     def in_use(self) -> list[Shelf]:
@@ -148,19 +144,12 @@ class Segments:
 
     def watch(self) -> None:
         """Something is kept: the helper is to look whether it is used. Takes no lock."""
-        if self._is_watched or self._is_woken:
-            return
-        self._is_woken = True  # one wake is enough, however long the helper waits for the interpreter
-        try:
+        if not self._is_watched:
             self._session.wake_helper()
-        except BaseException:
-            self._is_woken = False
-            raise
 
     def pause(self) -> float | None:
         """For the helper, before it waits: when it has to look; None when nothing is kept. What
         comes after this call wakes it, or is found then."""
-        self._is_woken = False
         was_watched, self._is_watched = self._is_watched, False
         if not self.in_use:
             return None

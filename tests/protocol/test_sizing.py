@@ -186,7 +186,9 @@ def test_tiers_share_the_ledger_without_gap_or_overlap(memory_limit: int) -> Non
 
 @pytest.mark.parametrize("memory_limit", [0, 4095, 256 * KIB - 1])
 def test_a_limit_below_one_slot_is_a_config_error(memory_limit: int) -> None:
-    with pytest.raises(ConfigError, match=f"memory_limit, {re.escape(format_bytes(memory_limit))}, is smaller"):
+    with pytest.raises(
+        ConfigError, match=f"memory_limit is {re.escape(format_bytes(memory_limit))}, less than one slot of"
+    ):
         make_tiers(memory_limit, DEFAULT_SIZING)
 
 

@@ -178,7 +178,7 @@ def test_documented_table_is_what_the_declaration_says() -> None:
         ({"max_buffer_size": "8KiB", "min_buffer_size": "8KiB"}, "to max_buffer_size, 8 KiB"),
         ({"medium_object_threshold": "512KiB"}, "not 512 KiB, 256 KiB, 1 MiB"),
         ({"chunk_sizes": ["5KiB"]}, "chunk_sizes must be multiples of the page, 4 KiB"),
-        ({"chunk_sizes": ["512MiB"]}, "smaller than one slot of 512 MiB"),
+        ({"chunk_sizes": ["512MiB"]}, "less than one slot of 512 MiB, which chunk_sizes names"),
         ({"chunk_sizes": "some"}, "chunk_sizes = 'some': write 'auto' or a list"),
     ],
 )

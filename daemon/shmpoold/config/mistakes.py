@@ -60,9 +60,12 @@ def _explain(fault: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     if field is None:
         near = difflib.get_close_matches(key, Config.model_fields, 1)
         return f"{_cropped(key)} is no setting" + (f"; did you mean {near[0]}?" if near else "")
-    shown = _shown(values.get(key, fault["input"]), unit_of(field))
+    value, unit = values.get(key, fault["input"]), unit_of(field)
+    shown = _shown(value, unit)
     if fault["type"] in _OUT_OF_BOUNDS:
-        return f"{key} = {shown} is {_OUT_OF_BOUNDS[fault['type']]}{_bounds_of(field) or _bound_of(fault, field)}"
+        bounds = _bounds_of(field) or _bound_of(fault, field)
+        hint = f": {_QUANTITIES[unit]}" if unit is Unit.SHARE and isinstance(value, int | float) else ""
+        return f"{key} = {shown} is {_OUT_OF_BOUNDS[fault['type']]}{bounds}{hint}"
     return f"{key} = {shown}: {_wanted(fault, field)}{_bounds_of(field)}"
 
 
@@ -82,7 +85,7 @@ def _cropped(text: str) -> str:
 def _wanted(fault: Mapping[str, Any], field: FieldInfo) -> str:
     """What to write instead."""
     kind, unit = str(fault["type"]), unit_of(field)
-    if kind.startswith("tuple"):
+    if kind.startswith(("tuple", "missing")):  # one of a pair is missing
         return f"write a list, like {in_toml(field.default, unit)}" if field.default else "write a list, like [1000]"
     if kind == "literal_error":
         choices = str(fault["ctx"]["expected"])

@@ -30,10 +30,10 @@ from shmpool.protocol.messages import (
 from shmpool.protocol.sizing import KIB, MIB
 
 from ..core.events import Peer
-from .turns import REST, Turns
+from .turns import Turns
 
-#: Frames of one connection that are handled within `REST` before others have their turn; a long
-#: one, which names many rows, counts as one for so many bytes.
+#: Frames of one process that are handled within `REST` before others have their turn; a long one, which names
+#: many rows, counts as one for so many bytes.
 FRAMES_PER_TURN: Final = 64
 BYTES_PER_FRAME: Final = 64
 #: Seconds of CPU after which a turn ends as well: what a short frame asks for may be much.
@@ -94,10 +94,7 @@ class Connection(asyncio.Protocol):
         self._decoder = FrameDecoder()
         self._frames: Iterator[bytes] | None = None
         self._greeted = False
-        #: What is left of its turn, in frames and in seconds of CPU, and when it is whole again.
-        self._frames_left = FRAMES_PER_TURN
-        self._cpu_left = CPU_PER_TURN
-        self._whole_again = 0.0
+        self._share = owner.turns.join(peer)
         self._is_resting = False
         #: 0, or how many times the first lull the next one is.
         self._dribbles = 0
@@ -123,7 +120,7 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         frame = None if self._questions else self._decoder.only_frame(data)
-        if frame is not None and len(frame) < SHORT_FRAME and self._frames_left > 0:
+        if frame is not None and len(frame) < SHORT_FRAME and self._share.is_left:
             self._work_on_one(frame)
         else:
             self._frames = self._decoder.feed(data)
@@ -160,6 +157,7 @@ class Connection(asyncio.Protocol):
         pidfd = self.take_pidfd()
         if pidfd is not None and pidfd >= 0:
             os.close(pidfd)
+        self._owner.turns.leave(self.peer, self._share)
         self._owner.on_lost(self)
 
     @property
@@ -233,29 +231,32 @@ class Connection(asyncio.Protocol):
         """The usual turn: of one short frame, with nothing before it and nothing behind it, so
         what `_work` and `_rest` would see to is as it was."""
         self._dribbles = 0
-        self._frames_left -= 1
+        share = self._share
+        share.frames_left -= 1
+        began = thread_time() if share.connections > 1 else 0.0  # one alone has others between its frames
         try:
             self._on_frame(frame)
         except MessageError as error:
             self.fail(Code.BAD_MESSAGE, str(error))
+        if began:
+            share.cpu_left -= thread_time() - began
 
     def _work(self) -> None:
         """Handle what is left of a turn's worth of the frames at hand."""
         if self._is_resting:
             return
-        now = self._loop.time()
-        if now >= self._whole_again:
-            self._frames_left, self._cpu_left, self._whole_again = FRAMES_PER_TURN, CPU_PER_TURN, now + REST
-        ends = thread_time() + self._cpu_left
+        share, now = self._share, self._loop.time()
+        share.renew(now, FRAMES_PER_TURN, CPU_PER_TURN)
+        ends = thread_time() + share.cpu_left
         try:
-            while self._frames_left > 0 and self._cpu_left > 0 and self._frames is not None and self._has_its_turn:
+            while share.is_left and self._frames is not None and self._has_its_turn:
                 frame = next(self._frames, None)
                 if frame is None:
                     self._rest()
                     return
-                self._frames_left -= 1 + len(frame) // BYTES_PER_FRAME
+                share.frames_left -= 1 + len(frame) // BYTES_PER_FRAME
                 self._on_frame(frame)
-                self._cpu_left = ends - thread_time()
+                share.cpu_left = ends - thread_time()
         except FrameError as error:
             self.fail(Code.BAD_FRAME, str(error))
         except MessageError as error:
@@ -265,11 +266,10 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
                 if self._has_its_turn:
                     self._is_resting = True
-                    took = CPU_PER_TURN - self._cpu_left
-                    self._loop.call_at(self._owner.turns.reserve(now, took), self._begin_turn)
+                    share.wait(now, self._begin_turn)
 
     def _begin_turn(self) -> None:
-        self._is_resting, self._whole_again = False, 0.0
+        self._is_resting = False
         self._work()
 
     def _on_frame(self, frame: bytes) -> None:
