@@ -41,7 +41,9 @@ class _Pieces(list[Any]):
 
     __slots__ = ()
 
-    write = list.append
+    def write(self, data: Any) -> None:
+        """A bytearray comes as it is, and is held at its length until it is written."""
+        self.append(data if type(data) is bytes else memoryview(data))
 
 
 def encode(obj: Any, pickler: PicklerClass | None = None) -> Encoded:

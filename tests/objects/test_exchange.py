@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import random
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -204,3 +205,27 @@ def test_objects_of_all_kinds_are_equal_aligned_and_lie_in_the_pool(pool: shmpoo
                 assert array.ctypes.data % 64 == 0
                 assert any(array.ctypes.data in one for one in maps)
     shared.release()
+
+
+class Meddles:
+    """Pickling it changes something else."""
+
+    def __init__(self, change: Callable[[], object]) -> None:
+        self.change = change
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.change()
+        return int, ()
+
+
+def test_an_object_that_changes_while_it_is_pickled_is_sent_as_it_was_seen_or_not_at_all(pool: shmpool.Pool) -> None:
+    array, listed = np.zeros(100_000), [1]
+    got = pool.get(pool.put([array, Meddles(lambda: array.fill(7)), listed, Meddles(lambda: listed.append(2))]))
+    assert got[0].shape == array.shape and set(np.unique(got[0])) <= {0.0, 7.0} and got[2] == [1]
+    grown, keys = bytearray(200_000), {"it": 0}
+    with pytest.raises(BufferError):
+        pool.put([grown, Meddles(lambda: grown.extend(b"more"))])
+    keys["change"] = Meddles(lambda: keys.update(more=1))  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="changed size"):
+        pool.put(keys)
+    del got

@@ -8,10 +8,12 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -343,3 +345,41 @@ def test_a_maker_that_raises_or_dies_hands_the_turn_to_the_next(module_broker: s
         pipe.close()
         gc.collect()
     assert comes_back(module_broker.address)
+
+
+def make_and_die(address: str, steps: int, pipe: Any) -> None:
+    """Make what has a name, and be killed after so many calls and returns of shmpool's functions."""
+    left = steps
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        nonlocal left
+        if event in ("call", "return") and "/shmpool/" in frame.f_code.co_filename:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    pool = shmpool.connect(address)
+    sys.setprofile(count)
+    shared = pool.get_or_share("it", lambda: np.ones(100_000), keep="cache")
+    shared.get()
+    sys.setprofile(None)
+    pipe.send(None)
+
+
+@pytest.mark.parametrize("stride", [37, pytest.param(1, marks=pytest.mark.long)])
+def test_whenever_a_maker_is_killed_the_next_gets_or_makes_it(
+    module_broker: shmpool.Broker, pool: shmpool.Pool, stride: int
+) -> None:
+    made = []
+    for steps in range(1, 100_000, stride):
+        with child(make_and_die, module_broker.address, steps) as pipe:
+            is_done = False
+            with suppress(EOFError, ConnectionResetError):
+                pipe.recv()
+                is_done = True
+        with pool.get_or_share("it", lambda: made.append(1) or np.ones(100_000), timeout=60, keep="cache") as shared:
+            assert shared.get().sum() == 100_000
+        pool.drop("it")
+        if is_done:
+            break
+    assert 0 < len(made) < steps // stride + 1, "each found it, or each made it"
