@@ -5,6 +5,7 @@ Each exception is named here with its reason.
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import unittest
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ _theirs: Any = pytest.importorskip("test._test_multiprocessing")
 EXCEPTIONS = {
     "test_queue_feeder_donot_stop_onexc": "there is no feeder thread: put raises in the caller",
     "test_queue_feeder_on_queue_feeder_error": "there is no feeder thread: put raises in the caller",
+    "test_closed": "it reads the ends of the pipe that a SimpleQueue has",
     "test_no_import_lock_contention": "it makes its own multiprocessing.Queue in a subprocess",
 }
 
@@ -29,54 +31,57 @@ def module_broker() -> Iterator[shmpool.Broker]:
         yield broker
 
 
-def names() -> list[str]:
-    loaded = unittest.TestLoader().getTestCaseNames(_theirs._TestQueue)
-    return [name for name in loaded if not EXCEPTIONS.get(name)]
-
-
-METHODS = ["fork", *(pytest.param(method, marks=pytest.mark.long) for method in ("spawn", "forkserver"))]
-
-
-def case_of(method: str) -> Any:
-    """Theirs for a start method. A process that is spawned finds it by its name, in this module."""
-    context = multiprocessing.get_context(method)
-
-    class Case(_theirs._TestQueue, unittest.TestCase):  # type: ignore[misc]
-        __test__ = False  # pytest would run it as it is
-        TYPE = "processes"
-        Process = context.Process
-        connection = multiprocessing.connection
-        current_process = staticmethod(multiprocessing.current_process)
-        parent_process = staticmethod(multiprocessing.parent_process)
-        active_children = staticmethod(multiprocessing.active_children)
-        Event = staticmethod(context.Event)
-        Semaphore = staticmethod(context.Semaphore)
-
-    Case.__name__ = Case.__qualname__ = f"Case_{method}"
-    return Case
-
-
-Case_fork, Case_spawn, Case_forkserver = case_of("fork"), case_of("spawn"), case_of("forkserver")
+def cases() -> Iterator[Any]:
+    """Start method, class and name of each test: those of the queues; under fork those of processes that talk through
+    one, too, which need their class in the child."""
+    for method in ("fork", "spawn", "forkserver"):
+        for kind in ("_TestQueue", "TestSimpleQueue", *(("_TestProcess",) if method == "fork" else ())):
+            case = getattr(_theirs, kind)
+            for name in unittest.TestLoader().getTestCaseNames(case):
+                talks = kind != "_TestProcess" or "self.Queue(" in inspect.getsource(getattr(case, name))
+                if talks and name not in EXCEPTIONS:
+                    marks = [] if method == "fork" else [pytest.mark.long]
+                    yield pytest.param(method, kind, name, marks=marks, id=f"{method}-{kind}-{name}")
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", names())
-def test_theirs_pass(module_broker: shmpool.Broker, monkeypatch: pytest.MonkeyPatch, method: str, name: str) -> None:
-    case, made = globals()[f"Case_{method}"], []
+@pytest.mark.parametrize(("method", "kind", "name"), list(cases()))
+def test_theirs_pass(
+    module_broker: shmpool.Broker, monkeypatch: pytest.MonkeyPatch, method: str, kind: str, name: str
+) -> None:
+    context: Any = multiprocessing.get_context(method)
+    made: list[Any] = []
     with module_broker.connect() as pool:
 
-        def keep(kind: type) -> Any:
+        def keep(queue: type) -> Any:
             def make(maxsize: int = 0) -> Any:
-                made.append(kind(maxsize, pool=pool))
+                made.append(queue(maxsize, pool=pool))
                 return made[-1]
 
             return staticmethod(make)
 
-        monkeypatch.setattr(case, "Queue", keep(shmpool.Queue), raising=False)
-        monkeypatch.setattr(case, "JoinableQueue", keep(shmpool.JoinableQueue), raising=False)
-        monkeypatch.setattr(_theirs.multiprocessing, "Queue", lambda *a: make_plain(pool, made, *a), raising=False)
+        members: dict[str, Any] = {
+            "TYPE": "processes",
+            "Process": context.Process,
+            "Queue": keep(shmpool.Queue),
+            "JoinableQueue": keep(shmpool.JoinableQueue),
+            "connection": multiprocessing.connection,
+            "current_process": staticmethod(multiprocessing.current_process),
+            "parent_process": staticmethod(multiprocessing.parent_process),
+            "active_children": staticmethod(multiprocessing.active_children),
+            "Event": staticmethod(context.Event),
+            "Semaphore": staticmethod(context.Semaphore),
+        }
+        for mine in ("Queue", "SimpleQueue"):
+            monkeypatch.setattr(_theirs.multiprocessing, mine, keep(shmpool.Queue).__func__)
+        for theirs in ("Process", "Event"):
+            monkeypatch.setattr(_theirs.multiprocessing, theirs, getattr(context, theirs))
+        theirs_class = getattr(_theirs, kind)
+        bases = (theirs_class,) if issubclass(theirs_class, unittest.TestCase) else (theirs_class, unittest.TestCase)
         result = unittest.TestResult()
+        # A child finds what is pickled for it by its base's name.
+        case = type(kind, bases, {**members, "__module__": _theirs.__name__, "__qualname__": kind})
+        monkeypatch.setattr(_theirs, kind, case)
         case(name).run(result)
         for one in made:
             one.close()
@@ -84,8 +89,3 @@ def test_theirs_pass(module_broker: shmpool.Broker, monkeypatch: pytest.MonkeyPa
     assert not result.failures, result.failures[0][1]
     if result.skipped:
         pytest.skip(result.skipped[0][1])
-
-
-def make_plain(pool: shmpool.Pool, made: list[Any], *arguments: Any) -> Any:
-    made.append(shmpool.Queue(*arguments, pool=pool))
-    return made[-1]
