@@ -6,9 +6,10 @@ stays behind when it dies in between, and whoever waits for the lock looks, afte
 who say so has died: every process keeps a byte of the seats' file locked, which the kernel frees with it.
 
 Then a waiter **mends** the lock, under a byte lock, so that one does at a time: the next of some semaphores counts
-from now on, taken at first; he waits until none of the living says that he is inside, frees it, and clears the words of
-the dead, last of all: until then the next waiter begins anew. Who takes a semaphore looks afterwards whether it still
-counts: if it does, he who mends has seen that he is inside. To mend what is whole does no harm.
+from now on, taken at first; he waits until none of the living says that he is inside, frees it, and clears the words
+of those who were dead before, last of all: until then the next waiter begins anew. Who takes a semaphore looks
+afterwards whether it still counts: if it does, he who mends has seen that he is inside. To mend what is whole does no
+harm; so what is taken for long, and nobody says so, is mended too, scribbled as it may be.
 
 A process that is about to take a semaphore that no longer counts has either said so, and is waited for, or is
 between two instructions, with what it said on its way to memory. It stays there for less than a microsecond, and there
@@ -27,7 +28,7 @@ from collections.abc import Callable
 from fcntl import fcntl
 from threading import RLock, get_ident
 from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 from ..protocol.names import seats_path
 from ..system import libc, semaphores
@@ -59,9 +60,10 @@ _MEND_AFTER: Final = 0.25
 class Life:
     """That a session's process lives, for all to see, as long as it uses queues."""
 
-    __slots__ = ("__weakref__", "_session", "fd")
+    __slots__ = ("__weakref__", "fd", "session")
 
     def __init__(self, session: Session) -> None:
+        self.session = session
         expected = FileId.of(session._seat_fd)  # type: ignore[arg-type]
         self.fd: Descriptor = open_beside(session.address, seats_path, expected, session.pool_id)
         share_byte(self.fd, _LIVES | session.nonce & NONCE_MASK)
@@ -71,16 +73,17 @@ class Life:
         return any_locked(self.fd, _LIVES | name & NONCE_MASK, 1) >= 0
 
 
-_lives: WeakKeyDictionary[Session, Life] = WeakKeyDictionary()
+#: By their session's `id`; as long as any end of a queue has them.
+_lives: WeakValueDictionary[int, Life] = WeakValueDictionary()
 _lives_lock = RLock()
 
 
 def life_of(session: Session) -> Life:
     """That of a session."""
     with _lives_lock:
-        found = _lives.get(session)
-        if found is None:
-            found = _lives[session] = Life(session)
+        found = _lives.get(id(session))
+        if found is None or found.session is not session:
+            found = _lives[id(session)] = Life(session)
         return found
 
 
@@ -213,8 +216,9 @@ class End:
                 if time.monotonic() >= deadline:
                     return
                 time.sleep(_FIRST_PAUSE)
+            dead = self._names(alive=False)  # before: who dies from now on may have this one
             semaphores.make(address, 1)
-            for seat in self._names(alive=False):
+            for seat in dead:
                 words[self._said.start + seat] = 0
         finally:
             fcntl(fd, F_OFD_SETLK, self._unmend_bytes)
@@ -243,7 +247,7 @@ def _abandon_all() -> None:
     finally:
         if null >= 0:
             os.close(null)
-    _lives, _lives_lock = WeakKeyDictionary(), RLock()
+    _lives, _lives_lock = WeakValueDictionary(), RLock()
 
 
 os.register_at_fork(after_in_child=_abandon_all)

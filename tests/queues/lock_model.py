@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from walking import Violation, walk
+
 
 class Process(NamedTuple):
     """One of them. *says* is its word as others see it, *buffered* as it has stored it; *version* what it has
@@ -37,10 +39,6 @@ class State(NamedTuple):
     mender: int = -1
 
 
-class Violation(AssertionError):
-    """What must not happen."""
-
-
 @dataclass
 class Model:
     """*turns* is how often each process wants the lock; so many deaths may come in all."""
@@ -53,30 +51,9 @@ class Model:
     def explore(self) -> int:
         """Walk all; the number of states. Raises Violation."""
         start = State(tuple(Process(left=turns) for turns in self.turns), (1,) + (0,) * (self.versions - 1))
-        known, waiting = {start}, [start]
-        came_from: dict[State, list[State]] = {}
-        while waiting:
-            state = waiting.pop()
-            self.check(state)
-            for follower in self.steps(state):
-                came_from.setdefault(follower, []).append(state)
-                if follower not in known:
-                    known.add(follower)
-                    waiting.append(follower)
-            for follower in self.endings(state):
-                if follower not in known:
-                    known.add(follower)
-                    waiting.append(follower)
-        done = [state for state in known if self.is_over(state)]
-        can_end = set(done)
-        while done:
-            for state in came_from.get(done.pop(), ()):
-                if state not in can_end:
-                    can_end.add(state)
-                    done.append(state)
-        if stuck := known - can_end:
-            raise Violation(f"the living are blocked for ever: {min(stuck, key=repr)}")
-        return len(known)
+        return walk(
+            start, lambda one: list(self.steps(one)), lambda one: list(self.endings(one)), self.check, self.is_over
+        )
 
     def is_over(self, state: State) -> bool:
         """Whether all have had their turns; or the versions, which have no end, are used up."""
@@ -167,13 +144,15 @@ class Model:
             yield self.leave(state, number, one)  # its time is over
             if one.at == len(self.turns) or mutant == "it does not wait for those inside":
                 after = "opened" if mutant != "the dead are forgotten first" else "forgets"
-                yield self.to(self.opened(state, one, after), number, one._replace(place=after))
+                dead = sum(1 << at for at, other in enumerate(state.processes) if other.place == "dead")
+                yield self.to(self.opened(state, one, after), number, one._replace(place=after, at=dead))
             elif one.at == number or state.processes[one.at].place == "dead" or not state.processes[one.at].says:
                 yield self.to(state, number, one._replace(at=one.at + 1))
         elif place == "opened":
-            yield self.leave(self.without_dead(state), number, one)
+            late = mutant == "those who die late are forgotten too"
+            yield self.leave(self.without_dead(state, -1 if late else one.at), number, one)
         elif place == "forgets":
-            yield self.to(self.without_dead(state), number, one._replace(place="opens"))
+            yield self.to(self.without_dead(state, -1), number, one._replace(place="opens"))
         elif place == "opens":
             yield self.leave(self.semaphore(state, one.version, 1), number, one)
 
@@ -183,9 +162,12 @@ class Model:
     def dead(self, state: State) -> bool:
         return any(one.place == "dead" and one.says for one in state.processes)
 
-    def without_dead(self, state: State) -> State:
-        silent = (one._replace(says=False, buffered=False) if one.place == "dead" else one for one in state.processes)
-        return state._replace(processes=tuple(silent))
+    def without_dead(self, state: State, which: int) -> State:
+        processes = [
+            one._replace(says=False, buffered=False) if one.place == "dead" and which >> number & 1 else one
+            for number, one in enumerate(state.processes)
+        ]
+        return state._replace(processes=tuple(processes))
 
     def leave(self, state: State, number: int, one: Process) -> State:
         mender = -1 if state.mender == number else state.mender

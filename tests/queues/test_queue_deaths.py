@@ -242,6 +242,7 @@ def test_who_dies_at_a_lock_blocks_nobody_though_no_broker_looks(moment: str) ->
             for number in range(3):
                 one.put(number, timeout=SOON)
             assert one.get_many(3) == [0, 1, 2]
+        one.close()
 
 
 def test_a_scribbled_lock_is_made_anew(pool: shmpool.Pool) -> None:
