@@ -11,10 +11,12 @@ from harness import CHUNKS, DIRECT, SMALL, Client, Crash, CrashingWords, Fuse, W
 from shmpool.protocol.header import BROKER_PID, EPOCH
 from shmpool.protocol.ledger import (
     BROKER,
+    CHECKSUM,
     EXTENT,
     FIRST_CELL,
     GENERATION_FIELD,
     LINK,
+    MAX_TICKETS,
     ROW_WORDS,
     SHARED,
     STATE_SHIFT,
@@ -489,7 +491,8 @@ def test_shapes_that_no_broker_makes_are_set_aside(world: World, what: str) -> N
 SCRIBBLES = (
     "a follower among slots", "a follower with a seat", "a follower with a mark of its generation",
     "a length beyond all memory", "a slot's length beyond all memory", "a publication of nobody's seat",
-    "fewer tickets than cells", "a shared publication with a seat",
+    "fewer tickets than cells", "a shared publication with a seat", "a shared publication of no kind",
+    "a lease with no seat",
 )  # fmt: skip
 
 
@@ -514,12 +517,16 @@ def test_words_that_nobody_writes_are_set_aside(world: World, what: str) -> None
         words = {EXTENT: extent_word(1 << 39, 0, 1)}
     elif "length" in what:
         words = {EXTENT: extent_word(1 << 39, 0, 1)}
+    elif "lease" in what:
+        words = {0: world.grant(row) ^ client.seat}
     else:
         client.publish(slot, 3)
-        tickets = {"fewer": 2, "a sha": SHARED}.get(what[:5], 3)
+        tickets = {"fewer": 2, "a sha": SHARED | 0x40 * ("no kind" in what)}.get(what[:5], 3)
         words = {EXTENT: extent_word(100, tickets, 1)}
         if "nobody's" in what:
             words = {0: world.grant(row) ^ client.seat ^ 200}
+        elif "no kind" in what:
+            words[0] = world.grant(row) ^ client.seat
     kept = {at: world.ledger[row * ROW_WORDS + at] for at in words}
     for at, word in words.items():
         world.ledger[row * ROW_WORDS + at] = word
@@ -528,6 +535,43 @@ def test_words_that_nobody_writes_are_set_aside(world: World, what: str) -> None
     assert broker.inventory.quarantined == {row}
     for at, word in kept.items():
         world.ledger[row * ROW_WORDS + at] = word
+    world.restart()
+    assert not world.broker.inventory.quarantined
+
+
+def test_a_follower_whose_head_follows_another_by_now_is_nobodys(world: World) -> None:
+    """A broker died that freed a run and was granting the head of it with another."""
+    client = world.client()
+    (run,), (free,) = client.get(CHUNKS, 3), client.get(CHUNKS)
+    client.give_back(free)
+    world.run()
+    client.lease(run)
+    at = free.row * ROW_WORDS
+    world.ledger[at] = world.grant(free.row) & GENERATION_FIELD | State.FOLLOWER << STATE_SHIFT
+    world.ledger[at + EXTENT] = run.rows[1]
+    world.restart()
+    assert not world.broker.inventory.quarantined
+    assert world.state(free.row) in (State.FREE, State.COLD)
+
+
+@pytest.mark.parametrize("tickets", [1, 2, MAX_TICKETS - 2])
+def test_a_mark_of_this_publication_behind_its_last_cell_is_damage(world: World, tickets: int) -> None:
+    """Fewer tickets are told than were made: who has the other one would read what is written next."""
+    client = world.client()
+    (slot,) = client.get()
+    client.publish(slot, tickets)
+    at = slot.row * ROW_WORDS
+    world.ledger[at + FIRST_CELL + tickets] = world.ledger[at + FIRST_CELL]
+    world.restart()
+    assert world.broker.inventory.quarantined == {slot.row}
+
+
+def test_a_checksum_that_looks_like_a_mark_of_its_publication_is_no_damage(world: World) -> None:
+    client = world.client()
+    (slot,) = client.get()
+    client.publish(slot, MAX_TICKETS - 1)
+    at = slot.row * ROW_WORDS
+    world.ledger[at + CHECKSUM] = world.ledger[at + FIRST_CELL]
     world.restart()
     assert not world.broker.inventory.quarantined
 
