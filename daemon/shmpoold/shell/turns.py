@@ -62,11 +62,13 @@ class Share:
     def _begin(self) -> None:
         """Those go on that this turn has room for."""
         self._is_reserved, self._whole_again = False, 0.0
-        self._waiting.popleft()()
-        while self._waiting and self.is_left:
+        try:
             self._waiting.popleft()()
-        if self._waiting:
-            self._reserve(self._loop.time())
+            while self._waiting and self.is_left:
+                self._waiting.popleft()()
+        finally:  # an error of one is not the others'
+            if self._waiting:
+                self._reserve(self._loop.time())
 
 
 class Turns:
