@@ -176,3 +176,17 @@ def test_a_pool_keeps_its_way_while_its_clients_live(daemon: StartDaemon, addres
         pool.open(handle).release()
         session = pool._session
         assert session is not None and session.swap is not None
+
+
+def test_a_broker_that_cannot_swap_says_what_it_would_need(address: str) -> None:
+    code = (
+        "import sys, shmpool\n"
+        "from shmpool.system import atomics\n"
+        "atomics.is_there = lambda: False\n"
+        "from shmpoold.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, "--socket", address, "--set", "tickets=cas", "--set", "memory_limit=16MiB"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert 'tickets = "cas" needs shmpool' in done.stderr and "Traceback" not in done.stderr
