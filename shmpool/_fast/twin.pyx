@@ -16,6 +16,10 @@ from cpython.dict cimport PyDict_GetItemWithError
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
+# Found without a look-up in the module's names.
+cdef object _MAX_NBYTES
+cdef type BasePool, Buffer, EndedBuffer, EndedLease, Handle, Lease, LiveBuffer, LiveLease, Magazine, Mapping, Record, Slot, Ticket
+
 from ..buffer import Buffer, EndedBuffer, LiveBuffer
 from ..lease import EndedLease, Lease
 from ..live_lease import LiveLease
