@@ -26,6 +26,7 @@ NAMES = (
     "memcpy",
     "messages",
     "footprint",
+    "fork",
     "broker",
     "memory",
     "objects",

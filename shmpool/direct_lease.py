@@ -27,13 +27,6 @@ if TYPE_CHECKING:
 _view: Final = cast("MemberDescriptorType", vars(Lease)["view"])
 
 
-def _take(claim: list[None], taken: list[None]) -> bool:
-    """Take what there is of a claim, in one step: an exception finds it in one of the two."""
-    with suppress(IndexError):
-        taken.extend(map(list.pop, (claim,)))
-    return bool(taken)
-
-
 class DirectLease(LiveLease):
     """A lease of a direct segment. Its view is made when it is first asked for."""
 
@@ -58,13 +51,15 @@ class DirectLease(LiveLease):
     def _claimed(self) -> Iterator[None]:
         """Nobody publishes or releases it meanwhile, and so nobody else has its segment: `Pool.close`
         leaves it to this thread. Raises LeaseReleased where somebody does already."""
-        claim, taken = self._slot.claim, list[None]()
+        claim = self._slot.claim
         try:
-            if not _take(claim, taken):
-                raise ViewTaken
+            claim.pop()
+        except IndexError:
+            raise ViewTaken from None
+        try:
             yield
         finally:
-            claim.extend(taken)
+            claim.append(None)
 
     def shorten(self, nbytes: int) -> None:
         check_shorter(self, nbytes)
@@ -118,8 +113,10 @@ class DirectLease(LiveLease):
             if not LiveLease.release_unless_busy(self):  # its publish was interrupted: the slot is found (`recovery`)
                 self.__class__ = EndedLease  # type: ignore[assignment]
 
-    def _take_view(self, taken: list[None], *, is_collected: bool = False) -> bool:
-        if not _take(self._slot.claim, taken):
+    def _take_view(self, *, is_collected: bool = False) -> bool:
+        try:
+            self._slot.claim.pop()
+        except IndexError:
             return False
         try:
             view = _view.__get__(self)

@@ -53,25 +53,21 @@ class LiveLease(Lease):
         except BufferError:
             pass  # numpy holds it; the reference count tells below
         del self.view
-        try:
-            if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[COPIED]:
-                return self._publish_slowly(1)[0]
-            words, word, nbytes = session.words, slot.word, self.nbytes
-            granted = slot.base | session.published
-            # The bytes and the cell are there before the grant word says so, and the slot is waited for
-            # only after it: whoever reaps finds either the last publication's DONE or this one's cell.
-            words[slot.first_cell] = granted
-            if session.barrier:
-                session.barrier()
-            words[word] = granted
-            self.__class__ = EndedLease  # type: ignore[assignment]
-            slot.last_cell = slot.first_cell
-            slot.done = slot.base | _DONE
-            slot.magazine.published.append(slot)  # type: ignore[union-attr]
-            return Handle(pack_handle(session.pool_id, granted, slot.tail | nbytes))
-        except BaseException as error:
-            LiveLease._part_with_slot(self, error)  # it may have ended
-            raise
+        if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[COPIED]:
+            return self._publish_slowly(1)[0]
+        words, word, nbytes = session.words, slot.word, self.nbytes
+        granted = slot.base | session.published
+        # The bytes and the cell are there before the grant word says so, and the slot is waited for
+        # only after it: whoever reaps finds either the last publication's DONE or this one's cell.
+        words[slot.first_cell] = granted
+        if session.barrier:
+            session.barrier()
+        words[word] = granted
+        self.__class__ = EndedLease  # type: ignore[assignment]
+        slot.last_cell = slot.first_cell
+        slot.done = slot.base | _DONE
+        slot.magazine.published.append(slot)  # type: ignore[union-attr]
+        return Handle(pack_handle(session.pool_id, granted, slot.tail | nbytes))
 
     def shorten(self, nbytes: int) -> None:
         check_shorter(self, nbytes)
@@ -91,32 +87,20 @@ class LiveLease(Lease):
             raise ValueError(f"a publication has 1 to {MAX_TICKETS} readers, not {n!r}")
         if ttl is not None:
             return self._publish_expiring(n, ttl)
-        taken: list[None] = []
-        try:
-            if not self._take_view(taken):
-                raise LeaseReleased("the lease is being published or released by another thread")
-            if self._slot.has_views or self._slot.session.is_over or not HERE[COPIED]:
-                return self._publish_slowly(n)
-            await_readers = self._await_readers
-            handles = self._store_publication(n)
-            await_readers()
-            return handles
-        except BaseException as error:
-            if taken:
-                LiveLease._part_with_slot(self, error)  # it may have ended
-            raise
+        if not self._take_view():
+            raise LeaseReleased("the lease is being published or released by another thread")
+        if self._slot.has_views or self._slot.session.is_over or not HERE[COPIED]:
+            return self._publish_slowly(n)
+        await_readers = self._await_readers
+        handles = self._store_publication(n)
+        await_readers()
+        return handles
 
     def publish_kept(self) -> tuple[Handle, Callable[[], None]]:
-        taken: list[None] = []
-        try:
-            if not self._take_view(taken) or self._slot.session.is_over or not HERE[OURS]:
-                raise LeaseReleased("the lease is over, or being published or released by another thread")
-            let_go = self._await_readers
-            return self._store_publication(1)[0], let_go
-        except BaseException as error:
-            if taken:
-                LiveLease._part_with_slot(self, error)  # it may have ended
-            raise
+        if not self._take_view() or self._slot.session.is_over or not HERE[OURS]:
+            raise LeaseReleased("the lease is over, or being published or released by another thread")
+        let_go = self._await_readers
+        return self._store_publication(1)[0], let_go
 
     def _publish_slowly(self, tickets: int) -> list[Handle]:
         """The writer keeps a view, or a child has yet to copy what it inherited: the handle may go, the
@@ -207,44 +191,24 @@ class LiveLease(Lease):
             self.__class__ = EndedLease  # type: ignore[assignment]
             return
         try:
-            try:
-                view.release()
-            except BufferError:
-                pass  # numpy holds it; the reference count tells below
-            if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[COPIED]:
-                if HERE[OURS] and not HERE[COPIED]:
-                    session.guards.settle()
-                self._release_otherwise()
-                return
-            self.__class__ = EndedLease  # type: ignore[assignment]
-            session.return_unpublished(slot)
-        except BaseException as error:
-            LiveLease._part_with_slot(self, error)  # it may have ended
-            raise
+            view.release()
+        except BufferError:
+            pass  # numpy holds it; the reference count tells below
+        if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[COPIED]:
+            if HERE[OURS] and not HERE[COPIED]:
+                session.guards.settle()
+            self._release_otherwise()
+            return
+        self.__class__ = EndedLease  # type: ignore[assignment]
+        session.return_unpublished(slot)
 
     def release_unless_busy(self, *, is_collected: bool = False) -> bool:
         """Release it, unless a thread is just publishing it and goes on with it: who takes the
         view away has it."""
-        taken: list[None] = []
-        try:
-            if not self._take_view(taken, is_collected=is_collected):
-                return False
-            self._release_otherwise()
-        except BaseException as error:
-            if taken:
-                LiveLease._part_with_slot(self, error)  # it may have ended
-            raise
+        if not self._take_view(is_collected=is_collected):
+            return False
+        self._release_otherwise()
         return True
-
-    def _part_with_slot(self, error: BaseException) -> None:
-        """What was to end the lease was ended itself, by an exception. Whoever needs the slot finds it
-        (`recovery`), also while somebody keeps this object, which knows one like it from here on. A lease
-        that goes on, in strict mode, has its view again."""
-        if isinstance(error, LeakedView | Warning):
-            return
-        slot = self._slot
-        self.__class__ = EndedLease  # type: ignore[assignment]
-        self._slot = Slot(slot.session, slot.tier, slot.extents, slot.size, slot.base)
 
     def _release_otherwise(self) -> None:
         slot = self._slot
@@ -274,13 +238,12 @@ class LiveLease(Lease):
     def _return(self) -> None:
         self._slot.session.return_unpublished(self._slot)
 
-    def _take_view(self, taken: list[None], *, is_collected: bool = False) -> bool:
+    def _take_view(self, *, is_collected: bool = False) -> bool:
         """Take the view away from everybody else; False when somebody has. A lease that is
-        collected leaves it to whoever has it. *taken* has an item from the step on that takes it."""
+        collected leaves it to whoever has it."""
         try:
             view = self.view
             del self.view
-            taken.append(None)
         except (AttributeError, LeaseReleased):
             return False
         if not is_collected:

@@ -16,10 +16,8 @@ from __future__ import annotations
 import os
 import threading
 from array import array
-from collections.abc import Collection
 from contextlib import suppress
 from functools import partial
-from sys import _current_frames as _frames
 from typing import TYPE_CHECKING, Final
 
 from ..errors import ShmpoolError
@@ -48,8 +46,6 @@ class _Forks:
         #: session has ended meanwhile or not.
         self.guarded: set[Session] = set()
         self.stopped: set[Session] = set()
-        #: The sessions, where none needs a guard, and what each had counted.
-        self.unused: list[tuple[Session, bytes]] | None = None
 
 
 _forks = _Forks()
@@ -61,56 +57,25 @@ def _before() -> None:
     # would be the parent's alone, and what the child reads would be given away.
     guards.fork_lock.acquire()
     HERE[UNSHARED], HERE[COPIED], HERE[FORKING] = 0, 0, 1  # the lock's last holder may have said otherwise
-    if _forks.unused is not None:
-        return
-    # A child must find no helper in the middle of anything.
-    at_rest = 0
-    for session in sessions.copy():
-        if session.helper.is_running:
-            if session.helper.rest():
-                at_rest += 1
-            else:
-                _forks.stopped.add(session)
-                session.helper.stop()
-    if not _forks.guarded and len(_frames()) == 1 + at_rest and (unused := _unused()) is not None:
-        _forks.unused = unused  # last: it says that all this is done
-        return
     for session in sessions.copy():
         if not session.is_over:
             _forks.guarded.add(session)
             session.guards.before_fork()
-
-
-def _unused() -> list[tuple[Session, bytes]] | None:
-    """For a thread that is alone: what each session has counted, where nothing is in use. A guard costs more
-    than to look, and most who fork have nothing open. Who may still come is seen to have come: another
-    hook, a signal's handler."""
-    unused = []
-    for session in sessions:
-        if not session.is_over:
-            counted = session.count_if_unused()
-            if counted is None:
-                return None
-            unused.append((session, counted))
-    return unused
-
-
-def _is_used() -> bool:
-    """Whether another hook, or a handler, has leased or opened something since it was looked."""
-    return any(session.was_used_since(counted) for session, counted in _forks.unused or ())
+    # A child must find no helper in the middle of anything.
+    for session in sessions.copy():
+        if session.helper.is_running and not session.helper.rest():
+            _forks.stopped.add(session)
+            session.helper.stop()
 
 
 def _after_in_parent() -> None:
     if not guards.fork_lock._is_owned():
         return  # all is done, and another thread may fork by now
     if HERE[FORKING]:
-        if _forks.unused is None:
-            _after_guards(sessions | _forks.guarded)
-        elif _is_used():
-            _after_guards([session for session, _ in _forks.unused])  # which were not begun
-        else:
-            HERE[FORKING] = 0
-    _forks.unused = None
+        for session in sessions | _forks.guarded:
+            session.guards.after_fork()
+        _forks.guarded.clear()
+        guards.count_fork()
     while _forks.stopped:
         session = next(iter(_forks.stopped))
         session.helper.start()
@@ -120,25 +85,14 @@ def _after_in_parent() -> None:
         guards.fork_lock.release()
 
 
-def _after_guards(ended: Collection[Session]) -> None:
-    for session in ended:
-        session.guards.after_fork()
-    _forks.guarded.clear()
-    guards.count_fork()
-
-
 def _after_in_child() -> None:
     if HERE[OURS]:
         return
-    # A page that is touched is a page that is copied, so what has nothing in it is left alone.
-    was_used = _forks.unused is None or _is_used()
     for session in sessions:
-        if was_used:
-            _abandon_leases(session)
-            session.holds.abandon()
-            session.deferred.abandon()
-        session.abandon_windows()
+        _abandon_leases(session)
         session.openings.abandon()
+        session.holds.abandon()
+        session.deferred.abandon()
     owners: dict[Windows, Session] = {session.windows: session for session in sessions}
     evidence: dict[Evidence, Evidence] = {}
     kept = keep_readable()
@@ -150,10 +104,10 @@ def _after_in_child() -> None:
         pool.abandon()
     while sessions:
         session = next(iter(sessions))
-        session.abandon(was_used=was_used)
+        session.abandon()
         sessions.discard(session)
     guards.abandon_all()
-    guards.fork_lock, _forks.guarded, _forks.stopped, _forks.unused = threading.RLock(), set(), set(), None
+    guards.fork_lock, _forks.guarded, _forks.stopped = threading.RLock(), set(), set()
     guards.count_fork()
     HERE[UNSHARED] = HERE[COPIED] = HERE[OURS] = 1
 
@@ -164,6 +118,7 @@ def _abandon_leases(session: Session) -> None:
         lease.__class__ = EndedLease  # type: ignore[assignment]
         with suppress(AttributeError):
             _view.__delete__(lease)
+    session.abandon_windows()
 
 
 _view: Final = vars(Lease)["view"]
@@ -172,10 +127,8 @@ _view: Final = vars(Lease)["view"]
 def _keep(window: Window, session: Session | None, ours: dict[Evidence, Evidence]) -> None:
     """Hang the evidence on a window. One that our parent inherited itself has some already; one of
     a pool that is gone needs none. *ours* is what was made here of what we inherited."""
-    if session is not None:
-        guard = session.guards.begun
-        number, page = (0, None) if guard is None else (guard.number, guard.page)
-        window.evidence = Evidence(session.pool_id, session.seat, number, session.readers, page)
+    if session is not None and (guard := session.guards.begun) is not None:
+        window.evidence = Evidence(session.pool_id, session.seat, guard.number, session.readers, guard.page)
     if (inherited := window.evidence) is not None:
         if inherited not in ours:
             ours[inherited] = inherited

@@ -88,8 +88,6 @@ class Helper:
         self._close_if_unused = close_if_unused
         #: The thread that is to run; one that finds another here, or none, ends.
         self.thread: threading.Thread | None = None
-        #: Of the thread that runs.
-        self._native_id = 0
         self._pause = 0.0
         self._patience = FIRST_PATIENCE
         #: The broker is away, and that was said.
@@ -111,8 +109,6 @@ class Helper:
         """Before a fork: wait until the thread does nothing, and will not before the fork is over. It waits
         for no broker, so neither does this. False where it has to be stopped."""
         thread, link = self.thread, self._seat.link
-        if link.is_resting and not _IS_COUNTED and self._native_id != threading.get_native_id():
-            return True  # a fork's every look at an object is a page to copy
         if _IS_COUNTED or thread is threading.current_thread() or not thread or not thread.is_alive():
             return False
         if thread.native_id == threading.get_native_id():
@@ -144,7 +140,6 @@ class Helper:
 
     def _run(self) -> None:
         failures, seat = 0, self._seat
-        self._native_id = threading.get_native_id()
         while self._is_meant():
             try:
                 self._look_after()

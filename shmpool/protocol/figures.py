@@ -20,7 +20,6 @@ CATEGORIES: Final = ("small", "medium", "large", "very_large")
 
 #: Leases by strategy and category: ``LEASES + 4 * strategy + category``.
 LEASES: Final = 0
-LEASE_KINDS: Final = len(STRATEGIES) * len(CATEGORIES)
 #: Leases of a slot or a run that needed a broker round trip.
 MISSES: Final = 12
 #: Releases that waited for a view to die.
@@ -50,7 +49,7 @@ USED_COUNTERS: Final = TICKETS_ASKED + 1
 #: One lease in so many is timed; with `detailed_metrics` each is.
 SAMPLE_EVERY: Final = 64
 
-assert LEASES + LEASE_KINDS <= MISSES
+assert LEASES + len(STRATEGIES) * len(CATEGORIES) <= MISSES
 assert USED_COUNTERS < COUNTER_WORDS
 
 

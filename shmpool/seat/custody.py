@@ -297,21 +297,16 @@ class Custody(Keeper, Reader):
     def owned_slot(self, row: int) -> Slot | None:
         return self._owned.get(row)
 
-    @property
-    def is_leasing(self) -> bool:
-        """Whether anything of what this seat owns is in no magazine. All are counted by one call in C, since
-        slots move between them."""
+    def written_rows(self) -> set[int]:
+        """At a fork, so it is quick where nothing is leased: what is in no magazine. All are counted by
+        one call in C, since slots move between them, and what is parted is looked at last, since what is
+        leased may be parted with meanwhile."""
         if not hasattr(self, "magazines"):
-            return False
+            return set()
         lying = [slots for magazine in self.all_magazines for slots in (magazine.ready, magazine.published)]
         owned, *others = list(map(len, [self._owned, *lying]))
-        return bool(owned != sum(others))
-
-    def written_rows(self) -> set[int]:
-        """At a fork, so it is quick where nothing is leased. What is parted is looked at last, since what is
-        leased may be parted with meanwhile."""
         rows = set()
-        if self.is_leasing:
+        if owned != sum(others):
             leased, words = self.leased, self.words
             for slot in self.owned:
                 if words[slot.word] & ~GENERATION_FIELD == leased or slot.has_views:

@@ -47,7 +47,7 @@ class Guard:
         self.page: heirs.Page | None = None
         self.copied: Collection[int] = ()
         self.is_certain = False
-        self.why_not = "its hook failed, or another hook opened or leased something after it"
+        self.why_not = "its hook failed"
 
 
 #: One fork at a time: a child must not inherit half of what another thread makes for its own.
@@ -207,8 +207,8 @@ def share_nothing() -> None:
     """Let releases be quick again when nobody holds a guard, and ends of leases when nobody copies.
     Under the lock of forks."""
     if not _all:
-        HERE[UNSHARED] = HERE[COPIED] = 1
-    elif not any(guard.copied for guard in _all.copy()):
+        HERE[UNSHARED] = 1
+    if not any(guard.copied for guard in _all.copy()):
         HERE[COPIED] = 1
 
 

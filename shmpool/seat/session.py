@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from .. import hints
 from ..errors import BrokerUnavailable, LeaseReleased, ShmpoolError
@@ -24,7 +24,7 @@ from ..link.link import Link
 from ..link.prefetch import Prefetch
 from ..link.refusals import discarded
 from ..link.requests import Request
-from ..protocol.figures import DEFERRED, LEASE_KINDS, LEASES, TICKETS_ASKED
+from ..protocol.figures import DEFERRED, TICKETS_ASKED
 from ..protocol.handle import Handle
 from ..protocol.header import BROKER_PID, WANTED
 from ..protocol.messages import Account, Goodbye, LetGo, Role, Take, Welcome
@@ -38,9 +38,6 @@ from .mapping import SeatTaken
 from .openings import Openings
 from .outgoing import Outgoing
 from .supply import Supply
-
-#: More records than these take longer to look at than a fork's guard takes to make.
-FEW: Final = 64
 
 
 class Session(Supply):
@@ -66,9 +63,6 @@ class Session(Supply):
         #: Makes a `Shared` of a lease; the pool's.
         self.on_share: Callable[[object, str | None, object, float | None], Any] | None = None
         self.guards = guards.Guards(self)
-        #: How much had been leased when nothing was in use, as seen last, and where it is counted.
-        self._unused: bytes | None = None
-        self._counted = memoryview(b"")
         #: The streams that are written here, and those whose chunks are still to be read.
         self.outgoing: set[Outgoing] = set()
         try:  # before a seat is taken: without them there would be nobody to leave it
@@ -248,26 +242,6 @@ class Session(Supply):
         or just being leased), or has a ticket taken, or a view of anything lives."""
         return self.owns_any or self.deferred.any or self.openings.in_use or self.holds.in_use
 
-    def count_if_unused(self) -> bytes | None:
-        """Before a fork, by a thread that is alone: how much was leased, where nothing is leased or open now, and
-        few records say so; else None. What is opened after it is seen to be (`was_used_since`)."""
-        counted = self._unused
-        if counted is not None and not self.was_used_since(counted):
-            return counted
-        if self.is_leasing or self.holds or self.deferred.any or self.openings.maps_segments:
-            return None
-        if len(self.records) > FEW or self.openings.in_use:
-            return None
-        self.is_watched = False  # who opens says that it is
-        first = self.counters + LEASES
-        self._counted = self.words[first : first + LEASE_KINDS]
-        self._unused = self._counted.tobytes()
-        return self._unused
-
-    def was_used_since(self, counted: bytes) -> bool:
-        """Whether anything was leased or opened since."""
-        return self.is_watched or self._counted.tobytes() != counted
-
     def say_goodbye(self) -> bool:
         """The seat ends, unless something is still in use: another thread may be just opening."""
         with self.ticket_gate, self.holds.lock:
@@ -290,19 +264,16 @@ class Session(Supply):
         self.unmap()
         self.link.close()
 
-    def abandon(self, *, was_used: bool) -> None:
-        """In a forked child: forget the seat. The parent's memory is out of reach already. What was not
-        used has nothing more to forget than what this process would keep open."""
+    def abandon(self) -> None:
+        """In a forked child: forget the seat. The parent's memory is out of reach already."""
         self.is_over, self.is_watched = True, False
+        self.guards.forget_all()
+        self.outgoing.clear()
         self.ticket_gate = threading.Lock()  # a thread that is not here may have had it
-        if was_used:
-            self.guards.forget_all()
-            self.outgoing.clear()
-            self.expiry.abandon()
         for slot in self.owned:
             if isinstance(slot, DirectSlot):
                 slot.close()  # else this process would keep the segment's memory
         self.link.abandon()
-        if was_used or self.segments.in_use:
-            self._forget_slots()
+        self._forget_slots()
+        self.expiry.abandon()
         self.unmap()

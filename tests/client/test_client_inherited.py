@@ -589,58 +589,6 @@ print(os.read(results[0], 1) == b"\\x01", pool.stats().active_buffers)
     assert last == "True 1"
 
 
-@pytest.mark.parametrize("what", ["opened", "leased"])
-def test_what_another_hook_opens_or_leases_after_ours_stays_right(start: Start, what: str) -> None:
-    """Nothing was in use when we looked, so nothing was made that tells of the child."""
-    script = """
-import logging, os, sys
-inherited = []
-os.register_at_fork(before=lambda: inherited.append(act()))  # the first to be registered is called last
-act = lambda: None
-import numpy as np, shmpool
-logging.basicConfig(stream=sys.stdout, format="%(message)s")
-pool = shmpool.connect(sys.argv[1])
-with pool.lease(5000) as lease:
-    lease.view[:] = b"\x07" * 5000
-    handle = lease.publish()
-
-def act():
-    thing = pool.open(handle) if sys.argv[2] == "opened" else pool.lease(5000)
-    array = np.frombuffer(thing.view, np.uint8)
-    if sys.argv[2] == "leased":
-        array[:] = 7
-        pool.discard(handle)
-    return thing, array
-
-go, results = os.pipe(), os.pipe()
-pid = os.fork()
-thing, array = inherited.pop()
-if pid == 0:
-    os.close(go[1])
-    os.read(go[0], 1)
-    os.write(results[1], bytes([set(array.tolist()) == {7}]))
-    os._exit(0)
-del array
-thing.release()
-for _ in range(50):
-    with pool.lease(5000) as lease:
-        lease.view[:] = b"\x63" * 5000
-        pool.discard(lease.publish())
-os.close(go[1])
-os.waitpid(pid, 0)
-act = lambda: None
-pid = os.fork() or os._exit(0)
-os.waitpid(pid, 0)
-print(os.read(results[0], 1) == b"\x01")
-"""
-    broker = start()
-    done = run_script(script, broker.address, what)
-    assert done.returncode == 0, done.stderr
-    said, last = done.stdout.splitlines()
-    assert said.startswith("a fork could not be guarded")
-    assert last == "True"
-
-
 # --- writers ---------------------------------------------------------------------------------------
 
 #: A child that is held up before it has copied what its parent was writing: by a hook of the user's.

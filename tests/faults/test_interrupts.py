@@ -24,7 +24,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 import pytest
 from fault_helpers import ENV, Daemon, assert_all_is_back, eventually, pattern
@@ -58,13 +57,13 @@ def unraised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def places(act: Callable[[Interrupter], None], *, all_of_them: bool, least: int = 5) -> None:
+def places(act: Callable[[Interrupter], None], *, all_of_them: bool) -> None:
     """Have *act* end at each place, or at some of them. It says where it was, or that there
     was none."""
     whole = Interrupter(-1)
     act(whole)
     count = -1 - whole.left
-    assert count >= least, "nothing was traced"
+    assert count >= 5, "nothing was traced"
     step = 1 if all_of_them else max(1, count // SOME)
     for n in range(random.randint(1, step), count + 1, step):
         interrupter = Interrupter(n)
@@ -316,73 +315,6 @@ def test_interrupted_release_that_rings_serves_who_waits(
         one.end(signal.SIGTERM)
 
 
-KEPT = {"pooled": 200_000, "chunked": 300_000, "direct": 2 * MIB}
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    one = Daemon(str(tmp_path_factory.mktemp("run") / "broker.sock"), **SETTINGS | {"memory_limit": "6MiB"})
-    yield one
-    one.end(signal.SIGTERM)
-
-
-@every_place
-@pytest.mark.parametrize("kind", KEPT)
-@pytest.mark.parametrize("what", ["lease", "publish", "publish_many", "buffer", "give_back", "array"])
-def test_an_object_that_is_kept_though_its_end_was_interrupted_keeps_no_memory(
-    small: Daemon, what: str, kind: str, all_of_them: bool
-) -> None:
-    """Nobody calls it again: the next who needs the memory has it. *array*: of a buffer that is released
-    while one lives on it."""
-    kept, most = [], [0]
-
-    def act(interrupter: Interrupter) -> None:
-        with shmpool.connect(small.address) as pool:
-            thing: Any = pool.lease(KEPT[kind], timeout=5)
-            thing.write(bytes(KEPT[kind]))
-            if what in ("buffer", "give_back", "array"):
-                handle = thing.publish()
-                thing = pool.open(handle)
-            views = [memoryview(thing.view)] if what == "array" else []
-            end = getattr(thing, what if what in ("publish", "publish_many", "give_back") else "release")
-            handles: Any = ()
-            with contextlib.suppress(Interrupt), interrupter:
-                handles = end(*[2] if what == "publish_many" else [])
-            views.clear()
-            if not interrupter.place and handles:
-                for one in [handles] if isinstance(handles, shmpool.Handle) else handles:
-                    pool.discard(one)
-            kept.append(thing)
-            with contextlib.suppress(shmpool.LeaseReleased):
-                if thing.view is not None:  # it was not begun
-                    thing.release()
-            if what.startswith("publish"):
-                pool.reclaim()  # an exception on the way to the caller loses the handle alone
-            given_back = handle if what == "give_back" else None
-            eventually(lambda: is_had(pool, given_back), f"at {interrupter.place}", 15)
-
-    def is_had(pool: shmpool.Pool, given_back: shmpool.Handle | None = None) -> bool:
-        """All of the limit."""
-        leases = []
-        with contextlib.suppress(shmpool.ShmpoolError):
-            if given_back is not None:
-                pool.discard(given_back)
-        try:
-            with contextlib.suppress(shmpool.LeaseTimeout):
-                while True:
-                    leases.append(pool.lease(KEPT["pooled"], timeout=0.1))  # who waits has recalled what is idle
-            most[0] = max(most[0], len(leases))
-            return len(leases) == most[0]
-        finally:
-            for lease in leases:
-                lease.release()
-
-    with shmpool.connect(small.address) as pool:
-        is_had(pool)
-    places(act, all_of_them=all_of_them, least=3)
-    nobody_sits(small.address)
-
-
 @every_place
 def test_interrupted_connect_leaves_no_seat(broker: Daemon, all_of_them: bool) -> None:
     def act(interrupter: Interrupter) -> None:
@@ -500,6 +432,111 @@ def test_the_end_of_the_stack_loses_nothing(broker: Daemon, kind: str) -> None:
                 failed += 1
         assert failed
         works_elsewhere(lambda: misses(pool))
+    nobody_sits(broker.address)
+    assert_all_is_back(broker.address)
+
+
+NO_MEMORY_FOR = """
+import gc, os, sys, threading, warnings
+import _testcapi, shmpool
+warnings.simplefilter("ignore")
+sys.unraisablehook = lambda args: None  # CPython prints what a fork's hook raises
+address, verb = sys.argv[1:3]
+pool = shmpool.connect(address)
+with pool.lease(5000) as lease:
+    lease.write(b"\\x07" * 5000)
+    handle = lease.publish()
+buffer, other, failed = pool.open(handle), None, 0
+for n in range(int(sys.argv[3]), int(sys.argv[5]), int(sys.argv[4])):
+    if verb == "close":
+        other = shmpool.connect(address)
+    pid = -1
+    _testcapi.set_nomemory(n, n + 1)
+    try:
+        if verb == "connect":
+            shmpool.connect(address).close()
+        elif verb == "close":
+            other.close()
+        else:
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+    except BaseException:
+        failed += 1
+    finally:
+        _testcapi.remove_mem_hooks()
+    if pid > 0:
+        os.waitpid(pid, 0)
+    if verb == "close":
+        other.close()
+    gc.collect()
+right = bytes(buffer.view) == b"\\x07" * 5000
+buffer.release()
+for nbytes in (70_000, 400_000, 3_000_000):
+    pool.lease(nbytes, timeout=5).release()
+pool.close()
+print("end", failed > 0 or verb == "fork", right)
+"""
+
+
+@every_place
+@pytest.mark.parametrize("verb", ["connect", "close", "fork"])
+def test_memory_that_is_refused_to_a_connect_a_close_or_a_fork_leaves_nothing(
+    broker: Daemon, verb: str, all_of_them: bool
+) -> None:
+    pytest.importorskip("_testcapi")
+    last = {"connect": 3000, "close": 600, "fork": 600}[verb]
+    step = 1 if all_of_them else last // 12
+    first = str(random.randint(0, step))
+    command = [sys.executable, "-c", NO_MEMORY_FOR, broker.address, verb, first, str(step), str(last)]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=900)
+    assert (done.stdout, done.returncode) == ("end True True\n", 0), done.stderr
+    nobody_sits(broker.address)
+    assert_all_is_back(broker.address)
+
+
+CTRL_C = """
+import os, random, signal, sys, threading, time
+import shmpool
+times, nbytes, lost = int(sys.argv[2]), int(sys.argv[3]), 0
+pool, data, sent, go = shmpool.connect(sys.argv[1]), bytes(nbytes), threading.Event(), threading.Semaphore(0)
+
+def send():
+    while go.acquire():
+        time.sleep(random.uniform(0.002, 0.02))
+        sent.set()
+        os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=send, daemon=True).start()
+for _ in range(times):
+    sent.clear()
+    try:
+        go.release()
+        after = 0
+        while after < 20:  # it goes on for a while after the signal
+            with pool.lease(nbytes, timeout=10) as lease:
+                lease.write(data)
+                handle = lease.publish()
+            with pool.open(handle) as buffer:
+                buffer.view[0]
+            after += sent.is_set()
+        lost += 1
+    except KeyboardInterrupt:
+        pass
+    pool.reclaim()
+del lease, buffer
+print("lost", lost)
+pool.close()
+"""
+
+
+@pytest.mark.parametrize("nbytes", [100_000, 4 * MIB])
+@pytest.mark.parametrize("times", [15, pytest.param(750, marks=pytest.mark.long)])
+def test_ctrl_c_arrives_however_often_and_nothing_stays_held(broker: Daemon, nbytes: int, times: int) -> None:
+    """A process that does nothing but read and write, and a signal at any moment of it."""
+    command = [sys.executable, "-W", "ignore", "-c", CTRL_C, broker.address, str(times), str(nbytes)]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=900)
+    assert (done.stdout, done.returncode) == ("lost 0\n", 0), done.stderr
     nobody_sits(broker.address)
     assert_all_is_back(broker.address)
 

@@ -249,7 +249,6 @@ def patched() -> Iterator[None]:
             (shmpool.seat.session, "os", system),
             (shmpool.seat.guards, "open_segment", lambda *_, **__: -1),
             (shmpool.system.atomics, "swap_of", swap_of),
-            (shmpool.life.forks, "_frames", lambda: [None]),  # who forks is alone in his process
             (shmpool.system.heirs, "hold_anew", forking.hold_anew),
             (shmpool.system.heirs, "hold_fork", forking.hold_fork),
             (shmpool.system.heirs, "is_held", forking.is_held),

@@ -247,8 +247,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "the grant word before the cells", SCENARIO["publisher x reader"],
         rewrite(LiveLease, "publish",
                 ("    words[slot.first_cell] = granted\n", "    words[word] = granted\n"),
-                ("    words[word] = granted\n        self.__class__",
-                 "    words[slot.first_cell] = granted\n        self.__class__")),
+                ("    words[word] = granted\n    self.__class__",
+                 "    words[slot.first_cell] = granted\n    self.__class__")),
     ),
     Mutant(
         "the generation not bumped", ONE_HANDLE,
@@ -333,14 +333,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "the guard made after the fork", SCENARIO["fork x publisher"],
         together(
             rewrite(forks, "_before", ("session.guards.before_fork()", "pass")),
-            rewrite(forks, "_after_guards",
+            rewrite(forks, "_after_in_parent",
                     ("session.guards.after_fork()",
-                     "session.guards.before_fork()\n        session.guards.after_fork()")),
+                     "session.guards.before_fork()\n            session.guards.after_fork()")),
         ),
-    ),
-    Mutant(
-        "no guard beside what is open", SCENARIO["fork x publisher"],
-        rewrite(Session, "count_if_unused", (" or self.openings.in_use:", ":")),
     ),
     Mutant(
         "the guard dropped before the fork", SCENARIO["fork x publisher"],
