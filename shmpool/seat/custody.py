@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from typing import Final
+from weakref import WeakValueDictionary
 
 from ..errors import InvalidSize
 from ..protocol.ledger import (
@@ -42,6 +43,12 @@ KEPT_FOR: Final = 1.0
 RECALLS_PAUSE: Final = 0.25
 
 
+class _Returning:
+    """That a thread is about to make the broker a row's custodian: as long as its call has this one."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Custody(Keeper, Reader):
     """The magazines of one seat and all that it owns; the base of `Session`. Thread-safe."""
 
@@ -53,6 +60,8 @@ class Custody(Keeper, Reader):
         self._recalled_at = self._all_returned_at = float("-inf")
         #: Every slot whose custodian is this seat, by its head's row.
         self._owned: dict[int, Slot] = {}
+        #: Of rows that are owned no more, and whose word is about to say so. Weak: an interrupted call leaves none.
+        self._returning: WeakValueDictionary[int, _Returning] = WeakValueDictionary()
         #: Slots that were ours, by row. Making a window anew costs as much as all else that a
         #: client does for a grant.
         self._returned: dict[int, Slot] = {}
@@ -212,11 +221,19 @@ class Custody(Keeper, Reader):
     def return_soon(self, slot: Slot, state: State) -> None:
         """Make the broker the custodian of one row by one store, and have it look soon. Takes no
         lock that a finalizer could meet."""
+        self._return_row(slot, state)
+        self.ring_soon(slot.row)
+
+    def _return_row(self, slot: Slot, state: State) -> None:
+        """Make the broker the custodian of a row by one store. It is forgotten before, since it may be granted to
+        us again at once; but the seat does not end before the store, whoever closes the pool meanwhile: the broker
+        would free the row, and the store meet another's."""
+        under_way = self._returning[slot.row] = _Returning()
         self._owned.pop(slot.row, None)
         if self.barrier:
             self.barrier()
         self.words[slot.word] = slot.base | state << STATE_SHIFT
-        self.ring_soon(slot.row)
+        del under_way
 
     def return_unpublished(self, slot: Slot) -> None:
         """A slot that was not published comes back: to its magazine, or to the broker if
@@ -280,14 +297,12 @@ class Custody(Keeper, Reader):
         """Return what is idle and hand the publications to the broker."""
         self.note_timed()
         self.return_all()
-        handed = State.PUBLISHED << STATE_SHIFT
         rows = []
         for magazine in self.all_magazines:
             while magazine.published:
                 slot = magazine.published.popleft()
                 slot.window = None
-                self._owned.pop(slot.row, None)
-                self.words[slot.word] = slot.base | handed  # the last store: the row is the broker's now
+                self._return_row(slot, State.PUBLISHED)  # the last store: the row is the broker's now
                 rows.append(slot.row)
         self.ring_all(rows)
 
@@ -323,7 +338,7 @@ class Custody(Keeper, Reader):
     def owns_any(self) -> bool:
         """Whether this seat is the custodian of anything (after `close_magazines`: of what
         is leased or just being leased)."""
-        return bool(self._owned)
+        return bool(self._owned or self._returning)
 
     @property
     def owned(self) -> list[Slot]:

@@ -215,10 +215,11 @@ def test_ticket_is_taken_or_its_pool_is_closed_whichever_thread_comes_first(star
 
 
 class Meanwhile:
-    """Does something in another thread when this one comes to the n-th line of the client's code."""
+    """Does something in another thread when this one comes to the n-th line of the client's code, or of what is
+    called *within* there."""
 
-    def __init__(self, n: int, act: Callable[[], object]) -> None:
-        self.left, self.thread = n, threading.Thread(target=act)
+    def __init__(self, n: int, act: Callable[[], object], *, within: str = "") -> None:
+        self.left, self.within, self.thread = n, within, threading.Thread(target=act)
 
     def __enter__(self) -> Meanwhile:
         sys.settrace(self._on_event)
@@ -232,7 +233,7 @@ class Meanwhile:
     def _on_event(self, frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
         if not frame.f_code.co_filename.startswith(os.path.dirname(shmpool.__file__)):
             return None
-        if event == "line":
+        if event == "line" and self.within in ("", frame.f_code.co_name):
             self.left -= 1
             if self.left == 0:
                 self.thread.start()
@@ -268,6 +269,25 @@ def test_lease_whose_pool_another_thread_closes_meanwhile_says_so(connect: Conne
                 if meanwhile.left > 0:
                     break
     eventually(lambda: len(pool.stats().clients) == 1)
+
+
+@pytest.mark.parametrize("end", ["release", "publish"])
+def test_pool_that_is_closed_while_a_segment_goes_back_stores_nothing_afterwards(connect: Connect, end: str) -> None:
+    """At every line of it. Its row may be another's by then: who leases it next finds whether it was stored to."""
+    pool = connect()
+    for n in itertools.count(1):
+        other = connect()
+        lease = other.lease(2 * MIB)
+        with Meanwhile(n, other.close, within="_return_row") as meanwhile:
+            handle = getattr(lease, end)()
+        other.close()
+        if handle is not None:
+            pool.discard(handle)
+        eventually(lambda: len(pool.stats().clients) == 1)
+        pool.lease(2 * MIB).release()
+        if meanwhile.left > 0:
+            break
+    assert n > 3
 
 
 @pytest.mark.parametrize("nbytes", [60_000, pytest.param(2 * MIB, marks=pytest.mark.long)])
