@@ -14,6 +14,8 @@ from shmpool import Handle
 from shmpool.protocol.handle import unpack_handle
 from shmpool.seat import tickets
 
+MIB = 1 << 20
+
 BATCHES, BATCH = 20, 200
 
 
@@ -137,19 +139,19 @@ def test_who_opens_while_another_thread_maps_anew_never_looks_through_the_old_ma
 ) -> None:
     """A direct segment's row and cell come back with another segment behind them. A thread that lost
     the race for the last one has left its map there."""
-    publisher, reader, other = connect(), connect(), connect()
-    nbytes = 2 * 1024 * 1024
+    reader, other = connect(), connect()
 
-    def publish(byte: bytes) -> Handle:
-        with publisher.lease(nbytes) as lease:
+    def publish(byte: bytes, nbytes: int) -> Handle:
+        """By a publisher that keeps nothing: the broker's spare is too short for the longer one."""
+        with connect() as publisher, publisher.lease(nbytes) as lease:
             lease.write(byte * nbytes)
             return lease.publish()
 
-    old = publish(b"A")
+    old = publish(b"A", 2 * MIB)
     _, granted, tail = unpack_handle(old)
     reader._session.openings.find(granted, tail)  # type: ignore[union-attr]  # as a loser does, before it loses
     other.open(old).release()
-    while (handle := publish(b"B")).row != old.row:
+    while (handle := publish(b"B", 5 * MIB)).row != old.row:
         other.open(handle).release()
     is_mapping, may_go_on, seen = threading.Event(), threading.Event(), []
     map_direct = tickets._map_direct
@@ -169,7 +171,7 @@ def test_who_opens_while_another_thread_maps_anew_never_looks_through_the_old_ma
     monkeypatch.setattr(tickets, "_map_direct", slowly)
     threads = [threading.Thread(target=read) for _ in range(2)]
     threads[0].start()
-    is_mapping.wait()
+    assert is_mapping.wait(60)
     threads[1].start()
     threads[1].join(0.2)  # it has to wait for the first one
     may_go_on.set()
