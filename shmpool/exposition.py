@@ -85,11 +85,10 @@ def registry(ask: Callable[[], Stats]) -> CollectorRegistry:
 
 def families(stats: Stats) -> Iterator[Metric]:
     """All metrics of one moment."""
-    figures = stats.to_dict()
     yield InfoMetricFamily("shmpool_pool", "the pool; it stays when the broker restarts", {"pool_id": stats.pool_id})
     for figure in STATS:
-        if figure.name not in DERIVED and figure.name in figures:
-            yield from _family("shmpool", figure, figures[figure.name])
+        if figure.name not in DERIVED and hasattr(stats, figure.name):
+            yield from _family("shmpool", figure, getattr(stats, figure.name))
     for figure in MEMORY:
         if figure.name == "pressure":
             yield _state("shmpool_memory_pressure", stats.memory["pressure"])

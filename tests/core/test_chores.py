@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shmpoold.core.chores import PAUSE, SHARES, STEPS_PER_TURN, Chore, Chores, Lane
+from shmpoold.core.chores import AT_ONCE, PAUSE, SAVED, SAVED_PER_SECOND, SHARES, STEPS_PER_TURN, Chore, Chores, Lane
 
 #: By the first word of a chore's name.
 LANES = {"urgent": Lane.LOOKS, "question": Lane.QUESTIONS, "ending": Lane.ENDINGS, "run": Lane.RUNS}
@@ -114,3 +114,44 @@ def test_a_lane_that_had_nothing_to_do_has_nothing_coming_to_it_for_that() -> No
         turns.turn()
     turns.begin("run", 100_000)
     assert abs(turns.turn().count("run") - STEPS_PER_TURN // 2) <= 1
+
+
+def ask(chores: Chores, steps: int, now: float) -> list[int]:
+    """A long question, at a time that stands still: what each of its turns has until one is not due at once."""
+    seen: list[int] = []
+
+    def question() -> Chore:
+        for _ in range(steps):
+            seen[-1] += 1
+            yield 1
+
+    seen.append(0)
+    chores.begin(question(), now, Lane.QUESTIONS)
+    while chores.next_deadline == AT_ONCE:
+        seen.append(0)
+        chores.tick(now)
+    return seen
+
+
+def test_a_question_alone_does_not_wait_between_its_turns() -> None:
+    assert ask(Chores(), 10 * STEPS_PER_TURN, 1.0) == [STEPS_PER_TURN] * 10 + [0]
+
+
+def test_questions_without_a_pause_have_what_was_saved_and_no_more() -> None:
+    chores = Chores()
+    assert ask(chores, 100_000, 1.0) == [STEPS_PER_TURN] * (1 + SAVED // STEPS_PER_TURN)
+    turns = 0
+    for milliseconds in range(1, 1001):
+        now = 1.0 + milliseconds / 1000
+        if chores.next_deadline <= now:
+            chores.tick(now)
+        while chores.next_deadline == AT_ONCE:
+            turns += 1
+            chores.tick(now)
+    assert turns <= SAVED_PER_SECOND // STEPS_PER_TURN
+
+
+def test_what_is_urgent_keeps_the_pauses() -> None:
+    chores = Chores()
+    chores.begin((1 for _ in range(100_000)), 1.0, Lane.LOOKS)
+    assert ask(chores, 100_000, 1.0) == [0]

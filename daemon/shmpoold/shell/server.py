@@ -41,6 +41,7 @@ from ..core.actions import (
     WatchConnected,
 )
 from ..core.broker import Broker
+from ..core.chores import AT_ONCE
 from ..core.connections.clients import MOST_OPERATORS
 from ..core.events import (
     Connected,
@@ -279,6 +280,7 @@ class Server:
     def _arm(self) -> None:
         """Set the one timer to the core's next deadline."""
         deadline = None if self._is_stopped else self._core.next_deadline()
+        rest = 0.0 if deadline == AT_ONCE else SHORTEST_TICK
         if deadline is not None:
             deadline = max(deadline, self._no_tick_before)
         if deadline == self._deadline:
@@ -287,7 +289,7 @@ class Server:
             self._timer.cancel()
         self._deadline = deadline
         if deadline is not None:
-            self._timer = self._loop.call_at(max(deadline, self._loop.time() + SHORTEST_TICK), self._tick)
+            self._timer = self._loop.call_at(max(deadline, self._loop.time() + rest), self._tick)
 
     def _tick(self) -> None:
         self._timer = self._deadline = None
