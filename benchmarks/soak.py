@@ -50,6 +50,8 @@ PATIENCE = 10.0
 #: A descriptor is still open when its connection has just ended: the fewest of some looks count.
 LOOKS = 10
 PAUSE = 0.02
+#: Seconds after which nothing lies spare any more.
+SPARES_GO = 2.0
 
 PARAMETERS = [
     click.Option(["--minutes"], type=click.FloatRange(0.2), help="How long, 2 by default."),
@@ -161,11 +163,10 @@ class _Soak:
         """What must be the same whenever it is quiet."""
         stats = query(self.broker.address)
         broker, client = (_fewest_descriptors(process) for process in self._processes)
-        names = [name for name in os.listdir("/dev/shm") if stats.pool_id in name]
         return {
             "descriptors of the broker": broker,
             "descriptors of the client": client,
-            "names in /dev/shm": len(names),
+            "names in /dev/shm": _fewest_names(stats.pool_id),
             "seats taken": len(stats.clients),
             "buffers not given back": stats.active_buffers,
         }
@@ -176,6 +177,15 @@ def _fewest_descriptors(process: psutil.Process) -> int:
     for _ in range(LOOKS):
         time.sleep(PAUSE)
         looks.append(process.num_fds())
+    return min(looks)
+
+
+def _fewest_names(pool_id: str) -> int:
+    """Once what lay spare for a moment has gone, which a steady producer's next object would have taken."""
+    looks = []
+    for _ in range(LOOKS):
+        time.sleep(SPARES_GO / LOOKS)
+        looks.append(sum(pool_id in name for name in os.listdir("/dev/shm")))
     return min(looks)
 
 

@@ -544,11 +544,12 @@ for _ in range(50):
 os.close(go[1])
 for pid in pids:
     os.waitpid(pid, 0)
-print(after - before, os.read(results[0], 1000) == b"\\x01" * len(pids))
+few = 6 <= after - before <= 8  # the pipes, and what a thread of the pool has open for a moment
+print(few, os.read(results[0], 1000) == b"\\x01" * len(pids))
 """
     broker = start()
     done = run_script(script, broker.address, str(children))
-    assert (done.returncode, done.stdout) == (0, "6 True\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "True True\n"), done.stderr
 
 
 def test_fork_that_cannot_be_guarded_says_so_and_holds_what_is_open(start: Start) -> None:

@@ -21,6 +21,8 @@ EXCEPTIONS = {
     "test_queue_feeder_donot_stop_onexc": "there is no feeder thread: put raises in the caller",
     "test_queue_feeder_on_queue_feeder_error": "there is no feeder thread: put raises in the caller",
     "test_closed": "it reads the ends of the pipe that a SimpleQueue has",
+    "test_closed_queue_empty_exceptions": "one that is closed unused is closed, and raises ValueError",
+    "test_empty_exceptions": "a closed queue raises ValueError, as put and get do",
     "test_no_import_lock_contention": "it makes its own multiprocessing.Queue in a subprocess",
 }
 
