@@ -104,6 +104,8 @@ class Mapping:
         #: Threads of one process share the tickets' descriptor and so its byte locks. Whoever closes
         #: it has the gate, too.
         self.ticket_gate = threading.Lock()
+        #: The cells that a thread has asked the broker for just now.
+        self.asked_for: set[int] = set()
         self.windows = Windows()
         #: Held by our children too, for as long as they read what was open here.
         self.readers: heirs.Page | None = None
@@ -143,8 +145,6 @@ class Mapping:
         if welcome.properties & TICKETS_BY_CAS:
             swap = atomics.swap_of(self.words)
             self.swap, self.asks_for_tickets = swap or _no_swap, swap is None
-        #: The cells that a thread has asked the broker for just now.
-        self.asked_for: set[int] = set()
         self.has_checksums = bool(welcome.properties & CHECKSUMS)
         try:
             self.tickets_fd = open_beside(self.address, tickets_path, welcome.tickets_file, self.pool_id)

@@ -15,12 +15,13 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from sys import getrefcount
 from typing import Final
 
 from ..protocol.ledger import EXTENT, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, nbytes_of
 from ..system.here import HERE, OURS
 from . import tickets
-from .references import KNOWN_TO_NOBODY, references
+from .references import KNOWN_TO_NOBODY, KNOWN_TO_ONE, references
 from .tickets import Reader, Record, Ticket
 
 #: Idle records that are kept: each has a window, a map of the kernel's, of which a process has 65,530.
@@ -73,16 +74,26 @@ class Openings:
         return bool(self._segments)
 
     def forget_segments(self) -> None:
-        """Unmap the direct segments that are over. (Their pages have gone before.) No ticket of one
-        can be taken any more, so nobody is just about to look through it."""
+        """Forget the direct segments that are over, and so unmap them. (Their pages have gone before.)"""
         with self._lock:
             for index in list(self._segments):
-                record = self.records.get(index)
-                if record is not None and record.window is not None:
-                    if not record.is_over or record.is_in_use:
-                        continue
-                    record.window = None
-                self._segments.discard(index)
+                if index not in self.records or (self.records[index].is_over and self._forget(index)):
+                    self._segments.discard(index)
+
+    def _forget(self, index: int) -> bool:
+        """Forget a record that nobody has; False when somebody has. For who has the lock.
+
+        It is taken out before it is looked at for certain: whoever opens has it by then, or comes by no more. (That it
+        was over tells nothing of who is just opening: its row may be served again.) Under the gate: who looks whether
+        anything is in use does not miss it."""
+        if references(self.records, index) != KNOWN_TO_NOBODY:
+            return False
+        with self._session.ticket_gate:
+            record = self.records.pop(index)
+            if getrefcount(record) == KNOWN_TO_ONE and not record.is_in_use:
+                return True
+            self.records[index] = record
+        return False
 
     def _finalizer(self, index: int) -> Callable[[], object]:
         """What ends a buffer that is collected unreleased. Where warnings of it would be seen it
@@ -107,8 +118,7 @@ class Openings:
             return
         idle = 0
         for index in list(records):
-            if references(records, index) == KNOWN_TO_NOBODY and not records[index].is_in_use:
-                del records[index]
+            if self._forget(index):
                 idle += 1
                 if idle == FORGOTTEN_AT_ONCE:
                     break

@@ -18,3 +18,12 @@ class _Thing:
 
 #: The references to a thing that only its table knows; measured, since it depends on the interpreter.
 KNOWN_TO_NOBODY: Final = references({0: _Thing()}, 0)
+
+
+def _references_of_one() -> int:
+    thing = _Thing()
+    return getrefcount(thing)
+
+
+#: What ``getrefcount`` says of a local variable's thing that nobody else has.
+KNOWN_TO_ONE: Final = _references_of_one()

@@ -28,6 +28,7 @@ from ..protocol.figures import DEFERRED, TICKETS_ASKED
 from ..protocol.handle import Handle
 from ..protocol.header import BROKER_PID, WANTED
 from ..protocol.messages import Account, Goodbye, LetGo, Role, Take, Welcome
+from ..system.descriptors import CLOSED
 from ..system.limits import explain
 from . import guards
 from .deferred import DeferredReleases
@@ -232,22 +233,30 @@ class Session(Supply):
 
     def discard_seat(self) -> None:
         """The seat is gone. Views stay readable, nothing is stored for them any more."""
-        self.is_over, self.is_watched = True, False
+        with self.ticket_gate:
+            self._close_tickets()
         self.guards.forget_all()
         self.link.discard_all()
+
+    def _close_tickets(self) -> None:
+        """The seat is over, and from here on nobody takes a ticket for it. For who has the gate: an `open` that
+        looked at the session before has had its turn, or finds no descriptor and swaps nothing."""
+        self.is_over, self.is_watched = True, False
+        self.tickets_fd = CLOSED
 
     @property
     def is_in_use(self) -> bool:
         """Whether this seat is the custodian of anything (after `close_magazines`: of what is leased
-        or just being leased), or has a ticket taken, or a view of anything lives."""
-        return self.owns_any or self.deferred.any or self.openings.in_use or self.holds.in_use
+        or just being leased), or has a ticket taken or asked for, or a view of anything lives."""
+        in_use = self.owns_any or self.deferred.any or self.openings.in_use or self.holds.in_use
+        return in_use or bool(self.asked_for)
 
     def say_goodbye(self) -> bool:
         """The seat ends, unless something is still in use: another thread may be just opening."""
         with self.ticket_gate, self.holds.lock:
             is_first, is_left = not self.is_over, self.is_over or not self.is_in_use
             if is_left:
-                self.is_over, self.is_watched = True, False
+                self._close_tickets()
         # Over, then the unlock, then the word: whoever gets this seat's number finds its byte free, and
         # the readers' page goes before the broker may take what we had open for done.
         if is_first and is_left:

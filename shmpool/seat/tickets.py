@@ -252,7 +252,7 @@ def take(record: Record, granted: int, nbytes: int) -> None:
     """Take the ticket, or raise HandleUsed or StaleHandle. For what `Pool.open` does not
     do in place: a changed custodian, a run, a busy lock, and all refusals."""
     if record.session.asks_for_tickets:
-        _ask(record, granted, nbytes)
+        _ask(record, granted, nbytes, record.session.taken)
     else:
         _change(record, granted, nbytes, record.session.taken)
 
@@ -264,8 +264,7 @@ def discard(record: Record, granted: int, nbytes: int, *, waits: bool = False) -
     if not session.asks_for_tickets:
         _change(record, granted, nbytes, _DONE)
     elif waits:
-        _ask(record, granted, nbytes)
-        session.words[record.cell] = granted & GENERATION_FIELD | _DONE
+        _ask(record, granted, nbytes, _DONE)
     elif explanation := why_not(session, record, granted, nbytes):
         raise explanation
     else:
@@ -364,9 +363,9 @@ def _change(record: Record, granted: int, nbytes: int, mark: int) -> None:
                 return
 
 
-def _ask(record: Record, granted: int, nbytes: int) -> None:
-    """Have the broker take a ticket. What it has done, the word says; one thread at a time asks for a ticket, so one
-    that is this seat's then is the thread's."""
+def _ask(record: Record, granted: int, nbytes: int, mark: int) -> None:
+    """Have the broker take a ticket, and mark it. What it has done, the word says; one thread at a time asks for a
+    ticket, so one that is this seat's then is the thread's. The seat does not end before it is marked."""
     session, cell, taken = record.session, record.cell, granted & GENERATION_FIELD | record.session.taken
     with session.ticket_gate:
         pending = _pending(session, record, granted, nbytes)
@@ -379,6 +378,8 @@ def _ask(record: Record, granted: int, nbytes: int) -> None:
             session.ask_for_ticket(cell - FIRST_CELL, pending)
             if session.words[cell] != taken:
                 pending = _pending(session, record, granted, nbytes)
+        if mark != session.taken:
+            session.words[cell] = granted & GENERATION_FIELD | mark
     finally:
         session.asked_for.discard(cell)
 

@@ -20,6 +20,7 @@ import pytest
 from client_helpers import KIB, MIB, PATIENCE, Connect, Start, child, eventually, hear
 
 import shmpool
+from shmpool.seat.session import Session
 
 SIZES = [0, 700, 5000, 40_000, 200_000, 300_000, MIB + 5]
 
@@ -316,3 +317,54 @@ def test_open_that_a_recall_meets_keeps_its_bytes(start: Start, nbytes: int) -> 
             buffer.release()
             if meanwhile.left > 0:
                 break
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a buffer is open when its pool is closed
+@pytest.mark.parametrize("tickets", ["locks", pytest.param("cas", marks=pytest.mark.long)])
+@pytest.mark.parametrize(("verb", "within"), [("open", "open"), ("discard", "_locked")])
+def test_ticket_is_taken_before_the_seat_ends_or_not_at_all(
+    start: Start, monkeypatch: pytest.MonkeyPatch, verb: str, within: str, tickets: str
+) -> None:
+    """At every line another thread closes the pool and has come as far as the broker's word, while what the seat locks
+    and swaps with is there yet. The broker closes an ended seat's tickets, and gives their memory to others."""
+    broker, say_goodbye = start(tickets=tickets), Session.say_goodbye
+    writer = broker.connect()
+    for n in itertools.count(1):
+        lease = writer.lease(2 * MIB)
+        lease.write(b"\x07" * lease.nbytes)
+        handle = lease.publish()
+        reader, has_said, goes_on = broker.connect(), threading.Event(), threading.Event()
+
+        def say_and_wait(session: Session, said: threading.Event = has_said, go: threading.Event = goes_on) -> bool:
+            is_left = say_goodbye(session)
+            said.set()
+            return go.wait(PATIENCE) and is_left
+
+        def close_as_far(
+            pool: shmpool.Pool = reader, said: threading.Event = has_said, go: threading.Event = goes_on
+        ) -> None:
+            closing = threading.Thread(target=pool.close)
+            closing.start()
+            said.wait(0.05)  # it may need what the thread has that stands at this line
+            threading.Thread(target=lambda: (said.wait(PATIENCE), go.wait(PATIENCE), closing.join())).start()
+
+        monkeypatch.setattr(Session, "say_goodbye", say_and_wait)
+        done = None
+        with (
+            Meanwhile(n, close_as_far, within=within if tickets == "locks" else "") as meanwhile,
+            contextlib.suppress(shmpool.PoolClosed),
+        ):
+            done = getattr(reader, verb)(handle) or verb
+        if isinstance(done, shmpool.Buffer):
+            assert len(writer.stats().clients) == 2, f"line {n}: the seat stays for what is open"
+            assert done.view == b"\x07" * done.nbytes
+            done.release()
+        elif done is None:
+            writer.discard(handle)
+        goes_on.set()
+        reader.close()
+        monkeypatch.undo()
+        eventually(lambda: len(writer.stats().clients) == 1)
+        if meanwhile.left > 0:
+            break
+    assert n > 5
