@@ -78,13 +78,14 @@ class DirectLease(LiveLease):
         self._slot.close()  # a process may have more direct leases than descriptors
 
     def _write_placed(self, parts: Iterable[tuple[int, memoryview]]) -> None:
-        LiveLease._write_placed(self, parts)
+        for offset, source in parts:
+            self._write_part(offset, source)
         self._slot.close()
 
     def _write_part(self, offset: int, source: memoryview) -> None:
         raw = layouts.flat(source) if self._slot.window is None else None
         if raw is None:
-            LiveLease._write_part(self, offset, source)
+            LiveLease._write_placed(self, [(offset, source)])
             return
         if not HERE[OURS]:
             is_parents()

@@ -104,8 +104,18 @@ class Lease:
     def _write_placed(self, parts: Iterable[tuple[int, memoryview]]) -> None:
         """The same for parts that are known to lie in order and within the lease; what lies between
         them stays as it was."""
-        for offset, source in parts:
-            self._write_part(offset, source)
+        if not HERE[OURS]:
+            is_parents()
+        view = self.view
+        try:
+            for offset, source in parts:
+                if source.format == "B" and source.ndim == 1:
+                    view[offset : offset + source.nbytes] = source
+                else:
+                    layouts.copy(view[offset : offset + source.nbytes], source)
+        except ValueError:
+            _raise_if_taken(view)
+            raise
 
     def _write(self, source: memoryview) -> None:
         if not HERE[OURS]:
@@ -116,16 +126,6 @@ class Lease:
                 view[:] = source
             else:
                 layouts.copy(view, source)
-        except ValueError:
-            _raise_if_taken(view)
-            raise
-
-    def _write_part(self, offset: int, source: memoryview) -> None:
-        if not HERE[OURS]:
-            is_parents()
-        view = self.view
-        try:
-            layouts.copy(view[offset : offset + source.nbytes], source)
         except ValueError:
             _raise_if_taken(view)
             raise

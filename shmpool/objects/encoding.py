@@ -11,6 +11,7 @@ import pickle
 import sys
 from collections.abc import Callable, Hashable
 from functools import lru_cache
+from pickle import PickleBuffer
 from typing import Any, Final, NamedTuple, Protocol
 
 from . import layout, reducers, templates
@@ -50,7 +51,7 @@ def encode(obj: Any, pickler: PicklerClass | None = None) -> Encoded:
     """Pickle *obj*. Raises what pickling raises; the object must not change before the parts are
     written."""
     if pickler is None and type(obj) is _array_type() and (template := templates.of(obj)) is not None:
-        return Encoded(template.nbytes, [(0, template.head), (template.offset, pickle.PickleBuffer(obj).raw())])
+        return Encoded(template.nbytes, [(0, template.head), (template.offset, PickleBuffer(obj).raw())])
     pieces = _Pieces()
     base: Any = pickler or pickle.Pickler
     encoder = _encoder_of(base)(pieces)
@@ -100,9 +101,9 @@ def _encoder_of(base: Hashable) -> Any:
             self.flags = 0
 
         #: By a stand-in's id: it, and the array that it stands in for. None while there is none.
-        stand_ins: dict[int, tuple[pickle.PickleBuffer, Any]] | None = None
+        stand_ins: dict[int, tuple[PickleBuffer, Any]] | None = None
 
-        def _keep_in_band(self, buffer: pickle.PickleBuffer) -> bool:
+        def _keep_in_band(self, buffer: PickleBuffer) -> bool:
             if self.stand_ins and (known := self.stand_ins.pop(id(buffer), None)):
                 self.buffers.append(memoryview(known[1]))
                 return False
@@ -112,10 +113,10 @@ def _encoder_of(base: Hashable) -> Any:
             self.buffers.append(raw)
             return False
 
-        def out_of_band(self, source: Any) -> pickle.PickleBuffer:
+        def out_of_band(self, source: Any) -> PickleBuffer:
             """What a reducer pickles in the place of *source*, any array: the pickler itself
             refuses buffers that are not contiguous."""
-            stand_in = pickle.PickleBuffer(bytearray())  # of bytes, and the reader's would be read-only
+            stand_in = PickleBuffer(bytearray())  # of bytes, and the reader's would be read-only
             self.stand_ins = self.stand_ins or {}
             self.stand_ins[id(stand_in)] = (stand_in, source)
             return stand_in

@@ -21,14 +21,18 @@ COPIED_BELOW: Final = 64 * 1024
 
 def put(
     pool: BasePool, obj: Any, readers: int, ttl: float | None, timeout: float | None, pickler: PicklerClass | None
-) -> list[Handle]:
+) -> Handle | list[Handle]:
     """Pickle first: what cannot be pickled leases nothing."""
     encoded = encode(obj, pickler)
-    with pool.lease(encoded.nbytes, timeout=timeout) as lease:
+    lease = pool.lease(encoded.nbytes, timeout=timeout)
+    try:
         lease._write_placed(encoded.parts)
         if readers == 1 and readers is not True:
-            return [lease.publish(ttl=ttl)]
+            return lease.publish(ttl=ttl)
         return lease.publish_many(readers, ttl=ttl)
+    except BaseException:
+        lease.release()
+        raise
 
 
 def get(
@@ -45,25 +49,31 @@ def get(
 
 def take_apart(opened: Buffer, writable: bool, copy: bool | None, allow: Collection[str] | None) -> Any:
     """The object of a buffer that was just opened, which is left to what is made of it."""
-    with opened as buffer:
-        view = buffer.view
-        if not writable and len(view) >= templates.SMALLEST and (template := templates.find(view)) is not None:
+    try:
+        view = opened.view
+        if not writable and (template := templates.find(view)) is not None:
             if copy or (copy is None and len(view) < COPIED_BELOW):
-                return template.array(bytes(view[template.offset :]), 0)
+                array = template.array(bytes(view[template.offset :]), 0)
+                del view
+                opened.release()
+                return array
             array = template.array(view, template.offset)
             del view
-            buffer.release_to_views()
+            opened.release_to_views()
             return array
         # Nothing but its mapping keeps a tensor from being written, and that would be a SIGSEGV.
         is_private = writable or bool(layout.flags_of(view) & layout.HAS_TENSORS)
-        if copy or (copy is None and buffer.nbytes < COPIED_BELOW):
+        if copy or (copy is None and opened.nbytes < COPIED_BELOW):
             view = memoryview(bytearray(view) if is_private else bytes(view))
-            buffer.release()
+            opened.release()
         elif is_private:
-            assert isinstance(buffer, LiveBuffer | SharedBuffer)
-            view = buffer.view = private.show(private.reserve(buffer.nbytes), buffer, view)
+            assert isinstance(opened, LiveBuffer | SharedBuffer)
+            view = opened.view = private.show(private.reserve(opened.nbytes), opened, view)
         obj = decode(view, allow)
-        templates.learn(view, obj)
+        templates.learn(obj)
         del view
-        buffer.release_to_views()
+        opened.release_to_views()
         return obj
+    except BaseException:
+        opened.release()
+        raise

@@ -8,6 +8,7 @@ unpickles that. One array is what most objects are, and pickling it took longer 
 from __future__ import annotations
 
 import pickle
+import struct
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -25,6 +26,8 @@ MOST: Final = 512
 #: None of them is longer: header, one entry, and a pickle of a shape of 32 dimensions.
 LONGEST: Final = 512
 _FIXED: Final = layout.HEADER_BYTES + layout.ENTRY_BYTES
+_PICKLE_NBYTES_AT: Final = layout.PICKLE_NBYTES.start
+_pickle_nbytes: Final = struct.Struct("<Q").unpack_from
 
 
 class Template(NamedTuple):
@@ -45,6 +48,8 @@ class Template(NamedTuple):
 
 _by_kind: dict[tuple[Any, tuple[int, ...], bool], Template] = {}
 _by_head: dict[bytes, Template] = {}
+#: Kinds of which one was unpickled here.
+_seen_once: set[tuple[Any, tuple[int, ...], bool]] = set()
 
 
 class _Prototype:
@@ -91,15 +96,25 @@ def _make(dtype: Any, shape: tuple[int, ...], is_fortran: bool) -> Template | No
 def find(view: memoryview) -> Template | None:
     """The template of the object in *view*, if this process knows it. It is known by all of its bytes,
     so nothing that a peer wrote is believed."""
-    length = _FIXED + int.from_bytes(view[layout.PICKLE_NBYTES], "little")
+    if len(view) < SMALLEST:
+        return None
+    length = _FIXED + _pickle_nbytes(view, _PICKLE_NBYTES_AT)[0]
     if length > LONGEST:
         return None
     template = _by_head.get(bytes(view[:length]))
     return template if template is not None and template.nbytes == len(view) else None
 
 
-def learn(view: memoryview, obj: Any) -> None:
-    """An object was unpickled: the next one like it need not be."""
+def learn(obj: Any) -> None:
+    """An object was unpickled. Like the second of its kind the next one need not be; that of a kind that comes once
+    would take longer to learn than it took to unpickle."""
     numpy: Any = sys.modules.get("numpy")
-    if numpy is not None and type(obj) is numpy.ndarray and len(view) >= SMALLEST:
+    if numpy is None or type(obj) is not numpy.ndarray or obj.nbytes < SMALLEST:
+        return
+    kind = obj.dtype, obj.shape, obj.flags.fnc
+    if kind in _seen_once:
         of(obj)
+        return
+    if len(_seen_once) >= MOST:
+        _seen_once.clear()
+    _seen_once.add(kind)

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from .arrays import ArrayLease
     from .encoding import PicklerClass
 
+#: The module, from its first use on: an import statement that finds it there takes as long as laying an array out.
+_exchange: Any = None
+
+
+def _import_exchange() -> Any:
+    global _exchange
+    from . import exchange
+
+    _exchange = exchange
+    return exchange
+
 
 class ObjectVerbs(BasePool):
     """A pool of Python objects."""
@@ -59,10 +70,9 @@ class ObjectVerbs(BasePool):
         The object must not change meanwhile. Raises what pickling raises, and like `Pool.lease`; nothing
         is leased then.
         """
-        from .exchange import put
-
-        handles = put(self, obj, readers, ttl, timeout, pickler)
-        return handles[0] if readers == 1 else handles
+        exchange = _exchange or _import_exchange()
+        handles: Handle | list[Handle] = exchange.put(self, obj, readers, ttl, timeout, pickler)
+        return handles
 
     def get(
         self,
@@ -81,9 +91,7 @@ class ObjectVerbs(BasePool):
         library and numpy) with `FormatError`; it is no sandbox. Raises like `Pool.open`, `FormatError` for
         what `put` did not make, and what unpickling raises; the handle is used up then.
         """
-        from .exchange import get
-
-        return get(self, handle, writable, copy, allow)
+        return (_exchange or _import_exchange()).get(self, handle, writable, copy, allow)
 
     def empty(
         self,
@@ -170,9 +178,7 @@ class ObjectVerbs(BasePool):
         self, buffer: SharedBuffer, writable: bool, copy: bool | None, allow: Collection[str] | None
     ) -> Any:
         """The object of a shared publication that was just opened."""
-        from .exchange import take_apart
-
-        return take_apart(buffer, writable, copy, allow)
+        return (_exchange or _import_exchange()).take_apart(buffer, writable, copy, allow)
 
     def _share_lease(self, lease: LiveLease, name: str | None, keep: Any, ttl: float | None) -> Shared:
         """What `Lease.publish_shared` does."""

@@ -49,6 +49,9 @@ class Deferral(Protocol):
         """A slot that its writer keeps a view of, or that a child has yet to copy, and what is to be done
         after that."""
 
+    def look(self) -> None:
+        """Settle the youngest releases whose views are gone."""
+
     def look_at_partings(self) -> None:
         """Go on with those whose views are gone."""
 

@@ -41,8 +41,11 @@ class Supply(Custody):
             return self.obtain_direct(nbytes, timeout)
         slot = magazine.take()
         if slot is None and self.deferred.any:
-            self.deferred.look_at_all()
+            self.deferred.look()  # what this thread let go of just now, most likely
             slot = magazine.take()
+            if slot is None:
+                self.deferred.look_at_all()
+                slot = magazine.take()
         if slot is not None:
             return slot
         queue = timeout != 0

@@ -28,13 +28,18 @@ def test_with_a_template_and_without_it_comes_out_the_same(array: np.ndarray) ->
         assert not got.size or not got.flags.writeable or got.nbytes < templates.SMALLEST
 
 
-def test_a_reader_learns_a_template_by_unpickling_and_forgets_when_there_are_too_many() -> None:
+def test_a_reader_learns_a_template_by_unpickling_two_and_forgets_when_there_are_too_many() -> None:
     raw = memoryview(laid_out(np.arange(777.0)))
     templates._by_kind.clear()
     templates._by_head.clear()
-    assert templates.find(raw) is None
-    templates.learn(raw, decode(raw))
-    assert templates.find(raw) is not None
+    templates._seen_once.clear()
+    for is_known in (False, True):
+        assert templates.find(raw) is None
+        templates.learn(decode(raw))
+        assert (templates.find(raw) is not None) == is_known
+    for length in range(200, 200 + 2 * templates.MOST):
+        templates.learn(np.zeros(length))
+    assert len(templates._seen_once) <= templates.MOST
     for length in range(200, 200 + 2 * templates.MOST):
         laid_out(np.zeros(length))
     assert len(templates._by_head) == len(templates._by_kind) <= templates.MOST
