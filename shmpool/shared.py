@@ -119,17 +119,11 @@ class Shared:
     def _unpin(self) -> None:
         pin, self._pin = self._pin, None
         if pin is not None:
-            try:
-                pin[0].pins.pop()
-            except IndexError:
-                pass
+            pin[0].unpin()
 
     def __del__(self) -> None:
         if getattr(self, "_pin", None) is not None:
             self._unpin()
-            session = self._pool._session
-            if session is not None and HERE[OURS]:
-                session.wake_helper()
 
     def __enter__(self) -> Self:
         return self

@@ -41,12 +41,9 @@ _KEEP: Final = {False: 0, True: KEPT, "cache": CACHED}
 
 
 def _made(pool: BasePool, session: Session, hold: Hold, *, until_opened: bool) -> Shared:
-    """A Shared that holds it by itself."""
-    row = hold.record.row
-    shared = Shared(pool, session.pool_id, row, hold.granted, hold.nbytes, hold.name)
-    pinned = session.holds.pin(row, hold.granted)
-    if pinned is not None:
-        shared._pin = pinned, until_opened
+    """A Shared that holds it by itself, by the pin that *hold* was kept with."""
+    shared = Shared(pool, session.pool_id, hold.record.row, hold.granted, hold.nbytes, hold.name)
+    shared._pin = hold, until_opened
     return shared
 
 
@@ -159,7 +156,7 @@ def made(pool: BasePool, announced: Announced, request: Request) -> Shared:
         raise refused(request.refusal)
     assert isinstance(request.answer, Held)
     assert request.answer.word == announced.granted
-    hold = announced.session.holds.keep(request.answer, announced.written)
+    hold = announced.session.holds.keep(request.answer, announced.written, is_pinned=True)
     return _made(pool, announced.session, hold, until_opened=False)
 
 
@@ -176,7 +173,7 @@ def find(pool: BasePool, name: str, timeout: float | None) -> Shared:
     if request.refusal is not None:
         raise refused(request.refusal)
     assert isinstance(request.answer, Held)
-    return _made(pool, session, session.holds.keep(request.answer), until_opened=True)
+    return _made(pool, session, session.holds.keep(request.answer, is_pinned=True), until_opened=True)
 
 
 def get_or_share(
@@ -212,7 +209,7 @@ def find_or_turn(
     if request.refusal is not None:
         raise refused(request.refusal)
     if isinstance(request.answer, Held):
-        return _made(pool, session, session.holds.keep(request.answer), until_opened=True)
+        return _made(pool, session, session.holds.keep(request.answer, is_pinned=True), until_opened=True)
     assert isinstance(request.answer, Turn)
     return session, request.answer.request
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from sys import getrefcount
 from typing import Final
 
@@ -20,6 +21,7 @@ from ..link.requests import Question, Request
 from ..protocol.codes import Code
 from ..protocol.ledger import CHECKSUM, EXTENT, NBYTES_BITS, ROW_WORDS, generation_of, is_queue
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Held, Holds, LetGo, Refusal
+from ..system.here import HERE, OURS
 from . import tickets
 from .supply import Supply
 from .tickets import Record
@@ -63,6 +65,13 @@ class Hold:
         """Whether a view or a pin keeps it."""
         return bool(self.pins) or self.is_looked_through
 
+    def unpin(self) -> None:
+        """One pin less. From the last one on the helper has to look whether a view is left. For finalizers, too."""
+        with suppress(IndexError):
+            self.pins.pop()
+        if not self.pins and HERE[OURS]:
+            self.record.session.wake_helper()
+
 
 class HoldTable:
     """Those of one session. Thread-safe."""
@@ -98,23 +107,25 @@ class HoldTable:
             raise LeaseTimeout(f"{what}: the broker did not answer within {waited:.3g} s")
         return request
 
-    def keep(self, held: Held, written: Window | None = None) -> Hold:
+    def keep(self, held: Held, written: Window | None = None, *, is_pinned: bool = False) -> Hold:
         """Map what the broker holds for us. If another thread was faster, its hold counts. Nothing is held
-        when it raises."""
+        when it raises. What is not pinned has to be looked through soon."""
         session = self._session
         try:
-            session.watch()
             with self.lock:
                 hold = self._table.get(held.row)
                 if hold is not None and hold.granted == held.word:
                     self._let_go(held.request)
-                    return hold
-                hold = Hold(self._map(held), held, session.forks, written, self._checksum_of(held.row))
-                self._table[held.row] = hold
+                else:
+                    hold = Hold(self._map(held), held, session.forks, written, self._checksum_of(held.row))
+                    self._table[held.row] = hold
+                if is_pinned:  # in one step: who gives back what is idle does not come in between
+                    hold.pins.append(None)
         except BaseException:
             self._let_go(held.request)
             raise
-        session.wake_helper()
+        if not is_pinned:  # else at the end of the last pin: a helper that is woken here runs before the caller
+            session.wake_helper()
         return hold
 
     def _map(self, held: Held) -> Record:
@@ -126,11 +137,6 @@ class HoldTable:
         session = self._session
         is_summed = session.has_checksums and not is_queue(session.words[row * ROW_WORDS + EXTENT])
         return session.words[row * ROW_WORDS + CHECKSUM] if is_summed else None
-
-    def find(self, row: int, granted: int) -> Hold | None:
-        """The hold of a publication, if there is one."""
-        hold = self._table.get(row)
-        return hold if hold is not None and hold.granted == granted else None
 
     def look_through(self, row: int, granted: int) -> tuple[Hold, memoryview] | None:
         """A view of a publication that is held, None of one that is not: in one step, which the helper
@@ -144,14 +150,6 @@ class HoldTable:
             hold.idle_since = None
             assert hold.record.window is not None
             return hold, memoryview(hold.record.window)[: hold.nbytes]
-
-    def pin(self, row: int, granted: int) -> Hold | None:
-        """Keep a hold that is there without a view."""
-        with self.lock:
-            hold = self.find(row, granted)
-            if hold is not None:
-                hold.pins.append(None)
-            return hold
 
     # --- letting go -------------------------------------------------------------------------------------
 

@@ -25,6 +25,9 @@ import shmpool
 KIB, MIB = 1024, 1024 * 1024
 SIZES = [10, 200 * KIB, 600 * KIB, 3 * MIB]
 
+#: Longer than a helper's pauses in a pool whose magazines rest soon.
+LONGEST_LOOK = 0.3
+
 fork = multiprocessing.get_context("fork")
 
 
@@ -90,6 +93,35 @@ def test_it_is_opened_again_and_again_and_lives_as_long_as_its_maker_or_a_view(p
     assert comes_back(pool.address)
     with pytest.raises(shmpool.StaleHandle):
         shared.get()
+
+
+def sleeps(pool: shmpool.Pool) -> bool:
+    """Whether a pool's helper did not wake for longer than any of its pauses."""
+    session = pool._session
+    assert session is not None
+    assert session.helper.thread is not None
+
+    def switches() -> str:
+        with open(f"/proc/self/task/{session.helper.thread.native_id}/status") as lines:  # type: ignore[union-attr]
+            return next(line for line in lines if line.startswith("voluntary_ctxt_switches"))
+
+    before = switches()
+    time.sleep(2 * LONGEST_LOOK)
+    return switches() == before
+
+
+def test_a_hold_ends_with_its_last_view_although_the_helper_slept_before() -> None:
+    limits: dict[str, Any] = {"memory_limit": "64MiB", "magazine_idle": "50ms"}
+    with shmpool.Broker(**limits) as broker, broker.connect() as reader, broker.connect() as maker:
+        made = maker.share(np.arange(100_000), "found", keep=True)
+        found = reader.find("found")
+        assert await_(lambda: sleeps(maker) and sleeps(reader))
+        views = [made.get(copy=False), found.get(copy=False)]
+        made.release()
+        reader.drop("found")
+        assert all(view[-1] == 99_999 for view in views)
+        views.clear()
+        assert comes_back(broker.address, 10)
 
 
 def test_a_process_asks_the_broker_once_and_holds_it_when_its_maker_is_gone(module_broker: shmpool.Broker) -> None:
