@@ -14,6 +14,7 @@ from types import FrameType
 import pytest
 from harness import CHUNKS, MEDIUM, SMALL, Client, Process, World, small_settings, turns_of
 
+from shmpool.protocol.census import slices
 from shmpool.protocol.codes import Code
 from shmpool.protocol.ledger import MAX_TICKETS
 from shmpool.protocol.messages import Bell, Grant, Message, Recall, Refill
@@ -222,6 +223,15 @@ def test_a_look_at_the_ages_costs_what_has_changed(large_world: World) -> None:
         client.publish(slot)
     assert cost_of_a_look() >= at_rest + 2 * 1000 // CHANGED_ROWS - 10
     assert cost_of_a_look() == at_rest
+
+
+def test_a_census_reads_only_the_slices_of_which_something_is_granted(large_world: World) -> None:
+    world = large_world
+    everything = list(slices(world.tiers))
+    assert sum(world.broker.reports.ledger.look()) == len(everything)
+    hold(world, 10)
+    read = [first for _, first, raw, _, _ in world.broker.reports.ledger._walk() if raw]
+    assert 1 <= len(read) <= 2 < len(everything)
 
 
 def test_a_turn_probes_no_more_seats_than_probed_per_turn(large_world: World) -> None:

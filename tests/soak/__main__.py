@@ -26,6 +26,7 @@ def main() -> int:
         default="mixed",
         help="shared: put, get, share, find and get_or_share, with kills (tests.soak.sharing)",
     )
+    parser.add_argument("--checksums", action="store_true", help="with shared: in a pool that has them")
     parser.add_argument(
         "--disturb", nargs="*", choices=KINDS, metavar="KIND", help=f"from within: {', '.join(KINDS)}; none named: all"
     )
@@ -38,7 +39,8 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if arguments.objects == "shared":
         seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
-        return sharing.report(arguments.minutes * 60, arguments.workers, seed, kill_broker=arguments.kill_broker)
+        seconds, kill_broker = arguments.minutes * 60, arguments.kill_broker
+        return sharing.report(seconds, arguments.workers, seed, kill_broker=kill_broker, checksums=arguments.checksums)
     options = Options(
         seconds=arguments.minutes * 60,
         workers=arguments.workers,

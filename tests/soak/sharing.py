@@ -93,12 +93,12 @@ def act(pool: shmpool.Pool, chance: random.Random, kept: list[Any], mail: Any) -
         pool.reclaim()
 
 
-def run(seconds: float, workers: int, seed: int, *, kill_broker: bool) -> dict[str, Any]:
+def run(seconds: float, workers: int, seed: int, *, kill_broker: bool, checksums: bool = False) -> dict[str, Any]:
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as directory:
         address = str(Path(directory, "broker.sock"))
         brokers = Brokers(address, Path(directory, "log"), memory_limit="96MiB", max_clients=64, handle_ttl="2s",
-                          on_stop="keep")  # fmt: skip
+                          on_stop="keep", checksums=checksums)  # fmt: skip
         brokers.start()
         wrong, lives, killed = fork.SimpleQueue(), [], 0
         try:
@@ -157,15 +157,17 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--workers", type=int, default=5)
     parser.add_argument("--kill-broker", action="store_true")
+    parser.add_argument("--checksums", action="store_true")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     options = parser.parse_args()
-    return report(options.minutes * 60, options.workers, options.seed, kill_broker=options.kill_broker)
+    seconds, kill_broker = options.minutes * 60, options.kill_broker
+    return report(seconds, options.workers, options.seed, kill_broker=kill_broker, checksums=options.checksums)
 
 
-def report(seconds: float, workers: int, seed: int, *, kill_broker: bool) -> int:
+def report(seconds: float, workers: int, seed: int, *, kill_broker: bool, checksums: bool = False) -> int:
     """Run it and print its account; 1 when that does not close."""
-    account = run(seconds, workers, seed, kill_broker=kill_broker)
-    print({"seed": seed, **account})
+    account = run(seconds, workers, seed, kill_broker=kill_broker, checksums=checksums)
+    print({"seed": seed, "checksums": checksums, **account})
     print("the account does not close" if account["wrong"] else "the account closes")
     return 1 if account["wrong"] else 0
 

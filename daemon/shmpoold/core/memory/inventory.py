@@ -242,6 +242,10 @@ class Inventory(Stock):
             self.quarantined.add(at)
             self._with_tickets[at // self._per_step] += 1
 
+    def has_any(self, first: int, end: int) -> bool:
+        """Whether any of these rows may be granted or quarantined; of all others the ledger need not be read."""
+        return any(self._with_tickets[first // self._per_step : (end - 1) // self._per_step + 1])
+
     def acquit(self, seat: int) -> None:
         """A seat has ended, and nothing that was quarantined is mapped any more."""
         self.held -= self.condemned.pop(seat, 0)

@@ -93,7 +93,12 @@ class Ledger:
                 yield len(kept) * HELD_ROW
 
     def _walk(self) -> Iterator[tuple[Tier, int, bytes, list[int], SliceAges | None]]:
+        """All slices; of one where nothing is granted no byte is read."""
         for tier, first, end in slices(self._inventory.tiers):
+            if not self._inventory.has_any(first, end):
+                self.ages.forget(first)
+                yield tier, first, b"", [], None
+                continue
             raw = snapshot(self._rows.words, first, end)
             held, ages = held_rows(raw), None
             if held:
