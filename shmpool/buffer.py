@@ -119,7 +119,7 @@ class Buffer(Ticket):
             deferred.look()
         deferred.tell()
         if is_leaked and not to_views:
-            session.words[session.counters + DEFERRED] += 1
+            session.count(DEFERRED)
             if session.strict and not session.is_at_exit:
                 raise LeakedView(
                     "an array or slice of buffer.view is alive at release (strict mode);"

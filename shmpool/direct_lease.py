@@ -15,7 +15,7 @@ from . import layouts
 from .lease import EndedLease, Lease, ViewTaken, is_parents
 from .live_lease import LiveLease, check_shorter, store_length
 from .protocol.handle import Handle
-from .protocol.ledger import ONE_GENERATION, SEAT_MASK, STATE_SHIFT
+from .protocol.ledger import ONE_GENERATION, STATE_SHIFT
 from .protocol.states import State
 from .seat.direct import DirectSlot
 from .system import filling
@@ -141,15 +141,17 @@ class DirectLease(LiveLease):
         return slot.base | State.PUBLISHED << STATE_SHIFT
 
     def _await_readers(self) -> None:
-        slot = self._slot
+        slot, session = self._slot, self._slot.session
         slot.close()
-        is_ours = slot.session.words[slot.word] & SEAT_MASK
-        if is_ours and slot.stock.keeps(slot):
+        if session.words[slot.word] != slot.base | session.published:
+            session.forget_returned(slot)  # the publishing store has passed it on: it may be another's by now
+            return
+        if slot.stock.keeps(slot):
             LiveLease._await_readers(self)
             slot.stock.watch()
             return
         slot.window = None  # before another is the custodian: the memory would stay with the map
-        slot.session.return_soon(slot, State.PUBLISHED)
+        session.return_soon(slot, State.PUBLISHED)
 
     def _return(self) -> None:
         slot = self._slot

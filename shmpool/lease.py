@@ -175,9 +175,10 @@ class Lease:
         """Like `publish`, for *n* readers (1 to 13): each handle opens once."""
         raise NotImplementedError
 
-    def publish_kept(self) -> tuple[Handle, Callable[[], None]]:
+    def publish_kept(self, prepare: Callable[[Slot], None] | None = None) -> tuple[Handle, Callable[[], None]]:
         """Like `publish`, for who keeps a view of its window and goes on writing what the publication
-        does not hold: the slot is not used again before the callable was called, last of all."""
+        does not hold: the slot is not used again before the callable was called, last of all. *prepare* is
+        called with the slot when nobody else can end the lease any more, before it is published."""
         raise NotImplementedError
 
     def publish_shared(

@@ -96,9 +96,11 @@ class LiveLease(Lease):
         await_readers()
         return handles
 
-    def publish_kept(self) -> tuple[Handle, Callable[[], None]]:
+    def publish_kept(self, prepare: Callable[[Slot], None] | None = None) -> tuple[Handle, Callable[[], None]]:
         if not self._take_view() or self._slot.session.is_over or not HERE[OURS]:
             raise LeaseReleased("the lease is over, or being published or released by another thread")
+        if prepare is not None:
+            prepare(self._slot)
         let_go = self._await_readers
         return self._store_publication(1)[0], let_go
 
@@ -135,7 +137,7 @@ class LiveLease(Lease):
             raise LeakedView("an array or slice of lease.view is alive at publish; delete it first (strict mode)")
         try:
             if session.warned_of_views:
-                session.words[session.counters + DEFERRED] += 1
+                session.count(DEFERRED)
             else:
                 session.warn_of_view()
         except Warning:  # warnings are errors here: the handles would be lost, so the lease goes on

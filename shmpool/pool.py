@@ -148,8 +148,8 @@ class BasePool:
         words[counter] += 1
         lease = _new_lease(LiveLease)
         lease._slot = slot
-        slot.lease = proxy(lease)
         lease.nbytes = nbytes
+        slot.lease = proxy(lease)  # behind these: who closes the pool finds it by that
         window = slot.window or session.window_for(slot)
         lease.view = memoryview(window)[:nbytes]
         if started:

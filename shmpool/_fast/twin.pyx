@@ -328,10 +328,7 @@ cdef object _publish(PyObject *lease):
     if slot == NULL or not is_a(slot, Slot) or view == NULL or not PyMemoryView_Check(view):
         return None
     session = living_session(slot, SLOT_SESSION) if here[COPIED] else NULL
-    magazine, window = get_member(slot, SLOT_MAGAZINE), get_member(slot, SLOT_WINDOW)
-    if session == NULL or magazine == NULL or not is_a(magazine, Magazine) or window == NULL or window == NONE:
-        return None
-    if not (
+    if session == NULL or not (
         read_word(slot, SLOT_BASE, &base) and read_word(session, PUBLISHED, &published)
         and read_word(session, POOL_ID, &pool_id) and read_word(slot, SLOT_TAIL, &tail)
         and read_word(lease, LEASE_NBYTES, &nbytes) and read_word(slot, SLOT_WORD, &word)
@@ -341,8 +338,16 @@ cdef object _publish(PyObject *lease):
         return None
     granted = base | published
     done = base | DONE
-    handle = new_handle(Handle, pool_id, granted, tail | nbytes)
     held = <object>slot
+    handle = new_handle(Handle, pool_id, granted, tail | nbytes)
+    # That may have run anything: who has ended the lease meanwhile has taken its view.
+    view = get_member(lease, LEASE_VIEW)
+    if Py_TYPE(lease) != <PyTypeObject *>LiveLease or view == NULL or not PyMemoryView_Check(view):
+        return None
+    session = living_session(slot, SLOT_SESSION) if here[COPIED] else NULL
+    magazine, window = get_member(slot, SLOT_MAGAZINE), get_member(slot, SLOT_WINDOW)
+    if session == NULL or magazine == NULL or not is_a(magazine, Magazine) or window == NULL or window == NONE:
+        return None
     _drop_view(lease, LEASE_VIEW)
     if not has_references(window, 1) or not is_false(session, IS_OVER) or not here[COPIED]:
         return (<object>lease)._publish_slowly(1)[0]

@@ -235,6 +235,12 @@ class Custody(Keeper, Reader):
         self.words[slot.word] = slot.base | state << STATE_SHIFT
         del under_way
 
+    def forget_returned(self, slot: Slot) -> None:
+        """The store that published a slot has made the broker its custodian. It has its ticket still: nobody
+        had the handle yet, and `tickets.discard_unopened` leaves what is owned here."""
+        self._owned.pop(slot.row, None)
+        self.ring_soon(slot.row)
+
     def return_unpublished(self, slot: Slot) -> None:
         """A slot that was not published comes back: to its magazine, or to the broker if
         somebody waits for its tier. Takes no lock that a finalizer could meet."""

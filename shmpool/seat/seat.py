@@ -83,14 +83,18 @@ class Seat(Mapping):
         self.timed = {self.counters + LEASES + kind: self._timed[kind % len(CATEGORIES)] for kind in range(kinds)}
 
     def count(self, figure: int) -> None:
-        """Add one to a counter of this seat."""
-        self.words[self.counters + figure] += 1
+        """Add one to a counter of this seat. Once it is over its counters are another's: nothing is called between
+        the look and the store, so no other thread comes between them."""
+        if not self.is_over:
+            self.words[self.counters + figure] += 1
 
     def note_latency(self, category: int, nanoseconds: int) -> None:
         """A lease of a category was timed, one of some."""
         timed = self.counters + LATENCIES + LATENCY_WORDS * category
-        self.words[timed] += nanoseconds
-        self.words[timed + TO_BUCKET[nanoseconds.bit_length()]] += 1
+        bucket = timed + TO_BUCKET[nanoseconds.bit_length()]
+        if not self.is_over:  # as in `count`
+            self.words[timed] += nanoseconds
+            self.words[bucket] += 1
 
     def note_timed(self, least: int = 1) -> None:
         """Have the counters say what `timed` says of a category, if it is *least* leases: when there are

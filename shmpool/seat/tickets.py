@@ -94,6 +94,10 @@ class Reader(Seat):
         looked. Raises BrokerUnavailable, and the ticket may be this seat's yet."""
         raise NotImplementedError
 
+    def owns(self, row: int) -> bool:
+        """Whether this seat is the custodian of what a row heads, or is just passing it on."""
+        raise NotImplementedError
+
     def close_soon(self, granted: int, tail: int) -> None:
         """Have the broker close the ticket of a handle, and see to it that it does. For finalizers, too."""
         raise NotImplementedError
@@ -294,6 +298,8 @@ def discard_unopened(session: Reader) -> int:
             continue
         extent = words[row * ROW_WORDS + EXTENT]
         is_returned = row >= direct.base and seat_of(granted) == 0 and chunks_of(extent) == session.seat
+        if is_returned and session.owns(row):
+            continue  # its handles are just being made: another thread publishes it, and forgets it then
         if is_shared(extent) or not (seat_of(granted) == session.seat or is_returned):
             continue
         if words[row * ROW_WORDS + QUEUED_CELL] == queued_word(generation_of(granted)):

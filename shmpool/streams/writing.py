@@ -50,6 +50,8 @@ from .control import (
 from .room import lease_by_any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..lease import Lease
     from ..pool import BasePool as Pool
     from ..seat.magazine import Slot
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 #: beside its copies; with three of them less than 2 MiB are held.
 CHUNK_BYTES: Final = 640 * 1024
 CHUNKS: Final = 3
+_DISCARDED_MEANWHILE: Final = "the stream was discarded meanwhile: another thread has closed it, or its pool"
 _DONE: Final = CellState.DONE << STATE_SHIFT
 _BOUND: Final = CellState.BOUND << STATE_SHIFT
 #: Of a small pool a stream takes this part for each chunk.
@@ -116,7 +119,8 @@ class StreamWriter(io.BufferedIOBase):
         self._page = memoryview(slot.window)[:PAGE_BYTES].cast("Q")
         page.release()
         lease.shorten(PREFIX_BYTES)
-        self.handle, self._let_go = lease.publish_kept()
+        self.handle, let_go = lease.publish_kept()
+        self._let_go: Callable[[], None] | None = let_go  # of the page; None when it has been
         #: What a chunk says of its stream, for the broker, should both its ends die.
         self._bond = link_word(slot.row, generation_of(slot.base))
         self._words_at = libc.address_of(session._ledger)
@@ -151,31 +155,39 @@ class StreamWriter(io.BufferedIOBase):
                 f"{self._handed + self._fill + length} bytes are more than the {self.nbytes} that were announced",
             )
         at, deadline = 0, None
-        while at < length:
-            view = self._view
-            if view is None:
-                view = self._lease_same()
+        try:
+            while at < length:
+                view = self._view
                 if view is None:
-                    if deadline is None:
-                        deadline = deadline_of(self._timeout)
-                    view = self._next_chunk(deadline)
-            fill = self._fill
-            step = min(len(view) - fill, length - at)
-            if step == length:
-                view[fill : fill + step] = source
-            else:
-                view[fill : fill + step] = source[at : at + step]
-            self._fill = fill = fill + step
-            at += step
-            if fill == len(view):
-                self._hand_in()
+                    view = self._lease_same()
+                    if view is None:
+                        if deadline is None:
+                            deadline = deadline_of(self._timeout)
+                        view = self._next_chunk(deadline)
+                fill = self._fill
+                step = min(len(view) - fill, length - at)
+                if step == length:
+                    view[fill : fill + step] = source
+                else:
+                    view[fill : fill + step] = source[at : at + step]
+                self._fill = fill = fill + step
+                at += step
+                if fill == len(view):
+                    self._hand_in()
+        except ValueError:
+            self._raise_if_discarded()
+            raise
         return length
 
     def flush(self) -> None:
         """Hand in what was written: the reader sees it."""
         self._check_whole()
-        if self._fill:
-            self._hand_in()
+        try:
+            if self._fill:
+                self._hand_in()
+        except ValueError:
+            self._raise_if_discarded()
+            raise
 
     def _lease_same(self) -> memoryview | None:
         """The oldest chunk, if it has come back and the reader is the one that was there before: the steady
@@ -198,12 +210,13 @@ class StreamWriter(io.BufferedIOBase):
             chunks.remove(chunk)
         except (IndexError, ValueError):
             return None  # there is none, or the helper was faster
-        self._slot = slot
         slot.base += ONE_GENERATION
         words[slot.word] = slot.base | session.leased
         words[slot.word + EXTENT] = slot.extent_word | self._chunk
         words[self._counter] += 1
-        view = self._view = memoryview(slot.window)[: self._chunk]  # type: ignore[arg-type]
+        view = memoryview(slot.window)[: self._chunk]  # type: ignore[arg-type]
+        # Last, and in one step: whoever discards the stream meanwhile gives back what stands here, its view first.
+        self._slot, self._view = slot, view
         return view
 
     def _next_chunk(self, deadline: float) -> memoryview:
@@ -222,9 +235,9 @@ class StreamWriter(io.BufferedIOBase):
                 break
             else:
                 self._await_chunk(deadline)
-        self._lease = lease
-        self._view = lease.view
-        return self._view
+        view = lease.view
+        self._lease, self._view = lease, view
+        return view
 
     def _lease_again(self, chunk: Chunk) -> Lease | None:
         """The chunk that has come back, unless others wait for such."""
@@ -290,8 +303,7 @@ class StreamWriter(io.BufferedIOBase):
         if fill < lease.nbytes:
             lease.shorten(fill)
         slot = lease._slot
-        self._bind(slot)
-        handle, return_to_magazine = lease.publish_kept()
+        handle, return_to_magazine = lease.publish_kept(self._bind)
         _, granted, tail = unpack_handle(handle)
         done, is_direct = granted & GENERATION_FIELD | _DONE, slot.tier.kind is TierKind.DIRECT
         chunk = Chunk(cell_of(tail), granted, tail, done, None if is_direct else slot, [return_to_magazine])
@@ -300,6 +312,7 @@ class StreamWriter(io.BufferedIOBase):
         return chunk
 
     def _bind(self, slot: Slot) -> None:
+        """For who has the lease: whoever closes the pool meanwhile ends it, and the row may be another's then."""
         words, first = self._session.words, slot.word
         words[first + BOUND_TO] = self._bond
         words[first + BOUND_CELL] = slot.base | _BOUND
@@ -324,11 +337,12 @@ class StreamWriter(io.BufferedIOBase):
     def _hand_in(self) -> None:
         """Publish the chunk and say so. The ring names it before it is published: a reader that outlives us
         closes what we did not come to announce."""
-        lease, slot, view, fill, page = self._lease, self._slot, self._view, self._fill, self._page
-        assert view is not None
-        chunks, session = self._outgoing.chunks, self._session
+        fill, page, chunks, session = self._fill, self._page, self._outgoing.chunks, self._session
         self._is_torn = True
-        self._lease = self._slot = self._view = None
+        # In one step: whoever discards the stream meanwhile gives back what it finds.
+        lease, slot, view, self._lease, self._slot, self._view = self._lease, self._slot, self._view, None, None, None
+        if view is None:
+            raise LeaseReleased(_DISCARDED_MEANWHILE)
         number, handed = page[HEAD], self._handed + fill
         at = RING + 2 * (number % CHUNKS)
         if slot is not None:
@@ -373,10 +387,12 @@ class StreamWriter(io.BufferedIOBase):
             if self._fill or self._is_broken or self._outgoing.has_lost:
                 self._check_reader()
                 self._hand_in()
-        except BaseException:
+            self._close(End.CLOSED)
+        except BaseException as error:
+            if isinstance(error, ValueError):
+                self._raise_if_discarded()
             self.discard()
             raise
-        self._close(End.CLOSED)
 
     def discard(self) -> None:
         """End it without an end of file: what nobody has opened is taken back, the reader's next call
@@ -386,10 +402,9 @@ class StreamWriter(io.BufferedIOBase):
         if self._is_stranded:
             self._abandon()
             return
-        lease, slot, self._lease, self._slot = self._lease, self._slot, None, None
-        if self._view is not None:
-            self._view.release()
-            self._view = None
+        lease, slot, view, self._lease, self._slot, self._view = self._lease, self._slot, self._view, None, None, None
+        if view is not None:
+            view.release()
         if slot is not None:
             self._session.return_unpublished(slot)
         if lease is not None:
@@ -406,7 +421,12 @@ class StreamWriter(io.BufferedIOBase):
         self._is_closed = True
         page.release()
         self._outgoing.return_all()
-        self._let_go()
+        let_go, self._let_go = (
+            self._let_go,
+            None,
+        )  # once, whoever else ends it: a slot in a magazine twice is leased twice
+        if let_go is not None:
+            let_go()
 
     @property
     def _is_stranded(self) -> bool:
@@ -435,6 +455,11 @@ class StreamWriter(io.BufferedIOBase):
             raise StreamBroken("an exception came while a chunk was being handed in: the stream is given up")
         if self._is_stranded:
             raise LeaseReleased("the stream belongs to the parent of this fork, or to a pool that is gone")
+
+    def _raise_if_discarded(self) -> None:
+        """What is behind a view that was released: another thread closed the pool."""
+        if self._is_closed:
+            raise LeaseReleased(_DISCARDED_MEANWHILE) from None
 
     def _check_reader(self, *, is_thorough: bool = False) -> None:
         """Raises StreamBroken when nobody reads any more. Where no broker may be there to say so, a

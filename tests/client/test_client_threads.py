@@ -272,14 +272,16 @@ def test_lease_whose_pool_another_thread_closes_meanwhile_says_so(connect: Conne
     eventually(lambda: len(pool.stats().clients) == 1)
 
 
-@pytest.mark.parametrize("end", ["release", "publish"])
-def test_pool_that_is_closed_while_a_segment_goes_back_stores_nothing_afterwards(connect: Connect, end: str) -> None:
+@pytest.mark.parametrize(("end", "within"), [("release", "_return_row"), ("publish", "_await_readers")])
+def test_pool_that_is_closed_while_a_segment_goes_back_stores_nothing_afterwards(
+    connect: Connect, end: str, within: str
+) -> None:
     """At every line of it. Its row may be another's by then: who leases it next finds whether it was stored to."""
     pool = connect()
     for n in itertools.count(1):
         other = connect()
         lease = other.lease(2 * MIB)
-        with Meanwhile(n, other.close, within="_return_row") as meanwhile:
+        with Meanwhile(n, other.close, within=within) as meanwhile:
             handle = getattr(lease, end)()
         other.close()
         if handle is not None:
@@ -289,6 +291,90 @@ def test_pool_that_is_closed_while_a_segment_goes_back_stores_nothing_afterwards
         if meanwhile.left > 0:
             break
     assert n > 3
+
+
+def test_segment_whose_ticket_is_closed_while_it_is_published_is_stored_to_no_more(start: Start) -> None:
+    """At every line of it. Its row may be another's as soon as its ticket is closed."""
+    broker = start(memory_limit="16MiB")
+    other = broker.connect()
+    for n in itertools.count(1):
+        pool = broker.connect()  # anew: a steady producer would keep its segment
+
+        taken: list[shmpool.Lease] = []
+
+        def reclaim(pool: shmpool.Pool = pool, taken: list[shmpool.Lease] = taken) -> None:
+            pool.reclaim()
+            taken.append(other.lease(2 * MIB))
+
+        lease = pool.lease(2 * MIB)
+        lease.write(b"\x07" * lease.nbytes)
+        with Meanwhile(n, reclaim) as meanwhile:
+            handle = lease.publish()
+        with contextlib.suppress(shmpool.HandleUsed, shmpool.StaleHandle), other.open(handle) as buffer:
+            assert buffer.view == b"\x07" * buffer.nbytes
+        for lease in taken:
+            lease.write(b"\x63" * lease.nbytes)
+            with other.open(lease.publish()) as buffer:
+                assert buffer.view == b"\x63" * buffer.nbytes
+        pool.close()
+        if meanwhile.left > 0:
+            break
+    assert n > 20
+    assert not other.stats().alerts
+    other.close()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a stream was open when its pool was closed
+@pytest.mark.parametrize("nbytes", [pytest.param(None, marks=pytest.mark.long), 4 * KIB])
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.long)])
+def test_pool_that_is_closed_while_a_stream_is_written_stores_nothing_afterwards(
+    start: Start, nbytes: int | None, step: int
+) -> None:
+    """At every line of it. What the stream had may be another's by then, whose bytes stay right."""
+    broker = start(memory_limit="16MiB")
+    pool = broker.connect()
+    for n in itertools.count(1, step):
+        other = broker.connect()
+        writer = other.stream(nbytes)
+        reader = pool.open_reader(writer.handle)
+        data = b"\x07" * (nbytes or writer._chunk)
+        if nbytes is None:
+            for _ in range(4):  # so that its chunks come back
+                writer.write(data)
+                reader.read(len(data))
+
+        taken: list[shmpool.Lease] = []
+
+        def close_and_lease(
+            closed: shmpool.Pool = other, length: int = len(data), taken: list[shmpool.Lease] = taken
+        ) -> None:
+            closed.close()
+            with contextlib.suppress(shmpool.LeaseTimeout):
+                lease = pool.lease(length, timeout=0)
+                lease.write(b"\x63" * length)
+                taken.append(lease)
+
+        with (
+            Meanwhile(n, close_and_lease) as meanwhile,
+            contextlib.suppress(shmpool.LeaseReleased, shmpool.PoolClosed, shmpool.StreamBroken),
+        ):
+            try:
+                writer.write(data)
+                writer.close()
+            except ValueError as error:
+                if "on closed file" not in str(error):
+                    raise
+        reader.close()
+        other.close()
+        del writer
+        for lease in taken:
+            assert lease.view == b"\x63" * lease.nbytes, f"line {n}"
+            pool.open(lease.publish()).release()
+        eventually(lambda: len(pool.stats().clients) == 1, f"line {n}")
+        if meanwhile.left > 0:
+            break
+    assert n > 20
+    assert not pool.stats().alerts
 
 
 @pytest.mark.parametrize("nbytes", [60_000, pytest.param(2 * MIB, marks=pytest.mark.long)])

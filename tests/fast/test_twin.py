@@ -6,6 +6,7 @@ import hashlib
 import json
 import struct
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -102,6 +103,49 @@ def test_each_ticket_is_opened_once_by_installations_that_race(rounds: int, way:
         assert [racer.returncode for racer in racers] == [0] * len(racers)
         assert (pool.stats().tickets_asked > 0) == (way == "cas")
     assert rounds == 1 or set(won) == set(kinds), "one of them won none: there was no race"
+
+
+ENDED_BY_A_FINALIZER = """
+import gc, sys
+import shmpool
+pool = shmpool.connect(sys.argv[1])
+ended = []
+
+def end(phase, info):
+    if phase == "start" and end.lease is not None:
+        lease, end.lease = end.lease, None
+        lease.release()
+        ended.append(lease)
+
+gc.callbacks.append(end)
+refused = 0
+for number in range(40):
+    end.lease = None
+    lease = pool.lease(5000 if number % 2 else 300_000)
+    publish = type(lease).publish  # a bound method would be collected for itself
+    gc.collect()
+    end.lease, threshold = lease, number // 8 + 1
+    counted = [[] for _ in range(number % 8)]
+    gc.set_threshold(threshold, 0, 0)
+    try:
+        handle = publish(lease)
+    except shmpool.LeaseReleased:
+        refused += 1
+    else:
+        gc.set_threshold(0)
+        pool.open(handle).release()
+    gc.set_threshold(0)
+print("end", refused <= len(ended))
+"""
+
+
+def test_lease_that_a_finalizer_ends_while_it_is_published_is_refused(tmp_path: Path) -> None:
+    """What is allocated for the handle may collect garbage, and so run anything."""
+    with shmpool.Broker(memory_limit="16MiB") as broker:
+        done = subprocess.run(
+            [sys.executable, "-c", ENDED_BY_A_FINALIZER, broker.address], capture_output=True, text=True, timeout=60
+        )
+        assert (done.stdout, done.returncode) == ("end True\n", 0), done.stderr
 
 
 def _publish(pool: shmpool.Pool, number: int) -> bytes:
