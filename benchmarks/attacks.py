@@ -248,7 +248,8 @@ def churn(address: str) -> Steps:
 
 
 def ten_thousand_waiters(address: str) -> Steps:
-    """Ten thousand requests that nothing serves; the oldest is cancelled and asked again, again and again."""
+    """Ten thousand requests that nothing serves, of one process (the broker refuses what is more than it may have
+    under way); the oldest is cancelled and asked again, again and again."""
     with _many(address, MANY) as peers:
         _say(peers[0], _hello())
         nbytes = _largest(_hear(peers[0], Welcome))

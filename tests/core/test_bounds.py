@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 from harness import CHUNKS, MEDIUM, SMALL, Client, Process, World, small_settings, turns_of
@@ -24,9 +26,16 @@ from shmpoold.core.actions import Action, CloseTicket, Cool, ProbeReaders, Probe
 from shmpoold.core.chores import STEPS_PER_TURN
 from shmpoold.core.connections import endings
 from shmpoold.core.connections.seats import Away
-from shmpoold.core.lending.lending import GIVEN_PER_TURN, GRANTED_PER_REQUEST, MOST_REQUESTS, SERVED_PER_TURN
+from shmpoold.core.lending.lending import (
+    GIVEN_PER_TURN,
+    GRANTED_PER_REQUEST,
+    MOST_REQUESTS,
+    RETRY_EVERY,
+    SERVED_PER_TURN,
+)
 from shmpoold.core.lending.quotas import LOOKED_AFTER_PER_TURN
 from shmpoold.core.lending.recalls import RECALL_EVERY, RECALLED_PER_TURN
+from shmpoold.core.lending.requests import STANDING
 from shmpoold.core.looks import LOOKED_AT_PER_TURN
 from shmpoold.core.memory.clearings import SLOTS_PER_STEP
 from shmpoold.core.memory.cooling import COOLED_PER_STEP, COOLED_PER_UNIT
@@ -382,13 +391,13 @@ def test_a_turn_through_a_long_line_costs_the_same_wherever_it_is(large_world: W
     """Thousands wait for more than comes back: each is looked at once, and none of those before it again."""
     world = large_world
     holder = hold_all(world, CHUNKS)
-    clients = [world.client() for _ in range(5)]
+    clients = [world.client() for _ in range(220)]
     for client in clients:
-        for _ in range(800):
+        for _ in range(STANDING):
             client.refill(CHUNKS, 1000)
     world.run()
     line = world.broker.lending.line
-    assert len(line) == 4000
+    assert len(line) == 220 * STANDING
     holder.put_back(holder.leased[0])
     holder.give_back(*holder.ready)
     world.run()
@@ -416,6 +425,99 @@ def test_a_turn_through_a_long_line_costs_the_same_wherever_it_is(large_world: W
 
 
 # --- what one client may ask for --------------------------------------------------------------------
+
+
+def tried(world: World, happens: Callable[[], None]) -> int:
+    """How many requests the broker tries to serve meanwhile."""
+    ladder, count = world.broker.lending.ladder, 0
+    climb = ladder.climb
+
+    def counting(*arguments: Any, **more: Any) -> bool:
+        nonlocal count
+        count += 1
+        return climb(*arguments, **more)
+
+    with patch.object(ladder, "climb", counting):
+        happens()
+    return count
+
+
+def test_what_comes_back_is_tried_with_no_more_requests_of_a_process_than_stand(large_world: World) -> None:
+    world = large_world
+    holder = hold_all(world, CHUNKS)
+    crowd = Process(5000, 1)
+    clients = [world.client(process=crowd) for _ in range(10)]
+    for client in clients:
+        for _ in range(100):
+            client.refill(CHUNKS, 1000)
+    world.run()
+    other = wait(world, CHUNKS, chunks=3)
+    assert len(world.broker.lending.line) == 1001
+
+    def give_two_back() -> None:
+        for slot in holder.leased[:2]:
+            holder.put_back(slot)
+        holder.give_back(*holder.ready)
+        world.run()
+
+    assert tried(world, give_two_back) <= 2 * (STANDING + 1) <= 34
+    assert not other.ready
+    give_two_back()
+    assert other.ready, "it stands behind sixteen, not behind a thousand"
+
+
+def test_those_behind_take_turns_with_those_of_their_process_that_stand(large_world: World) -> None:
+    """One that fits is found behind any number that do not."""
+    world = large_world
+    holder = hold_all(world, CHUNKS)
+    client = world.client()
+    client.answers_recalls = False
+    for _ in range(100):
+        client.refill(CHUNKS, 1000)
+    client.refill(CHUNKS, 1)
+    world.run()
+    holder.put_back(holder.leased[0])
+    holder.give_back(*holder.ready)
+    world.run()
+    world.pass_time(2 * 100 / STANDING * RETRY_EVERY)
+    assert [slot.tier.index for slot in client.ready] == [CHUNKS]
+
+
+def test_requests_that_are_behind_are_withdrawn_and_granted_like_the_others(large_world: World) -> None:
+    world = large_world
+    holder = hold_all(world)
+    clients = [world.client() for _ in range(2)]
+    numbers = {client: [client.refill() for _ in range(50)] for client in clients}
+    world.run()
+    gone = [client.cancel(number) for client in clients for number in numbers[client][::3]]
+    world.run()
+    assert len(world.broker.lending.line) == 100 - len(gone)
+    clients[0].die()
+    world.run()
+    world.pass_time(1.0)
+    assert len(world.broker.lending.line) == 50 - 17
+    give_back_all(holder)
+    world.run()
+    world.pass_time(1.0)
+    assert len(clients[1].ready) == 33 and not clients[1].requests
+    assert not world.broker.lending.line and not world.broker.lending.line._parties
+
+
+def test_a_process_has_no_more_under_way_than_most_requests_through_all_its_connections(large_world: World) -> None:
+    world = large_world
+    hold_all(world)
+    crowd = Process(5000, 1)
+    clients = [world.client(process=crowd) for _ in range(4)]
+    for client in clients:
+        for _ in range(300):
+            client.refill()
+    world.run()
+    assert len(world.broker.lending.line) == MOST_REQUESTS
+    assert {refusal.code for client in clients for refusal in client.refusals} == {Code.QUOTA}
+    clients[0].die()
+    world.run()
+    world.pass_time(1.0)
+    assert world.broker.lending.line.count((5000, 1)) == 0
 
 
 def test_a_client_has_no_more_under_way_than_most_requests(large_world: World) -> None:

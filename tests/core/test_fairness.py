@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 import pytest
-from harness import CHUNKS, MEDIUM, SMALL, Client, World, small_settings
+from harness import CHUNKS, MEDIUM, SMALL, Client, Process, World, small_settings
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.sizing import KIB, MIB
@@ -189,6 +189,82 @@ def test_those_who_wait_for_much_are_served_one_after_the_other(world: World) ->
     for waiter in waiters:
         assert stream.run(20.0, until=waiter) <= AGE + LONGEST_REST + TURN
         assert waiter.ready
+
+
+CROWD = Process(5000, 1)
+
+
+def crowd_of(world: World, *, connections: int, requests: int) -> list[Client]:
+    """One process with so many requests for all that there could be on each of so many connections; somebody
+    has a slot for ever."""
+    keep_for_ever(world, SMALL, 1)
+    clients = [world.client(process=CROWD) for _ in range(connections)]
+    inventory = world.broker.inventory
+    for client in clients:
+        client.answers_recalls = False
+        for _ in range(requests):
+            client.ask_direct(inventory.limit - inventory.overhead)
+    world.run()
+    return clients
+
+
+def quick_stream(world: World) -> Stream:
+    """One that is never short, unless something is kept from it."""
+    return Stream(world, LARGEST, pause=0.003, leave=4)
+
+
+@pytest.mark.parametrize(("connections", "requests"), [(1, 1), (8, 60)])
+def test_a_stream_loses_a_tenth_at_most_beside_any_number_of_requests_of_one_process(
+    world: World, connections: int, requests: int
+) -> None:
+    stream = quick_stream(world)
+    crowd_of(world, connections=connections, requests=requests)
+    stream.run(4.0)  # by then turns have shown what is impossible
+    granted = stream.granted
+    stream.run(6.0)
+    assert stream.granted - granted >= 0.9 * 6.0 / stream.pause
+
+
+def test_asking_and_cancelling_in_a_loop_keeps_no_more_from_others(world: World) -> None:
+    stream = quick_stream(world)
+    (client,) = crowd_of(world, connections=1, requests=1)
+    (number,) = client.requests
+    started = world.now
+    while world.now < started + 5.0:
+        stream.run(AGE + 0.03)  # just before its turn is over
+        client.cancel(number)
+        number = client.ask_direct(8 * MIB)
+        world.run()
+    assert stream.granted >= 0.85 * 5.0 / stream.pause
+
+
+def test_who_waits_for_much_is_served_beside_ten_thousand_that_are_impossible(world: World) -> None:
+    stream = Stream(world, LARGEST, pause=0.001)
+    crowd_of(world, connections=8, requests=120)
+    stream.run(1.0)
+    waiter = world.client()
+    waiter.ask_direct(8 * MIB)
+    assert stream.run(20.0, until=waiter) <= AGE + 2 * (LONGEST_REST + TURN)
+    assert waiter.ready
+
+
+def test_turns_go_by_process(world: World) -> None:
+    """Of three, one of which has a hundred requests in line, each has every third turn."""
+    Stream(world, LARGEST, pause=1.0)
+    crowd = crowd_of(world, connections=1, requests=100)
+    others = [world.client() for _ in range(2)]
+    for other in others:
+        other.ask_direct(LIMIT // 2)
+    world.run()
+    turns: list[int] = []
+    earmarks = world.broker.lending.earmarks
+    for _ in range(3000):
+        before = earmarks._is_turn
+        world.pass_time(0.01)
+        if earmarks._is_turn and not before and earmarks._waiter is not None:
+            turns.append(earmarks._waiter.seat)
+    counts = [turns.count(client.seat) for client in (*crowd, *others)]
+    assert min(counts) >= 10 and max(counts) - min(counts) <= 2
 
 
 def test_in_a_pool_where_nobody_waits_nothing_is_kept_for_anybody(world: World) -> None:

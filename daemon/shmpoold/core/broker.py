@@ -260,7 +260,7 @@ class Broker:
         if self.lending.is_due:
             self.cooling.note_idle(now)
             self.lending.serve_line(now)
-        self.lending.raise_flags()
+        self.lending.raise_flags(now)
         return self.outbox.take()
 
     def adopt(self, now: float, segments: Mapping[tuple[int, int], int] | None = None) -> list[Action]:

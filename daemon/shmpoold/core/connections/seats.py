@@ -48,6 +48,11 @@ class Seat(Owner):
     #: When it was asked last to give back what is idle.
     recalled_at: float = float("-inf")
 
+    @property
+    def process(self) -> tuple[int, int]:
+        """Whose it is: a process may have many seats. One that cannot be seen is taken for one of its own."""
+        return (self.peer.pid, self.peer.start_time) if self.peer.pid else (0, self.number)
+
     def is_for(self, peer: Peer, nonce: int) -> bool:
         """Whether a peer with this nonce is the one that had the seat before. Pid and start
         time are compared where they were seen alike: in another namespace the same process has

@@ -52,7 +52,7 @@ class Draining:
         for request in line.all():
             line.cancel(request.connection, request.number)
             self._outbox.send(request.connection, Refusal(request.number, Code.STOPPING, TEXT))
-        self._lending.raise_flags()
+        self._lending.raise_flags(now)
         for tier in self._lending.tiers:
             self._header[WANTED + tier.index] = 1
         self._next_round = now

@@ -8,21 +8,29 @@ as that took, and what was gathered stays with the waiter. A turn that gathered 
 those before it shows that living leases make the request impossible for now: nothing is kept
 then, and the others have nine times as long, so that at most a tenth is lost to it.
 
+Turns go by process, not by request: whoever waits and had none for longest has the next one, with
+its oldest request that had fewest. And what turns have shown holds for everybody who waits for as
+much: ten thousand that wait for what is impossible cost the others what one does. So does one that
+goes in the middle of its turn, and asks again.
+
 Bounds, counted from when enough has come back in total: the waiter is served within `TURN` if
 it comes back that fast, else within twice the time that it takes to; and later by `AGE` and
-`LONGEST_REST` at most. A request that fits into what is free waits for two turns at most.
-What a client recycles in its own magazines is not touched by any of this.
+`LONGEST_REST` at most, and by as much for each other process that waits. Where the turns of
+others have shown as much to be impossible, and it comes back slowly, it is later by `REMEMBERED`,
+or nine times what those turns took. A request that fits into what is free waits for two turns at
+most. What a client recycles in its own magazines is not touched by any of this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 from shmpool.protocol.sizing import Tier, TierKind
 
 from ..chores import NEVER
 from ..memory.inventory import Inventory
-from .requests import Request
+from .large import LargeOperations
+from .requests import Request, WaitingLine
 
 #: Seconds after which a waiter has a turn.
 AGE = 0.1
@@ -35,13 +43,33 @@ SHORTEST_TURN, FIRST_PAUSE = 0.02, 0.02
 FUTILE, LONGEST_REST = 9, 2.0
 #: What was gathered at most is forgotten after so many seconds: leases end.
 REMEMBERED = 5.0
+#: How many processes are looked at for one that has a turn.
+CONSIDERED = 16
+
+
+@dataclass(slots=True)
+class Shown:
+    """What turns have gathered at most, and until when nobody tries anew whether it could be more: for so
+    long that the time in which something was kept, the others' turns between included, is a tenth."""
+
+    amount: int
+    until: float
+    spent: float = 0.0
+
+    def note(self, amount: int, seconds: float, now: float) -> None:
+        """A turn of so many seconds has gathered more."""
+        self.amount = max(self.amount, amount)
+        self.spent += 2 * seconds
+        self.until = now + max(REMEMBERED, FUTILE * self.spent)
 
 
 class Earmarks:
     """Whose turn it is, and what others may take meanwhile."""
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(self, inventory: Inventory, line: WaitingLine, large: LargeOperations) -> None:
         self._inventory = inventory
+        self._line = line
+        self._large = large
         #: Bytes that are being cooled for requests that they will suffice for.
         self.promised = 0
         #: Whose turn it is, or for whom something is kept while the others have theirs.
@@ -52,6 +80,8 @@ class Earmarks:
         self._began = 0.0
         #: What was there for the waiter at the best moment of its turn, and when.
         self._best, self._best_at = 0, 0.0
+        #: What turns have shown: of the chunks of a tier by its index, of bytes by -1.
+        self._shown: dict[int, Shown] = {}
         #: No turn begins before this.
         self._rests_until = 0.0
         #: Nobody who waits has aged before this.
@@ -109,12 +139,12 @@ class Earmarks:
     def _turn_ends(self) -> float:
         return min(self._began + TURN, self._best_at + max(2 * self._pause, SHORTEST_TURN))
 
-    def tick(self, waiting: Iterable[Request], now: float) -> bool:
+    def tick(self, now: float) -> bool:
         """Begin or end a turn, if it is time. True when somebody may be served now who might not
-        before. *waiting* are those who could have a turn."""
+        before."""
         waiter = self._waiter
         if waiter is not None and not waiter.is_in_line:
-            self._rest(now, now - self._began if self._is_turn else 0.0)
+            self._leave(waiter, now)
             return True
         if self._is_turn and waiter is not None:
             amount = self.amount(waiter)
@@ -125,44 +155,84 @@ class Earmarks:
             self._end(waiter, amount, now)
             return True
         if now >= max(self._rests_until, self._ages_at):
-            self._begin(waiter or self._choose(waiting, now), now)
+            self._begin(waiter or self._choose(now), now)
         return False
 
-    def _choose(self, waiting: Iterable[Request], now: float) -> Request | None:
-        """Of those who have aged whoever had the fewest turns, and came first."""
-        aged = []
+    def _choose(self, now: float) -> Request | None:
+        """Of the processes that wait whichever had no turn for longest, and has a request that has aged;
+        of its requests whichever had the fewest turns, and came first."""
         self._ages_at = NEVER
-        for request in waiting:
-            if request.since + AGE <= now:
-                aged.append(request)
-            self._ages_at = min(self._ages_at, request.since + AGE)
-        return min(aged, key=lambda request: (request.turns, request.order), default=None)
+        processes = self._line.processes(CONSIDERED + 1)
+        for process in processes[:CONSIDERED]:
+            aged: list[Request] = []
+            for request in self._line.standing(process):
+                ages_at = request.since + AGE
+                if self._large.are_full_for(request):  # memory would not help it, for now
+                    ages_at = now + AGE
+                elif ages_at <= now:
+                    aged.append(request)
+                self._ages_at = min(self._ages_at, ages_at)
+            if aged:
+                self._line.had_turn(process)
+                return min(aged, key=lambda request: (request.turns, request.order))
+        if len(processes) > CONSIDERED:
+            for process in processes[:CONSIDERED]:
+                self._line.had_turn(process)
+            self._ages_at = now + AGE
+        return None
 
     def _begin(self, waiter: Request | None, now: float) -> None:
         if waiter is None:
             return
         waiter.turns += 1
+        waiter.is_kept_for = True
         self._waiter, self._is_turn, self._began = waiter, True, now
         self._kept = waiter.chunks if waiter.tier.kind is TierKind.CHUNK else waiter.wanted_bytes
         self._best, self._best_at = self.amount(waiter), now
         if now - waiter.gathered_at > REMEMBERED:
             waiter.gathered, waiter.gathered_at = self._best, now
+        if (shown := self._shown.get(_kind(waiter))) is None or now > shown.until:
+            self._shown[_kind(waiter)] = Shown(self._best, now + REMEMBERED)
 
     def _end(self, waiter: Request, amount: int, now: float) -> None:
         seconds = now - self._began
-        if self._best > waiter.gathered:
+        shown = self._shown[_kind(waiter)]
+        most, is_more = shown.amount, self._best > waiter.gathered
+        if is_more:
             waiter.gathered, waiter.gathered_at = self._best, now
+        if is_more and (self._best > most or self._kept <= most):
             self._is_turn, self._kept = False, amount
             self._rests_until = now + seconds
+            shown.note(self._best, seconds, now)
         else:
             self._rest(now, min(FUTILE * seconds, LONGEST_REST))
 
-    def forget(self) -> None:
+    def _leave(self, waiter: Request, now: float) -> None:
+        """It was served, which others may be as well; or it is gone, and its turn was in vain."""
+        seconds = now - self._began if self._is_turn else 0.0
+        if waiter.is_gone:
+            seconds = min(FUTILE * seconds, LONGEST_REST)
+        else:
+            self._shown.pop(_kind(waiter), None)
+        self._rest(now, seconds)
+
+    def forget(self, now: float) -> None:
         """Nobody waits any more."""
-        self._waiter, self._is_turn, self._kept = None, False, 0
+        if self._waiter is not None:
+            self._leave(self._waiter, now)
         self._ages_at = NEVER
 
     def _rest(self, now: float, seconds: float) -> None:
         """Nothing is kept for anybody, for so long at least."""
-        self._waiter, self._is_turn, self._kept = None, False, 0
+        self._keep_nothing()
         self._rests_until = now + seconds
+
+    def _keep_nothing(self) -> None:
+        if self._waiter is not None:
+            self._waiter.is_kept_for = False
+        self._waiter, self._is_turn, self._kept = None, False, 0
+
+
+def _kind(request: Request) -> int:
+    """What is gathered for it."""
+    return request.tier.index if request.tier.kind is TierKind.CHUNK else -1

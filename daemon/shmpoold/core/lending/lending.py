@@ -51,11 +51,9 @@ RETRY_EVERY = 0.05
 #: How many waiters are tried in one turn of the loop, and after how many rows that they were given
 #: it ends as well.
 SERVED_PER_TURN, GIVEN_PER_TURN = 64, 512
-#: How many waiters of each tier may have a turn of their own.
-CONSIDERED = 16
 #: Rows that one request is granted at most, unless a single run has more.
 GRANTED_PER_REQUEST = 256
-#: Requests that one connection may have under way.
+#: Requests that one process may have under way.
 MOST_REQUESTS = 1024
 
 
@@ -82,9 +80,9 @@ class Lending:
         self.quotas = Quotas(
             seats, inventory, self.line, self.recalls, chores, outbox, self.grants.under_way, self.serve_or_wait
         )
-        self.earmarks = Earmarks(inventory)
-        self.clearings = Clearings(inventory, self.earmarks, chores, self.serve_or_wait)
         self.large = LargeOperations(inventory, self.grants)
+        self.earmarks = Earmarks(inventory, self.line, self.large)
+        self.clearings = Clearings(inventory, self.earmarks, chores, self.serve_or_wait)
         self.refusals = Refusals(inventory, self.earmarks, self.large)
         self.evictions = Evictions(inventory, chores, self.serve_or_wait)
         self.ladder = Ladder(
@@ -130,14 +128,19 @@ class Lending:
                 self.grants.give(connection, message.request, seat, holdings, now)
                 self.ladder.served[Rung.READY] += 1
                 return None
-        request = Request(connection, seat.number, message.request, tier, message.chunks, count, 0, message.queue, now)
+        request = Request(
+            connection, seat.number, seat.process, message.request, tier, message.chunks, count, 0, message.queue, now
+        )
         return self._ask(request, now)
 
     def direct(self, connection: int, seat: Seat, message: Direct, now: float) -> str | None:
         """Somebody asks for a direct segment. Returns what is wrong with the message."""
         nbytes = page_round(max(message.nbytes, 1))
         self.inventory.spares.note_request(now)
-        request = Request(connection, seat.number, message.request, self.tiers[-1], 1, 1, nbytes, message.queue, now)
+        direct = self.tiers[-1]
+        request = Request(
+            connection, seat.number, seat.process, message.request, direct, 1, 1, nbytes, message.queue, now
+        )
         return self._ask(request, now)
 
     def _ask(self, request: Request, now: float) -> str | None:
@@ -149,8 +152,8 @@ class Lending:
             )
             self._outbox.send(request.connection, Refusal(request.number, Code.TOO_LARGE, text))
             return None
-        if self.line.count(request.connection) >= MOST_REQUESTS:
-            text = f"{MOST_REQUESTS} requests of this client are under way"
+        if self.line.count(request.process) >= MOST_REQUESTS:
+            text = f"{MOST_REQUESTS} requests of this process are under way"
             self._outbox.send(request.connection, Refusal(request.number, Code.QUOTA, text))
             return None
         if not self.line.begin(request):
@@ -318,8 +321,7 @@ class Lending:
         if not self.line:
             return
         self.recalls.tick(now)
-        # Memory is not kept for those whom it would not help.
-        if self.earmarks.tick((one for one in self.line.first(CONSIDERED) if not self.large.are_full_for(one)), now):
+        if self.earmarks.tick(now):
             self.something_freed = True
         if self._next_retry <= now:
             self._next_retry = now + RETRY_EVERY
@@ -327,13 +329,13 @@ class Lending:
 
     # --- the flags ---------------------------------------------------------------------------------
 
-    def raise_flags(self) -> None:
+    def raise_flags(self, now: float) -> None:
         """The wanted flags in the header, of the tiers that can help."""
         if not (self.line or self._has_flags):
             return
         if not self.line:
             self.recalls.rest()
-            self.earmarks.forget()
+            self.earmarks.forget(now)
         wanted = self._tiers_of_use()
         for tier in self.tiers:
             flag = int(tier.index in wanted)

@@ -5,16 +5,26 @@ of its tier. One for chunks, for a direct segment or of another tier may go firs
 not enough for the earlier one, because a waiter for much must not stop those whose work would
 give it back; `earmarks` sees that it does not wait for ever. A waiter that has gone is never
 granted to.
+
+A process has `STANDING` places in the queue of a tier at most. Those that it asked for beyond
+them are behind: when one of its own leaves the queue, the next gets a place at the end of it, as
+if it came then; and where the requests of a queue differ, those that were tried in vain take
+turns with those behind, all but the oldest. So what a process has in line costs the others the
+same, be it sixteen requests or a thousand.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
 
 from shmpool.protocol.sizing import Tier, TierKind
+
+#: Places that one process has in the queue of a tier.
+STANDING = 16
 
 
 class Rung(Enum):
@@ -48,6 +58,8 @@ class Request:
 
     connection: int
     seat: int
+    #: Its process: what one has in line is bounded, through however many connections it asks.
+    process: tuple[int, int]
     number: int
     tier: Tier
     chunks: int
@@ -55,7 +67,7 @@ class Request:
     nbytes: int
     queue: bool
     since: float
-    #: Its place in the order in which requests came.
+    #: Its place in the order in which requests came; one that was behind came when it got its place.
     order: int = 0
     #: It waits in the line.
     is_waiting: bool = False
@@ -63,6 +75,10 @@ class Request:
     is_linked: bool = False
     before: Request | None = field(default=None, repr=False)
     after: Request | None = field(default=None, repr=False)
+    #: It waits for a place in its queue.
+    is_behind: bool = False
+    #: What becomes free is kept for it, or was and is (see `earmarks`).
+    is_kept_for: bool = False
     #: Its client cancelled it or is gone.
     is_gone: bool = False
     #: When it began to wait, and what served it.
@@ -141,17 +157,30 @@ class Queue:
         request.is_linked = False
 
 
+@dataclass(slots=True)
+class Party:
+    """What one process has in line for one tier: in the queue, and behind; each by its order."""
+
+    standing: OrderedDict[int, Request] = field(default_factory=OrderedDict)
+    behind: OrderedDict[int, Request] = field(default_factory=OrderedDict)
+
+
 class WaitingLine:
     """The requests that wait, a queue for each tier; and all that are under way by name."""
 
     def __init__(self) -> None:
         self._queues: dict[int, Queue] = {}
+        #: Process -> tier -> what it has in line; whoever had no turn for longest comes first.
+        self._parties: OrderedDict[tuple[int, int], dict[int, Party]] = OrderedDict()
         #: How many wait in all of them.
         self._waiting = 0
         #: By tier, who is to be tried next: where a turn stopped that did not get through the line.
         self.places: dict[int, Request] = {}
-        #: Connection -> number -> request.
+        #: By tier, the order of whoever came last before that turn: who is behind it was tried, or is tried next time.
+        self._ends: dict[int, int] = {}
+        #: Connection -> number -> request; and how many of each process.
         self._under_way: dict[int, dict[int, Request]] = {}
+        self._numbers: dict[tuple[int, int], int] = {}
         self._last_order = 0
 
     def __bool__(self) -> bool:
@@ -164,16 +193,22 @@ class WaitingLine:
         """Whether nobody waits, and this connection has nothing else under way."""
         return not self._waiting and connection not in self._under_way
 
-    def count(self, connection: int) -> int:
-        """Requests of one connection that are under way."""
-        return len(self._under_way.get(connection, ()))
+    def count(self, process: tuple[int, int]) -> int:
+        """Requests of one process that are under way."""
+        return self._numbers.get(process, 0)
 
     def begin(self, request: Request) -> bool:
         """Note a request; False when its client already has one of that number."""
-        self._last_order += 1
-        request.order = self._last_order
+        request.order = self._next_order()
         own = self._under_way.setdefault(request.connection, {})
-        return own.setdefault(request.number, request) is request
+        if own.setdefault(request.number, request) is not request:
+            return False
+        self._numbers[request.process] = self.count(request.process) + 1
+        return True
+
+    def _next_order(self) -> int:
+        self._last_order += 1
+        return self._last_order
 
     def knows(self, request: Request) -> bool:
         """Whether it is under way."""
@@ -189,55 +224,106 @@ class WaitingLine:
         """Wait. One that had left the line to be served and was not gets its place again."""
         if request.is_waiting:
             return
-        queue = self._queues.setdefault(request.tier.index, Queue())
         if not request.is_linked:
-            queue.insert(request)
-        self._count(request, queue, 1)
+            party = self._parties.setdefault(request.process, {}).setdefault(request.tier.index, Party())
+            if len(party.standing) >= STANDING:
+                self._go_behind(request, party)
+                return
+            self._stand(request, party)
+        self._count(request, 1)
 
     def try_out(self, request: Request) -> None:
         """It is to be served: its place is kept until `settle`."""
-        self._count(request, self._queues[request.tier.index], -1)
+        self._count(request, -1)
 
     def settle(self, request: Request, *, waits: bool) -> None:
         """It was tried, and waits on or is out of the line. The next one is to be tried; nobody behind it,
         where all want the same."""
-        if waits:
-            self.join(request)
-            if self.places.get(request.tier.index) is request:
-                if request.tier.kind is TierKind.POOLED:
-                    del self.places[request.tier.index]
-                else:
-                    self._go_on_after(request)
-        elif request.is_linked:
-            self._remove(request)
+        if not waits:
+            if request.is_linked:
+                self._remove(request)
+            return
+        self.join(request)
+        index = request.tier.index
+        if self.places.get(index) is not request:
+            return
+        if request.tier.kind is TierKind.POOLED:
+            del self.places[index]
+        else:
+            self._go_on_after(request)
+            self._let_another_stand(request)
 
-    def _count(self, request: Request, queue: Queue, more: int) -> None:
+    def _let_another_stand(self, request: Request) -> None:
+        """Whoever was tried in vain goes behind those of its process that are there."""
+        party = self._parties[request.process][request.tier.index]
+        if party.behind and not request.is_kept_for and next(iter(party.standing.values())) is not request:
+            self._leave_queue(request, party)
+            request.order = self._next_order()
+            self._go_behind(request, party)
+            self._let_next_stand(party)
+
+    def _go_behind(self, request: Request, party: Party) -> None:
+        party.behind[request.order] = request
+        request.is_behind = request.is_waiting = True
+        self._waiting += 1
+
+    def _count(self, request: Request, more: int) -> None:
         request.is_waiting = more > 0
-        queue.waiting += more
+        self._queues[request.tier.index].waiting += more
         self._waiting += more
 
-    def _remove(self, request: Request) -> None:
+    def _stand(self, request: Request, party: Party) -> None:
+        party.standing[request.order] = request
+        self._queues.setdefault(request.tier.index, Queue()).insert(request)
+
+    def _let_next_stand(self, party: Party) -> None:
+        _, request = party.behind.popitem(last=False)
+        self._waiting -= 1
+        request.is_behind, request.order = False, self._next_order()
+        self._stand(request, party)
+        self._count(request, 1)
+
+    def _leave_queue(self, request: Request, party: Party) -> None:
         index = request.tier.index
         queue = self._queues[index]
         if self.places.get(index) is request:
             self._go_on_after(request)
         if request.is_waiting:
-            self._count(request, queue, -1)
+            self._count(request, -1)
         queue.remove(request)
+        del party.standing[request.order]
         if queue.first is None:
             del self._queues[index]
 
+    def _remove(self, request: Request) -> None:
+        parties = self._parties[request.process]
+        party = parties[request.tier.index]
+        if request.is_behind:
+            del party.behind[request.order]
+            request.is_behind = request.is_waiting = False
+            self._waiting -= 1
+            return
+        if party.behind:
+            self._let_next_stand(party)
+            self._ends[request.tier.index] = self._last_order  # what was there for this one may be for the next
+        self._leave_queue(request, party)
+        if not party.standing:
+            del parties[request.tier.index]
+            if not parties:
+                del self._parties[request.process]
+
     def _go_on_after(self, request: Request) -> None:
-        if request.after is None:
-            self.places.pop(request.tier.index, None)
+        index, after = request.tier.index, request.after
+        if after is None or after.order > self._ends[index]:
+            self.places.pop(index, None)
         else:
-            self.places[request.tier.index] = request.after
+            self.places[index] = after
 
     def begin_turn(self) -> None:
         """Those are to be tried who come first of each tier that is not gone through just now."""
         for index, queue in self._queues.items():
-            if queue.first is not None:
-                self.places.setdefault(index, queue.first)
+            if queue.first is not None and index not in self.places:
+                self.places[index], self._ends[index] = queue.first, self._last_order
 
     def is_behind(self, tier: Tier) -> bool:
         """Whether somebody already waits for this tier."""
@@ -250,14 +336,24 @@ class WaitingLine:
             if (first := next((request for request in queue if request.is_waiting), None)) is not None:
                 yield first
 
-    def first(self, count: int) -> Iterator[Request]:
-        """The first so many of each tier."""
-        for queue in self._queues.values():
-            yield from (request for request in islice(queue, count) if request.is_waiting)
+    def processes(self, count: int) -> list[tuple[int, int]]:
+        """Those that have anything in line: so many, whoever had no turn for longest first."""
+        return list(islice(self._parties, count))
+
+    def standing(self, process: tuple[int, int]) -> Iterator[Request]:
+        """What waits of one process and has a place in a queue."""
+        for party in self._parties[process].values():
+            yield from (request for request in party.standing.values() if request.is_waiting)
+
+    def had_turn(self, process: tuple[int, int]) -> None:
+        """The others come first, the next time."""
+        self._parties.move_to_end(process)
 
     def all(self) -> list[Request]:
         """All that wait."""
-        return [request for queue in self._queues.values() for request in queue if request.is_waiting]
+        standing = [request for queue in self._queues.values() for request in queue if request.is_waiting]
+        parties = [party for own in self._parties.values() for party in own.values()]
+        return standing + [request for party in parties for request in party.behind.values()]
 
     # --- going -----------------------------------------------------------------------------------
 
@@ -266,7 +362,7 @@ class WaitingLine:
         request = self._forget(connection, number)
         if request is not None:
             request.is_gone = True
-            if request.is_linked:
+            if request.is_linked or request.is_behind:
                 self._remove(request)
         return request
 
@@ -280,4 +376,8 @@ class WaitingLine:
         request = own.pop(number, None)
         if not own:
             self._under_way.pop(connection, None)
+        if request is not None:
+            self._numbers[request.process] -= 1
+            if not self._numbers[request.process]:
+                del self._numbers[request.process]
         return request
