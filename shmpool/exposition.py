@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from .errors import ConfigError
 from .protocol.figures import BUCKET_ENDS_NS
-from .protocol.metrics import KEYS, MEMORY, SHARED, STATS, TIERS, Figure, Kind, Unit
-from .stats import Stats, TierStats
+from .protocol.metrics import KEYS, MEMORY, QUEUES, SHARED, STATS, TIERS, Figure, Kind, Unit
+from .stats import QueueStats, Stats, TierStats
 
 try:
     from prometheus_client import CollectorRegistry, generate_latest
@@ -48,7 +48,7 @@ HELP: Final = {
     "latency_histogram": "how long leases took: one in 64 is timed, with detailed_metrics each",
 }
 #: What has figures of its own.
-TABLES: Final = ("memory", "shared", "tiers", "clients")
+TABLES: Final = ("memory", "shared", "queues", "tiers", "clients")
 #: What follows from what is told, and how.
 DERIVED: Final = {
     "total_gets": "sum(shmpool_leases_total)",
@@ -96,6 +96,7 @@ def families(stats: Stats) -> Iterator[Metric]:
             yield from _family("shmpool_memory", figure, stats.memory[figure.name])
     for figure in SHARED:
         yield from _family("shmpool_shared", figure, stats.shared[figure.name])
+    yield from _queues(stats.queues)
     yield from _tiers(stats.tiers)
     yield _alerts(stats.alert_states)
     yield from _clients(stats)
@@ -145,6 +146,24 @@ def _state(name: str, value: str) -> Metric:
     for level in KEYS["level"]:
         family.add_metric([level], float(level == value))
     return family
+
+
+def _queues(queues: list[QueueStats]) -> Iterator[Metric]:
+    """By name; those that have none together."""
+    for figure, name, make in (
+        ("items", "items", GaugeMetricFamily),
+        ("waiting_putters", "waiting_putters", GaugeMetricFamily),
+        ("waiting_getters", "waiting_getters", GaugeMetricFamily),
+        ("dropped", "dropped", CounterMetricFamily),
+    ):
+        about = next(one.help for one in QUEUES if one.name == figure).replace("`", "")
+        family = make(f"shmpool_queue_{name}", about, labels=["queue"])
+        sums: dict[str, int] = {}
+        for queue in queues:
+            sums[queue.name] = sums.get(queue.name, 0) + getattr(queue, figure)
+        for label, value in sums.items():
+            family.add_metric([label], value)
+        yield family
 
 
 def _tiers(tiers: list[TierStats]) -> Iterator[Metric]:

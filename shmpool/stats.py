@@ -64,6 +64,31 @@ class ClientStats:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueStats:
+    """One queue. *items* is its depth, of *capacity*; *bytes* its own memory, of which its items take *used_bytes*.
+    *members* are the pids that have it, *putting* and *getting* those that have the lock of one of its ends, or are
+    about to take it. *waiting_putters* and *waiting_getters* sleep until there is room, or an item."""
+
+    name: str
+    row: int
+    bytes: int
+    items: int
+    capacity: int
+    maxsize: int
+    used_bytes: int
+    dropped: int
+    joinable: bool
+    overflow: str
+    on_dead_consumer: str
+    shut: bool
+    members: list[int]
+    waiting_putters: int
+    waiting_getters: int
+    putting: list[int]
+    getting: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Counters since the pool was made, gauges of now. A get is a lease, a put a buffer
     given back; a hit is a lease without a broker round trip (direct counts as neither);
@@ -105,6 +130,7 @@ class Stats:
     tiers: list[TierStats]
     clients: list[ClientStats]
     shared: dict[str, int]
+    queues: list[QueueStats]
     leaks: dict[str, int]
     alerts: list[str]
     alert_states: list[dict[str, Any]]
@@ -114,7 +140,8 @@ class Stats:
         """From the broker's answer."""
         tiers = [_known(TierStats, tier) for tier in figures["tiers"]]
         clients = [_known(ClientStats, client) for client in figures["clients"]]
-        return _known(cls, {**figures, "tiers": tiers, "clients": clients})
+        queues = [_known(QueueStats, queue) for queue in figures["queues"]]
+        return _known(cls, {**figures, "tiers": tiers, "clients": clients, "queues": queues})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, for JSON."""

@@ -3,7 +3,7 @@ the census needs no broker.
 
 Found as clients find it, by the files beside the socket. Reads and changes nothing; what is read may be
 changing, so the figures may be a few leases apart. What only a broker knows is left out: ages, alerts,
-pressure, spares, the ladder, shared publications, how chunks lie.
+pressure, spares, the ladder, shared publications, queues, how chunks lie.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ def _figures(pool_id: int, header: mmap.mmap, ledger: mmap.mmap) -> dict[str, An
         "ladder": dict.fromkeys(KEYS["rung"], 0),
         "memory": memory,
         "shared": {figure.name: 0 for figure in SHARED},
+        "queues": [],
         "tiers": told,
         "clients": [_client(facts, seat, blocks[seat], census) for seat in taken],
         "leaks": dict.fromkeys(KEYS["leak"], 0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -11,8 +12,9 @@ from rich.console import Group
 from ..addresses import resolve
 from ..protocol.census import Use
 from ..protocol.sizing import format_bytes
-from ..stats import query_buffers, query_leaks, query_leases, query_names
+from ..stats import Stats, query, query_buffers, query_leaks, query_leases, query_names
 from .look import age, console, name, number, printable, socket_option, table
+from .stats import queues as render_queues
 
 
 @click.command("leases", short_help="Show who holds what.")
@@ -21,8 +23,9 @@ from .look import age, console, name, number, printable, socket_option, table
 @click.option("--idle", is_flag=True, help="Also what clients hold ready and do not use.")
 @click.option("--leaks", is_flag=True, help="What is kept for too long, and by which line of code.")
 @click.option("--names", is_flag=True, help="The shared publications that have a name, and who holds them.")
+@click.option("--queues", is_flag=True, help="The queues: how much is in each, who has it, who waits.")
 @socket_option
-def command(as_json: bool, each: bool, idle: bool, leaks: bool, names: bool, socket: str | None) -> None:
+def command(as_json: bool, each: bool, idle: bool, leaks: bool, names: bool, queues: bool, socket: str | None) -> None:
     """Show who holds what, by process: most memory first.
 
     leased: may be written. unread: published, and a ticket of it not opened yet. open: open for
@@ -30,9 +33,12 @@ def command(as_json: bool, each: bool, idle: bool, leaks: bool, names: bool, soc
     others have shared. Ages are the oldest buffer's, at least so much: the broker looks every few
     seconds.
     """
-    if (leaks or names) and (each or idle or (leaks and names)):
-        raise click.UsageError("--leaks and --names have lines of their own: leave out the others")
+    if leaks + names + queues > 1 or ((leaks or names or queues) and (each or idle)):
+        raise click.UsageError("--leaks, --names and --queues have lines of their own: leave out the others")
     address = resolve(socket)
+    if queues:
+        _show_queues(query(address), as_json)
+        return
     if names:
         _show_names(query_names(address), as_json)
         return
@@ -61,6 +67,19 @@ def _show_leaks(found: dict[str, Any], as_json: bool) -> None:
         console().print(_leaks(found["leases"]))
         if not any(leak["site"] for leak in found["leases"]):
             click.echo("Start clients with SHMPOOL_TRACE=1 to be told the lines of code.")
+
+
+def _show_queues(stats: Stats, as_json: bool) -> None:
+    total, found = stats.shared["queues"], stats.queues
+    if as_json:
+        lines = [asdict(queue) for queue in found]
+        click.echo(json.dumps({"total": total, "shown": len(found), "queues": lines}, indent=2))
+    elif not total:
+        click.echo("there is no queue")
+    else:
+        console().print(render_queues(found))
+        if len(found) < total:
+            click.echo(f"{number(len(found))} of {number(total)} are shown")
 
 
 def _show_names(found: dict[str, Any], as_json: bool) -> None:

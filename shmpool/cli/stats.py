@@ -16,7 +16,7 @@ from rich.text import Text
 from ..addresses import resolve
 from ..errors import BrokerUnavailable
 from ..protocol.sizing import format_bytes
-from ..stats import Stats, query
+from ..stats import QueueStats, Stats, query
 from ..unanswered import read_stats
 from .look import age, bar, console, count, microseconds, name, number, printable, socket_option, table
 from .sizes import Seconds
@@ -81,6 +81,8 @@ def _watch(address: str, interval: float) -> None:
 def render(stats: Stats) -> RenderableType:
     """All figures, for people."""
     parts: list[RenderableType] = [_head(stats), _operations(stats), _tiers(stats), _clients(stats)]
+    if stats.queues:
+        parts.append(queues(stats.queues))
     parts += [Text("alert: ", style="yellow") + printable(alert) for alert in stats.alerts]
     parts += [_alert(state) for state in stats.alert_states]
     return Group(*parts)
@@ -159,5 +161,28 @@ def _clients(stats: Stats) -> RenderableType:
             number(client.reads),
             format_bytes(client.read_bytes),
             command,
+        )
+    return shown
+
+
+def queues(found: list[QueueStats]) -> RenderableType:
+    """A line for each: also for `shmpool leases --queues`."""
+    columns = ("name|", "row>", "memory>", "items>", "of>", "dropped>", "wait to put, get", "members|", "at its locks|")
+    shown = table("Queues", *columns)
+    for queue in found:
+        kind = "joinable" if queue.joinable else ""
+        how = ", ".join(
+            filter(None, (kind, queue.overflow.replace("_", " ").removeprefix("block"), "shut" * queue.shut))
+        )
+        shown.add_row(
+            Text.assemble(printable(queue.name or "-"), f" ({how})" if how else ""),
+            str(queue.row),
+            format_bytes(queue.bytes),
+            number(queue.items),
+            number(queue.capacity),
+            number(queue.dropped),
+            f"{queue.waiting_putters}, {queue.waiting_getters}",
+            ", ".join(map(str, queue.members)),
+            ", ".join(map(str, sorted({*queue.putting, *queue.getting}))),
         )
     return shown

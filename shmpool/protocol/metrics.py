@@ -98,6 +98,7 @@ STATS: Final = (
     Figure("tiers", _GAUGE, _SLOTS, "a line for each tier, below"),
     Figure("clients", _GAUGE, _NONE, "a line for each seat, below"),
     Figure("shared", _GAUGE, _NONE, "shared publications, below"),
+    Figure("queues", _GAUGE, _NONE, "a line for each queue, 1,000 at the most, below"),
     Figure("leaks", _GAUGE, _BUFFERS, "what `shmpool leases --leaks` tells: leased, unread or kept by a view for longer"
            " than `leak_age`, and rows that are quarantined", ("leak",)),
     Figure("alerts", _FACT, _NONE, "a sentence for each thing that an operator should look at"),
@@ -129,6 +130,28 @@ SHARED: Final = (
     Figure("misses", _COUNTER, _NONE, "names that were not there, since the broker started"),
     Figure("evictions", _COUNTER, _BUFFERS, "caches that were given up, since the broker started"),
 )  # fmt: skip
+
+QUEUES: Final = (
+    Figure("name", _FACT, _NONE, "what it can be found by, or empty"),
+    Figure("row", _FACT, _NONE, "in the ledger"),
+    Figure("bytes", _GAUGE, _BYTES, "its own memory; what lies in leases is theirs"),
+    Figure("items", _GAUGE, _NONE, "its depth: put and not taken"),
+    Figure("capacity", _FACT, _NONE, "the most items that it holds"),
+    Figure("maxsize", _FACT, _NONE, "as it was asked for; 0: as many as its memory holds"),
+    Figure("used_bytes", _GAUGE, _BYTES, "of its own memory, what these take"),
+    Figure("dropped", _COUNTER, _NONE, "items that `overflow` dropped, since it was made"),
+    Figure("joinable", _FACT, _NONE, "whether it is a `JoinableQueue`"),
+    Figure("overflow", _FACT, _NONE, "`block`, `drop_oldest` or `drop_newest`"),
+    Figure("on_dead_consumer", _FACT, _NONE, "`drop` or `requeue`"),
+    Figure("shut", _FACT, _NONE, "whether it was shut down"),
+    Figure("members", _FACT, _NONE, "the pids that have it"),
+    Figure(
+        "waiting_putters", _GAUGE, _NONE, "who sleeps until there is room; one that died sleeping counts for a second"
+    ),
+    Figure("waiting_getters", _GAUGE, _NONE, "who sleeps until there is an item"),
+    Figure("putting", _FACT, _NONE, "the pids that have the putters' lock, or are about to: one that stays is stopped"),
+    Figure("getting", _FACT, _NONE, "the same of the getters' lock"),
+)
 
 TIERS: Final = (
     Figure("size", _FACT, _BYTES, "of a slot; 0 for direct segments"),
@@ -187,7 +210,7 @@ def table(figures: tuple[Figure, ...]) -> str:
 
 def texts() -> str:
     """All tables, one after the other."""
-    return "\n".join(map(table, (STATS, MEMORY, SHARED, TIERS, CLIENTS, ALERTS)))
+    return "\n".join(map(table, (STATS, MEMORY, SHARED, QUEUES, TIERS, CLIENTS, ALERTS)))
 
 
 if __name__ == "__main__":

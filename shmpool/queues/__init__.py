@@ -1,4 +1,4 @@
-"""Queues in memory that the broker owns: their words (`layout`), locks (`locks`), the moves of put and get
+"""Queues in memory that the broker owns: their words (`protocol.queues`), locks (`locks`), the moves of put and get
 (`ring`), what becomes of an object (`pickling`), and what users see (`queue`). Imported when first used."""
 
 from __future__ import annotations

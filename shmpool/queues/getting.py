@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import proxy
 
 from ..errors import FormatError, QueueShutDown
+from ..protocol import queues as layout
 from ..protocol.handle import Handle, pack_handle
-from ..system.patience import spin
-from . import layout, runs, sleepers
-from .hands import Hands
-from .layout import (
+from ..protocol.queues import (
     GETTERS_SLEEP,
     GRANULE_SHIFT,
     HEAD,
@@ -31,6 +29,9 @@ from .layout import (
     Odd,
     moved,
 )
+from ..system.patience import spin
+from . import runs, sleepers
+from .hands import Hands
 from .members import Members
 from .memory import Scribbled
 from .pickling import restore, restored
@@ -66,8 +67,9 @@ class Getting(Putting):
             self.members = Members(self.words, self.session, self.seats)
         #: Whether the short way will do.
         self._gets_fast = self._barrier is None and self.members is None and self.hands is None
-        #: Where it has seen TAIL: what lies before that may be taken without another look.
-        self._seen_tail = 0
+        #: Where it has seen TAIL: what lies before that may be taken without another look. At first where there is
+        #: nothing before it: any number may be one that HEAD is just coming to.
+        self._seen_tail = self.words[HEAD]
 
     def get_fast(self) -> Any:
         """Take one item, restored, where that takes nothing but a lock, some stores, and maybe a ticket; else

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Final
 from ..errors import FormatError
 from ..protocol.header import SEATS_ENDED
 from ..protocol.ledger import MAX_NBYTES
-from ..seat import tickets
-from .layout import (
+from ..protocol.queues import (
     CLAIM,
     HAND_WORDS,
     HEAD,
@@ -33,6 +32,7 @@ from .layout import (
     first_hand,
     hand_words,
 )
+from ..seat import tickets
 from .members import is_alive, name_of
 from .memory import Memory, Scribbled
 

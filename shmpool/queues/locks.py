@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 from ..protocol.names import seats_path
+from ..protocol.queues import LOCKS, SEMAPHORE_WORDS, SEMAPHORES, VERSIONS, first_said
 from ..system import libc, semaphores
 from ..system.descriptors import Descriptor
 from ..system.locks import F_OFD_SETLK, FileId, any_locked, lock_bytes, open_beside, share_byte, unlock_bytes
-from .layout import LOCKS, SEMAPHORE_WORDS, SEMAPHORES, VERSIONS, first_said
 from .members import NONCE_MASK, name_of
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InvalidSize, NameTaken, NotFound
 from ..objects.sharing import find, publish_shared
+from ..protocol import queues as layout
 from ..protocol.header import SEATS as HEADER_SEATS
 from ..protocol.ledger import QUEUE
+from ..protocol.queues import ALL_FLAGS, FLAG_NAMES, Flag
 from ..system import libc, semaphores
-from . import layout
-from .layout import ALL_FLAGS, FLAG_NAMES, Flag
 
 if TYPE_CHECKING:
     from ..pool import BasePool

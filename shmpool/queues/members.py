@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ..protocol.header import SEAT_NONCE, SEAT_STATE, seat_at
-from .layout import CLAIMED, FINISHED, HEAD, LOW, MEMBER_WORDS, NONCE, TAKEN, first_member
+from ..protocol.queues import CLAIMED, FINISHED, HEAD, LOW, MEMBER_WORDS, NONCE, TAKEN, first_member
 
 if TYPE_CHECKING:
     from ..seat.session import Session

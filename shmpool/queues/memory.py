@@ -12,17 +12,10 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..errors import FormatError, LeaseReleased, ShmpoolError
+from ..protocol import queues as layout
 from ..protocol.ledger import LINK, ROW_WORDS, birth_of, generation_of, queue_word
 from ..protocol.names import direct_name
-from ..protocol.sizing import TierKind
-from ..seat import tickets
-from ..seat.windows import WRITE, Piece, Window
-from ..system import futex, libc
-from ..system.here import HERE, OURS
-from ..system.patience import Patience, spin
-from ..system.segments import open_segment
-from . import layout, sleepers
-from .layout import (
+from ..protocol.queues import (
     ALL_FLAGS,
     CAPACITY,
     DROPPED,
@@ -50,6 +43,14 @@ from .layout import (
     item_word,
     moved,
 )
+from ..protocol.sizing import TierKind
+from ..seat import tickets
+from ..seat.windows import WRITE, Piece, Window
+from ..system import futex, libc
+from ..system.here import HERE, OURS
+from ..system.patience import Patience, spin
+from ..system.segments import open_segment
+from . import sleepers
 from .locks import HEAD_END, TAIL_END, End, raise_interrupted
 from .sleepers import Rest
 

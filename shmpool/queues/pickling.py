@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..objects.encoding import encode
 from ..objects.exchange import take_apart
-from .layout import Kind
+from ..protocol.queues import Kind
 
 if TYPE_CHECKING:
     from ..buffer import Buffer

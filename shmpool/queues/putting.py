@@ -1,6 +1,6 @@
 """The moves of `put`: how items come into a queue.
 
-What is stored, and in which order, is the protocol (see `layout`): a death between any two stores loses at
+What is stored, and in which order, is the protocol (see `protocol.queues`): a death between any two stores loses at
 most what was in that process's own hands. Signals may raise behind any call. What is locked is unlocked by a
 call in a ``finally``, never in a function that is called there, which could be interrupted before it does so
 (`Memory.under`; the short way does the same in place).
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import proxy
 
 from ..errors import QueueShutDown
+from ..protocol import queues as layout
 from ..protocol.handle import unpack_handle
 from ..protocol.ledger import (
     EXTENT,
@@ -28,10 +29,7 @@ from ..protocol.ledger import (
     queued_word,
     state_of,
 )
-from ..protocol.states import State
-from . import layout, runs, sleepers
-from .bell import Bell
-from .layout import (
+from ..protocol.queues import (
     DROPPED,
     GETTERS_SLEEP,
     GRANULE_SHIFT,
@@ -53,6 +51,9 @@ from .layout import (
     item_word,
     moved,
 )
+from ..protocol.states import State
+from . import runs, sleepers
+from .bell import Bell
 from .memory import Memory
 from .sleepers import Rest
 

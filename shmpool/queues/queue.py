@@ -19,10 +19,10 @@ from weakref import WeakValueDictionary
 
 from ..errors import ShmpoolError
 from ..link.waiting import check_timeout
+from ..protocol.queues import Flag, Kind
 from ..system.here import HERE, OURS
 from . import defaults
 from .getting import MISSED
-from .layout import Flag, Kind
 from .making import make
 from .pickling import FLAT, Item, in_lease, mine, restored
 from .putting import NoRoomInline

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from ..protocol.queues import HEAD, ODD, RINGS, TAIL, Odd
 from ..system import futex
 from ..system.here import HERE, OURS
 from ..system.patience import Patience
 from .getting import Getting
-from .layout import HEAD, ODD, RINGS, TAIL, Odd
 from .members import Members
 from .memory import ALL
 

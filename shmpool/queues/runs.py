@@ -9,7 +9,7 @@ from mmap import mmap
 from struct import Struct
 from typing import Final
 
-from .layout import GRANULE_BYTES, ITEM_HEAD, KIND_SHIFT, LENGTH_MASK, LENGTH_SHIFT, LOW
+from ..protocol.queues import GRANULE_BYTES, ITEM_HEAD, KIND_SHIFT, LENGTH_MASK, LENGTH_SHIFT, LOW
 
 #: Bytes of an item that fits into one granule, and the most items that one call moves.
 MOST_BYTES: Final = GRANULE_BYTES - ITEM_HEAD

@@ -11,8 +11,10 @@ from __future__ import annotations
 import time
 from typing import Final
 
-COUNT: Final = 0xFFFF
-_EPOCH_SHIFT: Final = 16
+from ..protocol.queues import SLEEPERS_MASK, SLEEPERS_SHIFT
+
+COUNT: Final = SLEEPERS_MASK
+_EPOCH_SHIFT: Final = SLEEPERS_SHIFT
 #: Milliseconds of an epoch.
 EPOCH: Final = 1000
 

@@ -3,6 +3,7 @@ says are its names, and no others."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import fields
@@ -14,7 +15,7 @@ from cli_helpers import shmpool_command
 
 import shmpool
 from shmpool.protocol import metrics
-from shmpool.stats import ClientStats, Stats, TierStats
+from shmpool.stats import ClientStats, QueueStats, Stats, TierStats
 
 PAGE = (Path(__file__).parents[2] / "docs" / "stats.md").read_text()
 
@@ -41,7 +42,9 @@ def test_the_page_and_the_fields_agree(broker: shmpool.Broker, pool: shmpool.Poo
             pass
         with pool.share(1, "one"):
             names = printed("leases", "--json", "--names", "--socket", broker.address)
-    told = [stats, stats["memory"], stats["shared"], stats["tiers"][0], stats["clients"][0]]
+        with contextlib.closing(pool.queue("one")):
+            queues = printed("leases", "--json", "--queues", "--socket", broker.address)["queues"]
+    told = [stats, stats["memory"], stats["shared"], queues[0], stats["tiers"][0], stats["clients"][0]]
     told += [{figure.name for figure in metrics.ALERTS}, leases["leases"][0], buffers["leases"][0], names["names"][0]]
     told.append(leaks["leases"][0])
     assert documented() == [set(found) for found in told]
@@ -49,19 +52,20 @@ def test_the_page_and_the_fields_agree(broker: shmpool.Broker, pool: shmpool.Poo
 
 
 def test_the_tables_are_made_from_the_declaration() -> None:
-    for figures in (metrics.STATS, metrics.MEMORY, metrics.SHARED, metrics.TIERS, metrics.CLIENTS, metrics.ALERTS):
-        assert metrics.table(figures) in PAGE
+    tables = (metrics.STATS, metrics.MEMORY, metrics.SHARED, metrics.QUEUES, metrics.TIERS, metrics.CLIENTS)
+    assert all(metrics.table(figures) in PAGE for figures in (*tables, metrics.ALERTS))
     for names in metrics.KEYS.values():
         assert all(f"`{name}`" in PAGE for name in names)
 
 
 def test_what_is_told_is_what_is_declared_in_its_order(broker: shmpool.Broker, pool: shmpool.Pool) -> None:
-    with pool.lease(100):
+    with pool.lease(100), contextlib.closing(pool.queue()):
         stats = printed("stats", "--json", "--socket", broker.address)
     for figures, cls, found in (
         (metrics.STATS, Stats, stats),
         (metrics.MEMORY, None, stats["memory"]),
         (metrics.SHARED, None, stats["shared"]),
+        (metrics.QUEUES, QueueStats, stats["queues"][0]),
         (metrics.TIERS, TierStats, stats["tiers"][0]),
         (metrics.CLIENTS, ClientStats, stats["clients"][0]),
     ):

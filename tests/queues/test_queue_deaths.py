@@ -215,6 +215,8 @@ def test_a_stopped_holder_of_a_lock_delays_others_by_their_timeouts(pool: shmpoo
             one.get(timeout=0.05)
         with pytest.raises(Empty):
             one.get_nowait()
+        [shown] = query(pool.address).queues
+        assert (shown.getting, shown.putting) == ([child.pid], []), "an operator sees whom they wait for"
     assert one.get(timeout=SOON) == 1  # its lock went with it
     one.close()
 

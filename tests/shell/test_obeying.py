@@ -71,6 +71,7 @@ class ScriptedCore:
 
     def __init__(self, adopt: list[Action]) -> None:
         self.seats = SimpleNamespace(count=8)
+        self.reports = SimpleNamespace()
         self.script: dict[type[Any], list[Action] | Exception] = {}
         self.heard: list[Event] = []
         self.deadline: float | None = None

@@ -1,8 +1,8 @@
 """The pool's segments: made, adopted, warmed, cooled and removed.
 
 Covers header, ledger, one sparse segment for each tier, and direct segments. Knows
-nothing of rows' states. It never reads or writes payload: anybody who may write a segment
-may also truncate it, and touching it then would kill the broker.
+nothing of rows' states. It never touches payload (a queue's first words it reads by a system call): anybody who may
+write a segment may also truncate it, and touching it then would kill the broker.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from shmpool.system import libc, memory
 from shmpool.system.locks import FileId
 from shmpool.system.memory import SHM_DIR
 
+from ..core.memory.holding import Holding
 from ..core.memory.spares import Spare
 from .untracked import UntrackedSharedMemory, is_own, unlink_segment
 
@@ -319,6 +320,26 @@ class SegmentStore:
             os.close(fd)
         self._emptied[row, generation] = start + nbytes
         return True
+
+    def head_of(self, holding: Holding, nbytes: int) -> bytes:
+        """The first bytes of what lies somewhere; fewer when they cannot be had. Read, not mapped: see above."""
+        if holding.tier.kind is TierKind.DIRECT:
+            path = f"{SHM_DIR}/{direct_name(self.pool_id, holding.row, holding.birth)}"
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:
+                return b""
+            try:
+                return os.pread(fd, nbytes, 0)
+            finally:
+                os.close(fd)
+        found = b""
+        for row, count in holding.extents:
+            segment, offset, length = self._range(holding.tier.index, row, count)
+            found += os.pread(segment.fileno(), min(nbytes - len(found), length), offset)
+            if len(found) >= nbytes:
+                break
+        return found
 
     def direct_segments(self) -> list[tuple[int, int]]:
         """(row, generation) of the direct segments that exist."""

@@ -97,6 +97,7 @@ class Server:
             is_copied=lambda seat: heirs.is_copied(store.header_fd, seat),
         )
         core.seats.children_of = lambda seat: heirs.pids_of(store.header_fd, seat)
+        core.reports.read_queue = store.head_of
         self._connections: dict[int, Connection] = {}
         self._last_number = 0
         self._opening: set[asyncio.Task[Any]] = set()

@@ -20,6 +20,11 @@ forks, views that outlive their buffer in one process, the shell's sockets (a co
 queues that end with the process), processors that reorder more than x86, counters (each has one
 writer and decides nothing).
 
+A queue has worlds of its own, over the same pool (`queue_memory`, `queue_clients`, `queue_world`, `queue_scenarios`,
+`queue_mutants`): its semaphores and their mending, put and get of small items, batches and leases, hands, a full
+queue, shutdown. Not covered there: `join`, the bell's FIFO, items of several granules, threads, a queue's end with its
+last member (the broker's, see `core.objects.queues`).
+
 `memory` has the words and what may be stored in them, `machines` runs parties one step at a
 time, `clients` and `brokers` have the processes (real code, patched where it meets the kernel),
 `forking` what belongs to forks, `start` how all begins, `world` what a step does and what must

@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from .clients import patched
 from .memory import Violation
-from .rest import complaint
-from .scenarios import Scenario
 from .states import State_
 from .world import World
+
+if TYPE_CHECKING:
+    from .scenarios import Scenario
 
 #: A state from which time alone goes on for so many steps without coming to rest.
 MAX_SETTLING = 20_000
@@ -52,10 +54,12 @@ class Result:
         return text + (f"\n    {self.violation}" if self.violation else "")
 
 
-def explore(scenario: Scenario, *, is_tso: bool, max_states: int | None = None, seed: int = 0) -> Result:
-    """Visit every state; ends at the first violation, or at *max_states*."""
-    with patched(), _no_collections():
-        world = World(scenario, is_tso=is_tso)
+def explore(
+    scenario: Scenario, *, is_tso: bool, max_states: int | None = None, seed: int = 0, kind: type[World] = World
+) -> Result:
+    """Visit every state of a world of that kind; ends at the first violation, or at *max_states*."""
+    with patched(), kind.patched(), _no_collections():
+        world = kind(scenario, is_tso=is_tso)
         try:
             return _Search(world, max_states, random.Random(seed)).run()
         finally:
@@ -112,13 +116,14 @@ class _Search:
     def _check_rest(self, state: State_) -> None:
         """Let time alone pass until nothing new comes of it; then all must be well."""
         world, seen = self._world, set()
-        wrong = complaint(world, state) if self._result.mode in world.scenario.bells_suffice else None
+        wrong = world.complaint_of_bells(state) if self._result.mode in world.scenario.bells_suffice else None
         now = state
         while wrong is None and now not in seen and now not in self._settled:
             seen.add(now)
-            for what in ("timeout", "retry", "tick", "expiry"):
+            for what in world.timers:
                 now = self._let_pass(now, what)
-        wrong = wrong or complaint(world, now)
+        if wrong is None and now not in self._settled:  # else it is on a way whose end was looked at
+            wrong = world.complaint(now)
         self._settled |= seen
         if wrong is not None:
             raise _Found(state, f"at rest: {wrong}")

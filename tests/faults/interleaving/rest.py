@@ -3,17 +3,21 @@ keeps, a seat that nobody ends, a waiter that is not served."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from shmpool.protocol.ledger import generation_of, seat_of, state_of, tickets_of
 from shmpool.protocol.states import CellState, State
 
 from .memory import AT, describe
-from .states import Draft, State_
-from .world import World
+from .states import Draft
+
+if TYPE_CHECKING:
+    from .world import World
 
 
-def complaint(world: World, state: State_) -> str | None:
+def complaint(world: World, draft: Draft) -> str | None:
     """What is wrong with a state in which nothing happens any more."""
-    draft, layout = Draft(world, state), world.layout
+    layout = world.layout
     grant = draft.memory[layout.grant]
     holder, is_held = seat_of(grant), world.is_living(draft, seat_of(grant))
     cells = [draft.memory[number] for number in layout.cells[: tickets_of(draft.memory[layout.extent])]]

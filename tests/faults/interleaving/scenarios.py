@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from .brokers import BrokerProcess
 from .clients import Client, Gone
 from .machines import Context
+from .start import Start
 
 Role = Callable[[Client], None]
 
@@ -53,6 +54,12 @@ class Scenario:
     @property
     def seats(self) -> int:
         return len(self.roles)
+
+    def start(self) -> Start:
+        """How it begins."""
+        return Start(
+            self.connected, self.seats, self.tickets, gives_back=self.gives_back, forks=self.forks, by=self.by
+        )  # fmt: skip
 
     def bodies(self) -> list[tuple[str, Callable[[Context], None]]]:
         bodies = [(name, self._body(name, role)) for name, role in self.roles]

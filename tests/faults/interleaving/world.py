@@ -17,6 +17,7 @@ lost too, which is no other than a death before those stores. A pause is for eve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from shmpool.protocol.ledger import SEAT_LOCKS
@@ -25,8 +26,9 @@ from shmpool.system.heirs import READERS, copies_at
 from .brokers import RECALL
 from .machines import Machine, Node
 from .memory import Judge, Layout, Violation, describe
+from .rest import complaint
 from .scenarios import Scenario
-from .start import Start, party_of, peer_of
+from .start import party_of, peer_of
 from .states import Conn, Draft, Interned, State_, Step
 
 #: Requests that others may have to answer; every other one is answered at once, in one way.
@@ -39,29 +41,28 @@ class World:
 
     #: A system call shows all earlier stores to everybody, those for locks too, and so does a swap.
     are_barriers = True
+    #: What may pass when nothing else happens; and what parties, and who judges stores.
+    timers: tuple[str, ...] = ("timeout", "retry", "tick", "expiry")
+    machine, judge = Machine, Judge
+    #: What stands in for the product's kernel, besides `clients.patched`.
+    patched: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __init__(self, scenario: Scenario, *, is_tso: bool) -> None:
         self.scenario = scenario
         self.is_tso = is_tso
-        self.start = Start(
-            scenario.connected,
-            scenario.seats,
-            scenario.tickets,
-            gives_back=scenario.gives_back,
-            forks=scenario.forks,
-            by=scenario.by,
-        )
+        self.start = scenario.start()
         self.layout: Layout = self.start.layout
         self.nodes: list[Node] = []
         self.machines = [
-            Machine(index, name, body, self.start, self.nodes) for index, (name, body) in enumerate(scenario.bodies())
+            self.machine(index, name, body, self.start, self.nodes)
+            for index, (name, body) in enumerate(scenario.bodies())
         ]
         self.brokers = [
             Machine(len(self.machines), f"broker{epoch}", scenario.broker(epoch), self.start, self.nodes)
             for epoch in range(1, scenario.restarts + 2)
         ]
         self.broker_at = len(self.machines)
-        self._judge = Judge(self.layout)
+        self._judge = self.judge(self.layout)
         self._memories, self._processors, self._nets, self._fates = Interned(), Interned(), Interned(), Interned()
 
     def close(self) -> None:
@@ -414,6 +415,14 @@ class World:
         draft.nodes[self.broker_at] = self.brokers[restarts + 1].root
 
     # --- what must hold ------------------------------------------------------------------------------------
+
+    def complaint(self, state: State_) -> str | None:
+        """What is wrong with a state in which nothing happens any more."""
+        return complaint(self, Draft(self, state))
+
+    def complaint_of_bells(self, state: State_) -> str | None:
+        """The same before time has passed, where bells suffice."""
+        return self.complaint(state)
 
     def _check(self, draft: Draft) -> None:
         for node in draft.nodes:

@@ -22,7 +22,7 @@ from ..memory.manager import Manager
 from ..objects.shared import Shared
 from ..outbox import Outbox
 from ..rows import Rows
-from . import holders, metrics
+from . import holders, metrics, queues
 from .alerts import Alerts, look, now_wrong
 from .census import Ledger
 from .keeper import Keeper
@@ -69,6 +69,8 @@ class Reports:
         self._line, self._ladder = lending.line, lending.ladder
         self._chores = chores
         self._pool = {"pool_id": f"{pool_id:016x}", "epoch": epoch}
+        #: What a queue's memory says, which the shell can read; set by it.
+        self.read_queue: queues.Read = lambda holding, nbytes: b""
         self.ledger = Ledger(rows, inventory, shared, lambda: chores.now)
         self._keeper = Keeper(self.ledger, inventory, seats)
         self.leaks = Leaks(rows, self.ledger, inventory, seats.taken, outbox, leak_age)
@@ -236,6 +238,7 @@ class Reports:
         figures = yield from metrics.count(self._rows, self._seats, census, self._steady)
         yield metrics.FIGURES
         wrong = yield from now_wrong(self._inventory, self._seats, self._line, processes)
+        told = yield from queues.lines(self._shared, self._seats, self.read_queue, lambda: self._chores.now)
         tiers = [metrics.tier(self._inventory, tier, census) for tier in self._inventory.tiers]
         return {
             **self._pool,
@@ -244,6 +247,7 @@ class Reports:
             "memory": {**metrics.memory(self._inventory, census), **self._manager.figures()},
             "tiers": tiers,
             "shared": self._shared.summary(),
+            "queues": told,
             "leaks": self.leaks.counts(),
             "alerts": [*wrong, *self._manager.alerts(), *self.alerts.raised()],
             "alert_states": self.alerts.lines(self._chores.now),

@@ -36,7 +36,8 @@ first one again, behind a pad.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 MAGIC: Final = int.from_bytes(b"\x93shmqueu", "little")
 #: What the publication holds, in bytes.
@@ -184,3 +185,57 @@ def first_granule(seats: int, flags: int, hands: int, most_inline: int) -> int:
     """Where the granules begin, in bytes."""
     at = 8 * (first_hand(seats, flags) + hands * hand_words(most_inline))
     return -(-at // 64) * 64
+
+
+# --- as one looks at it who is no member ------------------------------------------------------------------
+
+#: Of a word of who sleeps at an end (`queues.sleepers`): how many, and behind them when that ends, in milliseconds.
+SLEEPERS_MASK: Final = 0xFFFF
+SLEEPERS_SHIFT: Final = 16
+_SEAT_SHIFT: Final = 48
+
+
+class Look(NamedTuple):
+    """What a queue's words said at one moment. *inside*: the seats that are putting, and those that are getting, or
+    died at it: they have the lock of that end, or are about to take it."""
+
+    items: int
+    capacity: int
+    maxsize: int
+    used_bytes: int
+    dropped: int
+    flags: int
+    is_shut: bool
+    waiting: tuple[int, int]
+    inside: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def looked_at_bytes(seats: int) -> int:
+    """Of a queue's memory, from its beginning: what `look` reads."""
+    return 8 * first_said(seats, 2)
+
+
+def look(words: Sequence[int], seats: int, milliseconds: int) -> Look | None:
+    """What the beginning of a queue's memory says, at a moment of the monotonic clock; None of what is no queue's."""
+    if len(words) < first_said(seats, 2) or words[0] != MAGIC or words[SEATS] != seats:
+        return None
+    head, tail = words[HEAD], words[TAIL]
+    waiting = tuple(
+        word & SLEEPERS_MASK if word >> SLEEPERS_SHIFT >= milliseconds else 0
+        for word in (words[PUTTERS_SLEEP], words[GETTERS_SLEEP])
+    )
+    inside = []
+    for end in range(2):
+        first = first_said(seats, end)
+        inside.append(tuple(name >> _SEAT_SHIFT for name in words[first : first + seats + 1] if name))
+    return Look(
+        min(tail - head & LOW, words[CAPACITY]),
+        words[CAPACITY],
+        words[MAXSIZE],
+        GRANULE_BYTES * min((tail >> 32) - (head >> 32) & LOW, words[GRANULES]),
+        words[DROPPED],
+        words[FLAGS] & ALL_FLAGS,
+        bool(words[ODD] & Odd.SHUT),
+        (waiting[0], waiting[1]),
+        (inside[0], inside[1]),
+    )

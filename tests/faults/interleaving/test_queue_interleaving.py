@@ -1,0 +1,72 @@
+"""No interleaving of puts and gets breaks a queue, deaths at any instruction included, and every mutant does.
+
+The queue's real code runs: locks and their mending, putting, getting, hands, batches, handles of the pool, shutdown.
+The default setting explores the smaller scenarios whole, walks through the others at random, and looks for the mutants
+that are found soon; the long one looks for all of them, and walks further; with ``--interleaving-whole`` it explores
+each scenario whole, for minutes.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from .explorer import Result, explore
+from .mutants import Mutant
+from .queue_mutants import QUEUE_MUTANTS
+from .queue_scenarios import QUEUE_SCENARIO, QUEUE_SCENARIOS
+from .queue_world import QueueScenario, QueueWorld
+from .test_interleaving import MODES, show
+
+#: At most some ten thousand states each.
+SMALL = (
+    "one puts, one gets", "a putter's death x putter", "a putter's death x getter", "a stop x putter", "hands",
+    "shutdown x getter", "a lease's putter's death x putter",
+)  # fmt: skip
+#: States of each of the others in the default setting, and in the long one.
+WALK, LONG_WALK = 1_000, 100_000
+#: Mutants that take some ten thousand states and more.
+LATE = (
+    "the lock left out", "the version is not looked at again", "who mends does not wait for those inside",
+    "a batch wakes one, and nobody passes the bell on", "HEAD before the hand", "hands of the dead stay",
+    "a hand is believed though HEAD is not stored", "what is dropped keeps its ticket",
+)  # fmt: skip
+
+
+def look_through(scenario: QueueScenario, mode: str, max_states: int | None = None) -> Result:
+    result = explore(scenario, is_tso=mode == "TSO", max_states=max_states, kind=QueueWorld)
+    show(result)
+    return result
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_interleaving_of_a_small_scenario_breaks_a_queue(name: str) -> None:
+    result = look_through(QUEUE_SCENARIO[name], "TSO")
+    assert result.violation is None, "\n".join(result.story)
+    assert result.is_complete and result.at_rest
+
+
+@pytest.mark.parametrize("name", sorted(QUEUE_SCENARIO.keys() - set(SMALL)))
+def test_no_walk_through_a_large_scenario_breaks_a_queue(name: str) -> None:
+    result = look_through(QUEUE_SCENARIO[name], "TSO", WALK)
+    assert result.violation is None, "\n".join(result.story)
+    assert result.states >= WALK and not result.is_complete
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("scenario", QUEUE_SCENARIOS, ids=lambda scenario: scenario.name)
+def test_no_interleaving_breaks_a_queue(scenario: QueueScenario, mode: str, request: pytest.FixtureRequest) -> None:
+    is_whole = scenario.name in SMALL or request.config.getoption("--interleaving-whole", default=False)
+    result = look_through(scenario, mode, None if is_whole else LONG_WALK)
+    assert result.violation is None, "\n".join(result.story)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [pytest.param(one, marks=[pytest.mark.long] if one.name in LATE else [], id=one.name) for one in QUEUE_MUTANTS],
+)
+def test_every_mutant_of_a_queue_is_found(mutant: Mutant) -> None:
+    assert isinstance(mutant.scenario, QueueScenario)
+    with mutant.make():
+        assert look_through(mutant.scenario, mutant.modes[0]).violation is not None
