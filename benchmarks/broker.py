@@ -95,7 +95,7 @@ def _lapped(run: Callable[[int, float], list[float]]) -> Contestant:
 
 @contextmanager
 def _client(pool_address: str, echo_address: str) -> Iterator[dict[str, Callable[[int, float], list[float]]]]:
-    """Does so many of either, or as many as until a moment: the seconds of each."""
+    """Does so many of either, or as many as until a moment, but one at least: the seconds of each."""
     with shmpool.connect(pool_address) as pool:
         misses, client = Misses(pool), EchoClient(echo_address)
         try:
@@ -106,7 +106,7 @@ def _client(pool_address: str, echo_address: str) -> Iterator[dict[str, Callable
 
 def _echo(client: EchoClient, objects: int, until: float) -> list[float]:
     clock, samples = time.perf_counter, []
-    while len(samples) < objects and time.perf_counter() < until:
+    while not samples or (len(samples) < objects and time.perf_counter() < until):
         started = clock()
         client.call(REFILL)
         samples.append(clock() - started)

@@ -24,7 +24,7 @@ def report_of(written: Path, name: str, *arguments: str) -> dict:
     """Run a benchmark and read what it wrote; 0 and 1 say whether its bars were met."""
     command = [sys.executable, "-m", "benchmarks", name, *arguments, "--json", str(written)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert run.returncode in (0, 1), run.stderr
+    assert run.returncode in (0, 1) and written.exists(), run.stderr
     [report] = json.loads(written.read_text())["reports"]
     assert run.returncode == any(bar["state"] != "met" for bar in report["bars"])
     return report
