@@ -1,4 +1,4 @@
-"""``python -m tests.faults.interleaving [--whole] [--only WORD] [--max-states N] [--mutants]``."""
+"""``python -m tests.faults.interleaving [--large] [--whole] [--only WORD] [--max-states N] [--mutants]``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import sys
 
 from .explorer import explore
 from .mutants import MUTANTS
-from .scenarios import SCENARIOS, WHOLE
+from .scenarios import LARGE, SCENARIOS, WHOLE
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.interleaving", description=__doc__)
     parser.add_argument("--whole", action="store_true", help="everybody at once instead of the pairwise scenarios")
+    parser.add_argument("--large", action="store_true", help="those of three parties that take minutes, instead")
     parser.add_argument("--only", default="", help="scenarios whose name has this word")
     parser.add_argument("--mode", choices=("sc", "tso", "both"), default="both")
     parser.add_argument("--max-states", type=int, help="go depth first and stop there")
@@ -23,7 +24,7 @@ def main() -> int:
     if options.mutants:
         return _show_mutants(options.only, modes)
     failures = 0
-    for scenario in (WHOLE,) if options.whole else SCENARIOS:
+    for scenario in (WHOLE,) if options.whole else LARGE if options.large else SCENARIOS:
         if options.only not in scenario.name:
             continue
         for is_tso in modes:

@@ -1,6 +1,7 @@
 """What is explored: who takes part, what they do, and what may befall them.
 
-The pairwise scenarios can be explored whole, each within a minute or two; `WHOLE` is all at once.
+The pairwise scenarios can be explored whole, each within half a minute; those of `LARGE` take some minutes, on demand;
+`WHOLE` is all at once.
 """
 
 from __future__ import annotations
@@ -90,6 +91,13 @@ def produce(times: int = 1, *, then: Callable[[Client], None] = Client.serve, ti
         then(client)
 
     return role
+
+
+def wait_and_produce(client: Client) -> None:
+    """Want a slot once something is published in the only one."""
+    client.receive(0)
+    client.produce(1)
+    client.serve()
 
 
 def recycle(client: Client) -> None:
@@ -240,8 +248,13 @@ _UNDER_LOCKS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "reader x expiry",
-        (("publisher", produce(then=Client.exit)), ("reader", read(0)), ("heir", produce())),
+        (("publisher", produce(then=Client.exit)), ("reader", read(0))),
         **both("reader"), faults=1, expiry=True,
+    ),
+    Scenario(
+        "reader x expiry x waiter",
+        (("publisher", produce(then=Client.exit)), ("reader", read(0)), ("heir", wait_and_produce)),
+        expiry=True,
     ),
     Scenario(
         "publisher's death x sweep",
@@ -255,7 +268,7 @@ _UNDER_LOCKS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "restart x publisher",
-        (("publisher", produce(2)), ("reader", read(0, 1))),
+        (("publisher", produce()), ("reader", read(0))),
         restarts=1,
     ),
     Scenario(
@@ -364,6 +377,16 @@ SCENARIOS: tuple[Scenario, ...] = (
 )
 
 SCENARIO = {scenario.name: scenario for scenario in SCENARIOS}
+
+# --- three, and faults ---------------------------------------------------------------------------------
+
+_EXPIRY = Scenario(
+    "reader's death x expiry x waiter",
+    (("publisher", produce(then=Client.exit)), ("reader", read(0)), ("heir", produce())),
+    **both("reader"), faults=1, expiry=True,
+)  # fmt: skip
+
+LARGE: tuple[Scenario, ...] = (_EXPIRY, by_swaps(_EXPIRY), by_asking(_EXPIRY))
 
 # --- everybody ---------------------------------------------------------------------------------------
 

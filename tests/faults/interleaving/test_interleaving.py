@@ -3,8 +3,8 @@
 Covered: see the package. `pytest -s` shows the states and the speed of each exploration. The default
 setting explores the smaller scenarios whole, walks through the others at random, and looks for each
 mutant in one memory model; the long one explores all of them in both. Not run unless asked for
-(``--interleaving-whole``): everybody at once, which is explored depth first up to a bound, and what is
-harmless only because something else is there too.
+(``--interleaving-whole``): three parties with faults, minutes each; everybody at once, which is explored depth
+first up to a bound; and what is harmless only because something else is there too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 from .explorer import Result, explore
 from .mutants import MUTANTS, Mutant, grants_trusted, old_replies_kept
-from .scenarios import SCENARIO, SCENARIOS, WHOLE, Scenario
+from .scenarios import LARGE, SCENARIO, SCENARIOS, WHOLE, Scenario
 
 MODES = ("SC", "TSO")
 #: At most some ten thousand states each.
@@ -100,6 +100,16 @@ def max_states(request: pytest.FixtureRequest) -> int:
         pytest.skip("minutes: pytest tests/faults/interleaving --interleaving-whole")
     bound: int = request.config.getoption("--max-states")
     return bound
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("scenario", LARGE, ids=lambda scenario: scenario.name)
+@pytest.mark.usefixtures("max_states")
+def test_no_interleaving_of_three_breaks_the_protocol(scenario: Scenario, mode: str) -> None:
+    result = look_through(scenario, mode)
+    assert result.violation is None, "\n".join(result.story)
+    assert result.is_complete and result.at_rest
 
 
 @pytest.mark.timeout(3600)
