@@ -243,9 +243,9 @@ class Meanwhile:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # a lease was open when its pool was closed
-@pytest.mark.parametrize("step", [29, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("step", [31, pytest.param(5, marks=pytest.mark.long)])
 def test_lease_whose_pool_another_thread_closes_meanwhile_says_so(connect: Connect, step: int) -> None:
-    """At every line of what is done with it: it ends well or raises, and nothing is left."""
+    """At any line of what is done with it: it ends well or raises, and nothing is left."""
     verbs: dict[str, Callable[[shmpool.Lease], Any]] = {
         "write": lambda lease: lease.write(bytes(lease.nbytes)),
         "write_parts": lambda lease: lease.write_parts([(0, bytes(lease.nbytes))]),
@@ -257,7 +257,7 @@ def test_lease_whose_pool_another_thread_closes_meanwhile_says_so(connect: Conne
     pool = connect()
     for nbytes in (5000, 2 * MIB):
         for act in verbs.values():
-            for n in itertools.count(1, step):
+            for n in itertools.count(random.randint(1, step), step):
                 other = connect()
                 lease = other.lease(nbytes)
                 with Meanwhile(n, other.close) as meanwhile:
