@@ -139,6 +139,15 @@ def test_what_is_in_force_reads_back_the_same() -> None:
     assert load(None, tomllib.loads(texts.in_force(reading))) == reading.config
 
 
+def test_a_size_that_is_no_round_number_is_shown_exactly_and_for_people() -> None:
+    """A share of the host is one."""
+    reading = read(None, {}, {"memory_limit": 12_638_248_960})
+    assert re.search(
+        r'^memory_limit = "12638248960 B" +# command line, 11\.8 GiB$', texts.in_force(reading), re.MULTILINE
+    )
+    assert load(None, tomllib.loads(texts.in_force(reading))) == reading.config
+
+
 def test_each_source_overrides_the_one_before_and_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text('memory_limit = "64MiB"\nlease_timeout = "1min"\nhandle_ttl = 1\n')

@@ -18,7 +18,7 @@ from shmpool.protocol.sizing import format_bytes, rows_of
 from .declaration import Config, scope_of, unit_of
 from .handover import floors
 from .reading import Reading
-from .units import in_toml
+from .units import Unit, in_toml
 
 #: What stands in the example for a default that depends on the host, or is none.
 _SHOWN = {
@@ -61,7 +61,10 @@ def in_force(reading: Reading) -> str:
     """The configuration as TOML, where each value came from, and the tiers that follow from it."""
     config = reading.config
     rows = [
-        (f"{key} = {in_toml(getattr(config, key), unit_of(field))}", reading.origins[key].value)
+        (
+            f"{key} = {in_toml(getattr(config, key), unit_of(field))}",
+            reading.origins[key].value + _for_people(getattr(config, key), unit_of(field)),
+        )
         for key, field in Config.model_fields.items()
         if getattr(config, key) is not None
     ]
@@ -76,6 +79,14 @@ def in_force(reading: Reading) -> str:
         kept = f"  {kept_warm.get((tier.kind, tier.size), 0):10}" if kept_warm else ""
         lines.append(f"# {tier.index:4}  {tier.label():15}  {tier.capacity:10}{kept}")
     return "\n".join(lines) + "\n"
+
+
+def _for_people(value: Any, unit: Unit | None) -> str:
+    """A size that is no round number, like a share of the host: what it is about."""
+    if unit is not Unit.BYTES or not isinstance(value, int):
+        return ""
+    human = format_bytes(value)
+    return f", {human}" if "." in human else ""
 
 
 def _default_of(key: str, field: FieldInfo) -> str:
