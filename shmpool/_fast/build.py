@@ -1,11 +1,15 @@
-"""Builds the compiled twin with the package where `SHMPOOL_COMPILED=1` asks for it: a build hook of hatchling's. Where
-there is no compiler, the package is built without it, and works the same."""
+"""Builds the compiled twin with the package where `SHMPOOL_COMPILED=1` asks for it and a compiler is: a build hook of
+hatchling's. Elsewhere the package is built without it, and works the same.
+
+A source distribution has the twin in C, and needs Cython no more. A checkout asks for Cython where a compiler is."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
+import subprocess
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -14,34 +18,34 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 HERE = Path(__file__).parent
-SOURCES = ("twin.pyx", "slots.h")
+SOURCES = ("twin.pyx", "parting.pxi", "objects.pxi", "slots.h")
+IN_C = "twin.c"
 
 
 class TwinBuildHook(BuildHookInterface):
     """An editable installation has the extension beside its sources, a wheel has it within."""
 
     def dependencies(self) -> list[str]:
-        return ["cython>=3.1", "setuptools>=70"] if _is_wanted() else []
+        return ["cython>=3.1"] if self.target_name == "sdist" or (_is_wanted() and not (HERE / IN_C).exists()) else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if self.target_name != "wheel":
+        if version == "editable":
+            (HERE / _file_name()).unlink(missing_ok=True)
+        if self.target_name == "wheel" and not _is_wanted():
             return
-        for stale in HERE.glob("twin.*.so") if version == "editable" else ():
-            if stale.name == _file_name():
-                stale.unlink()
-        if not _is_wanted():
-            return
-        scratch = self._scratch = tempfile.mkdtemp()
+        self._scratch = scratch = Path(tempfile.mkdtemp())
         try:
-            built = _compile(Path(scratch))
-        except (Exception, SystemExit) as error:  # distutils ends a process that has no compiler
-            self.app.display_warning(f"shmpool is built without its compiled part: {error}")
+            source = _translate(scratch)
+            built = _compile(source) if self.target_name == "wheel" else source
+        except Exception as error:
+            self.app.display_warning(f"shmpool is built without its compiled part: {_explain(error)}")
             return
         if version == "editable":
             shutil.copy(built, HERE / built.name)
         else:
             build_data["force_include"][str(built)] = f"shmpool/_fast/{built.name}"
-        build_data.update(infer_tag=True, pure_python=False)
+        if self.target_name == "wheel":
+            build_data.update(infer_tag=True, pure_python=False)
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         if hasattr(self, "_scratch"):
@@ -49,7 +53,13 @@ class TwinBuildHook(BuildHookInterface):
 
 
 def _is_wanted() -> bool:
-    return os.environ.get("SHMPOOL_COMPILED", "") not in ("", "0")
+    if os.environ.get("SHMPOOL_COMPILED", "") in ("", "0"):
+        return False
+    return shutil.which(_compiler()[0]) is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
+
+
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
 
 
 def _sanitizers() -> list[str]:
@@ -67,23 +77,31 @@ def _file_name() -> str:
     return f"twin{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-def _compile(scratch: Path) -> Path:
-    from Cython.Build import cythonize
-    from setuptools import Distribution, Extension
-
+def _translate(scratch: Path) -> Path:
+    """The twin in C, beside the header that it includes."""
     for name in SOURCES:
         shutil.copy(HERE / name, scratch)
-    extension = Extension(
-        "shmpool._fast.twin",
-        [str(scratch / "twin.pyx")],
-        include_dirs=[str(scratch)],
-        define_macros=[("TWIN_DIGEST", f'"{_digest()}"')],
-        extra_compile_args=["-O2", "-g0", "-fno-strict-aliasing", *_sanitizers()],
-        extra_link_args=_sanitizers(),
-    )
-    modules = cythonize([extension], language_level=3, quiet=True, build_dir=str(scratch / "c"))
-    command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
-    command.build_lib, command.build_temp = str(scratch / "lib"), str(scratch / "temp")
-    command.ensure_finalized()
-    command.run()
-    return scratch / "lib" / "shmpool" / "_fast" / _file_name()
+    if (HERE / IN_C).exists():
+        return Path(shutil.copy(HERE / IN_C, scratch))
+    from Cython.Compiler.Main import compile
+
+    name = "shmpool._fast.twin"
+    if compile(str(scratch / "twin.pyx"), language_level=3, full_module_name=name).num_errors:
+        raise RuntimeError("Cython has found errors in it")
+    return scratch / IN_C
+
+
+def _compile(source: Path) -> Path:
+    built = source.parent / _file_name()
+    command = [
+        *_compiler(), "-O2", "-g0", "-fPIC", "-fno-strict-aliasing", "-DNDEBUG", "-w", f'-DTWIN_DIGEST="{_digest()}"',
+        *_sanitizers(), "-shared", "-I", sysconfig.get_path("include"), "-I", sysconfig.get_path("platinclude"),
+        str(source), "-o", str(built),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+    return built
+
+
+def _explain(error: Exception) -> str:
+    said = str(getattr(error, "stderr", "") or "").strip().splitlines()
+    return said[-1] if said else str(error)

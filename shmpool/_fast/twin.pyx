@@ -1,4 +1,4 @@
-# cython: language_level=3, binding=True, always_allow_keywords=True, boundscheck=False, wraparound=False
+# cython: language_level=3, binding=True, always_allow_keywords=True, boundscheck=False, wraparound=False, emit_code_comments=False
 """The compiled twin of the hot paths: `lease`, `publish`, `open`, `release` and the ends of their blocks.
 
 The plain methods are the reference, and serve whatever is not the usual case: each twin looks at all
@@ -11,20 +11,25 @@ garbage, and so runs finalizers and other threads), so all are made before the f
 """
 
 from cpython.object cimport PyObject, PyTypeObject, PyObject_TypeCheck
-from cpython.bytes cimport PyBytes_Check, PyBytes_GET_SIZE, PyBytes_AS_STRING
-from cpython.dict cimport PyDict_GetItemWithError
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.buffer cimport Py_buffer
+from cpython.dict cimport PyDict_DelItem, PyDict_GetItemWithError, PyDict_SetItem, PyDict_Size
 from libc.stdint cimport uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 # Found without a look-up in the module's names.
 cdef object _MAX_NBYTES
-cdef type BasePool, Buffer, EndedBuffer, EndedLease, Handle, Lease, LiveBuffer, LiveLease, Magazine, Mapping, Record, Slot, Ticket
+cdef type BasePool, Buffer, DeferredReleases, EndedBuffer, EndedLease, Handle, Lease, LiveBuffer, LiveLease, Magazine
+cdef type Mapping, ObjectVerbs, Record, Slot, Ticket, Window
+
+import sys
 
 from ..buffer import Buffer, EndedBuffer, LiveBuffer
 from ..lease import EndedLease, Lease
 from ..live_lease import LiveLease
+from ..objects.verbs import ObjectVerbs
 from ..pool import BasePool
-from ..protocol.figures import LEASES, SAMPLE_EVERY
+from ..protocol.figures import COUNTER_WORDS as _COUNTER_WORDS, DEFERRED as _DEFERRED, LEASES, SAMPLE_EVERY
 from ..protocol.handle import Handle
 from ..protocol.ledger import EXTENT as _EXTENT, GENERATION_FIELD as _GENERATION_FIELD
 from ..protocol.ledger import MAX_NBYTES as _MAX_NBYTES, NBYTES_BITS as _NBYTES_BITS
@@ -32,11 +37,13 @@ from ..protocol.ledger import ONE_GENERATION as _ONE_GENERATION, ROW_WORDS as _R
 from ..protocol.ledger import SEAT_MASK as _SEAT_MASK, SHAPE_MASK as _SHAPE_MASK, STATE_SHIFT
 from ..protocol.sizing import PAGE_SHIFT as _PAGE_SHIFT, Strategy
 from ..protocol.states import CellState
+from ..seat.deferred import DeferredReleases, RECENT as _MOST_RECENT, SOON as _SOON
 from ..seat.magazine import LAST_BASE as _LAST_BASE, REAP_SCAN as _REAP_SCAN, Magazine, Slot
 from ..seat.mapping import Mapping
 from ..seat.tickets import Record, Ticket, ring
+from ..seat.windows import Window
 from ..system import atomics
-from ..system.here import COPIED as _COPIED, HERE, OURS as _OURS, UNSHARED as _UNSHARED
+from ..system.here import COPIED as _COPIED, FORKING as _FORKING, HERE, OURS as _OURS, UNSHARED as _UNSHARED
 
 cdef extern from "Python.h":
     object PyWeakref_NewProxy(object, PyObject *)
@@ -56,6 +63,12 @@ cdef extern from "Python.h":
     uint64_t PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
     PyTypeObject *Py_TYPE(PyObject *)
     bint PyMemoryView_Check(PyObject *)
+    Py_buffer *PyMemoryView_GET_BUFFER(PyObject *)
+    PyObject *_PyType_Lookup(PyTypeObject *, object)
+    bint PyDict_Next(PyObject *, Py_ssize_t *, PyObject **, PyObject **)
+    object PyMethod_New(object, object)
+    bint PyFloat_CheckExact(PyObject *)
+    double PyFloat_AS_DOUBLE(PyObject *)
 
 cdef extern from "slots.h":
     """
@@ -97,7 +110,11 @@ cdef uint64_t SAMPLE_MASK = SAMPLE_EVERY - 1, POOLED_SMALL = LEASES, POOLED_MEDI
 cdef uint64_t CHUNKED_LARGE = LEASES + 4 + 2, DIRECT_VERY_LARGE = LEASES + 8 + 3
 cdef int NBYTES_BITS = _NBYTES_BITS, PAGE_SHIFT = _PAGE_SHIFT
 cdef Py_ssize_t PAGE_LESS_ONE = (1 << _PAGE_SHIFT) - 1, REAP_SCAN = _REAP_SCAN
-cdef int OURS = _OURS, UNSHARED = _UNSHARED, COPIED = _COPIED
+cdef int OURS = _OURS, UNSHARED = _UNSHARED, COPIED = _COPIED, FORKING = _FORKING
+cdef uint64_t COUNTER_WORDS = _COUNTER_WORDS, DEFERRED = _DEFERRED
+cdef Py_ssize_t MOST_RECENT = _MOST_RECENT
+cdef double LONG_PAUSE = _SOON
+cdef object NO_FORK = -1
 cdef object ADAPTIVE = Strategy.ADAPTIVE
 
 #: The page that a fork wipes: it stays where it is, in a child too.
@@ -128,7 +145,12 @@ cdef Py_ssize_t PUBLISHED = member(Mapping, "published"), TAKEN = member(Mapping
 cdef Py_ssize_t POOL_ID = member(Mapping, "pool_id"), IS_WATCHED = member(Mapping, "is_watched")
 cdef Py_ssize_t RECORDS = member(Mapping, "records"), LEFT = member(Mapping, "left"), FORKS = member(Mapping, "forks")
 cdef Py_ssize_t TICKETS_FD = member(Mapping, "tickets_fd"), TICKET_GATE = member(Mapping, "ticket_gate")
-cdef Py_ssize_t SWAP = member(Mapping, "swap")
+cdef Py_ssize_t SWAP = member(Mapping, "swap"), RELEASES = member(Mapping, "deferred"), STRICT = member(Mapping, "strict")
+cdef Py_ssize_t WARNED_OF_VIEWS = member(Mapping, "warned_of_views")
+
+cdef Py_ssize_t RECENT = member(DeferredReleases, "_recent"), OLD = member(DeferredReleases, "_old")
+cdef Py_ssize_t PARTINGS = member(DeferredReleases, "_partings"), NUMBERS = member(DeferredReleases, "_numbers")
+cdef Py_ssize_t NOTED = member(DeferredReleases, "_noted"), PAUSE = member(DeferredReleases, "_pause")
 
 cdef Py_ssize_t READY = member(Magazine, "ready"), PUBLICATIONS = member(Magazine, "published")
 
@@ -141,7 +163,8 @@ cdef Py_ssize_t SLOT_WINDOW = member(Slot, "window"), SLOT_MAGAZINE = member(Slo
 cdef Py_ssize_t LEASE_SLOT = member(Lease, "_slot"), LEASE_NBYTES = member(Lease, "nbytes"), LEASE_VIEW = member(Lease, "view")
 
 cdef Py_ssize_t TICKET_RECORD = member(Ticket, "_record"), TICKET_GRANTED = member(Ticket, "_granted")
-cdef Py_ssize_t TICKET_FORK = member(Ticket, "_fork"), BUFFER_LEFT = member(Buffer, "_left")
+cdef Py_ssize_t TICKET_FORK = member(Ticket, "_fork"), TICKET_LAST_FORK = member(Ticket, "_last_fork")
+cdef Py_ssize_t BUFFER_LEFT = member(Buffer, "_left")
 cdef Py_ssize_t BUFFER_NBYTES = member(Buffer, "nbytes"), BUFFER_VIEW = member(Buffer, "view")
 
 cdef Py_ssize_t RECORD_SESSION = member(Record, "session"), RECORD_WINDOW = member(Record, "window")
@@ -149,10 +172,13 @@ cdef Py_ssize_t RECORD_WORD = member(Record, "word"), RECORD_CELL = member(Recor
 cdef Py_ssize_t RECORD_LINKS = member(Record, "links"), RECORD_WANTED = member(Record, "wanted")
 cdef Py_ssize_t RECORD_IS_DIRECT = member(Record, "is_direct"), RECORD_LEFT = member(Record, "left")
 
+cdef Py_ssize_t WINDOW_ADDRESS = member(Window, "address")
+
 cdef PyObject *NONE = <PyObject *>None
 
 plain_lease, plain_open, plain_write = BasePool.lease, BasePool.open, Lease.write
 plain_publish, plain_release_lease, plain_release_buffer = LiveLease.publish, LiveLease.release, LiveBuffer.release
+plain_release_to_views, plain_get, await_readers = LiveBuffer.release_to_views, ObjectVerbs.get, LiveLease._await_readers
 
 
 cdef inline bint is_a(PyObject *one, type cls):
@@ -266,9 +292,14 @@ cdef object _take_slot(PyObject *magazine, uint64_t *words, uint64_t count):
         if not (
             read_word(slot, SLOT_FIRST_CELL, &first) and read_word(slot, SLOT_LAST_CELL, &last)
             and read_word(slot, SLOT_DONE, &done) and read_word(slot, SLOT_BASE, &base)
-            and first == last and last < count and load(words + first) == done and base + ONE_GENERATION <= LAST_BASE
+            and first == last and last < count and base + ONE_GENERATION <= LAST_BASE
         ):
-            return oldest if oldest is not None else (<object>magazine).reap()
+            return oldest if oldest is not None else (<object>magazine).reap(left + 1)
+        if load(words + first) != done:
+            if oldest is not None:
+                return oldest
+            (<object>published).rotate(-1)
+            continue
         next_base = base + ONE_GENERATION
         (<object>published).popleft()
         set_member(slot, SLOT_BASE, <PyObject *>next_base)
@@ -324,7 +355,7 @@ cdef object _publish(PyObject *lease):
     cdef PyObject *window
     cdef uint64_t *words
     cdef uint64_t count, base, published, pool_id, tail, nbytes, word, cell, granted
-    cdef object done, handle, held
+    cdef object done, handle, held, made
     if slot == NULL or not is_a(slot, Slot) or view == NULL or not PyMemoryView_Check(view):
         return None
     session = living_session(slot, SLOT_SESSION) if here[COPIED] else NULL
@@ -350,7 +381,8 @@ cdef object _publish(PyObject *lease):
         return None
     _drop_view(lease, LEASE_VIEW)
     if not has_references(window, 1) or not is_false(session, IS_OVER) or not here[COPIED]:
-        return (<object>lease)._publish_slowly(1)[0]
+        made = _publish_with_views(lease, slot, session, handle, cell, word, granted, done)
+        return (<object>lease)._publish_slowly(1)[0] if made is None else made
     # The bytes and the cell are there before the grant word says so, and the slot is waited for
     # only after it: whoever reaps finds either the last publication's DONE or this one's cell.
     store(words + cell, granted)
@@ -414,14 +446,15 @@ cdef bint _release_lease(PyObject *lease) except -1:
 
 def open(self, handle, *, writable=False):
     if not writable and isinstance(self, BasePool):
-        buffer = _open(<PyObject *>self, handle)
+        buffer = _open(<PyObject *>self, handle, True)
         if buffer is not None:
             return buffer
     return plain_open(self, handle, writable=writable)
 
 
-cdef object _open(PyObject *pool, object handle):
-    """The usual case: a record that is there and mapped right, a ticket that is ours at once. None for any other."""
+cdef object _open(PyObject *pool, object handle, bint has_view):
+    """The usual case: a record that is there and mapped right, a ticket that is ours at once. None for any other.
+    Without a view it is for who makes something else of the window at once."""
     cdef PyObject *session
     cdef PyObject *record
     cdef PyObject *window
@@ -439,8 +472,16 @@ cdef object _open(PyObject *pool, object handle):
     if not PyBytes_Check(handle) or PyBytes_GET_SIZE(handle) != 24:
         return None
     session = living_session(pool, POOL_SESSION)
-    if session == NULL or not is_true(session, IS_WATCHED) or PyObject_Size(get_member(session, LEFT)):
+    if session == NULL or not is_true(session, IS_WATCHED):
         return None
+    if PyObject_Size(get_member(session, LEFT)):
+        table = _deferred_of(session)
+        if table == NULL:
+            return None
+        seen = <object>session
+        _look(table, session)
+        if not is_true(session, IS_WATCHED):
+            return None
     memcpy(parts, PyBytes_AS_STRING(handle), 24)
     granted, tail = parts[1], parts[2]
     table = get_member(session, RECORDS)
@@ -463,13 +504,15 @@ cdef object _open(PyObject *pool, object handle):
     if PyObject_Size(window) < <Py_ssize_t>(tail & MAX_NBYTES):  # it maps another shape
         return None
     buffer = new_instance(EndedBuffer)  # it has no finalizer until it is whole
-    view, grant, nbytes = view_of(window, tail & MAX_NBYTES), granted, tail & MAX_NBYTES
+    view = view_of(window, tail & MAX_NBYTES) if has_view else None
+    grant, nbytes = granted, tail & MAX_NBYTES
     set_member(<PyObject *>buffer, TICKET_RECORD, record)
     set_member(<PyObject *>buffer, TICKET_GRANTED, <PyObject *>grant)
     set_member(<PyObject *>buffer, TICKET_FORK, get_member(session, FORKS))
     set_member(<PyObject *>buffer, BUFFER_NBYTES, <PyObject *>nbytes)
     set_member(<PyObject *>buffer, BUFFER_LEFT, get_member(record, RECORD_LEFT))
-    set_member(<PyObject *>buffer, BUFFER_VIEW, <PyObject *>view)
+    if has_view:
+        set_member(<PyObject *>buffer, BUFFER_VIEW, <PyObject *>view)
     # The allocations may have run anything. From here to the end nothing else of this process runs: where nobody
     # has the gate, nobody has a byte locked through our descriptor, and the unlock of all is ours alone.
     # Who waits for a busy byte in the plain way has the gate.
@@ -539,7 +582,8 @@ cdef bint _release_buffer(PyObject *buffer) except -1:
     kept, grant = <object>record, <object>get_member(buffer, TICKET_GRANTED)
     _drop_view(buffer, BUFFER_VIEW)
     if not has_references(window, 1) or not here[UNSHARED]:
-        (<object>buffer)._release_slowly()
+        if not _leave_to_views(buffer, session, True):
+            (<object>buffer)._release_slowly()
         return True
     # The view is gone, then DONE, then the look who is custodian. A publisher that leaves stores the
     # broker's custody and then looks at the cells: one of the two sees what the other has stored.
@@ -549,6 +593,41 @@ cdef bint _release_buffer(PyObject *buffer) except -1:
     if load(words + word) != granted or load(header + wanted):
         ring(kept, grant)
     return True
+
+
+def release_to_views(self):
+    if not (
+        Py_TYPE(<PyObject *>self) == <PyTypeObject *>LiveBuffer and get_member(<PyObject *>self, BUFFER_VIEW) != NULL
+        and _release_to_views(<PyObject *>self)
+    ):
+        plain_release_to_views(self)
+
+
+cdef bint _release_to_views(PyObject *buffer) except -1:
+    """False where it is the plain one's."""
+    cdef PyObject *record = get_member(buffer, TICKET_RECORD)
+    cdef PyObject *window
+    cdef PyObject *session
+    cdef uint64_t granted
+    cdef object kept
+    if record == NULL or Py_TYPE(record) != <PyTypeObject *>Record or not is_false(record, RECORD_IS_DIRECT):
+        return False
+    session, window = get_member(record, RECORD_SESSION), get_member(record, RECORD_WINDOW)
+    if not is_a(session, Mapping) or window == NULL or window == NONE or not read_word(buffer, TICKET_GRANTED, &granted):
+        return False
+    kept = <object>record
+    set_member(buffer, BUFFER_VIEW, NULL)  # with nobody else's eyes on it, it is gone
+    if has_references(window, 1) and here[UNSHARED] and is_false(session, IS_OVER):
+        switch_class(buffer, <PyObject *>EndedBuffer)
+        _finish(record, session, granted)
+    elif not _leave_to_views(buffer, session, False):
+        (<object>buffer)._release_slowly(to_views=True)
+    return True
+
+
+include "parting.pxi"
+
+include "objects.pxi"
 
 
 # --- words --------------------------------------------------------------------------------------------------
@@ -576,6 +655,8 @@ cdef class Swap:
 def enter(self):
     return self
 
+cdef object open_twin = open
+
 
 def exit_lease(self, kind, value, trace):
     cdef PyTypeObject *cls = Py_TYPE(<PyObject *>self)
@@ -600,6 +681,7 @@ _TWINS = (
     (LiveLease, "publish", publish), (LiveLease, "release", release_lease), (LiveBuffer, "release", release_buffer),
     (Lease, "write", write), (Lease, "__enter__", enter), (Lease, "__exit__", exit_lease),
     (Buffer, "__enter__", enter), (Buffer, "__exit__", exit_buffer),
+    (LiveBuffer, "release_to_views", release_to_views), (ObjectVerbs, "get", get),
 )
 
 

@@ -43,6 +43,11 @@ LONGEST_GUARD_PAUSE: Final = 1.0
 class DeferredReleases:
     """Those of one session. Thread-safe, but `look` is not for finalizers; `add` is."""
 
+    #: Members with a place of their own, for the compiled twin.
+    __slots__ = (
+        "_noted", "_numbers", "_old", "_openings", "_partings", "_pause", "_recent", "_session", "_watched_at",
+    )  # fmt: skip
+
     def __init__(self, session: Reader, openings: Openings) -> None:
         self._session = session
         self._openings = openings

@@ -28,7 +28,7 @@ RACERS = {
 def test_it_was_made_from_these_sources() -> None:
     """Else it is to be built anew."""
     folder = Path(_fast.__file__).parent
-    sources = b"".join((folder / name).read_bytes() for name in ("twin.pyx", "slots.h"))
+    sources = b"".join((folder / name).read_bytes() for name in ("twin.pyx", "parting.pxi", "objects.pxi", "slots.h"))
     built = twins.run("compiled", "from shmpool._fast import twin; print(twin.DIGEST)")
     assert built == hashlib.sha256(sources).hexdigest()[:16]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import random
 import sys
 from typing import Any
+
+import numpy as np
 
 import shmpool
 
@@ -18,6 +21,7 @@ def walk(seed: int, steps: int, **settings: Any) -> list[str]:
     chance = random.Random(seed)
     told: list[str] = []
     # Nothing comes back by itself, and nothing is timed: the ledger is what the steps have made it.
+    gc.disable()
     with (
         shmpool.Broker(memory_limit="64MiB", magazine_idle="1h", **settings) as broker,
         broker.connect() as pool,
@@ -35,6 +39,7 @@ def walk(seed: int, steps: int, **settings: Any) -> list[str]:
                 outcome = what(chance, pool, leases, handles, buffers, views)
             except Exception as error:
                 outcome = type(error).__name__
+            session.deferred.look_at_all()  # what the helper may do at any time is done
             words = session.words[:rows].tobytes()
             counters = session.words[session.counters : session.counters + 16].tolist()
             told.append(f"{what.__name__} {outcome} {hashlib.md5(words).hexdigest()} {counters}")
@@ -125,6 +130,45 @@ def keep(chance: random.Random, pool: Any, leases: Any, handles: Any, buffers: A
     return str(len(views))
 
 
+def keep_written(chance: random.Random, pool: Any, leases: Any, handles: Any, buffers: Any, views: Any) -> str:
+    """A view that outlives its lease."""
+    one = leases.pop(chance.randrange(len(leases)))
+    if len(handles) > 30:
+        one.release()
+        return "enough"
+    views.append(one.view[:1] if chance.random() < 0.5 else memoryview(one.view))
+    handles.append(one.publish())
+    return handles[-1].hex()[16:]
+
+
+def leave(chance: random.Random, pool: Any, leases: Any, handles: Any, buffers: Any, views: Any) -> str:
+    """A buffer that nobody keeps, with a view that somebody may; the next open looks at it. (So may the helper, just
+    before: nothing is leased in between.)"""
+    handle = handles.pop(chance.randrange(len(handles)))
+    with pool.lease(100) as one:
+        other = one.publish()
+    try:
+        view = memoryview(pool.open(handle).view)
+    except shmpool.ShmpoolError:
+        pool.discard(other)
+        raise
+    if chance.random() < 0.5:
+        views.append(view)
+    del view
+    with pool.open(other) as buffer:
+        return str(buffer.nbytes)
+
+
+def get(chance: random.Random, pool: Any, leases: Any, handles: Any, buffers: Any, views: Any) -> str:
+    array = np.arange(chance.choice((1, 200, 5000, 20_000, 50_000)), dtype=chance.choice(("<u2", "<f8")))
+    if len(views) > 10:
+        return let_go(chance, pool, leases, handles, buffers, views)
+    got = pool.get(pool.put(array.reshape(-1, 1) if chance.random() < 0.3 else array),
+                   **chance.choice(({}, {"copy": False}, {"copy": True}, {"allow": ()})))  # fmt: skip
+    views.append(got)
+    return f"{got.dtype} {got.shape} {got.flags.writeable} {type(got.base).__name__} {hashlib.md5(got).hexdigest()}"
+
+
 def let_go(chance: random.Random, pool: Any, leases: Any, handles: Any, buffers: Any, views: Any) -> str:
     views.clear()
     pool._session.deferred.look_at_all()
@@ -147,7 +191,7 @@ def nonsense(chance: random.Random, pool: Any, leases: Any, handles: Any, buffer
 
 
 STEPS = (lease, lease, lease, write, publish, publish, publish_many, give_up, again, open_, open_, release, release,
-         keep, let_go, discard, nonsense)  # fmt: skip
+         keep, keep_written, leave, get, let_go, discard, nonsense)  # fmt: skip
 
 if __name__ == "__main__":
     import warnings
