@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 from multiprocessing.context import BaseContext
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from ..embedded import Broker
 from ..errors import ShmpoolError
@@ -24,6 +24,7 @@ from ..system.memory import limiting_places, memory_groups, tightest_place
 from .crew import Crew, Task
 from .workers import Duty
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Of what there is, so much is left to others where *memory_limit* is more.
@@ -114,7 +115,7 @@ class Executor(futures.Executor):
     def _max_workers(self) -> int:
         return self._crew.size
 
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> futures.Future[T]:
         """Have ``fn(*args, **kwargs)`` called in a worker. Returns at once, whatever the pool holds; the arguments
         must not change until the call has begun. What cannot be pickled is the future's error. Raises
         RuntimeError after `shutdown`, BrokenProcessPool after a worker has died (without *retries*)."""

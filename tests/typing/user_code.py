@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import concurrent.futures
 import mmap
 from typing import Any, assert_type
 
@@ -10,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 import shmpool
+import shmpool.aio
+import shmpool.joblib
+import shmpool.torch
 
 
 def start() -> None:
@@ -87,3 +91,63 @@ def look(pool: shmpool.Pool) -> None:
         shmpool.connect("/run/x.sock", timeout=1, autostart=True)
     except (shmpool.BrokerUnavailable, shmpool.SharedMemoryFull):
         return
+
+
+def queues(pool: shmpool.Pool) -> None:
+    one = shmpool.Queue(8, pool=pool, name="frames", overflow="drop_oldest", on_dead_consumer="drop", keep=True)
+    assert_type(one, shmpool.Queue)
+    assert_type(pool.queue("frames", maxsize=8), shmpool.Queue)
+    one.put((1, b"x"), timeout=1.5)
+    assert_type(one.put_many(range(3), block=False), int)
+    assert_type(one.get_many(3), list[Any])
+    assert_type(one.qsize(), int)
+    assert_type(one.fileno(), int)
+    assert_type(one.dropped, int)
+    assert_type(one.full(), bool)
+    one.shutdown(immediate=True)
+    joinable = shmpool.JoinableQueue(pool=pool)
+    joinable.task_done()
+    joinable.join()
+    shmpool.Queue("8")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    shmpool.Queue(overflow="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    pool.queue(on_dead_consumer="keep")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    for queue in pool.stats().queues:
+        assert_type(queue.items, int)
+        assert_type(queue.members, list[int])
+
+
+async def on_a_loop() -> shmpool.Handle:
+    async with shmpool.aio.connect(timeout=1) as pool:
+        assert_type(pool, shmpool.aio.Pool)
+        async with pool.lease(100) as lease, pool.queue("work", 3) as queue:
+            assert_type(lease, shmpool.Lease)
+            assert_type(queue, shmpool.aio.Queue)
+            await queue.put(1)
+            assert_type(await queue.get_many(2, timeout=0.5), list[Any])
+            handle = lease.publish()
+        async with pool.open(handle) as buffer:
+            assert_type(buffer, shmpool.Buffer)
+        assert_type(await pool.put({}, readers=2), list[shmpool.Handle])
+        return await pool.put([1, 2])
+
+
+def double(number: int) -> float:
+    return 2.0 * number
+
+
+def in_executors() -> None:
+    shmpool.install(min_nbytes=65536)
+    shmpool.uninstall()
+    with shmpool.Executor(2, memory_limit="64MiB") as executor:
+        assert_type(executor.submit(double, 3), concurrent.futures.Future[float])
+        assert_type(list(executor.map(double, [1, 2])), list[float])
+        executor.submit(double, "3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    anywhere: concurrent.futures.Executor = executor
+    anywhere.shutdown()
+    shmpool.joblib.register()
+
+
+def in_torch(pool: shmpool.Pool, loader: list[Any]) -> None:
+    assert_type(shmpool.torch.collate(pool), shmpool.torch.Collate)
+    for batch in shmpool.torch.batches(loader):
+        print(batch)

@@ -105,7 +105,10 @@ class _Search:
                 raise _Found(state, str(violation)) from None
             if not is_busy:
                 result.at_rest += 1
-                self._check_rest(state)
+                try:
+                    self._check_rest(state)
+                except Violation as violation:
+                    raise _Found(state, f"once time passes: {violation}") from None
             if bound is not None:
                 self._chance.shuffle(found)
                 if len(visited) >= bound:

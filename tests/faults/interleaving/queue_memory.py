@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from shmpool.protocol.header import SEATS_ENDED
 from shmpool.protocol.queues import (
     CAPACITY,
     CLAIM,
@@ -68,6 +69,9 @@ class QueueLayout(Layout):
         ):  # fmt: skip
             self.constants[word] = value
         self._add_words(seats, flags, hands)
+        #: Who has hands looks there whether anybody may have died.
+        self.header[SEATS_ENDED] = len(self.names)
+        self.names.append("seats ended")
 
     def _add_words(self, seats: int, flags: int, hands: int) -> None:
         for word, name in (

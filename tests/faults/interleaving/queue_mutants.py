@@ -96,7 +96,7 @@ QUEUE_MUTANTS: tuple[Mutant, ...] = (
         ("SC",),
     ),
     Mutant(
-        "who mends does not wait for those inside", QUEUE_SCENARIO["a death x two putters"],
+        "who mends does not wait for those inside", QUEUE_SCENARIO["a death x each putter"],
         rewrite(End, "_mend", ("while self._names(alive=True):", "while False:")),
     ),
     Mutant(
@@ -110,14 +110,6 @@ QUEUE_MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a putter that lies down is not counted", QUEUE_SCENARIO["a full queue"],
         rewrite(Putting, "_put", ("rest.lie_down(words, PUTTERS_SLEEP)", "rest.epoch, rest.left = 1, 1.0")),
-    ),
-    Mutant(
-        "a batch wakes one, and nobody passes the bell on", QUEUE_SCENARIO["one puts, two get"],
-        together(
-            rewrite(Putting, "tell_of_items", ("self._wake_getters(count)", "self._wake_getters(1)")),
-            rewrite(Getting, "get_fast", ("self._wake_getters(1)", "pass")),
-            rewrite(Getting, "_tell_of_room", ("self._wake_getters(1)", "pass")),
-        ),
     ),
     # Leases.
     Mutant(
@@ -155,7 +147,7 @@ QUEUE_MUTANTS: tuple[Mutant, ...] = (
         rewrite(Hands, "take_over", ("words[hand + OWNER] = self._me\n        self._hold(hand)\n", "continue\n")),
     ),
     Mutant(
-        "a hand is believed though HEAD is not stored", QUEUE_SCENARIO["a death with hands full x two items"],
+        "a hand is believed though HEAD is not stored", QUEUE_SCENARIO["a death with hands full x more"],
         rewrite(Hands, "take_over", ("if (words[hand + NUMBER] - (head >> 32) & LOW) < _HALF:", "if False:")),
     ),
 )  # fmt: skip

@@ -100,6 +100,10 @@ QUEUE_SCENARIOS = (
         mortal=both("putter1"), faults=1, granules=4, capacity=4,
     ),
     QueueScenario(
+        "a death x each putter", (("putter1", put(b"a0")), ("putter2", put(b"b0")), ("putter3", put(b"c0"))),
+        mortal=both("putter1"), faults=1, granules=4, capacity=4,
+    ),
+    QueueScenario(
         "a stop x putter", (("putter1", put(b"a0")), ("putter2", put(b"b0"))), pausable=both("putter1"), faults=1,
         may_be_stuck=True,
     ),
@@ -144,8 +148,7 @@ QUEUE_SCENARIOS = (
         flags=Flag.REQUEUE, hands=2, mortal=both("getter1"), faults=1, has_broker=True, gives_back=True,
     ),
     QueueScenario(
-        "a death with hands full x two items",
-        (("putter", put((b"a0", b"a1"))), ("getter1", get(1)), ("getter2", get(2))),
+        "a death with hands full x more", (("putter", put(b"a0")), ("getter1", get(1)), ("getter2", get(2))),
         flags=Flag.REQUEUE, hands=2, mortal=both("getter1"), faults=1, has_broker=True, gives_back=True,
     ),
 )  # fmt: skip
