@@ -17,7 +17,7 @@ from weakref import ProxyType
 #: Attributes that the scenarios keep from mattering: ages are not shown, nothing is cooled or
 #: rests; and what is the same in all states.
 UNSEEN = frozenset({
-    "_freed_at", "granted_at", "since", "resting", "newest", "settings", "tiers", "sizing", "pooled",
+    "_freed_at", "granted_at", "since", "resting", "until", "spent", "newest", "settings", "tiers", "sizing", "pooled",
 })  # fmt: skip
 #: Of these it matters that they are there.
 OPAQUE = frozenset({"Window", "Windows", "Context", "Words", "Page"})
