@@ -112,9 +112,16 @@ class Buffer(Ticket):
             self.__class__ = EndedBuffer
             return
         is_leaked, deferred = getrefcount(record.window) != AT_REST, session.deferred
-        deferred.look()
-        deferred.add(self if ticket is None else ticket)
-        self.__class__ = EndedBuffer
+        waiting = self if ticket is None else ticket
+        try:
+            deferred.look()
+            deferred.add(waiting)
+            self.__class__ = EndedBuffer
+        except BaseException:  # its view is gone: somebody may keep this object, and never come back
+            if not deferred.has(waiting):
+                deferred.add(waiting)
+            self.__class__ = EndedBuffer
+            raise
         if not is_leaked:
             deferred.look()
         deferred.tell()
@@ -154,31 +161,49 @@ class LiveBuffer(Buffer):
     def release(self) -> None:
         record = self._record
         try:
+            try:
+                self.view.release()
+                del self.view
+            except BufferError:
+                del self.view  # numpy holds it; the reference count tells below
+            except AttributeError:  # a release was interrupted: this one ends it
+                self._release_slowly()
+                return
+            granted = self._granted
+            if (
+                getrefcount(record.window) != AT_REST
+                or not HERE[UNSHARED]
+                or (record.is_direct and not granted & SEAT_MASK)
+            ):
+                self._release_slowly()
+                return
+            session = record.session
+            words = session.words
+            # The view is gone, then DONE, then the look who is custodian. A publisher that leaves stores the
+            # broker's custody and then looks at the cells: one of the two sees what the other has stored.
+            if session.barrier:
+                session.barrier()
+            words[record.cell] = granted & GENERATION_FIELD | _DONE
+            self.__class__ = EndedBuffer  # type: ignore[assignment]
+            if words[record.word] != granted or session.header[record.wanted]:
+                ring(record, granted)
+        except BaseException:
+            LiveBuffer._release_interrupted(self)  # it may have ended
+            raise
+
+    def _release_interrupted(self) -> None:
+        """Somebody may keep this object and never come back: what is left of its release waits as any
+        other does, until somebody looks."""
+        if isinstance(self, EndedBuffer):
+            return
+        with suppress(AttributeError, BufferError):
             self.view.release()
+        with suppress(AttributeError):
             del self.view
-        except BufferError:
-            del self.view  # numpy holds it; the reference count tells below
-        except AttributeError:  # a release was interrupted: this one ends it
-            self._release_slowly()
-            return
-        granted = self._granted
-        if (
-            getrefcount(record.window) != AT_REST
-            or not HERE[UNSHARED]
-            or (record.is_direct and not granted & SEAT_MASK)
-        ):
-            self._release_slowly()
-            return
-        session = record.session
-        words = session.words
-        # The view is gone, then DONE, then the look who is custodian. A publisher that leaves stores the
-        # broker's custody and then looks at the cells: one of the two sees what the other has stored.
-        if session.barrier:
-            session.barrier()
-        words[record.cell] = granted & GENERATION_FIELD | _DONE
+        deferred = self._record.session.deferred
+        if not deferred.has(self):
+            deferred.add(self)
         self.__class__ = EndedBuffer  # type: ignore[assignment]
-        if words[record.word] != granted or session.header[record.wanted]:
-            ring(record, granted)
 
     def release_to_views(self) -> None:
         del self.view  # with nobody else's eyes on it, it is gone
@@ -187,11 +212,15 @@ class LiveBuffer(Buffer):
     def give_back(self) -> None:
         ticket = GivenBack.of(self._record, self._granted)
         ticket._fork = self._fork
-        with suppress(BufferError, AttributeError):  # a view lives, or a release was interrupted
-            self.view.release()
-        with suppress(AttributeError):
-            del self.view
-        self._release_slowly(ticket=ticket)
+        try:
+            with suppress(BufferError, AttributeError):  # a view lives, or a release was interrupted
+                self.view.release()
+            with suppress(AttributeError):
+                del self.view
+            self._release_slowly(ticket=ticket)
+        except BaseException:
+            LiveBuffer._release_interrupted(self)  # it may have ended
+            raise
 
 
 class SharedBuffer(Buffer):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from . import layouts
 from .lease import EndedLease, Lease, ViewTaken, is_parents
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from types import MemberDescriptorType
 
 _view: Final = cast("MemberDescriptorType", vars(Lease)["view"])
+
+
+def _take(claim: list[None], taken: list[None]) -> bool:
+    """Take what there is of a claim, in one step: an exception finds it in one of the two."""
+    with suppress(IndexError):
+        taken.extend(map(list.pop, (claim,)))
+    return bool(taken)
 
 
 class DirectLease(LiveLease):
@@ -51,15 +58,13 @@ class DirectLease(LiveLease):
     def _claimed(self) -> Iterator[None]:
         """Nobody publishes or releases it meanwhile, and so nobody else has its segment: `Pool.close`
         leaves it to this thread. Raises LeaseReleased where somebody does already."""
-        claim = self._slot.claim
+        claim, taken = self._slot.claim, list[None]()
         try:
-            claim.pop()
-        except IndexError:
-            raise ViewTaken from None
-        try:
+            if not _take(claim, taken):
+                raise ViewTaken
             yield
         finally:
-            claim.append(None)
+            claim.extend(taken)
 
     def shorten(self, nbytes: int) -> None:
         check_shorter(self, nbytes)
@@ -114,10 +119,8 @@ class DirectLease(LiveLease):
             if not LiveLease.release_unless_busy(self):  # its publish was interrupted: the slot is found (`recovery`)
                 self.__class__ = EndedLease  # type: ignore[assignment]
 
-    def _take_view(self, *, is_collected: bool = False) -> bool:
-        try:
-            self._slot.claim.pop()
-        except IndexError:
+    def _take_view(self, taken: list[None], *, is_collected: bool = False) -> bool:
+        if not _take(self._slot.claim, taken):
             return False
         try:
             view = _view.__get__(self)
@@ -140,21 +143,22 @@ class DirectLease(LiveLease):
         slot.window = None
         return slot.base | State.PUBLISHED << STATE_SHIFT
 
-    def _await_readers(self) -> None:
-        slot, session = self._slot, self._slot.session
+    @staticmethod
+    def _await_readers(slot: Any) -> None:
+        session = slot.session
         slot.close()
         if session.words[slot.word] != slot.base | session.published:
             session.forget_returned(slot)  # the publishing store has passed it on: it may be another's by now
             return
         if slot.stock.keeps(slot):
-            LiveLease._await_readers(self)
+            LiveLease._await_readers(slot)
             slot.stock.watch()
             return
         slot.window = None  # before another is the custodian: the memory would stay with the map
         session.return_soon(slot, State.PUBLISHED)
 
-    def _return(self) -> None:
-        slot = self._slot
+    @staticmethod
+    def _return(slot: Any) -> None:
         slot.close()
         if slot.stock.keeps(slot):
             slot.session.return_unpublished(slot)

@@ -281,6 +281,9 @@ class EndedLease(Lease):
     def publish_many(self, n: int, *, ttl: float | None = None) -> list[Handle]:
         self._is_over()
 
+    def publish_kept(self, prepare: Callable[[Slot], None] | None = None) -> tuple[Handle, Callable[[], None]]:
+        self._is_over()
+
     def publish_shared(
         self, name: str | None = None, *, keep: bool | Literal["cache"] = False, ttl: float | None = None
     ) -> Shared:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from sys import getrefcount
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import InvalidSize, LeakedView, LeaseReleased
 from .lease import EndedLease, Lease, ViewTaken
@@ -23,8 +24,12 @@ from .seat.magazine import Slot
 from .seat.windows import AT_REST
 from .system.here import COPIED, HERE, OURS
 
+if TYPE_CHECKING:
+    from types import MemberDescriptorType
+
 _DONE = CellState.DONE << STATE_SHIFT
 _CELL_SHIFT = NBYTES_BITS
+_view = cast("MemberDescriptorType", vars(Lease)["view"])
 
 
 class LiveLease(Lease):
@@ -53,21 +58,25 @@ class LiveLease(Lease):
         except BufferError:
             pass  # numpy holds it; the reference count tells below
         del self.view
-        if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[COPIED]:
-            return self._publish_slowly(1)[0]
-        words, word, nbytes = session.words, slot.word, self.nbytes
-        granted = slot.base | session.published
-        # The bytes and the cell are there before the grant word says so, and the slot is waited for
-        # only after it: whoever reaps finds either the last publication's DONE or this one's cell.
-        words[slot.first_cell] = granted
-        if session.barrier:
-            session.barrier()
-        words[word] = granted
-        self.__class__ = EndedLease  # type: ignore[assignment]
-        slot.last_cell = slot.first_cell
-        slot.done = slot.base | _DONE
-        slot.magazine.published.append(slot)  # type: ignore[union-attr]
-        return Handle(pack_handle(session.pool_id, granted, slot.tail | nbytes))
+        try:
+            if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[COPIED]:
+                return self._publish_slowly(1)[0]
+            words, word, nbytes = session.words, slot.word, self.nbytes
+            granted = slot.base | session.published
+            # The bytes and the cell are there before the grant word says so, and the slot is waited for
+            # only after it: whoever reaps finds either the last publication's DONE or this one's cell.
+            words[slot.first_cell] = granted
+            if session.barrier:
+                session.barrier()
+            words[word] = granted
+            self.__class__ = EndedLease  # type: ignore[assignment]
+            slot.last_cell = slot.first_cell
+            slot.done = slot.base | _DONE
+            slot.magazine.published.append(slot)  # type: ignore[union-attr]
+            return Handle(pack_handle(session.pool_id, granted, slot.tail | nbytes))
+        except BaseException as error:
+            LiveLease._part_with_slot(self, error)  # it may have ended
+            raise
 
     def shorten(self, nbytes: int) -> None:
         check_shorter(self, nbytes)
@@ -87,22 +96,34 @@ class LiveLease(Lease):
             raise ValueError(f"a publication has 1 to {MAX_TICKETS} readers, not {n!r}")
         if ttl is not None:
             return self._publish_expiring(n, ttl)
-        if not self._take_view():
-            raise LeaseReleased("the lease is being published or released by another thread")
-        if self._slot.has_views or self._slot.session.is_over or not HERE[COPIED]:
-            return self._publish_slowly(n)
-        await_readers = self._await_readers
-        handles = self._store_publication(n)
-        await_readers()
-        return handles
+        taken: list[None] = []
+        try:
+            if not self._take_view(taken):
+                raise LeaseReleased("the lease is being published or released by another thread")
+            if self._slot.has_views or self._slot.session.is_over or not HERE[COPIED]:
+                return self._publish_slowly(n)
+            await_readers = partial(self._await_readers, self._slot)
+            handles = self._store_publication(n)
+            await_readers()
+            return handles
+        except BaseException as error:
+            if taken:
+                LiveLease._part_with_slot(self, error)  # it may have ended
+            raise
 
     def publish_kept(self, prepare: Callable[[Slot], None] | None = None) -> tuple[Handle, Callable[[], None]]:
-        if not self._take_view() or self._slot.session.is_over or not HERE[OURS]:
-            raise LeaseReleased("the lease is over, or being published or released by another thread")
-        if prepare is not None:
-            prepare(self._slot)
-        let_go = self._await_readers
-        return self._store_publication(1)[0], let_go
+        taken: list[None] = []
+        try:
+            if not self._take_view(taken) or self._slot.session.is_over or not HERE[OURS]:
+                raise LeaseReleased("the lease is over, or being published or released by another thread")
+            if prepare is not None:
+                prepare(self._slot)
+            let_go = partial(self._await_readers, self._slot)
+            return self._store_publication(1)[0], let_go
+        except BaseException as error:
+            if taken:
+                LiveLease._part_with_slot(self, error)  # it may have ended
+            raise
 
     def _publish_slowly(self, tickets: int) -> list[Handle]:
         """The writer keeps a view, or a child has yet to copy what it inherited: the handle may go, the
@@ -120,7 +141,7 @@ class LiveLease(Lease):
         # Before the slot has another state: a fork's end looks for what is leased, and for what ended
         # meanwhile.
         is_awaited = session.guards.note_release(slot.row)
-        await_readers, is_kept = self._await_readers, is_awaited or slot.has_views
+        await_readers, is_kept = partial(self._await_readers, slot), is_awaited or slot.has_views
         handles = self._store_publication(tickets, is_kept=is_kept)
         if not is_kept:
             await_readers()
@@ -177,8 +198,9 @@ class LiveLease(Lease):
         self.__class__ = EndedLease  # type: ignore[assignment]
         session.keep_window(slot)
 
-    def _await_readers(self) -> None:
-        slot = self._slot
+    @staticmethod
+    def _await_readers(slot: Any) -> None:
+        """Of a slot, since its lease is over, and may be anybody's or have let go of it."""
         assert slot.magazine is not None
         slot.done = slot.base | _DONE
         slot.magazine.published.append(slot)
@@ -193,24 +215,46 @@ class LiveLease(Lease):
             self.__class__ = EndedLease  # type: ignore[assignment]
             return
         try:
-            view.release()
-        except BufferError:
-            pass  # numpy holds it; the reference count tells below
-        if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[COPIED]:
-            if HERE[OURS] and not HERE[COPIED]:
-                session.guards.settle()
-            self._release_otherwise()
-            return
-        self.__class__ = EndedLease  # type: ignore[assignment]
-        session.return_unpublished(slot)
+            try:
+                view.release()
+            except BufferError:
+                pass  # numpy holds it; the reference count tells below
+            if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[COPIED]:
+                if HERE[OURS] and not HERE[COPIED]:
+                    session.guards.settle()
+                self._release_otherwise()
+                return
+            self.__class__ = EndedLease  # type: ignore[assignment]
+            session.return_unpublished(slot)
+        except BaseException as error:
+            LiveLease._part_with_slot(self, error)  # it may have ended
+            raise
 
     def release_unless_busy(self, *, is_collected: bool = False) -> bool:
         """Release it, unless a thread is just publishing it and goes on with it: who takes the
         view away has it."""
-        if not self._take_view(is_collected=is_collected):
-            return False
-        self._release_otherwise()
+        taken: list[None] = []
+        try:
+            if not self._take_view(taken, is_collected=is_collected):
+                return False
+            self._release_otherwise()
+        except BaseException as error:
+            if taken:
+                LiveLease._part_with_slot(self, error)  # it may have ended
+            raise
         return True
+
+    def _part_with_slot(self, error: BaseException) -> None:
+        """What was to end the lease was ended itself, by an exception. Whoever needs the slot finds it
+        (`recovery`), also while somebody keeps this object, which knows one like it from here on. A lease
+        that goes on, in strict mode, has its view again."""
+        if isinstance(error, LeakedView | Warning):
+            return
+        slot = self._slot
+        self.__class__ = EndedLease  # type: ignore[assignment]
+        with suppress(AttributeError):  # it was taken away already
+            _view.__delete__(self)
+        self._slot = Slot(slot.session, slot.tier, slot.extents, slot.size, slot.base)
 
     def _release_otherwise(self) -> None:
         slot = self._slot
@@ -219,15 +263,16 @@ class LiveLease(Lease):
         elif (not HERE[COPIED] and slot.session.guards.note_release(slot.row)) or slot.has_views:
             self._release_later()
         else:
-            returned = self._return
+            returned = partial(self._return, slot)
             self.__class__ = EndedLease  # type: ignore[assignment]
             returned()
 
     def _release_later(self) -> None:
         """When the views are gone, or the child that has yet to copy what it inherited has done it."""
-        session, go_on, has_views = self._slot.session, self._return, self._slot.has_views
+        slot = self._slot
+        session, go_on, has_views = slot.session, partial(self._return, slot), slot.has_views
         self.__class__ = EndedLease  # type: ignore[assignment]
-        session.deferred.add_slot(self._slot, go_on)
+        session.deferred.add_slot(slot, go_on)
         if session.is_at_exit or not has_views:
             return
         if session.strict:
@@ -237,15 +282,18 @@ class LiveLease(Lease):
             )
         session.warn_of_view()
 
-    def _return(self) -> None:
-        self._slot.session.return_unpublished(self._slot)
+    @staticmethod
+    def _return(slot: Any) -> None:
+        """The same."""
+        slot.session.return_unpublished(slot)
 
-    def _take_view(self, *, is_collected: bool = False) -> bool:
+    def _take_view(self, taken: list[None], *, is_collected: bool = False) -> bool:
         """Take the view away from everybody else; False when somebody has. A lease that is
-        collected leaves it to whoever has it."""
+        collected leaves it to whoever has it. *taken* has an item from the step on that takes it."""
         try:
             view = self.view
             del self.view
+            taken.append(None)
         except (AttributeError, LeaseReleased):
             return False
         if not is_collected:

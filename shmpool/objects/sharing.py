@@ -129,7 +129,7 @@ def announce(
         raise LeaseReleased("the lease's seat is gone: the pool was closed, or the broker came back with a new one")
     if session.link.connection is None:
         raise BrokerUnavailable(f"the broker at {session.address} is away, and a shared publication needs it")
-    if not lease._take_view():
+    if not lease._take_view([]):
         raise LeaseReleased("the lease is being published or released by another thread")
     if slot.has_views and session.strict:
         lease._renew_view()

@@ -23,6 +23,7 @@ from ..protocol.ledger import (
     STATE_SHIFT,
     nbytes_of,
     rows_that_say,
+    state_of,
 )
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Return
 from ..protocol.sizing import PAGE_SHIFT, Tier, TierKind, chunk_run, pooled_tier
@@ -62,6 +63,9 @@ class Custody(Keeper, Reader):
         self._owned: dict[int, Slot] = {}
         #: Of rows that are owned no more, and whose word is about to say so. Weak: an interrupted call leaves none.
         self._returning: WeakValueDictionary[int, _Returning] = WeakValueDictionary()
+        #: What is just being returned, by row. What an exception leaves here was not stored, or the broker was not
+        #: told: the next recall does it.
+        self._untold: dict[int, Slot] = {}
         #: Slots that were ours, by row. Making a window anew costs as much as all else that a
         #: client does for a grant.
         self._returned: dict[int, Slot] = {}
@@ -197,12 +201,15 @@ class Custody(Keeper, Reader):
                 word = self.words[slot.word]
                 if word & SEAT_MASK == self.seat:  # else an exception came behind this store the last time
                     slot.base = max(slot.base, (word & GENERATION_FIELD) + ONE_GENERATION)
+                    self._untold[slot.row] = slot
                     self.words[slot.word] = slot.base | returned
                 self._owned.pop(slot.row, None)
                 self._keep_window(slot)
         rows = [slot.row for slot in slots]
         for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE):
             self.send(Return(rows[at : at + MAX_ROWS_PER_MESSAGE]))
+        for row in rows:
+            self._untold.pop(row, None)
 
     def _keep_window(self, slot: Slot) -> None:
         """Keep what a slot is seen through, unless a user has a view of it. A direct segment has
@@ -221,8 +228,10 @@ class Custody(Keeper, Reader):
     def return_soon(self, slot: Slot, state: State) -> None:
         """Make the broker the custodian of one row by one store, and have it look soon. Takes no
         lock that a finalizer could meet."""
+        self._untold[slot.row] = slot
         self._return_row(slot, state)
         self.ring_soon(slot.row)
+        self._untold.pop(slot.row, None)
 
     def _return_row(self, slot: Slot, state: State) -> None:
         """Make the broker the custodian of a row by one store. It is forgotten before, since it may be granted to
@@ -238,8 +247,10 @@ class Custody(Keeper, Reader):
     def forget_returned(self, slot: Slot) -> None:
         """The store that published a slot has made the broker its custodian. It has its ticket still: nobody
         had the handle yet, and `tickets.discard_unopened` leaves what is owned here."""
+        self._untold[slot.row] = slot
         self._owned.pop(slot.row, None)
         self.ring_soon(slot.row)
+        self._untold.pop(slot.row, None)
 
     def return_unpublished(self, slot: Slot) -> None:
         """A slot that was not published comes back: to its magazine, or to the broker if
@@ -276,6 +287,8 @@ class Custody(Keeper, Reader):
 
     def _return_all(self, *, everything: bool) -> None:
         self.deferred.recover()
+        if self._untold:
+            self._tell_untold()
         for magazine in self.all_magazines:
             magazine.newest = None  # it would keep a lost slot known
             slot = magazine.reap(len(magazine.published))
@@ -289,6 +302,19 @@ class Custody(Keeper, Reader):
             slots = recovery.left_slots(self, self._owned)
         if slots:
             self.return_to_broker(slots)
+
+    def _tell_untold(self) -> None:
+        """Go on with what an exception has left: a slot whose word was not stored is ours, and nobody's."""
+        told = []
+        for row in list(self._untold):
+            if row in self._returning or (slot := self._untold.pop(row, None)) is None:
+                continue  # its thread goes on with it
+            word = self.words[slot.word]
+            if word & SEAT_MASK == self.seat and state_of(word) != State.IDLE:
+                self._owned.setdefault(row, slot)
+            else:
+                told.append(row)
+        self.ring_all(told)
 
     def return_rested(self) -> bool:
         """Return what was not used; False when nothing idle is left."""
@@ -354,5 +380,6 @@ class Custody(Keeper, Reader):
     def _forget_slots(self) -> None:
         """The seat is over, or another process's: nothing of this is used again."""
         self._returned.clear()
+        self._untold.clear()
         if hasattr(self, "segments"):
             self.segments.forget_all()

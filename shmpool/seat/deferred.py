@@ -98,6 +98,10 @@ class DeferredReleases:
         self._partings[next(self._numbers)] = slot, go_on
         self.tell()
 
+    def has(self, ticket: Ticket) -> bool:
+        """Whether it was added."""
+        return any(waiting is ticket for waiting in [*self._recent.values(), *self._old.values()])
+
     def tell(self) -> None:
         """Say what waits, and have the helper look soon if anything does. Waking it costs its turn
         of the interpreter, so not for what was settled at once."""

@@ -79,6 +79,9 @@ class Deferral(Protocol):
     def add(self, ticket: Ticket, /) -> None:
         """A ticket whose buffer was released while a view of it lives, or may live."""
 
+    def has(self, ticket: Ticket, /) -> bool:
+        """Whether it was added."""
+
     def tell(self) -> None:
         """Say what waits; the last step of who adds."""
 

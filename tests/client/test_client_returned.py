@@ -87,7 +87,7 @@ def test_the_map_of_a_direct_segment_goes_with_it(pool: shmpool.Pool) -> None:
     lease = pool.lease(2 * MIB)
     lease.view[0] = 1
     slot, session = lease._slot, pool._session
-    lease._take_view()
+    lease._take_view([])
     session.return_to_broker([slot])
     assert slot.window is None
     with open("/proc/self/maps") as file:

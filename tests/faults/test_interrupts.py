@@ -24,6 +24,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import pytest
 from fault_helpers import ENV, Daemon, assert_all_is_back, eventually, pattern
@@ -57,13 +58,13 @@ def unraised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def places(act: Callable[[Interrupter], None], *, many: bool) -> None:
+def places(act: Callable[[Interrupter], None], *, many: bool, least: int = 5) -> None:
     """Have *act* end at many of its places, or at some of them. It says where it was, or that there
     was none."""
     whole = Interrupter(-1)
     act(whole)
     count = -1 - whole.left
-    assert count >= 5, "nothing was traced"
+    assert count >= least, "nothing was traced"
     step = max(1, count // (MANY if many else SOME))
     for n in range(random.randint(1, step), count + 1, step):
         interrupter = Interrupter(n)
@@ -313,6 +314,80 @@ def test_interrupted_release_that_rings_serves_who_waits(
         assert_all_is_back(one.address)
     finally:
         one.end(signal.SIGTERM)
+
+
+KEPT = {"pooled": 200_000, "chunked": 300_000, "direct": 2 * MIB}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    one = Daemon(str(tmp_path_factory.mktemp("run") / "broker.sock"), **SETTINGS | {"memory_limit": "6MiB"})
+    yield one
+    one.end(signal.SIGTERM)
+
+
+@at_places
+@pytest.mark.parametrize(
+    "kind", ["direct", *(pytest.param(kind, marks=pytest.mark.long) for kind in KEPT if kind != "direct")]
+)
+@pytest.mark.filterwarnings("ignore:a view of a published or released buffer:ResourceWarning")
+@pytest.mark.parametrize(
+    "what", ["lease", "publish", "publish_many", "buffer", "give_back", "array", "lease array", "publish array"]
+)
+def test_an_object_that_is_kept_though_its_end_was_interrupted_keeps_no_memory(
+    small: Daemon, what: str, kind: str, many: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody calls it again: the next who needs the memory has it. *array*: of a buffer that is released
+    while one lives on it, or of what is released or published so."""
+    kept, most = [], [0]
+
+    def act(interrupter: Interrupter) -> None:
+        with shmpool.connect(small.address) as pool:
+            thing: Any = pool.lease(KEPT[kind], timeout=5)
+            thing.write(bytes(KEPT[kind]))
+            if what in ("buffer", "give_back", "array"):
+                handle = thing.publish()
+                thing = pool.open(handle)
+            views = [memoryview(thing.view)] if what.endswith("array") else []
+            verb = what.removesuffix(" array")
+            end = getattr(thing, verb if verb in ("publish", "publish_many", "give_back") else "release")
+            handles: Any = ()
+            with contextlib.suppress(Interrupt), interrupter:
+                handles = end(*[2] if what == "publish_many" else [])
+            views.clear()
+            if not interrupter.place and handles:
+                for one in [handles] if isinstance(handles, shmpool.Handle) else handles:
+                    pool.discard(one)
+            kept.append(thing)
+            with contextlib.suppress(shmpool.LeaseReleased):
+                if thing.view is not None:  # it was not begun
+                    thing.release()
+            if what.startswith("publish"):
+                pool.reclaim()  # an exception on the way to the caller loses the handle alone
+            given_back = handle if what == "give_back" else None
+            eventually(lambda: is_had(pool, given_back), f"at {interrupter.place}", 15)
+
+    def is_had(pool: shmpool.Pool, given_back: shmpool.Handle | None = None) -> bool:
+        """All of the limit."""
+        leases = []
+        with contextlib.suppress(shmpool.ShmpoolError):
+            if given_back is not None:
+                pool.discard(given_back)
+        try:
+            with contextlib.suppress(shmpool.LeaseTimeout):
+                while True:
+                    leases.append(pool.lease(KEPT["pooled"], timeout=0.1))  # who waits has recalled what is idle
+            most[0] = max(most[0], len(leases))
+            return len(leases) == most[0]
+        finally:
+            for lease in leases:
+                lease.release()
+
+    with shmpool.connect(small.address) as pool:
+        is_had(pool)
+    places(act, many=many, least=3)
+    nobody_sits(small.address)
+    assert "unexpected error" not in caplog.text
 
 
 @at_places

@@ -247,8 +247,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "the grant word before the cells", SCENARIO["publisher x reader"],
         rewrite(LiveLease, "publish",
                 ("    words[slot.first_cell] = granted\n", "    words[word] = granted\n"),
-                ("    words[word] = granted\n    self.__class__",
-                 "    words[slot.first_cell] = granted\n    self.__class__")),
+                ("    words[word] = granted\n        self.__class__",
+                 "    words[slot.first_cell] = granted\n        self.__class__")),
     ),
     Mutant(
         "the generation not bumped", ONE_HANDLE,
