@@ -225,7 +225,7 @@ cdef object _publish_with_views(PyObject *lease, PyObject *slot, PyObject *sessi
         return None
     _look_at_partings(deferred)
     number = next(<object>get_member(deferred, NUMBERS))
-    go_on = PyMethod_New(await_readers, <object>lease)
+    go_on = PyMethod_New(await_readers, <object>slot)
     parting = (<object>slot, go_on)
     if not here[COPIED] or here[FORKING] or not is_false(session, IS_OVER) or has_references(get_member(slot, SLOT_WINDOW), 1):
         return None
