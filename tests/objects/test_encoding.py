@@ -127,6 +127,13 @@ def test_large_bytes_are_not_copied_by_the_pickler() -> None:
     assert there_and_back({"data": data, "more": more}) == {"data": data, "more": more}
 
 
+@pytest.mark.parametrize("length", [0, 1, 255, 256, (64 << 10) - 1, 64 << 10, (64 << 10) + 1])
+def test_bytes_come_back_and_are_what_a_pickler_reads(length: int) -> None:
+    sent = bytes(at % 251 for at in range(length))
+    raw = memoryview(laid_out(sent))
+    assert decode(raw) == pickle.loads(layout.read(raw).pickle) == sent
+
+
 def test_what_cannot_be_pickled_raises_as_it_does_elsewhere() -> None:
     with pytest.raises((pickle.PicklingError, AttributeError)):
         encode(lambda: None)
