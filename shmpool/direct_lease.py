@@ -15,7 +15,7 @@ from . import layouts
 from .lease import EndedLease, Lease, ViewTaken, is_parents
 from .live_lease import LiveLease, check_shorter, store_length
 from .protocol.handle import Handle
-from .protocol.ledger import ONE_GENERATION, STATE_SHIFT
+from .protocol.ledger import ONE_GENERATION, SEAT_MASK, STATE_SHIFT
 from .protocol.states import State
 from .seat.direct import DirectSlot
 from .system import filling
@@ -143,19 +143,27 @@ class DirectLease(LiveLease):
         slot.window = None
         return slot.base | State.PUBLISHED << STATE_SHIFT
 
+    def _store_grant(self, granted: int) -> None:
+        """The one store with which custody passes. The row is no more to be looked at behind it: whoever knows the
+        handle may have closed the ticket already (a stream's ring names it before, `Pool.reclaim` finds it), and
+        then it is somebody else's."""
+        if granted & SEAT_MASK:
+            LiveLease._store_grant(self, granted)
+            return
+        self._slot.is_passed_on = True
+        self._slot.session.return_soon(self._slot, State.PUBLISHED)
+
     @staticmethod
     def _await_readers(slot: Any) -> None:
-        session = slot.session
         slot.close()
-        if session.words[slot.word] != slot.base | session.published:
-            session.forget_returned(slot)  # the publishing store has passed it on: it may be another's by now
+        if slot.is_passed_on:
             return
         if slot.stock.keeps(slot):
             LiveLease._await_readers(slot)
             slot.stock.watch()
             return
         slot.window = None  # before another is the custodian: the memory would stay with the map
-        session.return_soon(slot, State.PUBLISHED)
+        slot.session.return_soon(slot, State.PUBLISHED)
 
     @staticmethod
     def _return(slot: Any) -> None:

@@ -174,13 +174,18 @@ class LiveLease(Lease):
             words[slot.first_cell + cell] = granted
         if session.barrier:
             session.barrier()
-        words[slot.word] = granted
+        self._store_grant(granted)
         slot.last_cell = slot.first_cell + tickets - 1
         self.__class__ = EndedLease  # type: ignore[assignment]
         if tickets == 1:
             return [Handle(pack_handle(session.pool_id, granted, slot.tail | self.nbytes))]
         cells = range(slot.row << 4, (slot.row << 4) + tickets)
         return [Handle(pack_handle(session.pool_id, granted, cell << _CELL_SHIFT | self.nbytes)) for cell in cells]
+
+    def _store_grant(self, granted: int) -> None:
+        """The publishing store."""
+        slot = self._slot
+        slot.session.words[slot.word] = granted
 
     def sum_payload(self) -> None:
         """Store the payload's checksum, in a pool that has them."""

@@ -236,21 +236,19 @@ class Custody(Keeper, Reader):
     def _return_row(self, slot: Slot, state: State) -> None:
         """Make the broker the custodian of a row by one store. It is forgotten before, since it may be granted to
         us again at once; but the seat does not end before the store, whoever closes the pool meanwhile: the broker
-        would free the row, and the store meet another's."""
+        would free the row, and the store meet another's. An exception before the store leaves all as it was."""
+        words, word = self.words, self.words[slot.word]
         under_way = self._returning[slot.row] = _Returning()
-        self._owned.pop(slot.row, None)
-        if self.barrier:
-            self.barrier()
-        self.words[slot.word] = slot.base | state << STATE_SHIFT
+        try:
+            self._owned.pop(slot.row, None)
+            if self.barrier:
+                self.barrier()
+            words[slot.word] = slot.base | state << STATE_SHIFT
+        except BaseException:
+            if words[slot.word] == word:
+                self._owned.setdefault(slot.row, slot)
+            raise
         del under_way
-
-    def forget_returned(self, slot: Slot) -> None:
-        """The store that published a slot has made the broker its custodian. It has its ticket still: nobody
-        had the handle yet, and `tickets.discard_unopened` leaves what is owned here."""
-        self._untold[slot.row] = slot
-        self._owned.pop(slot.row, None)
-        self.ring_soon(slot.row)
-        self._untold.pop(slot.row, None)
 
     def return_unpublished(self, slot: Slot) -> None:
         """A slot that was not published comes back: to its magazine, or to the broker if

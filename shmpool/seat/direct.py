@@ -38,11 +38,13 @@ class Stock(Protocol):
 class DirectSlot(Slot):
     """The record of a direct segment that this client writes; *fd* is open until it is mapped,
     written or published. *claim* has one item until somebody publishes or releases: the view may not
-    exist yet. One that *is_kept* by its *stock* serves its producer's next object too, as any slot."""
+    exist yet. One that *is_kept* by its *stock* serves its producer's next object too, as any slot. One that
+    *is_passed_on* is the broker's since it was published."""
 
-    __slots__ = ("claim", "fd", "is_kept", "stock")
+    __slots__ = ("claim", "fd", "is_kept", "is_passed_on", "stock")
 
     is_kept: bool
+    is_passed_on: bool
     stock: Stock
 
     claim: list[None]
@@ -52,7 +54,7 @@ class DirectSlot(Slot):
     def __init__(self, session: Keeper, tier: Tier, row: int, size: int, base: int, stock: Stock) -> None:
         super().__init__(session, tier, ((row, 1),), size, base)
         self.extent_word = 1 << TICKETS_SHIFT | session.seat << CHUNKS_SHIFT
-        self.stock, self.is_kept = stock, False
+        self.stock, self.is_kept, self.is_passed_on = stock, False, False
 
     def open(self) -> Descriptor:
         """The descriptor of the segment that was granted. Raises StaleHandle, ConfigError."""

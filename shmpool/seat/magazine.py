@@ -83,11 +83,6 @@ class Keeper(Seat):
         could meet."""
         raise NotImplementedError
 
-    def forget_returned(self, slot: Slot) -> None:
-        """The store that published a slot has made the broker its custodian. Takes no lock that a
-        finalizer could meet."""
-        raise NotImplementedError
-
     def owns(self, row: int) -> bool:
         """Whether this seat is the custodian of what a row heads."""
         raise NotImplementedError

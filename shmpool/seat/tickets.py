@@ -301,8 +301,6 @@ def discard_unopened(session: Reader) -> int:
             continue
         extent = words[row * ROW_WORDS + EXTENT]
         is_returned = row >= direct.base and seat_of(granted) == 0 and chunks_of(extent) == session.seat
-        if is_returned and session.owns(row):
-            continue  # its handles are just being made: another thread publishes it, and forgets it then
         if is_shared(extent) or not (seat_of(granted) == session.seat or is_returned):
             continue
         if words[row * ROW_WORDS + QUEUED_CELL] == queued_word(generation_of(granted)):

@@ -18,6 +18,7 @@ import pytest
 from client_helpers import MIB, Common, eventually, pattern
 
 import shmpool
+from shmpool.live_lease import LiveLease
 from shmpool.protocol.names import direct_name
 from shmpool.seat import segments
 from shmpool.stats import query
@@ -31,6 +32,12 @@ def plenty() -> Iterator[Common]:
     one.broker()
     yield one
     one.close()
+
+
+def has_nothing_out(pool: shmpool.Pool) -> bool:
+    """Whether the broker has all direct segments again: one that is done is idle until it has looked."""
+    tier = pool.stats().tiers[-1]
+    return tier.published == tier.idle == 0
 
 
 @pytest.fixture
@@ -144,7 +151,7 @@ def test_what_one_producer_is_done_with_serves_the_next_as_it_lies(
                 assert buffer.view == pattern(2 * MIB - number, number)
                 windows.append(weakref.ref(buffer._record.window))  # kept, it would be a view
             stale.append(handle)
-            eventually(lambda: pool.stats().tiers[-1].published == 0, "the broker has it again")
+            eventually(lambda: has_nothing_out(pool), "the broker has it again")
         assert len(set(inodes[2:])) == 1, "the first of all may be alone"
         assert len({id(window()) for window in windows[2:]}) == 1 and windows[2]() is not None
     for handle in stale:
@@ -305,3 +312,33 @@ def test_memory_is_the_hosts_again_soon(pool: shmpool.Pool) -> None:
     pool.lease(1).release()
     eventually(lambda: pool.stats().tiers[-1].warm == 0, "no segment left")
     assert pool.stats().memory["held"] - before <= MIB
+
+
+def test_a_row_whose_ticket_is_closed_while_it_is_published_is_stored_to_no_more(
+    pool: shmpool.Pool,
+) -> None:
+    """Another thread reclaims what was published just now, the broker grants the row to somebody else: nothing more
+    is stored there, and the row is not taken for our own."""
+    other = shmpool.connect(pool.address)
+    store, others, theirs = LiveLease._store_publication, list[shmpool.Lease](), list[shmpool.Handle]()
+
+    def interrupted(self: LiveLease, tickets: int, *, is_kept: bool = False) -> list[shmpool.Handle]:
+        handles, row = store(self, tickets, is_kept=is_kept), self._slot.row
+        pool.reclaim()
+        while not others or others[-1]._slot.row != row:
+            others.append(other.lease(4096, strategy="direct"))
+        others[-1].write(pattern(4096))
+        patch.undo()
+        theirs.append(others[-1].publish())
+        return handles
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LiveLease, "_store_publication", interrupted)
+        (handle,) = pool.lease(4096, strategy="direct").publish_many(1)
+    with pytest.raises((shmpool.HandleUsed, shmpool.StaleHandle)):
+        other.open(handle)
+    with other.open(theirs[0]) as buffer:
+        assert buffer.view == pattern(4096)
+    while others:
+        others.pop().release()
+    other.close()

@@ -1,6 +1,6 @@
 """Direct segments that are kept, as a model: every order of every step of a producer, a reader and a broker.
 
-The explorer (`interleaving`) runs the real code over one slot, whose memory stays. Here memory
+The explorer (`interleaving`) runs the real code over a few steps. Here, with more of them, memory
 comes and goes, and a reader's map may be of a segment that is no more: one row, whose segment has
 the row's birth for its name; a broker that hands a done one on as it lies, makes it longer under another
 name, or removes it; producers that publish, keep or pass on, recycle, return or die, one after the other; a

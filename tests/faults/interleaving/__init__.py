@@ -9,16 +9,17 @@ at any step, under sequential consistency and with x86's store buffers.
 A reader may fork, or a writer: the parent's hooks, guards and releases are the real ones, the child
 keeps a view and the pages that it inherits until it goes; a writer's child copies it before that.
 
-Covered: one pooled slot, up to two tickets, the words of its row, the seat table and the wanted
-flag, the tickets' locks and swaps, what a broker takes for who cannot swap, the messages on each
-connection, the payload (one word that stands for all bytes), expiry, discard, custody, adoption,
-reconnecting.
+Covered: one pooled slot, or one row of direct segments, up to two tickets, the words of its row, the seat
+table and the wanted flag, the tickets' locks and swaps, what a broker takes for who cannot swap, the messages on
+each connection, the payload (one word that stands for all bytes), expiry, discard, custody, adoption,
+reconnecting. Of direct segments: their names, inodes and lengths, each inode's payload, maps that stay, what a
+producer keeps, returns at a look or a recall or leaves, spares that are served as they lie, made longer or removed.
 
-Not covered: runs and direct segments, several slots, cooling, threads of one process (what the
-helper thread does is done where its client waits or between two calls), a child's hooks, several
-forks, views that outlive their buffer in one process, the shell's sockets (a connection is two
-queues that end with the process), processors that reorder more than x86, counters (each has one
-writer and decides nothing).
+Not covered: runs, several slots, cooling, segments that are asked for ahead, the rows of streams, threads of
+one process (what the helper thread does is done where its client waits or between two calls), a child's hooks,
+several forks, views that outlive their buffer in one process, the shell's sockets (a connection is two queues
+that end with the process), processors that reorder more than x86, counters (each has one writer and decides
+nothing).
 
 A queue has worlds of its own, over the same pool (`queue_memory`, `queue_clients`, `queue_world`, `queue_scenarios`,
 `queue_mutants`): its semaphores and their mending, put and get of small items, batches and leases, hands, a full

@@ -15,13 +15,16 @@ from typing import Any
 from unittest.mock import patch
 
 from shmpool.protocol.messages import FROM_CLIENT, Recall, decode, encode
+from shmpool.protocol.names import direct_name
 from shmpool.system.heirs import READERS
 from shmpoold.core.actions import (
     Action,
     Close,
     CloseTicket,
+    CreateDirect,
     ProbeReaders,
     ProbeSeat,
+    RemoveDirect,
     Send,
     TakeTicket,
     Unwatch,
@@ -33,6 +36,7 @@ from shmpoold.core.chores import STEPS_PER_TURN
 from shmpoold.core.connections.endings import FIRST_LOOK
 from shmpoold.core.events import (
     Connected,
+    DirectCreated,
     Disconnected,
     Event,
     ProcessDied,
@@ -51,9 +55,14 @@ from shmpoold.shell.watches import Watches
 from .fingerprints import fingerprint
 from .machines import Context
 from .memory import Words
-from .start import Start, party_of, peer_of
+from .start import POOL_ID, Start, party_of, peer_of
 
 SOON, LATE, NEVER = 1.0, 10_000.0, float("inf")
+
+
+def name_of(row: int, generation: int) -> str:
+    """A direct segment's name."""
+    return direct_name(POOL_ID, row, generation)
 
 
 class ByteLocks:
@@ -138,6 +147,9 @@ class BrokerProcess:
         else:
             self.core = self._start.make_core(self._ledger, self._header, self._epoch)  # type: ignore[arg-type]
             self._carry_out(self.core.adopt(0.0))
+            if self._start.is_direct:
+                named = self.core.inventory.direct_segments()
+                context.ask("remove others", frozenset(name_of(*segment) for segment in named))
             self._drain(0.0)
             self._carry_out(self.core.finish_chores(0.0))
         while True:
@@ -202,6 +214,12 @@ class BrokerProcess:
                 ask("unwatch", action.seat)
             elif isinstance(action, Warm):
                 self._events.append(Warmed(action.tier, action.row, action.count))
+            elif isinstance(action, CreateDirect):
+                spare = "" if action.spare is None else name_of(action.spare.row, action.spare.generation)
+                ask("make", name_of(action.row, action.generation), spare, action.nbytes)
+                self._events.append(DirectCreated(action.row))
+            elif isinstance(action, RemoveDirect):
+                ask("remove", name_of(action.row, action.generation))
 
     def _normalise(self) -> None:
         core = self.core
@@ -222,12 +240,19 @@ class BrokerProcess:
         core.away._due = dict.fromkeys(sorted(core.away._due), (0.0, core.away.FIRST))
         core.away._heap = [(0.0, number) for number in core.away._due]
         for holding in core.inventory.granted.values():
+            holding.made_at = 0.0
             if holding.orphaned_at is not None:
                 holding.orphaned_at = 0.0
+        spares = core.inventory.spares
+        if spares._asked_at >= 0:
+            spares._asked_at = spares._asked_before = 0.0
+        spares._spares = [spare._replace(freed_at=0.0, made_at=0.0) for spare in spares._spares]
+        spares.next_look = 0.0 if spares else None
         quarantined = sorted(core.inventory.quarantined)
         assert not quarantined, f"rows {quarantined} are quarantined, and nobody scribbled"
         timers = [(ticket, getattr(fire, "args", ())) for ticket, fire in self._loop.timers]
-        self._context.marks = ("ready",) if core.inventory.maps[0].ready else ()
+        slots = core.inventory.maps[-1 if self._start.is_direct else 0]
+        self._context.marks = ("ready",) if slots.ready or spares else ()
         self._context.cut((self._epoch, tuple(sorted(self._known)), tuple(timers), fingerprint(core)))
 
 

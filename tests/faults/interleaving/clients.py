@@ -12,17 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import shmpool.life.forks as forks
 import shmpool.link.link
+import shmpool.link.prefetch
 import shmpool.link.waiting
 import shmpool.pool
 import shmpool.seat.custody
+import shmpool.seat.direct
 import shmpool.seat.guards
 import shmpool.seat.mapping
+import shmpool.seat.segments
 import shmpool.seat.session
+import shmpool.seat.supply
 import shmpool.seat.tickets
 import shmpool.system.atomics
 import shmpool.system.heirs
@@ -65,7 +69,16 @@ class Wrong(Exception):
 
 
 class Window(bytearray):
-    """Stands for a map. Views hang on it as they do on one, so its reference count is right."""
+    """Stands for a map, of the slot or of a direct segment's *inode*. Views hang on it as they do on one, so its
+    reference count is right. *length* is what of the segment is mapped."""
+
+    inode = length = 0
+
+
+class File(NamedTuple):
+    """Stands for a descriptor of a direct segment."""
+
+    inode: int
 
 
 class Windows:
@@ -74,7 +87,10 @@ class Windows:
     waiting = 0
 
     def make(self, pieces: Any, protection: int, *, populate: bool = True) -> Window:
-        return Window(16)
+        window = Window(16)
+        if isinstance(pieces[0].fd, File):
+            window.inode, window.length = pieces[0].fd.inode, pieces[0].length
+        return window
 
 
 class Connection:
@@ -88,9 +104,10 @@ class Connection:
         self.pending: Any = None
         self._context = context
 
-    def send(self, message: Message) -> None:
-        if self._context.memory is None:
-            self._context.ask("send", self.number, encode(message))
+    def send(self, *messages: Message) -> None:
+        for message in messages:
+            if self._context.memory is None:
+                self._context.ask("send", self.number, encode(message))
 
     def try_send(self, message: Message) -> bool:
         self.send(message)
@@ -162,6 +179,20 @@ def fcntl(fd: int, command: int, lock: bytes) -> None:
 def swap_of(words: Words) -> Callable[[int, int, int], bool] | None:
     """`atomics.swap_of`; None for a client that asks the broker."""
     return None if _context().asks else words.swap
+
+
+def open_segment(name: str, *, writable: bool) -> File:
+    """Of a direct segment."""
+    inode = _context().ask("find", name)
+    if not inode:
+        raise FileNotFoundError(name)
+    return File(inode)
+
+
+def fstat(file: File) -> SimpleNamespace:
+    """It has all its pages: whoever makes one reserves them."""
+    length = _context().ask("length", file.inode)
+    return SimpleNamespace(st_size=length, st_blocks=length // 512)
 
 
 class Clock:
@@ -238,6 +269,15 @@ def patched() -> Iterator[None]:
             (shmpool.seat.mapping, "Windows", Windows),
             (shmpool.seat.mapping.libc, "needs_barrier", lambda: False),
             (shmpool.seat.mapping.Mapping, "_make_words", _make_words),
+            (shmpool.seat.tickets, "open_segment", open_segment),
+            (shmpool.seat.tickets, "os", SimpleNamespace(fstat=fstat)),
+            (shmpool.seat.direct, "open_segment", open_segment),
+            (shmpool.seat.direct, "os", SimpleNamespace(fstat=fstat)),
+            (shmpool.seat.segments, "time", SimpleNamespace(monotonic=float)),  # what follows is soon
+            (shmpool.seat.segments, "LIFETIME", 0.0),  # and what was not used at two looks goes back
+            (shmpool.seat.supply, "memory_groups", list),
+            (shmpool.link.prefetch.Prefetch, "take", lambda *_: None),
+            (shmpool.link.prefetch.Prefetch, "ask", lambda *_: None),
             (shmpool.link.link, "make_eventfd", lambda: -1),
             (shmpool.link.link, "signal", lambda *_: None),
             (shmpool.link.link.Link, "_read_for", _read_for),
@@ -276,7 +316,9 @@ class Client:
             context.process.enter()
         session = self.session = context.session = self._connect()
         session._fds = {(0, True): -1, (0, False): -1}
-        if not joins and context.index == 0:
+        if start.is_direct:
+            session.segments._used_at = 0.0  # the first is kept already
+        elif not joins and context.index == 0:
             session.link.handle(decode(start.grant, FROM_BROKER))
         context.memory = None
         self.pool = pool = object.__new__(Pool)
@@ -330,9 +372,22 @@ class Client:
 
     def write(self) -> None:
         """Write what only this generation's readers may see: its future grant word."""
-        lease = self._context.lease
-        self._context.store(self._context.machine.start.layout.payload, lease._granted())
+        slot = self._context.lease._slot
+        inode = slot.open().inode if slot.window is None else slot.window.inode
+        self._context.store(self._context.machine.start.layout.payloads[inode], slot.base | self.session.published)
         self._context.ask("pass")  # it writes for a while: nobody else may
+
+    def produce_direct(self, *sizes: int) -> None:
+        """The same with objects of so many bytes, each in a segment of its own."""
+        for nbytes in sizes:
+            self._cut()
+            try:
+                self._context.lease = self.pool.lease(nbytes, strategy="direct")
+            except LeaseTimeout:
+                return
+            self.write()
+            self.publish()
+            self.turn()
 
     def publish(self, tickets: int = 1) -> None:
         """Publish, and post the handles."""
@@ -406,6 +461,8 @@ class Client:
         except (StaleHandle, HandleUsed):
             return False
         _, granted, tail = unpack_handle(self.handle)
+        if context.machine.start.is_direct and context.buffer._record.window.length < context.buffer.nbytes:
+            raise Wrong("a map is shorter than what was opened")
         context.won |= {(granted, (tail >> NBYTES_BITS & 15) + FIRST_CELL)}
         return True
 
@@ -433,12 +490,14 @@ class Client:
         context.ask("fork", *inherited, heirs.copies_at(session.seat, session.guards.last))
         forks._after_in_parent()
 
-    def consume(self, number: int) -> None:
-        """Receive, open, hold and release."""
+    def consume(self, number: int, *, is_good: bool = False) -> None:
+        """Receive, open, hold and release. One that *is_good* must not be refused."""
         self.receive(number)
         if self.open():
             self._context.ask("pass")  # it reads for a while: the payload is looked at in every state
             self.release()
+        elif is_good:
+            raise Wrong("a good handle is refused")
         self.turn()
 
     # --- the helper's part ------------------------------------------------------------------------------
@@ -467,7 +526,11 @@ class Client:
 
     def _help(self) -> None:
         session = self.session
-        if session.guards:
+        if self._context.machine.start.is_direct:
+            session.segments.pause()
+            session.look_after_views()
+            session.openings.forget_segments()
+        elif session.guards:
             session.look_after_views()
         if session.is_wanted:
             session.answer_recall()

@@ -121,10 +121,13 @@ class _Search:
         world, seen = self._world, set()
         wrong = world.complaint_of_bells(state) if self._result.mode in world.scenario.bells_suffice else None
         now = state
-        while wrong is None and now not in seen and now not in self._settled:
-            seen.add(now)
-            for what in world.timers:
-                now = self._let_pass(now, what)
+        try:
+            while wrong is None and now not in seen and now not in self._settled:
+                seen.add(now)
+                for what in world.timers:
+                    now = self._let_pass(now, what)
+        except Violation as violation:
+            raise _Found(state, f"time passes: {violation}") from None
         if wrong is None and now not in self._settled:  # else it is on a way whose end was looked at
             wrong = world.complaint(now)
         self._settled |= seen

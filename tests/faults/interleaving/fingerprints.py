@@ -17,10 +17,11 @@ from weakref import ProxyType
 #: Attributes that the scenarios keep from mattering: ages are not shown, nothing is cooled or
 #: rests; and what is the same in all states.
 UNSEEN = frozenset({
-    "_freed_at", "granted_at", "since", "resting", "until", "spent", "newest", "settings", "tiers", "sizing", "pooled",
+    "_freed_at", "began", "granted_at", "since", "resting", "until", "spent", "newest", "settings", "tiers", "sizing",
+    "pooled",
 })  # fmt: skip
 #: Of these it matters that they are there.
-OPAQUE = frozenset({"Window", "Windows", "Context", "Words", "Page"})
+OPAQUE = frozenset({"Windows", "Context", "Words", "Page"})
 _PLAIN = (int, float, str, bytes, bool, type(None))
 
 
@@ -50,6 +51,8 @@ def _walk(thing: Any, seen: dict[int, int]) -> Any:
         return tuple((_walk(key, seen), _walk(value, seen)) for key, value in thing.items())
     if isinstance(thing, Callable) or not kind.__module__.startswith(("shmpool", "interleaving", "tests")):  # type: ignore[arg-type]
         return kind.__name__
+    if kind.__name__ == "Window":
+        return (kind.__name__, thing.inode, thing.length)
     if kind.__name__ in OPAQUE:
         return kind.__name__
     names = _slots(kind)

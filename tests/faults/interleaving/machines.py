@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 MAX_LIVE = 4000
 
 Request = tuple[Any, ...]
-Holds = tuple[str, int] | None
+#: To read, to write or to copy; the grant word; the inode.
+Holds = tuple[str, int, int] | None
 
 
 class Context:
@@ -95,9 +96,13 @@ class Context:
         """The right that its user has just now: a view to write or to read."""
         if self.inherited is not None:
             return self.inherited
-        for letter, thing, live in (("W", self.lease, "LiveLease"), ("R", self.buffer, "LiveBuffer")):
-            if type(thing).__name__ == live and hasattr(thing, "view"):
-                return letter, thing._slot.base if letter == "W" else thing._granted
+        lease, buffer = self.lease, self.buffer
+        if type(lease).__name__ == "DirectLease" and lease._slot.claim:  # its view is made when it is asked for
+            return "W", lease._slot.base, 0
+        if type(lease).__name__ == "LiveLease" and hasattr(lease, "view"):
+            return "W", lease._slot.base, 0
+        if type(buffer).__name__ == "LiveBuffer" and hasattr(buffer, "view"):
+            return "R", buffer._granted, buffer._record.window.inode
         return None
 
 

@@ -1,8 +1,8 @@
 """The shared words: which of them are modelled, how parties see them, who may store what.
 
-Only words that tell states apart are modelled: grant, extent, link and the used cells of row 1,
+Only words that tell states apart are modelled: grant, extent, link and the used cells of one row,
 the payload, the wanted flag of its tier and the seat table. Every other word is a constant:
-what is stored in it is forgotten.
+what is stored in it is forgotten. A slot has one payload; of a direct segment each inode has its own.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ from shmpool.protocol.states import ALLOWED, CellState, State
 if TYPE_CHECKING:
     from .machines import Context
 
-ROW = 1
-AT = ROW * ROW_WORDS
-
 
 Memory = tuple[int, ...]
 
@@ -54,16 +51,21 @@ class Column(list[int]):
 class Layout:
     """The modelled words of one scenario, numbered; *names* are for people."""
 
-    def __init__(self, tickets: int, seats: int) -> None:
+    def __init__(self, tickets: int, seats: int, row: int = 1, tier: int = 0, inodes: int = 1) -> None:
         self.tickets = tickets
         self.seats = seats
-        self.names = ["grant", "extent", *(f"cell{i}" for i in range(tickets)), "link", "payload", "wanted"]
+        self.at = row * ROW_WORDS
+        self.is_direct = inodes > 1
+        payloads = [f"payload{inode or ''}" for inode in range(inodes)]
+        self.names = ["grant", "extent", *(f"cell{i}" for i in range(tickets)), "link", *payloads, "wanted"]
         cells = range(FIRST_CELL, FIRST_CELL + tickets)
-        self.ledger = {AT + word: number for number, word in enumerate((GRANT, EXTENT, *cells, LINK))}
+        self.ledger = {self.at + word: number for number, word in enumerate((GRANT, EXTENT, *cells, LINK))}
         self.grant, self.extent, self.first_cell, self.link = 0, 1, 2, 2 + tickets
         self.cells = range(2, 2 + tickets)
-        self.payload, self.wanted = self.link + 1, self.link + 2
-        self.header = {WANTED: self.wanted}
+        #: By inode; a slot is number 0.
+        self.payloads = range(self.link + 1, self.link + 1 + inodes)
+        self.wanted = self.payloads.stop
+        self.header = {WANTED + tier: self.wanted}
         self.seat_states: dict[int, int] = {}
         for seat in range(1, seats + 1):
             for word in range(SEAT_STATE + 1):
@@ -73,7 +75,7 @@ class Layout:
         #: Stored by brokers only: nobody's step can tell when a broker reads them.
         self.broker_only = frozenset(range(self.wanted, len(self.names)))
         #: What `words[:n]`, the byte search for TAKEN cells, looks at.
-        self.searched = {AT + word: self.ledger[AT + word] for word in cells}
+        self.searched = {self.at + word: self.ledger[self.at + word] for word in cells}
 
     def snapshot(self, ledger: Sequence[int], header: Sequence[int]) -> list[int]:
         """The modelled words out of whole segments."""
@@ -130,7 +132,8 @@ class Judge:
         self._rules: list[Callable[..., str | None]] = [self._on_header] * len(layout.names)
         self._rules[layout.grant] = self._on_grant
         self._rules[layout.extent] = self._rules[layout.link] = self._on_shape
-        self._rules[layout.payload] = self._on_payload
+        for number in layout.payloads:
+            self._rules[number] = self._on_payload
         for number in layout.cells:
             self._rules[number] = self._on_cell
 
@@ -177,7 +180,10 @@ class Judge:
 
     def _on_shape(self, memory: Memory, number: int, value: int, seat: int | None, is_living: Any) -> str | None:
         grant = memory[self._layout.grant]
-        is_mine = seat_of(grant) == seat and state_of(grant) == (State.LEASED if seat else State.FREE)
+        states = {State.LEASED} if seat else {State.FREE}
+        if not seat and self._layout.is_direct:
+            states.add(State.PUBLISHED)  # it names its publisher until that has gone
+        is_mine = seat_of(grant) == seat and state_of(grant) in states
         return None if is_mine else f"not its custodian's: the row says {describe(grant)}"
 
     def _on_payload(self, memory: Memory, number: int, value: int, seat: int | None, is_living: Any) -> str | None:
@@ -194,8 +200,11 @@ class Judge:
             is_same = state_of(grant) == State.PUBLISHED and generation_of(grant) == generation_of(value)
             return None if is_same else f"a ticket given back of another publication: the row says {describe(grant)}"
         if state == State.PUBLISHED:
-            is_mine = seat and grant & ~(STATE_MASK << STATE_SHIFT) == value & ~(STATE_MASK << STATE_SHIFT)
-            return None if is_mine and state_of(grant) == State.LEASED else "a ticket made without a lease"
+            # Of a direct segment custody passes to the broker with the publication.
+            custodians = (seat, 0) if self._layout.is_direct else (seat,)
+            is_mine = seat and seat_of(grant) == seat and seat_of(value) in custodians
+            is_leased = state_of(grant) == State.LEASED and generation_of(grant) == generation_of(value)
+            return None if is_mine and is_leased else "a ticket made without a lease"
         if state == CellState.TAKEN:
             # A broker takes it for a client that asks.
             is_theirs = seat in (seat_of(value), 0)

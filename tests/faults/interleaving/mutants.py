@@ -16,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 from shmpool.buffer import EndedBuffer, LiveBuffer
+from shmpool.direct_lease import DirectLease
 from shmpool.life import forks
 from shmpool.link.link import Link
 from shmpool.live_lease import LiveLease
@@ -27,10 +28,13 @@ from shmpool.seat import deferred, tickets
 from shmpool.seat.deferred import DeferredReleases
 from shmpool.seat.guards import Guards
 from shmpool.seat.magazine import Magazine, Slot
+from shmpool.seat.segments import Segments
 from shmpool.seat.session import Session
 from shmpoold.core.connections.clients import Clients
 from shmpoold.core.connections.endings import Endings
 from shmpoold.core.lending.returns import Returns
+from shmpoold.core.memory.inventory import Inventory
+from shmpoold.core.memory.stock import Stock
 from shmpoold.core.objects.custody import Custody
 from shmpoold.core.rows import Rows
 from shmpoold.shell.tickets import TicketCloser
@@ -39,7 +43,19 @@ from shmpoold.shell.watches import Watches
 from . import brokers, clients, world
 from .clients import Client
 from .memory import Words
-from .scenarios import SCENARIO, Scenario, by_asking, by_swaps, produce, read, recycle
+from .scenarios import (
+    LONG,
+    SCENARIO,
+    SHORT,
+    Scenario,
+    by_asking,
+    by_swaps,
+    produce,
+    produce_direct,
+    read,
+    read_good,
+    recycle,
+)
 
 
 @dataclass(frozen=True)
@@ -214,6 +230,12 @@ def come_twice(client: Client) -> None:
 
 ONE_HANDLE = Scenario("one handle", (("publisher", recycle), ("reader1", read(0)), ("reader2", read(0))))
 EXPIRY = Scenario("expiry", (("publisher", produce(then=Client.exit)), ("reader", read(0))), expiry=True)
+LONGER = Scenario(
+    "a longer object", (("producer", produce_direct(SHORT, LONG)), ("reader", read_good(0, 1))), is_direct=True
+)
+KEPT = (("producer", produce_direct(SHORT)), ("reader", read(0)))
+KEPT_BY_THE_DEAD = Scenario("kept by the dead", KEPT, mortal=frozenset({"producer"}), faults=1, is_direct=True)
+KEPT_OVER_A_RESTART = Scenario("kept over a restart", KEPT, restarts=1, is_direct=True)
 OLD_REPLIES = Scenario("old replies", (("publisher", come_twice), ("heir", produce())), restarts=1)
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -312,6 +334,41 @@ MUTANTS: tuple[Mutant, ...] = (
                 ("        while session.words[cell] != taken:\n", "        if session.words[cell] != taken:\n"),
                 ("        if session.words[cell] != taken:\n                pending",
                  "        if False:\n                pending")),
+    ),
+    # Direct segments, kept and spare.
+    Mutant(
+        "custody passed on twice", SCENARIO["reader's death x heir"],
+        rewrite(DirectLease, "_await_readers", ("if slot.is_passed_on:", "if False:")),
+    ),
+    Mutant(
+        "a kept segment leased before its reader is done", SCENARIO["kept segment x reader"],
+        rewrite(Magazine, "reap", ("if words[slot.last_cell] == slot.done and", "if True and")),
+    ),
+    Mutant(
+        "a kept segment returned before its reader is done", SCENARIO["kept segment x its look"],
+        rewrite(Segments, "look", ("if unused:", "if (unused := unused + [*shelf.published]):")),
+    ),
+    Mutant(
+        "a spare made longer by its own name", LONGER,
+        rewrite(Stock, "take_direct", ("if spare is not None and spare.nbytes >= size:", "if spare is not None:")),
+    ),
+    Mutant(
+        "a map believed whatever its segment is called", SCENARIO["kept segment x longer object"],
+        rewrite(tickets, "map_record",
+                ("record.links = (len(window),), ((record.word + LINK, link),)",
+                 "record.links = (len(window),), ()")),
+    ),
+    Mutant(
+        "a segment found by its publication's generation", SCENARIO["kept segment x newcomer"],
+        rewrite(tickets, "map_record", ("birth_of(link), nbytes", "granted >> 24, nbytes")),
+    ),
+    Mutant(
+        "a dead producer's segment removed under its reader", KEPT_BY_THE_DEAD,
+        rewrite(Custody, "look", ("1 if self._rows.open_cells(row) else ", "")),
+    ),
+    Mutant(
+        "a living row's segment taken for a leftover by the next broker", KEPT_OVER_A_RESTART,
+        rewrite(Inventory, "direct_segments", ("if held.tier.kind is TierKind.DIRECT", "if False")),
     ),
     # Forks.
     Mutant(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shmpool.protocol.ledger import generation_of, seat_of, state_of, tickets_of
 from shmpool.protocol.states import CellState, State
 
-from .memory import AT, describe
+from .memory import describe
 from .states import Draft
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _is_held(world: World, draft: Draft, at: int, cell: int) -> bool:
     """A ticket that may stay out: open, or unopened while nothing expires, while its publisher
     lives, or while somebody has stopped in the middle of opening it."""
     if state_of(cell) == State.PUBLISHED:
-        return not world.scenario.expiry or AT + at in draft.locks or world.is_living(draft, seat_of(cell))
+        return not world.scenario.expiry or world.layout.at + at in draft.locks or world.is_living(draft, seat_of(cell))
     return state_of(cell) == CellState.TAKEN
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from .brokers import BrokerProcess
 from .clients import Client, Gone
 from .machines import Context
-from .start import Start
+from .start import LONG_NBYTES, NBYTES, Start
 
 Role = Callable[[Client], None]
+#: Bytes of direct objects.
+SHORT, LONG = NBYTES, LONG_NBYTES
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Scenario:
     child: str = ""
     #: How tickets are taken: under "locks", by "swaps", or so that readers have the broker swap for them ("asks").
     by: str = "locks"
+    #: The row is of direct segments.
+    is_direct: bool = False
 
     @property
     def forks(self) -> bool:
@@ -59,7 +63,8 @@ class Scenario:
     def start(self) -> Start:
         """How it begins."""
         return Start(
-            self.connected, self.seats, self.tickets, gives_back=self.gives_back, forks=self.forks, by=self.by
+            self.connected, self.seats, self.tickets, gives_back=self.gives_back, forks=self.forks, by=self.by,
+            is_direct=self.is_direct,
         )  # fmt: skip
 
     def bodies(self) -> list[tuple[str, Callable[[Context], None]]]:
@@ -120,6 +125,33 @@ def discard_and_recycle(client: Client) -> None:
     client.serve()
 
 
+def produce_direct(*sizes: int, then: Callable[[Client], None] = Client.serve) -> Role:
+    """Objects of so many bytes that follow one another, each in a segment of its own or in one that was kept."""
+
+    def role(client: Client) -> None:
+        client.produce_direct(*sizes)
+        then(client)
+
+    return role
+
+
+def discard_direct(client: Client) -> None:
+    """A segment that is kept; its first object is discarded, maybe in vain."""
+    client.produce_direct(SHORT)
+    client.discard()
+    client.produce_direct(SHORT)
+    client.serve()
+
+
+def rest_direct(client: Client) -> None:
+    """A segment that is kept, and given back as nobody uses it; and one more object."""
+    client.produce_direct(SHORT)
+    for _ in range(2):
+        client.turn()
+    client.produce_direct(SHORT)
+    client.serve()
+
+
 def give_up(client: Client) -> None:
     """Lease, write, release unpublished, and leave."""
     if client.lease():
@@ -144,6 +176,17 @@ def read(*numbers: int) -> Role:
     def role(client: Client) -> None:
         for number in numbers:
             client.consume(number)
+        client.serve()
+
+    return role
+
+
+def read_good(*numbers: int) -> Role:
+    """The same, where nothing is a reason to refuse any."""
+
+    def role(client: Client) -> None:
+        for number in numbers:
+            client.consume(number, is_good=True)
         client.serve()
 
     return role
@@ -199,7 +242,7 @@ def fork_and_leave(client: Client) -> None:
 def inherit(context: Context) -> None:
     """A child: reads what was open at its fork, or copies what was leased, and goes."""
     letter, granted, copies = context.ask("born")
-    context.inherited = letter, granted
+    context.inherited = letter, granted, 0
     if letter == "R":
         context.ask("unmap", copies)
     context.ask("pass")  # it takes a while: the payload is looked at in every state
@@ -347,6 +390,63 @@ _UNDER_LOCKS: tuple[Scenario, ...] = (
     ),
 )  # fmt: skip
 
+# --- direct segments, which are kept and lie spare ------------------------------------------------------
+
+produce_and_close = produce_direct(SHORT, then=Client.close)
+
+_DIRECT: tuple[Scenario, ...] = (
+    Scenario(
+        "kept segment x reader",
+        (("producer", produce_direct(SHORT, SHORT)), ("reader", read(0, 1))),
+        **both("producer", "reader"), faults=1, is_direct=True,
+    ),
+    Scenario(
+        "kept segment x newcomer",
+        (("producer", produce_direct(SHORT, SHORT)), ("reader", read_good(0)), ("other", read_good(1))),
+        is_direct=True,
+    ),
+    Scenario(
+        "kept segment x discard",
+        (("producer", discard_direct), ("reader", read(0, 1))),
+        is_direct=True,
+    ),
+    Scenario(
+        "kept segment x its look",
+        (("producer", rest_direct), ("reader", read(0, 1))),
+        is_direct=True,
+    ),
+    Scenario(
+        "kept segment x close",
+        (("producer", produce_and_close), ("reader", read_good(0, 1)), ("heir", produce_direct(SHORT))),
+        is_direct=True,
+    ),
+    Scenario(
+        "kept segment x longer object",
+        (("producer", produce_direct(SHORT)), ("reader", read_good(0, 1)), ("heir", produce_direct(LONG))),
+        is_direct=True,
+    ),
+    Scenario(
+        "producer's death x heir",
+        (("producer", produce_direct(SHORT)), ("reader", read(0, 1)), ("heir", produce_direct(SHORT))),
+        mortal=frozenset({"producer"}), faults=1, is_direct=True,
+    ),
+    Scenario(
+        "reader's death x heir",
+        (("producer", produce_direct(SHORT)), ("reader", read(0)), ("heir", produce_direct(SHORT))),
+        mortal=frozenset({"reader"}), faults=1, is_direct=True,
+    ),
+    Scenario(
+        "restart x kept segment",
+        (("producer", produce_direct(SHORT, SHORT)), ("reader", read(0, 1))),
+        restarts=1, is_direct=True,
+    ),
+    Scenario(
+        "restart x spare segment",
+        (("producer", produce_and_close), ("reader", read_good(0, 1)), ("heir", produce_direct(SHORT))),
+        restarts=1, is_direct=True,
+    ),
+)  # fmt: skip
+
 # --- the same by compare-and-swap -----------------------------------------------------------------------
 
 
@@ -372,6 +472,7 @@ _MORE = (
 
 SCENARIOS: tuple[Scenario, ...] = (
     *_UNDER_LOCKS,
+    *_DIRECT,
     *(by_swaps(scenario) for scenario in _UNDER_LOCKS if scenario.name in _RACES + _MORE),
     *(by_asking(scenario) for scenario in _UNDER_LOCKS if scenario.name in _RACES),
 )

@@ -29,6 +29,10 @@ TIERS = (
 )
 SIZING = Sizing(PAGE // 2, 2 * PAGE + 1, MIB, pooled_sizes=(2 * PAGE,), chunk_sizes=(PAGE,))
 NBYTES = 8
+#: Of a direct segment that serves no longer object.
+LONG_NBYTES = PAGE + 8
+#: The number of the first inode is 1.
+INODES = 5
 FIRST_REQUEST = 1
 
 
@@ -62,7 +66,8 @@ class NoReports:
 class Start:
     """The pool before the first step. *clients* parties are connected, with connections
     and seats 1 to *clients*; the first of them has the slot in its magazine. Where somebody
-    *forks*, each has a page that holds its readers' byte."""
+    *forks*, each has a page that holds its readers' byte. *is_direct*: the row is of direct segments, and nothing
+    is granted yet."""
 
     def __init__(
         self,
@@ -73,11 +78,14 @@ class Start:
         gives_back: bool = False,
         forks: bool = False,
         by: str = "locks",
+        is_direct: bool = False,
     ) -> None:
         self.clients = clients
         self.forks = forks
         self.by = by
-        self.layout = Layout(tickets, seats)
+        self.is_direct = is_direct
+        tier = TIERS[-1 if is_direct else 0]
+        self.layout = Layout(tickets, seats, tier.base, tier.index, INODES if is_direct else 1)
         self.settings = Settings(
             memory_limit=MIB,
             sizing=SIZING,
@@ -101,6 +109,8 @@ class Start:
 
     def make_core(self, ledger: MutableSequence[int], header: MutableSequence[int], epoch: int = 1) -> Broker:
         core = Broker(ledger, header, self.settings, POOL_ID, epoch, broker_pid=7)
+        if self.is_direct and epoch == 1:
+            core.inventory.open_direct_rows()
         core.reports = NoReports()  # type: ignore[assignment]
         core.lending.refusals.who_keeps_most = lambda now: ""
         return core
@@ -114,6 +124,8 @@ class Start:
                     self.welcomes[index] = encode(action.message)
                 elif isinstance(action, WatchConnected):
                     self.watches |= {(action.seat, peer_of(index).pid)}
+        if self.is_direct:
+            return
         events: list[Event] = [Received(1, Refill(FIRST_REQUEST, 0, 1, 1, True))]
         while events:
             for action in core.handle(events.pop(), 0.0):

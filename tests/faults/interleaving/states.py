@@ -35,8 +35,8 @@ class Draft:
     """A state taken apart. Its parts are shared with other states: they are replaced, never
     changed in place, but for the list of nodes."""
 
-    __slots__ = ("alive", "budget", "buffers", "conns", "last_conn", "locks", "memory", "nodes", "origin", "pages",
-                 "paused", "post", "state", "watches")  # fmt: skip
+    __slots__ = ("alive", "budget", "buffers", "conns", "files", "inodes", "last_conn", "locks", "memory", "nodes",
+                 "origin", "pages", "paused", "post", "state", "watches")  # fmt: skip
 
     def __init__(self, world: World, state: State_) -> None:
         self.state = state
@@ -55,7 +55,10 @@ class Draft:
         self.post: tuple[bytes, ...]
         self.last_conn: int
         self.watches: frozenset[tuple[int, int]]
-        self.conns, self.post, self.last_conn, self.watches = nets
+        #: Direct segments: (name, inode, length); and the last inode's number.
+        self.files: tuple[tuple[str, int, int], ...]
+        self.inodes: int
+        self.conns, self.post, self.last_conn, self.watches, self.files, self.inodes = nets
         self.alive: int
         self.paused: int
         #: Deaths and pauses left, restarts had.
@@ -70,6 +73,7 @@ class Draft:
         made.state, made.origin = self.state, self.origin
         made.memory, made.locks, made.buffers, made.pages = self.memory, self.locks, self.buffers, self.pages
         made.conns, made.post, made.last_conn, made.watches = self.conns, self.post, self.last_conn, self.watches
+        made.files, made.inodes = self.files, self.inodes
         made.alive, made.paused, made.budget, made.nodes = self.alive, self.paused, self.budget, self.nodes.copy()
         return made
 

@@ -18,9 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from operator import is_
 from typing import Any
 
-from shmpool.protocol.ledger import SEAT_LOCKS
+from shmpool.protocol.ledger import GENERATION_FIELD, SEAT_LOCKS, birth_of, state_of
+from shmpool.protocol.states import State
 from shmpool.system.heirs import READERS, copies_at
 
 from .brokers import RECALL
@@ -63,6 +65,8 @@ class World:
         ]
         self.broker_at = len(self.machines)
         self._judge = self.judge(self.layout)
+        #: Custody of a direct segment may pass to the broker, behind the writing.
+        self._told_by_payload = GENERATION_FIELD if self.layout.is_direct else ~0
         self._memories, self._processors, self._nets, self._fates = Interned(), Interned(), Interned(), Interned()
 
     def close(self) -> None:
@@ -81,6 +85,7 @@ class World:
         draft.pages = frozenset((READERS + index + 1, index) for index in readers)
         draft.conns = {index + 1: Conn(index) for index in range(clients)}
         draft.post, draft.last_conn, draft.watches = (), clients, self.start.watches
+        draft.files, draft.inodes = (), 0
         draft.alive, draft.paused = (1 << parties) - 1, 0
         draft.budget = (self.scenario.faults, 0)
         draft.nodes = [machine.root for machine in self.machines] + [self.brokers[0].root]
@@ -97,8 +102,8 @@ class World:
         if processors is None or not (locks is processors[0] and buffers is processors[1] and pages is processors[2]):
             two = self._processors.number((tuple(sorted(locks.items())), buffers, pages), (locks, buffers, pages))
         conns, post, last_conn, watches = draft.conns, draft.post, draft.last_conn, draft.watches
-        if nets is None or not (conns is nets[0] and post is nets[1] and last_conn == nets[2] and watches is nets[3]):
-            net = (conns, post, last_conn, watches)
+        net = (conns, post, last_conn, watches, draft.files, draft.inodes)
+        if nets is None or not all(map(is_, net, nets)):
             three = self._nets.number((tuple(sorted(conns.items())), *net[1:]), net)
         if fates is None or not (draft.alive == fates[0] and draft.paused == fates[1] and draft.budget == fates[2]):
             fate = (draft.alive, draft.paused, draft.budget)
@@ -318,6 +323,39 @@ class World:
     def _on_let_go(self, draft: Draft, party: int, choice: Any) -> None:
         draft.pages = frozenset(page for page in draft.pages if page[1] != party)
 
+    # Direct segments, by their names.
+
+    def _on_find(self, draft: Draft, party: int, choice: Any, name: str) -> int:
+        """The inode, 0 for none."""
+        return next((inode for known, inode, _ in draft.files if known == name), 0)
+
+    def _on_length(self, draft: Draft, party: int, choice: Any, inode: int) -> int:
+        return next((length for _, known, length in draft.files if known == inode), 0)
+
+    def _on_make(self, draft: Draft, party: int, choice: Any, name: str, spare: str, length: int) -> None:
+        """A new one; or, of a spare, as it lies, or longer, by another name."""
+        inode = self._on_find(draft, party, choice, spare)
+        if not inode:
+            inode = draft.inodes = draft.inodes + 1
+        others = tuple(file for file in draft.files if file[1] != inode)
+        draft.files = (*others, (name, inode, length))
+
+    def _on_remove(self, draft: Draft, party: int, choice: Any, name: str) -> None:
+        """Its pages go, whoever maps them."""
+        inode, layout = self._on_find(draft, party, choice, name), self.layout
+        if inode:
+            grant, birth = draft.memory[layout.grant], birth_of(draft.memory[layout.link])
+            if state_of(grant) in (State.IDLE, State.LEASED, State.PUBLISHED) and name.endswith(f"-{birth}"):
+                raise Violation(f"a segment is removed that a row has: {describe(grant)}")
+            draft.files = tuple(file for file in draft.files if file[1] != inode)
+            at = layout.payloads[inode]
+            draft.memory = (*draft.memory[:at], 0, *draft.memory[at + 1 :])
+
+    def _on_remove_others(self, draft: Draft, party: int, choice: Any, names: frozenset[str]) -> None:
+        for name, _, _ in draft.files:
+            if name not in names:
+                self._on_remove(draft, party, choice, name)
+
     def _on_fork(self, draft: Draft, party: int, choice: Any, *inherited: Any) -> None:
         """The child has all maps that its parent has, and sees what is open or leased there."""
         child = len(self.machines) - 1
@@ -436,12 +474,12 @@ class World:
             if node.holds is not None and draft.alive >> party & 1
         ]
         writers = [party for party, holds in holders if holds[0] == "W"]
-        if (writers and any(letter == "R" for _, (letter, _) in holders)) or len(writers) > 1:
+        if (writers and any(holds[0] == "R" for _, holds in holders)) or len(writers) > 1:
             story = ", ".join(f"{self._name(party)} has {holds}" for party, holds in holders)
             raise Violation(f"a writer is not alone: {story}")
-        payload = draft.memory[self.layout.payload]
-        for party, (letter, granted) in holders:
-            if letter != "W" and payload != granted:
+        for party, (letter, granted, inode) in holders:
+            payload = draft.memory[self.layout.payloads[inode]]
+            if letter != "W" and (payload ^ granted) & self._told_by_payload:
                 name, did = self._name(party), "opened" if letter == "R" else "inherited"
                 raise Violation(f"{name} {did} {describe(granted)} and reads the bytes of {describe(payload)}")
 
