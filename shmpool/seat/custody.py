@@ -192,8 +192,9 @@ class Custody(Keeper, Reader):
     def return_to_broker(self, slots: list[Slot]) -> None:
         """Return slots to the broker, each with a generation that no handle has named."""
         returned = State.RETURNED << STATE_SHIFT
-        # RETURNED in the ledger, then forgotten here, then the word: the broker may free the row as soon
-        # as it is stored, and a word that is lost is made good by its sweep.
+        # RETURNED in the ledger, then forgotten here, then the word: the broker may free the row as soon as it
+        # is stored. A word that is lost with its connection is made good when the seat is taken up again, when
+        # the broker looks at all its rows; one that an exception loses is told at the next recall.
         if self.barrier:
             self.barrier()
         for slot in slots:
