@@ -154,10 +154,15 @@ def test_cancelled_tasks_give_everything_back_whatever_crosses(broker: shmpool.B
         await turns()
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for handle in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(
+                handle, shmpool.Handle
+            ):  # there was room after all: what the others were granted came back late
+                pool.discard(handle)
+            else:
+                assert isinstance(handle, asyncio.CancelledError)
         for lease in held:
             lease.release()
-        assert all(task.cancelled() for task in tasks)
         return served
 
     assert in_loop(broker, work) > 0
