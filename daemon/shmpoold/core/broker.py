@@ -144,7 +144,7 @@ class Broker:
             queues=Queues(self.rows, self.chores, self.outbox),
         )
         self.lending.evictions.give_up = self.shared.give_up
-        self.lending.evictions.nbytes = lambda: self.shared.caches.nbytes
+        self.lending.evictions.nbytes = self.lending.earmarks.cached = lambda: self.shared.caches.nbytes
         self.custody = Custody(
             self.rows,
             self.inventory,

@@ -236,7 +236,8 @@ class BrokerProcess:
         earmarks._freed_at, earmarks._pause, earmarks._rests_until = NEVER, FIRST_PAUSE, 0.0
         earmarks._began = earmarks._best_at = 0.0
         for request in core.lending.line.all():
-            request.turns, request.gathered, request.gathered_at = 0, 0, 0.0
+            request.turns, request.gathered = 0, 0
+            request.spent = request.allowance = request.awaits_since = 0.0
         core.away._due = dict.fromkeys(sorted(core.away._due), (0.0, core.away.FIRST))
         core.away._heap = [(0.0, number) for number in core.away._due]
         for holding in core.inventory.granted.values():

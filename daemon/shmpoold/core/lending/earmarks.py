@@ -1,34 +1,36 @@
 """Earmarks: what becomes free is kept for whoever has waited long, in turns with the others.
 
 Who waits for much would wait for ever beside those who take little, and often: each time that
-something comes back, one of them is there. So a waiter that has aged has a **turn**: for a
-second at most, nothing of what it needs (bytes, or chunks of its tier) goes to anybody else.
-The turn ends sooner when nothing more comes back. Then the **others** have theirs, for as long
-as that took, and what was gathered stays with the waiter. A turn that gathered no more than
-those before it shows that living leases make the request impossible for now: nothing is kept
-then, and the others have nine times as long, so that at most a tenth is lost to it.
+something comes back, one of them is there. So a waiter that has aged, and for which enough **has
+come back** in total since it began to wait, has a **turn**: for a second at most, nothing of what
+it needs (bytes, or chunks of its tier) goes to anybody else. The turn ends sooner when nothing more
+comes back. Then the **others** have theirs, for as long as that took, and what was gathered stays
+with the waiter. A turn that gathered no more than those before it was in vain: nothing is kept
+then, the others have nine times as long, so that at most a tenth is lost to it, and enough has to
+come back anew for whoever wants as much. So it has when turns took twice as long in all as it took
+to come back.
 
-Turns go by process, not by request: whoever waits and had none for longest has the next one, with
-its oldest request that had fewest. And what turns have shown holds for everybody who waits for as
-much: ten thousand that wait for what is impossible cost the others what one does. So does one that
-goes in the middle of its turn, and asks again.
+What living leases make impossible keeps nothing from anybody: what was out when a waiter came, and
+still is, has not come back. Turns go by process, not by request: whoever waits and had none for
+longest has the next one, with its oldest request that had fewest. Who goes in the middle of its
+turn, and asks again, has the others rest as after one in vain.
 
 Bounds, counted from when enough has come back in total: the waiter is served within `TURN` if
-it comes back that fast, else within twice the time that it takes to; and later by `AGE` and
-`LONGEST_REST` at most, and by as much for each other process that waits. Where the turns of
-others have shown as much to be impossible, and it comes back slowly, it is later by `REMEMBERED`,
-or nine times what those turns took. A request that fits into what is free waits for two turns at
+it comes back that fast again, else within twice the time that it takes to; and later by two `AGE`, by
+the rest after the last turn (nine `TURN` at the longest, where that was in vain), and by as much for each
+other process for which enough has come back. A request that fits into what is free waits for two turns at
 most. What a client recycles in its own magazines is not touched by any of this.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from shmpool.protocol.sizing import Tier, TierKind
 
 from ..chores import NEVER
 from ..memory.inventory import Inventory
+from ..memory.turnover import BYTES
 from .large import LargeOperations
 from .requests import Request, WaitingLine
 
@@ -37,30 +39,13 @@ AGE = 0.1
 #: The longest turn.
 TURN = 1.0
 #: A turn ends when nothing more was gathered for twice the longest pause between two returns
-#: lately, but not before so many seconds. What the pause is thought to be before anything came back.
-SHORTEST_TURN, FIRST_PAUSE = 0.02, 0.02
-#: How many times as long as a futile turn the others have then, and how long at most.
-FUTILE, LONGEST_REST = 9, 2.0
-#: What was gathered at most is forgotten after so many seconds: leases end.
-REMEMBERED = 5.0
+#: lately, but not before so many seconds. What the pause is thought to be before anything came back,
+#: and what is left of a long one after a shorter one.
+SHORTEST_TURN, FIRST_PAUSE, FADING = 0.02, 0.02, 0.9
+#: How many times as long as a turn that was in vain the others have then.
+FUTILE = 9
 #: How many processes are looked at for one that has a turn.
 CONSIDERED = 16
-
-
-@dataclass(slots=True)
-class Shown:
-    """What turns have gathered at most, and until when nobody tries anew whether it could be more: for so
-    long that the time in which something was kept, the others' turns between included, is a tenth."""
-
-    amount: int
-    until: float
-    spent: float = 0.0
-
-    def note(self, amount: int, seconds: float, now: float) -> None:
-        """A turn of so many seconds has gathered more."""
-        self.amount = max(self.amount, amount)
-        self.spent += 2 * seconds
-        self.until = now + max(REMEMBERED, FUTILE * self.spent)
 
 
 class Earmarks:
@@ -70,6 +55,8 @@ class Earmarks:
         self._inventory = inventory
         self._line = line
         self._large = large
+        #: Bytes of caches that nobody holds, which are given up for whom they suffice for.
+        self.cached: Callable[[], int] = lambda: 0
         #: Bytes that are being cooled for requests that they will suffice for.
         self.promised = 0
         #: Whose turn it is, or for whom something is kept while the others have theirs.
@@ -80,8 +67,11 @@ class Earmarks:
         self._began = 0.0
         #: What was there for the waiter at the best moment of its turn, and when.
         self._best, self._best_at = 0, 0.0
-        #: What turns have shown: of the chunks of a tier by its index, of bytes by -1.
-        self._shown: dict[int, Shown] = {}
+        #: How long the last turn took.
+        self._took = 0.0
+        #: Of which turns were in vain, by what they gathered: who wants as much, and since when it has to
+        #: come back.
+        self._in_vain: dict[int, tuple[int, float]] = {}
         #: No turn begins before this.
         self._rests_until = 0.0
         #: Nobody who waits has aged before this.
@@ -93,13 +83,25 @@ class Earmarks:
 
     def amount(self, request: Request) -> int:
         """How much there is for a request, in bytes, or chunks of its tier."""
-        inventory = self._inventory
-        nbytes = inventory.room + inventory.idle - self.promised
         if request.tier.kind is not TierKind.CHUNK:
-            return nbytes
-        slots = inventory.maps[request.tier.index]
-        chunks = slots.placeable if slots.unused >= request.chunks else slots.unused
-        return min(chunks, nbytes // request.tier.size)
+            return self._nbytes
+        return min(self._chunks(request), self._nbytes // request.tier.size)
+
+    def has_come_back(self, request: Request) -> bool:
+        """Whether what a request wants is there, or was at one time or another since it began to wait."""
+        turnover, moment = self._inventory.turnover, request.awaits_since
+        if self._nbytes + self.cached() + turnover.since(moment, BYTES) < request.wanted_bytes:
+            return False
+        is_bytes = request.tier.kind is not TierKind.CHUNK
+        return is_bytes or self._chunks(request) + turnover.since(moment, request.tier.index) >= request.chunks
+
+    @property
+    def _nbytes(self) -> int:
+        return self._inventory.room + self._inventory.idle - self.promised
+
+    def _chunks(self, request: Request) -> int:
+        slots = self._inventory.maps[request.tier.index]
+        return slots.placeable if slots.unused >= request.chunks else slots.unused
 
     def allow(self, request: Request, tier: Tier, nbytes: int) -> int:
         """How many slots, runs or segments of *nbytes* bytes each a request may take out of a
@@ -107,8 +109,7 @@ class Earmarks:
         waiter = self._waiter
         if waiter is None and not self.promised:
             return request.count
-        inventory = self._inventory
-        free = inventory.room + inventory.idle - self.promised
+        inventory, free = self._inventory, self._nbytes
         if waiter is not None and waiter is not request and waiter.is_in_line:
             if waiter.tier.kind is not TierKind.CHUNK:
                 free -= self._kept
@@ -120,14 +121,17 @@ class Earmarks:
 
     # --- turns --------------------------------------------------------------------------------
 
-    def note_waiting(self, request: Request) -> None:
+    def note_waiting(self, request: Request, now: float) -> None:
         """Somebody begins to wait."""
+        if not request.awaits_since:
+            self._inventory.turnover.mark(now)
+            request.awaits_since = now
         self._ages_at = min(self._ages_at, request.since + AGE)
 
     def note_freed(self, now: float) -> None:
         """Something has come back."""
         if now > self._freed_at:
-            self._pause = max(min(now - self._freed_at, TURN), self._pause / 2)
+            self._pause = max(min(now - self._freed_at, TURN), FADING * self._pause)
         self._freed_at = now
 
     @property
@@ -159,27 +163,37 @@ class Earmarks:
         return False
 
     def _choose(self, now: float) -> Request | None:
-        """Of the processes that wait whichever had no turn for longest, and has a request that has aged;
-        of its requests whichever had the fewest turns, and came first."""
+        """Of the processes that wait whichever had no turn for longest, and has a request that has aged and
+        for which enough has come back; of its requests whichever had the fewest turns, and came first."""
         self._ages_at = NEVER
         processes = self._line.processes(CONSIDERED + 1)
         for process in processes[:CONSIDERED]:
-            aged: list[Request] = []
+            ready: list[Request] = []
             for request in self._line.standing(process):
                 ages_at = request.since + AGE
-                if self._large.are_full_for(request):  # memory would not help it, for now
-                    ages_at = now + AGE
-                elif ages_at <= now:
-                    aged.append(request)
+                if ages_at <= now:
+                    if self._may_have_turn(request):
+                        ready.append(request)
+                    else:
+                        ages_at = now + AGE
                 self._ages_at = min(self._ages_at, ages_at)
-            if aged:
+            if ready:
                 self._line.had_turn(process)
-                return min(aged, key=lambda request: (request.turns, request.order))
+                return min(ready, key=lambda request: (request.turns, request.order))
         if len(processes) > CONSIDERED:
             for process in processes[:CONSIDERED]:
                 self._line.had_turn(process)
             self._ages_at = now + AGE
         return None
+
+    def _may_have_turn(self, request: Request) -> bool:
+        if self._large.are_full_for(request):  # memory would not help it, for now
+            return False
+        if (in_vain := self._in_vain.get(_kind(request))) is not None:
+            wanted, since = in_vain
+            if _wanted(request) >= wanted and since > request.awaits_since:
+                request.awaits_since, request.spent = since, 0.0
+        return self.has_come_back(request)
 
     def _begin(self, waiter: Request | None, now: float) -> None:
         if waiter is None:
@@ -187,34 +201,32 @@ class Earmarks:
         waiter.turns += 1
         waiter.is_kept_for = True
         self._waiter, self._is_turn, self._began = waiter, True, now
-        self._kept = waiter.chunks if waiter.tier.kind is TierKind.CHUNK else waiter.wanted_bytes
+        self._kept = _wanted(waiter)
         self._best, self._best_at = self.amount(waiter), now
-        if now - waiter.gathered_at > REMEMBERED:
-            waiter.gathered, waiter.gathered_at = self._best, now
-        if (shown := self._shown.get(_kind(waiter))) is None or now > shown.until:
-            self._shown[_kind(waiter)] = Shown(self._best, now + REMEMBERED)
+        if not waiter.spent:
+            waiter.gathered, waiter.allowance = self._best, max(TURN, 2 * (now - waiter.awaits_since))
 
     def _end(self, waiter: Request, amount: int, now: float) -> None:
-        seconds = now - self._began
-        shown = self._shown[_kind(waiter)]
-        most, is_more = shown.amount, self._best > waiter.gathered
-        if is_more:
-            waiter.gathered, waiter.gathered_at = self._best, now
-        if is_more and (self._best > most or self._kept <= most):
+        self._took = now - self._began
+        waiter.spent += self._took
+        if self._best > waiter.gathered and waiter.spent < waiter.allowance:
+            waiter.gathered = self._best
             self._is_turn, self._kept = False, amount
-            self._rests_until = now + seconds
-            shown.note(self._best, seconds, now)
+            self._rests_until = now + self._took
         else:
-            self._rest(now, min(FUTILE * seconds, LONGEST_REST))
+            self._inventory.turnover.mark(now, exactly=True)
+            self._in_vain[_kind(waiter)] = _wanted(waiter), now
+            waiter.awaits_since, waiter.spent = now, 0.0
+            self._rest(now, FUTILE * self._took)
 
     def _leave(self, waiter: Request, now: float) -> None:
         """It was served, which others may be as well; or it is gone, and its turn was in vain."""
-        seconds = now - self._began if self._is_turn else 0.0
+        if self._is_turn:
+            self._took = now - self._began
         if waiter.is_gone:
-            seconds = min(FUTILE * seconds, LONGEST_REST)
+            self._rest(now, FUTILE * self._took)
         else:
-            self._shown.pop(_kind(waiter), None)
-        self._rest(now, seconds)
+            self._rest(now, self._took if self._is_turn else 0.0)
 
     def forget(self, now: float) -> None:
         """Nobody waits any more."""
@@ -235,4 +247,9 @@ class Earmarks:
 
 def _kind(request: Request) -> int:
     """What is gathered for it."""
-    return request.tier.index if request.tier.kind is TierKind.CHUNK else -1
+    return request.tier.index if request.tier.kind is TierKind.CHUNK else BYTES
+
+
+def _wanted(request: Request) -> int:
+    """How much of that it needs."""
+    return request.chunks if request.tier.kind is TierKind.CHUNK else request.wanted_bytes

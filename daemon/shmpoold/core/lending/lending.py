@@ -220,7 +220,7 @@ class Lending:
             self.line.join(request)
             if request.joined_at is None:
                 request.joined_at = now
-            self.earmarks.note_waiting(request)
+            self.earmarks.note_waiting(request, now)
             self.recalls.begin(now)
             return
         self.line.end(request)

@@ -88,11 +88,14 @@ class Request:
     given_up: int = 0
     #: Why the host had no room, when it had none.
     failure: str = ""
-    #: How many turns it had in which what became free was kept for it, and the most that there
-    #: was for it in one of them lately (see `earmarks`).
+    #: Since when enough has to have come back, before anything is kept for it (see `earmarks`).
+    awaits_since: float = 0.0
+    #: How many turns it had in which what became free was kept for it; of those since then the seconds, the
+    #: most that they may take, and the most that there was for it in one of them.
     turns: int = 0
+    spent: float = 0.0
+    allowance: float = 0.0
     gathered: int = 0
-    gathered_at: float = float("-inf")
 
     @property
     def is_in_line(self) -> bool:

@@ -30,6 +30,7 @@ from .holding import Holding
 from .scrubber import Scrubber
 from .slots import FEW_PIECES, Extent
 from .stock import BUILT_PER_STEP, Stock
+from .turnover import Turnover
 
 if TYPE_CHECKING:
     from ..connections.seats import Seat
@@ -49,6 +50,7 @@ class Inventory(Stock):
     ) -> None:
         super().__init__(rows, tiers, limit, seats, outbox, scrubber)
         self.granted: dict[int, Holding] = {}
+        self.turnover = Turnover()
         #: By so many rows, how many of them may have tickets: those of what is granted or quarantined.
         self._per_step = SEARCHED_PER_STEP
         self._with_tickets = [0] * (rows.count // self._per_step + 1)
@@ -147,6 +149,7 @@ class Inventory(Stock):
             holding.owner.lose(holding)
         else:
             self.granted[holding.row] = holding
+            self.turnover.add(holding)
             self._with_tickets[holding.row // self._per_step] += 1
             self.large += holding.is_large
             self.scattered[holding.tier.index] += len(holding.extents) > 1
@@ -156,6 +159,7 @@ class Inventory(Stock):
     def _let_go(self, holding: Holding) -> None:
         if holding.owner is not None:
             del self.granted[holding.row]
+            self.turnover.remove(holding)
             self._with_tickets[holding.row // self._per_step] -= 1
             self.large -= holding.is_large
             self.scattered[holding.tier.index] -= len(holding.extents) > 1

@@ -23,6 +23,7 @@ from shmpool.protocol.states import State
 
 from ..memory.holding import Holding
 from ..memory.slots import SlotMap
+from ..memory.turnover import BYTES
 from ..owners import Owner
 
 if TYPE_CHECKING:
@@ -93,6 +94,9 @@ def _check_account(broker: Broker) -> None:
     if broker.manager.filling is not None:
         held += _still_cold(broker, [broker.manager.filling])
     assert held == inventory.held, f"held is {inventory.held}, the slots say {held}"
+    out = inventory.turnover.since(float("-inf"), BYTES)
+    granted_bytes = sum(holding.nbytes for holding in inventory.granted.values())
+    assert out == granted_bytes, f"{granted_bytes} bytes are granted, {out} counted by when they were"
     owned = sum(len(owner.rows) for owner in broker.owners())
     assert owned == len(inventory.granted), f"{len(inventory.granted)} are granted, {owned} have an owner"
     large = sum(owner.large for owner in broker.owners())
