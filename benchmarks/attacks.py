@@ -314,6 +314,15 @@ ATTACKS: dict[str, Callable[[str], Steps]] = {
 }
 
 
+def endless(name: str, address: str, failed: Callable[[], object]) -> Steps:
+    """An attack that begins anew where the broker ends it, or keeps it waiting: it attacks itself too."""
+    while True:
+        with contextlib.suppress(OSError):
+            yield from ATTACKS[name](address)
+        failed()
+        yield
+
+
 def _refused(address: str, *junk: bytes) -> Steps:
     for data in itertools.cycle(junk):
         with _connect(address) as peer, contextlib.suppress(OSError):
@@ -347,7 +356,7 @@ def _deaf(address: str, frames: Iterator[bytes], more: Callable[[int], bytes] = 
 def _connect(address: str) -> socket.socket:
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     peer.connect(address)
-    peer.settimeout(1.0)
+    peer.settimeout(1.0)  # a step that waits for longer is over: see `endless`
     return peer
 
 

@@ -7,10 +7,11 @@ not that a core is taken. Every attack is at full speed: a real peer of this kin
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +22,7 @@ import click
 import shmpool
 from shmpool.protocol.header import SEAT_PID, SEAT_STATE, seat_at
 
-from .attacks import ATTACKS, LIMIT, Steps, victim
+from .attacks import ATTACKS, LIMIT, Steps, endless, victim
 from .crew import Answer, Crew, start_time, wait_until
 from .measure import Lap, Series
 from .misses import SETTINGS, Misses
@@ -59,7 +60,9 @@ def run(options: Options) -> Report:
     report.tables.append(fates)
     rounds, seconds = options.rounds or ROUNDS, options.seconds or SECONDS
     for name in options.more.get("attacks") or ATTACKS:
-        rate, quiet, attacked = _measure(name, rounds, seconds)
+        rate, again, quiet, attacked = _measure(name, rounds, seconds)
+        if again:
+            report.notes.append(f"{name}: began anew {again} times, when the broker had ended it or kept it waiting.")
         for operation in (WARM, MISS):
             before, during = quiet.latency[operation], attacked.latency[operation]
             ratio = during.ratio_to(before)
@@ -93,10 +96,10 @@ def _add_fates(report: Report, table: Table, name: str, quiet: Seen, attacked: S
     report.bars.append(Bar(f"{name}: the broker's memory grows by", MOST_GROWTH, growth, "B", is_most=True))
 
 
-def _measure(name: str, rounds: int, seconds: float) -> tuple[float, Seen, Seen]:
-    """The attack's steps a second, and what others measured without and with it."""
+def _measure(name: str, rounds: int, seconds: float) -> tuple[float, int, Seen, Seen]:
+    """The attack's steps a second, how often it began anew, and what others measured without and with it."""
     quiet, attacked = Seen(), Seen()
-    rates = []
+    rates, again = [], 0
     lead = seconds / 2  # the attack is well under way when the others begin
     with (
         shmpool.Broker(memory_limit=LIMIT, max_clients=1100, **SETTINGS) as broker,
@@ -108,8 +111,8 @@ def _measure(name: str, rounds: int, seconds: float) -> tuple[float, Seen, Seen]
 
         def measure(start: float, seen: Seen, pid: int, seat: int) -> None:
             wait_until(start)
-            _add(seen.latency[WARM], list(_warm_cycles(other, start + seconds / 2)))
-            _add(seen.latency[MISS], misses.run(1 << 30, start + seconds))
+            _add(seen.latency[WARM], lambda: list(_warm_cycles(other, start + seconds / 2)))
+            _add(seen.latency[MISS], lambda: misses.run(1 << 30, start + seconds))
             seen.memory.append(_own_memory(broker.pid))
             seen.swept.append(_until_swept(other, pid, seat))
 
@@ -118,10 +121,11 @@ def _measure(name: str, rounds: int, seconds: float) -> tuple[float, Seen, Seen]
                 with victim(broker.address, HELD) as killed:
                     start = start_time()
                     question = attack, start, lead + seconds + SWEPT_WITHIN
-                    (steps,) = crew.ask(question, meanwhile=partial(measure, start + lead, seen, *killed))
+                    ((steps, failures),) = crew.ask(question, meanwhile=partial(measure, start + lead, seen, *killed))
+                again += failures
                 if attack:
                     rates.append(steps / (lead + seconds + SWEPT_WITHIN))
-    return sorted(rates)[len(rates) // 2], quiet, attacked
+    return sorted(rates)[len(rates) // 2], again, quiet, attacked
 
 
 def _until_swept(pool: shmpool.Pool, pid: int, seat: int) -> float:
@@ -140,8 +144,14 @@ def _own_memory(pid: int) -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
-def _add(series: Series, samples: list[float]) -> None:
-    """A round's figure is its median: a core that is taken away for a while is not the broker's doing."""
+def _add(series: Series, run: Callable[[], list[float]]) -> None:
+    """A round's figure is its median: a core that is taken away for a while is not the broker's doing. That of
+    one in which nothing was had at all is how long it was waited for."""
+    started = time.perf_counter()
+    try:
+        samples = run()
+    except shmpool.LeaseTimeout:
+        samples = [time.perf_counter() - started]
     series.add(Lap(sorted(samples)[len(samples) // 2], samples), 1)
 
 
@@ -159,17 +169,17 @@ def _warm_cycles(pool: shmpool.Pool, until: float) -> Iterator[float]:
 
 @contextmanager
 def _attacker(address: str) -> Iterator[Answer]:
-    def attack(question: tuple[str, float, float]) -> int:
+    def attack(question: tuple[str, float, float]) -> tuple[int, int]:
         name, start, seconds = question
         wait_until(start)
-        steps, until = 0, time.perf_counter() + seconds
-        attacking: Steps = ATTACKS[name](address) if name else _spinning()
+        steps, until, failures = 0, time.perf_counter() + seconds, itertools.count()
+        attacking: Steps = endless(name, address, lambda: next(failures)) if name else _spinning()
         for _ in attacking:
             steps += 1
             if time.perf_counter() >= until:
                 break
         attacking.close()  # type: ignore[attr-defined]
-        return steps
+        return steps, next(failures)
 
     yield attack
 

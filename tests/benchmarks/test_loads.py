@@ -14,6 +14,7 @@ pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.attacks import ATTACKS, endless  # noqa: E402
 from benchmarks.mixes import MIXES, sizes_of  # noqa: E402
 from benchmarks.trend import trend_of  # noqa: E402
 
@@ -103,6 +104,21 @@ def test_a_trend_has_its_slope_within_its_uncertainty():
     assert trend_of(moments, [7.0] * 240) == (0.0, 0.0)
     with pytest.raises(ValueError, match="12 samples"):
         trend_of([1.0], [1.0])
+
+
+@pytest.mark.parametrize("error", [TimeoutError, ConnectionResetError])
+def test_an_attack_that_is_kept_waiting_or_ended_begins_anew(monkeypatch, error):
+    def attack(address):
+        yield
+        raise error
+
+    monkeypatch.setitem(ATTACKS, "attack", attack)
+    failures = []
+    steps = endless("attack", "nowhere", lambda: failures.append(1))
+    for _ in range(6):
+        next(steps)
+    steps.close()
+    assert len(failures) == 3
 
 
 def test_mixes_are_the_same_every_time():

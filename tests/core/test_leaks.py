@@ -14,7 +14,7 @@ from shmpool.protocol.messages import MAX_INQUIRED, Account, Topic
 from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import State
 from shmpoold.core.actions import Log
-from shmpoold.core.reports.leaks import MOST_TOLD
+from shmpoold.core.reports.leaks import MOST_TOLD, OVER_WITHIN
 
 AGE = 10.0
 
@@ -219,3 +219,30 @@ def test_a_dead_clients_leaks_go_with_it_but_not_what_nobody_has_read(world: Wor
     world.run()
     [leak] = leaks(world)
     assert (leak["kind"], leak["row"], leak["pid"]) == ("unread", slot.row, None)
+
+
+@pytest.mark.parametrize("others", ["nobody", "somebody"])
+@pytest.mark.parametrize("how", ["dies", "gives it back"])
+def test_a_leak_that_is_over_is_none_soon_and_its_alert_is_over(make_world: type[World], how: str, others: str) -> None:
+    world = make_world(small_settings(leak_age=300.0))
+    client = world.client()
+    slot = client.lease(client.get()[0])
+    if others == "somebody":
+        other = world.client()
+        other.get()
+    world.pass_time(700.0)
+
+    def state() -> tuple[int, bool]:
+        found = ask(world)
+        (alert,) = [line for line in found["alert_states"] if line["name"] == "leaks"]
+        return found["leaks"]["leased"], alert["cleared_seconds"] is None
+
+    assert state() == (1, True)
+    if how == "dies":
+        client.die()
+    else:
+        client.put_back(slot)
+        client.give_back(slot)
+    world.run()
+    world.pass_time(OVER_WITHIN + 0.1)
+    assert state() == (0, False)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from shmpool.protocol.census import Census
 from shmpool.protocol.messages import Topic
 
-from ..chores import NEVER, Chores, Lane
+from ..chores import AT_ONCE, NEVER, Chores, Lane
 from ..connections.seats import Seats
 from ..lending.lending import Lending
 from ..lending.requests import Rung
@@ -93,6 +93,8 @@ class Reports:
         """When `tick` is due; not while nobody has anything. While somebody waits it is called
         often enough."""
         if not self._inventory.granted:
+            if self.leaks:
+                return AT_ONCE
             return NEVER if self.alerts.is_quiet or self._is_judging else self._next_judging
         first = next(iter(self._inventory.granted.values())).granted_at
         if self._next_look is None:
@@ -115,7 +117,9 @@ class Reports:
             self._chores.begin(self._judge(), now, Lane.QUESTIONS)
         if not self._inventory.granted:
             self.ledger.ages.forget_all()
-            self.leaks.forget_all()
+            if self.leaks:
+                self.leaks.forget_all()
+                self.alerts.judge("leaks", 0, now)
             self._interval, self._next_look = SOON, None
             return
         if self._line and not self._is_counting and self._next_census <= now:
@@ -150,7 +154,9 @@ class Reports:
                 yield units
         finally:
             self._is_seeking = False
-            self._next_leaks = self._chores.now + max(self.leaks.interval, REST * UNIT * cost)
+            now = self._chores.now
+            self.alerts.judge("leaks", self.leaks.count, now)
+            self._next_leaks = now + max(self.leaks.interval, REST * UNIT * cost)
 
     def _count(self) -> Iterator[int]:
         cost = 0
@@ -185,12 +191,11 @@ class Reports:
     def _figures_of_alerts(self) -> Iterator[int]:
         _, processes = yield from self._take_census()
         totals = yield from metrics.totals(self._rows, self._seats)
-        leaks = sum(count for kind, count in self.leaks.counts().items() if kind != "quarantined")
         level = self._manager.level
         now = self._chores.now
         self.alerts.judge_fallbacks(self._ladder.served[Rung.FALLBACK], now)
         spare = self._shared.caches.nbytes
-        look(self.alerts, self._inventory, self._seats, totals, leaks, level, processes, spare, now)
+        look(self.alerts, self._inventory, self._seats, totals, self.leaks.count, level, processes, spare, now)
         if not self._line:
             self.alerts.judge("waiting", 0.0, now)
 

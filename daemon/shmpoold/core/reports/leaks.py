@@ -31,6 +31,8 @@ from .census import Found, Ledger
 #: So many are looked after at most; so many are told in the log from one look to the next.
 MOST_LEAKS: Final = 10_000
 MOST_TOLD: Final = 20
+#: Seconds within which the end of one is seen, unless there is much to look at.
+OVER_WITHIN: Final = 2.0
 #: Seconds after which what a client was asked is told without its answer.
 PATIENCE: Final = 1.0
 #: A line of a report, in units.
@@ -85,10 +87,14 @@ class Leaks:
         self._told_rows: set[int] = set()
         self._told = 0
 
+    def __bool__(self) -> bool:
+        """Whether anything is suspected."""
+        return bool(self._suspects)
+
     @property
     def interval(self) -> float:
-        """Seconds from one look to the next, at least."""
-        return min(30.0, self.age / 4)
+        """Seconds from one look to the next, at least: while there are any it is soon seen that they are over."""
+        return min(OVER_WITHIN if self else 30.0, self.age / 4)
 
     def forget_all(self) -> None:
         """Nobody has anything."""
@@ -213,6 +219,11 @@ class Leaks:
         return next(tier for tier in self._inventory.tiers if tier.base <= row < tier.end)
 
     # --- reports -----------------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        """How many there are, as the last look saw it; what is quarantined aside."""
+        return sum(bool(suspect.kind) for suspect in self._suspects.values())
 
     def counts(self) -> dict[str, int]:
         """How many of each kind, as the last look saw it."""
