@@ -254,7 +254,8 @@ class BrokerProcess:
         timers = [(ticket, getattr(fire, "args", ())) for ticket, fire in self._loop.timers]
         slots = core.inventory.maps[-1 if self._start.is_direct else 0]
         self._context.marks = ("ready",) if slots.ready or spares else ()
-        self._context.cut((self._epoch, tuple(sorted(self._known)), tuple(timers), fingerprint(core)))
+        watched = tuple(sorted(self._watches._locked)), tuple(sorted(self._watches._retries))
+        self._context.cut((self._epoch, tuple(sorted(self._known)), tuple(timers), watched, fingerprint(core)))
 
 
 RECALL = encode(Recall())

@@ -22,7 +22,7 @@ UNSEEN = frozenset({
 })  # fmt: skip
 #: Of these it matters that they are there.
 OPAQUE = frozenset({"Windows", "Context", "Words", "Page"})
-_PLAIN = (int, float, str, bytes, bool, type(None))
+_PLAIN = frozenset((int, float, str, bytes, bool, type(None)))
 
 
 def fingerprint(*things: Any) -> Any:
@@ -34,32 +34,44 @@ def _walk(thing: Any, seen: dict[int, int]) -> Any:
     kind = type(thing)
     if kind in _PLAIN:
         return thing
-    if kind is ProxyType:  # its referent may be gone
-        return "proxy"
-    if isinstance(thing, Enum):
-        return thing.value
-    if kind in (bytearray, array):
-        return bytes(thing)
-    if id(thing) in seen:
-        return ("again", seen[id(thing)])
-    seen[id(thing)] = len(seen)
+    walk = _way(kind)
+    if walk is not _value:
+        if id(thing) in seen:
+            return ("again", seen[id(thing)])
+        seen[id(thing)] = len(seen)
+    return walk(thing, seen)
+
+
+@cache
+def _way(kind: type) -> Callable[[Any, dict[int, int]], Any]:
+    """How things of a type are walked."""
+    if kind in (ProxyType, bytearray, array) or issubclass(kind, Enum):
+        return _value
     if kind in (set, frozenset):
-        return (kind.__name__, *sorted(_walk(item, seen) for item in thing))
-    if isinstance(thing, list | tuple | deque):
-        return (kind.__name__, *(_walk(item, seen) for item in thing))
-    if isinstance(thing, dict):
-        return tuple((_walk(key, seen), _walk(value, seen)) for key, value in thing.items())
-    if isinstance(thing, Callable) or not kind.__module__.startswith(("shmpool", "interleaving", "tests")):  # type: ignore[arg-type]
-        return kind.__name__
+        return lambda thing, seen: (kind.__name__, *sorted(_walk(item, seen) for item in thing))
+    if issubclass(kind, list | tuple | deque):
+        return lambda thing, seen: (kind.__name__, *[_walk(item, seen) for item in thing])
+    if issubclass(kind, dict):
+        return lambda thing, seen: tuple([(_walk(key, seen), _walk(value, seen)) for key, value in thing.items()])
+    is_ours = kind.__module__.startswith(("shmpool", "interleaving", "tests"))
+    if not is_ours or kind.__name__ in OPAQUE or issubclass(kind, Callable):  # type: ignore[arg-type]
+        return lambda thing, seen: kind.__name__
     if kind.__name__ == "Window":
-        return (kind.__name__, thing.inode, thing.length)
-    if kind.__name__ in OPAQUE:
-        return kind.__name__
-    names = _slots(kind)
-    if hasattr(thing, "__dict__"):
-        names = sorted({*names, *(name for name in vars(thing) if name not in UNSEEN)})
+        return lambda thing, seen: (kind.__name__, thing.inode, thing.length)
+    return _attributes
+
+
+def _value(thing: Any, seen: dict[int, int]) -> Any:
+    """What is equal wherever it occurs."""
+    if type(thing) is ProxyType:  # its referent may be gone
+        return "proxy"
+    return thing.value if isinstance(thing, Enum) else bytes(thing)
+
+
+def _attributes(thing: Any, seen: dict[int, int]) -> Any:
+    kind = type(thing)
     walked: list[Any] = [kind.__name__]
-    for name in names:
+    for name in _names(kind, tuple(getattr(thing, "__dict__", ()))):
         try:
             value = getattr(thing, name)
         except Exception:  # an ended lease has no view
@@ -69,6 +81,6 @@ def _walk(thing: Any, seen: dict[int, int]) -> Any:
 
 
 @cache
-def _slots(kind: type) -> list[str]:
+def _names(kind: type, own: tuple[str, ...]) -> list[str]:
     slots = {name for base in kind.__mro__ for name in getattr(base, "__slots__", ())}
-    return sorted(slots - UNSEEN - {"__weakref__"})
+    return sorted({*slots, *own} - UNSEEN - {"__weakref__"})
