@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -31,8 +32,9 @@ RUNTIME = tempfile.mkdtemp(prefix="shmpool-tests-")
 os.environ["SHMPOOL_PREFIX"] = f"test_{secrets.token_hex(6)}"
 os.environ["XDG_RUNTIME_DIR"] = RUNTIME
 os.environ["SHMPOOL_SOCKET"] = f"{RUNTIME}/nobody.sock"
-if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # hundreds of processes would compile shmpool, each for itself
-    os.environ["PYTHONPYCACHEPREFIX"] = f"{RUNTIME}/bytecode"
+# Else each of hundreds of processes would compile shmpool, and each worker of each run the tests, in seven seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import shmpool  # noqa: E402
 from shmpool import launch  # noqa: E402
