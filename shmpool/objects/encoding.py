@@ -24,6 +24,12 @@ OUT_OF_BAND: Final = 1024
 _JOINED: Final = 64 * 1024
 
 
+#: Type of numpy's arrays, once it is there.
+_ndarray: Any = None
+#: Half as much as what a named tuple's class does before it.
+_new_tuple: Final = tuple.__new__
+
+
 class PicklerClass(Protocol):
     """What `put(pickler=)` takes: `pickle.Pickler`, `cloudpickle.Pickler` and the like."""
 
@@ -50,10 +56,14 @@ class _Pieces(list[Any]):
 def encode(obj: Any, pickler: PicklerClass | None = None) -> Encoded:
     """Pickle *obj*. Raises what pickling raises; the object must not change before the parts are
     written."""
-    if pickler is None and type(obj) is _array_type() and (template := templates.of(obj)) is not None:
-        return Encoded(template.nbytes, [(0, template.head), (template.offset, PickleBuffer(obj).raw())])
-    if pickler is None and type(obj) is bytes:
-        return _encode_bytes(obj)
+    if pickler is None:
+        kind = type(obj)
+        if (kind is _ndarray or kind is _array_type()) and kind not in reducers.registered:
+            if (template := templates.of(obj)) is not None:
+                parts = [(0, template.head), (template.offset, PickleBuffer(obj).raw())]
+                return _new_tuple(Encoded, (template.nbytes, parts))
+        elif kind is bytes:
+            return _encode_bytes(obj)
     pieces = _Pieces()
     base: Any = pickler or pickle.Pickler
     encoder = _encoder_of(base)(pieces)
@@ -93,9 +103,11 @@ def _encode_bytes(obj: bytes) -> Encoded:
 
 
 def _array_type() -> Any:
-    """numpy's arrays, unless somebody reduces them in his own way; nothing while there is no numpy."""
-    numpy: Any = sys.modules.get("numpy")
-    return None if numpy is None or numpy.ndarray in reducers.registered else numpy.ndarray
+    """numpy's arrays; nothing while there is no numpy."""
+    global _ndarray
+    if _ndarray is None and (numpy := sys.modules.get("numpy")) is not None:
+        _ndarray = getattr(numpy, "ndarray", None)  # not yet, where another thread is just importing it
+    return _ndarray
 
 
 def _head(pieces: _Pieces) -> list[Any]:

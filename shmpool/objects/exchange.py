@@ -23,28 +23,16 @@ def put(
     pool: BasePool, obj: Any, readers: int, ttl: float | None, timeout: float | None, pickler: PicklerClass | None
 ) -> Handle | list[Handle]:
     """Pickle first: what cannot be pickled leases nothing."""
-    encoded = encode(obj, pickler)
-    lease = pool.lease(encoded.nbytes, timeout=timeout)
+    nbytes, parts = encode(obj, pickler)
+    lease = pool.lease(nbytes, timeout=timeout)
     try:
-        lease._write_placed(encoded.parts)
+        lease._write_placed(parts)
         if readers == 1 and readers is not True:
             return lease.publish(ttl=ttl)
         return lease.publish_many(readers, ttl=ttl)
     except BaseException:
         lease.release()
         raise
-
-
-def get(
-    pool: BasePool,
-    handle: Handle | bytes | bytearray | memoryview,
-    writable: bool,
-    copy: bool | None,
-    allow: Collection[str] | None,
-) -> Any:
-    """The object, over the buffer's memory or a copy of it. The ticket is used up, also where the
-    buffer holds no object."""
-    return take_apart(pool.open(handle), writable, copy, allow)
 
 
 def take_apart(opened: Buffer, writable: bool, copy: bool | None, allow: Collection[str] | None) -> Any:

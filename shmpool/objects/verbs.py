@@ -70,8 +70,8 @@ class ObjectVerbs(BasePool):
         The object must not change meanwhile. Raises what pickling raises, and like `Pool.lease`; nothing
         is leased then.
         """
-        exchange = _exchange or _import_exchange()
-        handles: Handle | list[Handle] = exchange.put(self, obj, readers, ttl, timeout, pickler)
+        put = (_exchange or _import_exchange()).put
+        handles: Handle | list[Handle] = put(self, obj, readers, ttl, timeout, pickler)
         return handles
 
     def get(
@@ -91,7 +91,7 @@ class ObjectVerbs(BasePool):
         library and numpy) with `FormatError`; it is no sandbox. Raises like `Pool.open`, `FormatError` for
         what `put` did not make, and what unpickling raises; the handle is used up then.
         """
-        return (_exchange or _import_exchange()).get(self, handle, writable, copy, allow)
+        return (_exchange or _import_exchange()).take_apart(self.open(handle), writable, copy, allow)
 
     def empty(
         self,

@@ -4,7 +4,9 @@ A view hangs on its window, and the window stays, so its reference count tells w
 is left. Nobody is called when the last one dies: what a signal handler raises in a callback is
 thrown away, and dropping the window for the sake of one cost more than the object's whole cycle.
 So the next call that has reason to looks, and the helper: soon at first, then more and more
-rarely, and at once when somebody waits for memory.
+rarely, and at once when somebody waits for memory. While calls come one upon the other they look
+themselves, and the helper does so rarely: each time it wants the interpreter, and whoever works
+there pays for that at each call of the kernel until it has it.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ RECENT: Final = 8
 FIRST_PAUSE: Final = 0.005
 LONGEST_PAUSE: Final = 0.1
 GROWTH: Final = 1.3
+#: So many releases since the helper's last look, and their calls look after each other.
+STEADY: Final = 8
 #: Who waits is looked at so soon: a longer pause is ended.
 SOON: Final = 0.02
 IDLE_PAUSE: Final = 0.25
@@ -45,7 +49,8 @@ class DeferredReleases:
 
     #: Members with a place of their own, for the compiled twin.
     __slots__ = (
-        "_noted", "_numbers", "_old", "_openings", "_partings", "_pause", "_recent", "_session", "_watched_at",
+        "_noted", "_number", "_numbers", "_old", "_openings", "_partings", "_pause", "_recent", "_session",
+        "_watched_at",
     )  # fmt: skip
 
     def __init__(self, session: Reader, openings: Openings) -> None:
@@ -59,6 +64,8 @@ class DeferredReleases:
         #: Slots that were published or released while their writers kept views, or a child had yet to
         #: copy them, and how it goes on with each after that.
         self._partings: dict[int, tuple[Slot, Callable[[], None]]] = {}
+        #: The number that the helper found the last time.
+        self._number = 0
         self._pause = FIRST_PAUSE
         #: When the helper looked last whether anything is open. Looking more often would have nearly
         #: every open wake it.
@@ -229,6 +236,11 @@ class DeferredReleases:
         """For the helper, before it waits: when it has to look again; None when not before it
         is told."""
         session = self._session
+        before, self._number = self._number, next(self._numbers)
+        if self._number > before + STEADY:
+            session.is_watched = not session.is_over
+            self._pause = FIRST_PAUSE  # as far as others see: none of them ends this one
+            return LONGEST_PAUSE
         if self.any:
             session.is_watched = not session.is_over
             self._pause = min(LONGEST_PAUSE, GROWTH * self._pause)

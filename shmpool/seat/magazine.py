@@ -236,7 +236,7 @@ class Magazine:
 
     def take(self) -> Slot | None:
         """A ready slot, or a done publication, looking at all of them."""
-        return self.pop() or self.reap(len(self.published))
+        return (self.pop() if self.ready else None) or self.reap(len(self.published))
 
     def grow(self) -> int:
         """How many to ask for now; the next time twice as many."""

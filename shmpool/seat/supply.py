@@ -39,13 +39,12 @@ class Supply(Custody):
         segment, as from `obtain_direct`; so is what a shelf has not. Raises LeaseTimeout, SharedMemoryFull."""
         if magazine.tier.kind is TierKind.DIRECT:
             return self.obtain_direct(nbytes, timeout)
+        deferred = self.deferred
+        deferred.look()  # at what this thread let go of just now, most likely
         slot = magazine.take()
-        if slot is None and self.deferred.any:
-            self.deferred.look()  # what this thread let go of just now, most likely
+        if slot is None and deferred.any:
+            deferred.look_at_all()
             slot = magazine.take()
-            if slot is None:
-                self.deferred.look_at_all()
-                slot = magazine.take()
         if slot is not None:
             return slot
         queue = timeout != 0
