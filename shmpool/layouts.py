@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _ZEROS: Final = memoryview(bytes(64 * 1024))
 
 
+#: Copying so many bytes takes longer than to have the interpreter back from another thread.
+COPIED_ASIDE: Final = 512 * 1024
+
+
 class SupportsBuffer(Protocol):
     """What `collections.abc.Buffer` is from Python 3.12 on: bytes, memoryviews, arrays."""
 
@@ -78,7 +82,19 @@ def copy(target: memoryview, source: memoryview) -> None:
     if raw is None and not _copy_by_numpy(target, source):
         raw = memoryview(source.tobytes())
     if raw is not None:
-        target[:] = raw
+        copy_bytes(target, raw)
+
+
+def copy_bytes(target: memoryview, source: memoryview) -> None:
+    """Write plain bytes into as many. What is large is copied by numpy, where it is loaded: it lets other threads
+    run meanwhile."""
+    numpy: Any = sys.modules.get("numpy") if target.nbytes >= COPIED_ASIDE else None
+    try:
+        copy_to, frombuffer = numpy.copyto, numpy.frombuffer
+    except AttributeError:  # not here, or another thread is just importing it
+        target[:] = source
+        return
+    copy_to(frombuffer(target, "B"), frombuffer(source, "B"))
 
 
 def _copy_by_numpy(target: memoryview, source: memoryview) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from . import layouts
 from .errors import LeaseReleased
-from .layouts import Payload
+from .layouts import COPIED_ASIDE, Payload
 from .link.waiting import check_ttl
 from .protocol.handle import Handle
 from .protocol.sizing import STRATEGY_OF_KIND, SizeCategory, Strategy, categorize
@@ -109,10 +109,11 @@ class Lease:
         view = self.view
         try:
             for offset, source in parts:
-                if source.format == "B" and source.ndim == 1:
-                    view[offset : offset + source.nbytes] = source
+                nbytes = source.nbytes
+                if nbytes < COPIED_ASIDE and source.format == "B" and source.ndim == 1:
+                    view[offset : offset + nbytes] = source
                 else:
-                    layouts.copy(view[offset : offset + source.nbytes], source)
+                    layouts.copy(view[offset : offset + nbytes], source)
         except ValueError:
             _raise_if_taken(view)
             raise
@@ -122,7 +123,7 @@ class Lease:
             is_parents()
         view = self.view
         try:
-            if source.format == "B" and source.ndim == 1:
+            if source.nbytes < COPIED_ASIDE and source.format == "B" and source.ndim == 1:
                 view[:] = source
             else:
                 layouts.copy(view, source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import ctypes
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -257,3 +258,40 @@ def test_lease_and_buffer_are_buffers(pool: shmpool.Pool, nbytes: int) -> None:
         other.write(bytes(nbytes))
         assert (seen == 7).all()
     del seen
+
+
+@pytest.mark.parametrize("layout", ["bytes", "array", "parts"])
+def test_other_threads_run_while_much_is_written(pool: shmpool.Pool, layout: str) -> None:
+    """Nobody is made to give the interpreter away here, so who runs meanwhile was let to."""
+    nbytes, turns, go, is_over = 16 * MIB, [0], threading.Event(), threading.Event()
+    source = np.ones(nbytes // 4, np.float32)
+    data = {"bytes": source.tobytes(), "array": source, "parts": [(64, source[: nbytes // 8])]}[layout]
+
+    def count() -> None:
+        while not is_over.is_set():
+            go.wait()
+            go.clear()
+            turns[0] += 1
+
+    other = threading.Thread(target=count)
+    interval = sys.getswitchinterval()
+    with pool.lease(nbytes) as lease:
+        lease.view[0] = 1  # it is mapped: nothing is left to the kernel
+        write = lease.write_parts if layout == "parts" else lease.write
+        other.start()
+        try:
+            sys.setswitchinterval(1000)
+            for _ in range(200):
+                before = turns[0]
+                go.set()
+                write(data)  # type: ignore[arg-type]
+                if turns[0] != before:
+                    break
+            has_run = turns[0] != before
+        finally:
+            sys.setswitchinterval(interval)
+            is_over.set()
+            go.set()
+            other.join()
+        assert bytes(lease.view[64:68]) == source[:1].tobytes()
+    assert has_run
