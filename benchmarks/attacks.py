@@ -22,7 +22,9 @@ from shmpool.protocol.ledger import MAX_ROWS, generation_of
 from shmpool.protocol.messages import (
     FROM_BROKER,
     HELLO_MAGIC,
+    MAX_INQUIRED,
     MAX_ROWS_PER_MESSAGE,
+    MAX_SITE,
     PROTOCOL_VERSION,
     Account,
     Bell,
@@ -270,6 +272,52 @@ def ten_thousand_waiters(address: str) -> Steps:
             yield
 
 
+def runs_waiting(address: str) -> Steps:
+    """Waiters for runs of every length, of which some are granted and kept, so that there is memory for none of the
+    others; some are cancelled and asked again."""
+    chance = random.Random(1)
+    with _many(address, 8) as peers:
+        for peer in peers:
+            _say(peer, _hello())
+        chunk_tiers = [at for at, (kind, *_) in enumerate(_hear(peers[0], Welcome).tiers) if kind == TierKind.CHUNK]
+        for number in itertools.cycle(range(1, 1001)):
+            for peer in peers:
+                refill = Refill(number, chance.choice(chunk_tiers), chance.randrange(1, 4000), 1, True)
+                peer.sendall(_frame(Cancel(number)) + _frame(refill))
+            yield
+
+
+def letting_go(address: str) -> Steps:
+    """Let go of holds, cancel requests and drop names that there are not, a thousand a message where that can be."""
+    letting_go = _frame(LetGo(list(range(1, MAX_ROWS_PER_MESSAGE + 1))))
+    frames = (
+        letting_go + b"".join(_frame(Cancel(number)) for number in range(1, 33)) + _frame(Drop(number, "x" * 80))
+        for number in itertools.count(1)
+    )
+    return _deaf(address, frames)
+
+
+def half_hellos(address: str) -> Steps:
+    """Hundreds of connections whose hello comes byte by byte, and never to its end."""
+    hello = _frame(_hello())
+    with _many(address, 2 * MANY) as peers:
+        sent = [0] * len(peers)
+        for at in itertools.cycle(range(len(peers))):
+            if sent[at] == len(hello) - 1:
+                peers[at].close()
+                peers[at], sent[at] = _connect(address), 0
+            with contextlib.suppress(OSError):  # the broker has ended it
+                peers[at].sendall(hello[sent[at] : sent[at] + 1])
+            sent[at] += 1
+            yield
+
+
+def accounts(address: str) -> Steps:
+    """Answers to what was not asked, with the longest texts."""
+    account = _frame(Account([[row, True, "x" * MAX_SITE] for row in range(1, MAX_INQUIRED + 1)], False))
+    return _flood(address, account * 8)
+
+
 def slow_readers(address: str) -> Steps:
     """Many that ask for the longest answers, and read them byte by byte."""
     with _many(address, MANY // 8) as peers:
@@ -309,6 +357,10 @@ ATTACKS: dict[str, Callable[[str], Steps]] = {
     "everything": everything,
     "churn": churn,
     "ten thousand waiters": ten_thousand_waiters,
+    "runs waiting": runs_waiting,
+    "letting go": letting_go,
+    "half hellos": half_hellos,
+    "accounts": accounts,
     "slow readers": slow_readers,
     "takes": takes,
 }

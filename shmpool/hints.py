@@ -37,8 +37,9 @@ def unmappable(address: str, error: OSError) -> str:
     """Why the pool of a broker that has just welcomed us cannot be mapped, and what to do."""
     said = f"the pool of the broker at {address} cannot be mapped: {explain(error)}"
     if isinstance(error, FileNotFoundError):
+        where = f": {error.filename} is not here" if error.filename else ""  # of a segment, that is said already
         return (
-            f"{said}: {error.filename} is not here, so this process has another {SHM_DIR} than the broker"
+            f"{said}{where}. Unless that was just now, this process has another {SHM_DIR} than the broker"
             " (a container's own?) or does not see its socket's directory: share both (docker: --ipc, --volume)"
         )
     if isinstance(error, PermissionError):

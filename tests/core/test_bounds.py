@@ -40,6 +40,7 @@ from shmpoold.core.looks import LOOKED_AT_PER_TURN
 from shmpoold.core.memory.clearings import SLOTS_PER_STEP
 from shmpoold.core.memory.cooling import COOLED_PER_STEP, COOLED_PER_UNIT
 from shmpoold.core.memory.inventory import RETIRING
+from shmpoold.core.memory.slots import SlotMap
 from shmpoold.core.memory.spares import MOST
 from shmpoold.core.memory.stock import BUILT_PER_STEP, WARM_SLICE
 from shmpoold.core.objects.custody import CLOSED_PER_TURN, SWEPT_PER_TURN
@@ -723,3 +724,24 @@ def test_a_step_of_the_invariants_looks_at_no_more_than_rows_per_step(
     assert steps[0] == (invariants.ACCOUNT, 0)
     assert sum(rows for _, rows in steps) + len(looks) == sum(tier.capacity for tier in world.tiers)
     assert max(rows for _, rows in steps) <= invariants.ROWS_PER_STEP <= 4
+
+
+def test_no_run_is_looked_for_where_there_is_no_memory_for_it(
+    large_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever anything comes back all who wait are tried."""
+    world = large_world
+    holder = hold_all(world)
+    waiting = world.client()
+    for _ in range(STANDING):
+        waiting.refill(CHUNKS, 1000)
+    world.run()
+    looked: list[int] = []
+    find = SlotMap.find_unused
+    monkeypatch.setattr(SlotMap, "find_unused", lambda slots, count: looked.append(count) or find(slots, count))
+    for slot in list(holder.leased[:50]):
+        holder.put_back(slot)
+        holder.give_back(slot)
+        world.run()
+    assert not looked
+    assert len(world.broker.lending.line) == STANDING

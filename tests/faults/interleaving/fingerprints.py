@@ -18,7 +18,7 @@ from weakref import ProxyType
 #: rests; and what is the same in all states.
 UNSEEN = frozenset({
     "_freed_at", "began", "granted_at", "since", "resting", "until", "spent", "newest", "settings", "tiers", "sizing",
-    "pooled",
+    "pooled", "turnover", "over", "awaits_since",
 })  # fmt: skip
 #: Of these it matters that they are there.
 OPAQUE = frozenset({"Windows", "Context", "Words", "Page"})

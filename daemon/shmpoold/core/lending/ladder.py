@@ -73,6 +73,8 @@ class Ladder:
     def climb(self, request: Request, now: float, *, may_warm: bool = True) -> bool:
         """Grant, or begin to warm, the least that satisfies a request or up to what it
         asked for; False when it has to wait. Short of rows, caches of its tier make room."""
+        if not self._is_there_enough(request):
+            return False
         slots = self._inventory.maps[request.tier.index]
         while not self._climb(request, now, may_warm=may_warm):
             before = request.given_up
@@ -82,6 +84,17 @@ class Ladder:
                 request.given_up = 0
                 return False
         return True
+
+    def _is_there_enough(self, request: Request) -> bool:
+        """False where no rung can serve it, for want of memory: asked for all who wait, whenever something has
+        come back."""
+        inventory = self._inventory
+        room = inventory.limit - inventory.held + inventory.idle
+        return (
+            request.wanted_bytes <= room
+            or self._quotas.is_on
+            or request.wanted_bytes <= room + self._evictions.nbytes()
+        )
 
     def _climb(self, request: Request, now: float, *, may_warm: bool) -> bool:
         inventory = self._inventory

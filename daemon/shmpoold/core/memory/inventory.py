@@ -51,6 +51,8 @@ class Inventory(Stock):
         super().__init__(rows, tiers, limit, seats, outbox, scrubber)
         self.granted: dict[int, Holding] = {}
         self.turnover = Turnover()
+        #: How much was granted once and is not any more.
+        self.over = 0
         #: By so many rows, how many of them may have tickets: those of what is granted or quarantined.
         self._per_step = SEARCHED_PER_STEP
         self._with_tickets = [0] * (rows.count // self._per_step + 1)
@@ -160,6 +162,7 @@ class Inventory(Stock):
         if holding.owner is not None:
             del self.granted[holding.row]
             self.turnover.remove(holding)
+            self.over += 1
             self._with_tickets[holding.row // self._per_step] -= 1
             self.large -= holding.is_large
             self.scattered[holding.tier.index] -= len(holding.extents) > 1

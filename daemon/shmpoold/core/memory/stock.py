@@ -121,6 +121,8 @@ class Stock:
         memory is reserved from the cap, cooling idle slots elsewhere if it must. Empty
         when rows or memory are missing, or it takes long to make room: see `reserve`."""
         slots = self.maps[tier.index]
+        if tier.size * chunks > self.room + self.idle:  # as `reserve` would say, once it has been looked for
+            return []
         is_pooled = tier.kind is TierKind.POOLED
         while takings := self._find_slots(tier, count) if is_pooled else self._find_run(tier, chunks):
             extents = [extent for taking in takings for extent in taking]

@@ -26,7 +26,7 @@ from . import holders, metrics, queues
 from .alerts import Alerts, look, now_wrong
 from .census import Ledger
 from .keeper import Keeper
-from .leaks import Leaks
+from .leaks import OVER_WITHIN, Leaks
 
 Report = Generator[int, None, Any]
 
@@ -81,6 +81,8 @@ class Reports:
         self._next_look: float | None = None
         self._next_census = 0.0
         self._next_leaks = 0.0
+        #: How much had come back at the last look for leaks, and when it is seen that they are over, at the soonest.
+        self._seen_over, self._leaks_may_be_over = 0, 0.0
         #: `NEVER` while nothing is granted and no alert is to be seen.
         self._next_judging = NEVER
         self._judged_every = JUDGED_EVERY
@@ -103,7 +105,14 @@ class Reports:
             self._next_judging = first + JUDGED_EVERY
         judging = NEVER if self._is_judging else self._next_judging
         looking = NEVER if self._is_looking else self._next_look
-        return min(looking, NEVER if self._is_seeking else self._next_leaks, judging)
+        return min(looking, NEVER if self._is_seeking else self._next_seeking, judging)
+
+    @property
+    def _next_seeking(self) -> float:
+        """The next look for leaks: soon where there are some, and something has come back since the last."""
+        if self.leaks and self._inventory.over != self._seen_over:
+            return min(self._next_leaks, self._leaks_may_be_over)
+        return self._next_leaks
 
     def tick(self, now: float) -> None:
         """Look at the ages, at the alerts' figures, and at who keeps what while somebody waits, if it is
@@ -127,7 +136,7 @@ class Reports:
             self._chores.begin(self._count(), now, Lane.QUESTIONS)
         if self.next_deadline > now:
             return
-        if not self._is_seeking and self._next_leaks <= now:
+        if not self._is_seeking and self._next_seeking <= now:
             self._is_seeking = True
             self._chores.begin(self._seek(), now, Lane.QUESTIONS)
         if not self._is_looking and self._next_look is not None and self._next_look <= now:
@@ -157,6 +166,7 @@ class Reports:
             now = self._chores.now
             self.alerts.judge("leaks", self.leaks.count, now)
             self._next_leaks = now + max(self.leaks.interval, REST * UNIT * cost)
+            self._seen_over, self._leaks_may_be_over = self._inventory.over, now + max(OVER_WITHIN, REST * UNIT * cost)
 
     def _count(self) -> Iterator[int]:
         cost = 0

@@ -31,7 +31,7 @@ from .census import Found, Ledger
 #: So many are looked after at most; so many are told in the log from one look to the next.
 MOST_LEAKS: Final = 10_000
 MOST_TOLD: Final = 20
-#: Seconds within which the end of one is seen, unless there is much to look at.
+#: Seconds within which it is seen that one came back, unless there is much to look at.
 OVER_WITHIN: Final = 2.0
 #: Seconds after which what a client was asked is told without its answer.
 PATIENCE: Final = 1.0
@@ -93,8 +93,8 @@ class Leaks:
 
     @property
     def interval(self) -> float:
-        """Seconds from one look to the next, at least: while there are any it is soon seen that they are over."""
-        return min(OVER_WITHIN if self else 30.0, self.age / 4)
+        """Seconds from one look to the next, at least."""
+        return min(30.0, self.age / 4)
 
     def forget_all(self) -> None:
         """Nobody has anything."""
