@@ -3,7 +3,8 @@ checked when it ends, and nothing left behind: no segments in /dev/shm, no proce
 
 Markers: ``broker(**settings)`` configures the `broker` fixture; ``keeps_buffers`` says
 that the test means to leave buffers out when its pools are closed; ``long`` says that it is of the
-exhaustive setting, ``pytest -m long``, and not of the default one.
+long setting, ``pytest -m long``, and not of the default one; ``exhaustive`` that it takes minutes and is of
+neither, ``pytest -m exhaustive``.
 """
 
 from __future__ import annotations
@@ -45,10 +46,13 @@ pytest_plugins = ["cpu"]
 launch.subprocess = preloaded.standin  # type: ignore[assignment]
 
 SHM = "/dev/shm"
-#: Seconds for a whole test of the long setting; pyproject.toml has the default's.
-LONG_TIMEOUT = 1800
+#: Seconds for a whole test of these settings; pyproject.toml has the default's.
+TIMEOUTS = {"long": 900, "exhaustive": 7200}
 #: Helpers of multiprocessing that live as long as the process.
 STAYING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", preloaded.MARK)
+
+#: The module at whose first test the collector was last told what stays.
+FROZEN_FOR = pytest.StashKey[Path]()
 
 # A busy machine makes an example slow, and no example wrong.
 settings.register_profile("shmpool", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -59,7 +63,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "broker(**settings): settings of the broker fixture")
     config.addinivalue_line("markers", "keeps_buffers: this test leaves buffers out on purpose")
     config.addinivalue_line("markers", "fresh: brokers and commands are new interpreters, not forks of one that waits")
-    config.addinivalue_line("markers", "long: exhaustive, run by pytest -m long")
+    config.addinivalue_line("markers", "long: much of a kind, run by pytest -m long")
+    config.addinivalue_line("markers", "exhaustive: all of a kind, for minutes each, run by pytest -m exhaustive")
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:  # inherited: a shell's background, nohup
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -72,12 +77,17 @@ def pytest_unconfigure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(LONG_TIMEOUT))
+        for setting, seconds in TIMEOUTS.items():
+            if item.get_closest_marker(setting) and not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(seconds))
 
 
 def pytest_collection_finish() -> None:
-    """What is imported stays: collections that tests ask for, at each place that they interrupt, need not look
+    _freeze()
+
+
+def _freeze() -> None:
+    """What is there now stays: collections, those that tests ask for at each place that they interrupt, need not look
     through half a million objects of it."""
     gc.collect()
     gc.freeze()
@@ -85,6 +95,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.session.stash.get(FROZEN_FOR, None) != item.path:  # of another module nothing is in use, but its imports
+        item.session.stash[FROZEN_FOR] = item.path
+        _freeze()
     preloaded.nursery.is_open = item.get_closest_marker("fresh") is None
 
 

@@ -1,4 +1,4 @@
-"""What of a parametrisation is of the default setting: its corners. The rest is of the long one."""
+"""What of a parametrisation is of the default setting: its corners. The rest is of the long one, or on demand."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def corner(default: Any, *others: Any) -> list[Any]:
         default,
         *(pytest.param(*(o if isinstance(o, tuple) else (o,)), marks=pytest.mark.long) for o in others),
     ]
+
+
+def sizes(default: Any, long: Any, exhaustive: Any) -> list[Any]:
+    """The same in three sizes, one for each setting."""
+    return [default, pytest.param(long, marks=pytest.mark.long), pytest.param(exhaustive, marks=pytest.mark.exhaustive)]
 
 
 def across(*axes: Sequence[Any]) -> list[Any]:

@@ -104,7 +104,7 @@ def check(address: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive  # a minute of waiting
 def test_alerts_of_real_processes_are_raised_told_and_over(service: Service) -> None:
     address = service.address
     with keeper(address) as process, shmpool.connect(address) as pool:

@@ -30,7 +30,9 @@ def test_everything_is_said() -> None:
     assert len(said.keys() | {"Goodbye"}) == len(FROM_CLIENT), said
 
 
-@pytest.mark.long
-def test_nor_in_very_many_courses() -> None:
-    for _ in range(10):
+@pytest.mark.parametrize(
+    "courses", [pytest.param(3, marks=pytest.mark.long), pytest.param(30, marks=pytest.mark.exhaustive)]
+)
+def test_nor_in_very_many_courses(courses: int) -> None:
+    for _ in range(courses):
         fuzz(random.getrandbits(32), 6000)

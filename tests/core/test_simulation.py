@@ -40,13 +40,15 @@ def test_nothing_is_lost_and_nothing_given_twice_whatever_happens(pytestconfig: 
         assert simulation.world.most_actions < 500, "one event brought an unbounded number of actions"
 
 
-@pytest.mark.long
-def test_the_cap_holds_over_very_many_operations(pytestconfig: pytest.Config) -> None:
+@pytest.mark.parametrize(
+    "least", [pytest.param(100_000, marks=pytest.mark.long), pytest.param(1_000_000, marks=pytest.mark.exhaustive)]
+)
+def test_the_cap_holds_over_very_many_operations(least: int, pytestconfig: pytest.Config) -> None:
     """The world sums what has pages at every action: tiers, chunks, direct segments, spares, ledger, header.
     A million take some four minutes; ``--events`` asks for more."""
     seed = pytestconfig.getoption("--seed", None) or random.randrange(1 << 32)
     operations = 0
-    while operations < max(1_000_000, pytestconfig.getoption("--events", 0)):
+    while operations < max(least, pytestconfig.getoption("--events", 0)):
         simulation = Simulation(seed, check_every=1000)
         try:
             simulation.run(50_000)

@@ -24,6 +24,7 @@ from typing import Any
 
 import inprocess
 import pytest
+from corners import sizes
 from inprocess import CHUNKS, POOLED, Client, Daemon, run_daemon, segments_left, small_config
 
 import shmpool
@@ -325,7 +326,7 @@ class Rewound:
         return {row for row in self.in_use if inventory.maps[inventory.tier_of(row).index].is_unused(row)}
 
 
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("step", sizes(7, 2, 1))
 @pytest.mark.parametrize("scene", [make_scene, make_scattered_scene])
 def test_no_single_flipped_bit_makes_a_used_row_nobodys(
     scene: Callable[[], tuple[harness.World, dict[str, int]]], step: int

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import preloaded
 import pytest
+from corners import sizes
 from fault_helpers import (
     ENV,
     PATIENCE,
@@ -351,7 +352,7 @@ def _churn(pool: shmpool.Pool) -> None:
             lease.release()
 
 
-@pytest.mark.parametrize("lives", [12, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.parametrize("lives", sizes(12, 60, 300))
 def test_worker_restarted_instantly_again_and_again(start: StartDaemon, address: str, lives: int) -> None:
     """Each one connects, leases, publishes and is dead; the next one is there already. The broker
     has four seats."""

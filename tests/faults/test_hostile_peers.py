@@ -541,7 +541,7 @@ def test_stale_claim_to_a_seat_is_given_a_new_one(broker: Daemon, connect: Conne
         lease.view[:] = pattern(5000)
         session = mine._session
         assert session
-        for seat in range(1, SEATS + 1):
+        for seat in (1, 2, 3, SEATS):
             peer = connect(greets=False)
             peer.push(packed(1, "shmpool", PROTOCOL_VERSION, 0, 12345, session.pool_id, seat))
             welcome = peer.hear()

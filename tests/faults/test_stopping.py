@@ -102,7 +102,12 @@ def _is_there(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     ("runs", "manner"),
-    [(2, "abrupt"), (4, "polite"), *(pytest.param(100, how, marks=pytest.mark.long) for how in ("abrupt", "polite"))],
+    [
+        (2, "abrupt"),
+        (4, "polite"),
+        *(pytest.param(20, how, marks=pytest.mark.long) for how in ("abrupt", "polite")),
+        *(pytest.param(100, how, marks=pytest.mark.exhaustive) for how in ("abrupt", "polite")),
+    ],
 )
 def test_one_sigterm_to_parent_workers_and_private_broker_leaves_nothing(
     manner: str, runs: int, tmp_path: Path, subreaper: None

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import preloaded
 import pytest
+from corners import sizes
 from fault_helpers import ENV, PATIENCE, Daemon, assert_all_is_back
 
 WORKER = """
@@ -100,7 +101,7 @@ def daemon(tmp_path: Path) -> Iterator[list[Daemon]]:
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", sizes(3, 40, 200))
 def test_nothing_is_lost_of_streams_whose_workers_are_killed(
     daemon: list[Daemon], streamers: list[Streamer], kills: int
 ) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,8 @@ LIKELY = {
 OTHERS = (errno.EIO, errno.ENOMEM, errno.EACCES, errno.EMFILE, errno.ENOSPC, errno.EINTR)
 #: Without these nothing can be removed, and that is all that may be left.
 REMOVING = ("unlink", "shm_unlink", "listdir")
+#: One in so many calls of a name fails by default.
+STEP = 4
 with_others = pytest.mark.parametrize("any_others", corner(False, True), ids=["likely", "any"])
 
 
@@ -109,11 +112,15 @@ def clean_up(address: str) -> None:
 
 
 def numbers(calls: list[str], *, any_others: bool) -> list[tuple[int, int]]:
-    """(n, errno) for every n: a likely number for each call, and any other; others for the next call of its name."""
+    """(n, errno): a likely number for each call, and any other; others for the next call of its name. By default
+    each name's first call and one in so many of the rest."""
     seen: dict[str, int] = {}
     chosen = []
+    first = random.randrange(STEP)
     for n, name in enumerate(calls):
         at = seen[name] = seen.get(name, -1) + 1
+        if at and not any_others and n % STEP != first:
+            continue
         likely = LIKELY.get(name, OTHERS)
         chosen += [(n, likely[at % len(likely)]), (n, OTHERS[at % len(OTHERS)])][: 1 + any_others]
     return sorted(set(chosen))

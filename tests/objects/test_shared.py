@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corners import sizes
 from object_helpers import comes_back
 
 import shmpool
@@ -398,7 +399,7 @@ def make_and_die(address: str, steps: int, pipe: Any) -> None:
     pipe.send(None)
 
 
-@pytest.mark.parametrize("stride", [37, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("stride", sizes(37, 7, 1))
 def test_whenever_a_maker_is_killed_the_next_gets_or_makes_it(
     module_broker: shmpool.Broker, pool: shmpool.Pool, stride: int
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corners import sizes
 
 import shmpool
 from shmpool.stats import query
@@ -183,7 +184,7 @@ def test_what_cannot_be_put_raises_at_once_and_leaves_nothing(made: Callable[...
     with pytest.raises((pickle.PicklingError, AttributeError)):
         one.put(lambda: None)
     with pytest.raises(shmpool.ShmpoolError):
-        one.put(bytes(1 << 30), timeout=1)
+        one.put(bytes(65 << 20), timeout=1)
     assert one.empty()
     one.put(1)
     assert one.get() == 1
@@ -415,7 +416,7 @@ def test_runs_of_small_items_come_as_they_were_put(made: Callable[..., Any]) -> 
     assert one.get_many(1000, timeout=1)[:1] == list(expected)[:1] if expected else one.empty()
 
 
-KILLS = [20, pytest.param(1000, marks=pytest.mark.long)]
+KILLS = sizes(10, 100, 1000)
 
 
 @pytest.mark.parametrize("kills", KILLS)

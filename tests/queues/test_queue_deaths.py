@@ -16,6 +16,7 @@ from queue import Empty, Full
 from typing import Any
 
 import pytest
+from corners import sizes
 
 import shmpool
 from shmpool.stats import query
@@ -459,7 +460,7 @@ def test_what_lies_in_a_queue_is_not_reclaimed(pool: shmpool.Pool) -> None:
     one.close()
 
 
-@pytest.mark.parametrize("kills", [12, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", sizes(12, 60, 300))
 def test_with_requeue_every_item_comes_at_least_once(pool: shmpool.Pool, kills: int) -> None:
     """Consumers are killed at random points: nothing that was put is lost, and only what a dead one had comes twice."""
     import random

@@ -30,6 +30,9 @@ def main() -> int:
     parser.add_argument(
         "--disturb", nargs="*", choices=KINDS, metavar="KIND", help=f"from within: {', '.join(KINDS)}; none named: all"
     )
+    parser.add_argument(
+        "--at-least", nargs="*", default=(), metavar="NAME=N", help="go on until there were so many of a deed or figure"
+    )
     parser.add_argument("--memory-limit", help="by default 12 MiB for each worker, 192 MiB at least")
     parser.add_argument("--seed", type=int, help="of the random choices; what the kernel makes of them differs")
     parser.add_argument("--json", action="store_true", help="print the account as one JSON object")
@@ -52,6 +55,7 @@ def main() -> int:
         memory_limit=arguments.memory_limit or f"{max(192, 12 * arguments.workers)}MiB",
         objects=arguments.objects,
         disturbances=() if arguments.disturb is None else tuple(arguments.disturb) or KINDS,
+        at_least=tuple((name, int(count)) for name, _, count in (text.partition("=") for text in arguments.at_least)),
         is_talkative=not arguments.json,
     )
     account = Soak(options).run()

@@ -32,6 +32,8 @@ from .brokers import BrokerFailed, Brokers
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 #: Seconds that the workers have for reading what is left, and the broker for settling.
 CLOSING_PATIENCE = 120.0
+#: Seconds that it may take longer to have done what there is to be at least.
+MORE_PATIENCE = 120.0
 #: Seconds between two looks for children of workers that were killed.
 REAP_EVERY = 0.2
 #: How a worker may end. An alarm that was set before an exec ends what was executed.
@@ -55,6 +57,8 @@ class Options:
     objects: str = "mixed"
     #: Of `disturbances.KINDS`.
     disturbances: tuple[str, ...] = ()
+    #: Deeds and figures by name; it goes on until there are so many: a busy machine does little in a second.
+    at_least: tuple[tuple[str, int], ...] = ()
     is_talkative: bool = False
 
 
@@ -102,6 +106,7 @@ class Soak:
                 self._fork(place)
             self._plan_kills()
             self._work_until(started + self.options.seconds)
+            self._work_until(time.monotonic() + MORE_PATIENCE, self._is_enough)
             self._close()
         except BrokerFailed as error:
             self.account.violations.append(str(error))
@@ -113,6 +118,13 @@ class Soak:
         if left := _segments(self.brokers.pool_ids):
             self.account.violations.append(f"segments are left in /dev/shm: {sorted(left)}")
         return self.account
+
+    def _is_enough(self) -> bool:
+        return all(self.account.deeds.get(name, 0) >= count or self._figure(name) >= count
+                   for name, count in self.options.at_least)  # fmt: skip
+
+    def _figure(self, name: str) -> int:
+        return self.board.total(Figure[name.upper()]) if name.upper() in Figure.__members__ else 0
 
     # --- the one wait -----------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corners import sizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -538,7 +539,7 @@ def test_a_stream_outlives_its_broker(tmp_path: Path) -> None:
     daemon.end(signal.SIGTERM)
 
 
-KILLS = [4, pytest.param(200, marks=pytest.mark.long)]
+KILLS = sizes(4, 40, 200)
 
 
 @pytest.mark.parametrize("kills", KILLS)
@@ -598,7 +599,7 @@ def test_kills_at_random_points_lose_nothing(pool: shmpool.Pool, kills: int) -> 
         eventually(lambda: is_back(pool.address))
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", sizes(1, 10, 50))
 def test_brokers_killed_at_random_points_lose_nothing(tmp_path: Path, kills: int) -> None:
     address = str(tmp_path / "broker.sock")
     daemon = Daemon(address, memory_limit="4MiB")

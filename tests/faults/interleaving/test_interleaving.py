@@ -2,9 +2,9 @@
 
 Covered: see the package. `pytest -s` shows the states and the speed of each exploration. The default
 setting explores the smaller scenarios whole, walks through the others at random, and looks for each
-mutant in one memory model; the long one explores all of them in both. Not run unless asked for
-(``--interleaving-whole``): three parties with faults, minutes each; everybody at once, which is explored depth
-first up to a bound; and what is harmless only because something else is there too.
+mutant in one memory model; the long one goes as far as `MANY` states of each scenario in both, which is all of
+most under sequential consistency, and looks for each mutant in both. ``-m exhaustive`` explores all of them whole,
+three parties with faults too, and everybody at once up to a bound.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ BY_WALKS = frozenset({
     "a map believed whatever its segment is called",
 })  # fmt: skip
 MUTANT_WALK, WALKS = 2_000, 20
+#: States of each scenario in the long setting, and of everybody at once.
+MANY, WHOLE_STATES = 30_000, 3_000_000
 
 
 def show(result: Result) -> None:
@@ -65,10 +67,10 @@ def test_no_walk_through_a_large_scenario_breaks_the_protocol(name: str) -> None
 @pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_no_interleaving_breaks_the_protocol(scenario: Scenario, mode: str) -> None:
-    result = look_through(scenario, mode)
+def test_no_interleaving_of_many_breaks_the_protocol(scenario: Scenario, mode: str) -> None:
+    result = look_through(scenario, mode, MANY)
     assert result.violation is None, "\n".join(result.story)
-    assert result.is_complete and result.at_rest
+    assert result.states >= MANY or (result.is_complete and result.at_rest)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -117,34 +119,25 @@ def figures(result: Result) -> tuple[int, ...]:
 # --- on demand ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def max_states(request: pytest.FixtureRequest) -> int:
-    if not request.config.getoption("--interleaving-whole", default=False):
-        pytest.skip("minutes: pytest tests/faults/interleaving --interleaving-whole")
-    bound: int = request.config.getoption("--max-states")
-    return bound
-
-
-@pytest.mark.timeout(3600)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("scenario", LARGE, ids=lambda scenario: scenario.name)
-@pytest.mark.usefixtures("max_states")
-def test_no_interleaving_of_three_breaks_the_protocol(scenario: Scenario, mode: str) -> None:
+@pytest.mark.parametrize("scenario", [*SCENARIOS, *LARGE], ids=lambda scenario: scenario.name)
+def test_no_interleaving_breaks_the_protocol(scenario: Scenario, mode: str) -> None:
     result = look_through(scenario, mode)
     assert result.violation is None, "\n".join(result.story)
     assert result.is_complete and result.at_rest
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("mode", MODES)
-def test_no_interleaving_of_all_breaks_the_protocol(mode: str, max_states: int) -> None:
-    result = explore(WHOLE, is_tso=mode == "TSO", max_states=max_states)
-    show(result)
+def test_no_interleaving_of_all_breaks_the_protocol(mode: str) -> None:
+    result = look_through(WHOLE, mode, WHOLE_STATES)
     assert result.violation is None, "\n".join(result.story)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("harmless", [old_replies_kept, grants_trusted], ids=lambda mistake: mistake.__name__)
-def test_old_replies_do_no_harm_where_rows_are_read(harmless: Any, max_states: int) -> None:
+def test_old_replies_do_no_harm_where_rows_are_read(harmless: Any) -> None:
     """Discarding them, and reading the row at every grant: each alone would do."""
     mistake: AbstractContextManager[None] = harmless()
     with mistake:

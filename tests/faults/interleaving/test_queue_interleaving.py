@@ -2,7 +2,7 @@
 
 The queue's real code runs: locks and their mending, putting, getting, hands, batches, handles of the pool, shutdown.
 The default setting explores the smaller scenarios whole, walks through the others at random, and looks for each
-mutant; the long one walks further; with ``--interleaving-whole`` it explores each scenario whole, for minutes.
+mutant; the long one walks further; ``-m exhaustive`` explores each scenario whole, for minutes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from .mutants import Mutant
 from .queue_mutants import QUEUE_MUTANTS
 from .queue_scenarios import QUEUE_SCENARIO, QUEUE_SCENARIOS
 from .queue_world import QueueScenario, QueueWorld
-from .test_interleaving import MODES, show
+from .test_interleaving import MANY, MODES, show
 
 #: At most some ten thousand states each.
 SMALL = (
     "one puts, one gets", "a putter's death x putter", "a putter's death x getter", "a stop x putter", "hands",
     "shutdown x getter", "a lease's putter's death x putter",
 )  # fmt: skip
-#: States of each of the others in the default setting, and in the long one.
-WALK, LONG_WALK = 1_000, 100_000
+#: States of each of the others in the default setting.
+WALK = 1_000
 #: States of a walk that looks for a mutant, and how many walks there are at the most.
 MUTANT_WALK, WALKS = 20_000, 20
 
@@ -47,14 +47,16 @@ def test_no_walk_through_a_large_scenario_breaks_a_queue(name: str) -> None:
     assert result.states >= WALK and not result.is_complete
 
 
-@pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "most", [pytest.param(MANY, marks=pytest.mark.long), pytest.param(None, marks=pytest.mark.exhaustive)],
+    ids=["many", "all"],
+)  # fmt: skip
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("scenario", QUEUE_SCENARIOS, ids=lambda scenario: scenario.name)
-def test_no_interleaving_breaks_a_queue(scenario: QueueScenario, mode: str, request: pytest.FixtureRequest) -> None:
-    is_whole = scenario.name in SMALL or request.config.getoption("--interleaving-whole", default=False)
-    result = look_through(scenario, mode, None if is_whole else LONG_WALK)
+def test_no_interleaving_breaks_a_queue(scenario: QueueScenario, mode: str, most: int | None) -> None:
+    result = look_through(scenario, mode, most)
     assert result.violation is None, "\n".join(result.story)
+    assert result.is_complete or result.states >= MANY
 
 
 @pytest.mark.parametrize(
