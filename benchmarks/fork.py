@@ -1,9 +1,9 @@
 """fork: What do the hooks cost a process that forks with a pool, and what does its child copy?
 
-By turns the same program forks with the hooks and without them, in a process of its own each: the maps, the modules
-and the objects are the same, so the difference is what is done for the child. With nothing in use, and with
-something leased and something open for reading. Most of what is left are pages: each that is looked at after a fork
-is copied by the kernel. Then a process with many objects, beside the same one that never imported shmpool."""
+One process forks now with the hooks and now without them: the maps, the modules and the objects are the same, so the
+difference is what is done for the child. With nothing in use, and with something leased and something open for
+reading. Most of it are pages: each that is looked at after a fork is copied by the kernel. Then a process with many
+objects and a pool, beside one that has a thread of its own instead, and never imported shmpool."""
 
 from __future__ import annotations
 
@@ -30,13 +30,19 @@ MOST_LATER: Final = 0.020
 STATES: Final = ("nothing in use", "something leased", "something open")
 
 _PROGRAM: Final = """
-import os, statistics, sys, time
-address, hooks, state, forks = sys.argv[1:]
-register = os.register_at_fork
-if hooks == "without":
-    os.register_at_fork = lambda **hooks: (
-        None if sys._getframe(1).f_globals["__name__"].startswith("shmpool") else register(**hooks)
-    )
+import os, random, statistics, sys, time
+address, state, forks = sys.argv[1:]
+register, is_hooked = os.register_at_fork, [True]
+def switched(hook):
+    def run():
+        if is_hooked[0]:
+            hook()
+    return run
+def register_switched(**hooks):
+    if sys._getframe(1).f_globals["__name__"].startswith("shmpool"):
+        hooks = {when: switched(hook) for when, hook in hooks.items()}
+    register(**hooks)
+os.register_at_fork = register_switched
 import shmpool
 pool = shmpool.connect(address)
 pool.lease(5000).release()
@@ -44,23 +50,27 @@ if state != "nothing in use":
     thing = pool.lease(5000)
     if state == "something open":
         thing = pool.open(thing.publish())
-took = []
-for _ in range(int(forks)):
+took = {True: [], False: []}
+for _ in range(2 * int(forks)):
+    is_hooked[0] = random.random() < 0.5  # by turns they would meet the same core
     started = time.perf_counter()
     pid = os.fork()
     if not pid:
         os._exit(0)
-    took.append(time.perf_counter() - started)
+    took[is_hooked[0]].append(time.perf_counter() - started)
     os.waitpid(pid, 0)
     time.sleep(0.001)
-print(statistics.median(took))
+print(statistics.median(took[False]), statistics.median(took[True]))
 os._exit(0)
 """
 
 _LARGE: Final = """
-import os, sys, time
+import logging, os, select, sys, threading, time
 heap = [[number] for number in range(int(sys.argv[3]))]
-if sys.argv[2] == "with":
+if sys.argv[2] == "without":
+    threading.Thread(target=select.poll().poll, daemon=True).start()
+    time.sleep(0.1)
+else:
     import shmpool
     pool = shmpool.connect(sys.argv[1])
     lease, other = pool.lease(5000), pool.lease(5000)
@@ -96,10 +106,7 @@ def _hooks(report: Report, address: str, rounds: int) -> None:
     )
     report.tables.append(table)
     for state in STATES:
-        pairs = [
-            [float(_run(_PROGRAM, address, hooks, state, str(FORKS))) for hooks in ("without", "with")]
-            for _ in range(rounds)
-        ]
+        pairs = [[float(word) for word in _run(_PROGRAM, address, state, str(FORKS)).split()] for _ in range(rounds)]
         more = statistics.median(ours - bare for bare, ours in pairs)
         bare, ours = map(statistics.median, zip(*pairs, strict=True))
         table.rows.append([state, bare, ours, more])

@@ -342,7 +342,9 @@ def live_leases(slots: Iterable[Slot]) -> list[LiveLease]:
     """Those that have one of these slots and are not over."""
     found = []
     for slot in slots:
-        with suppress(ReferenceError):  # it was collected
+        try:
             if slot.lease is not None and isinstance(lease := slot.lease._itself(), LiveLease):
                 found.append(lease)
+        except ReferenceError:
+            pass  # it was collected
     return found

@@ -44,7 +44,7 @@ from .seat.magazine import Magazine, Slot
 from .seat.seat import TOLD_AT_ONCE
 from .seat.session import Session
 from .seat.tickets import Record
-from .system.here import HERE, OURS
+from .system.here import HERE, NOTED, OURS
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class BasePool:
             return self._open_writable(handle)
         session = self._session
         try:
-            if session is None or not session.is_watched or not HERE[OURS] or len(handle) != HANDLE_BYTES:
+            if session is None or not session.is_watched or not HERE[NOTED] or len(handle) != HANDLE_BYTES:
                 session = self._check_handle(handle)
                 session.watch()
             pool_id, granted, tail = unpack_handle(handle)

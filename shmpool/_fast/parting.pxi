@@ -217,7 +217,7 @@ cdef object _publish_with_views(PyObject *lease, PyObject *slot, PyObject *sessi
     cdef uint64_t count, counters
     cdef object number, go_on, parting
     if (
-        deferred == NULL or not here[COPIED] or here[FORKING] or not is_false(session, IS_OVER)
+        deferred == NULL or not here[COPIED] or not is_false(session, IS_OVER)
         or not is_false(session, STRICT) or not is_true(session, WARNED_OF_VIEWS)
         or not words_of(get_member(session, WORDS), &words, &count) or word + ROW_WORDS > count
         or not (read_word(session, COUNTERS, &counters) and counters + COUNTER_WORDS <= count)
@@ -227,7 +227,7 @@ cdef object _publish_with_views(PyObject *lease, PyObject *slot, PyObject *sessi
     number = next(<object>get_member(deferred, NUMBERS))
     go_on = PyMethod_New(await_readers, <object>slot)
     parting = (<object>slot, go_on)
-    if not here[COPIED] or here[FORKING] or not is_false(session, IS_OVER) or has_references(get_member(slot, SLOT_WINDOW), 1):
+    if not here[COPIED] or not is_false(session, IS_OVER) or has_references(get_member(slot, SLOT_WINDOW), 1):
         return None
     words[counters + DEFERRED] += 1
     PyDict_SetItem(<object>get_member(deferred, PARTINGS), number, parting)

@@ -43,7 +43,7 @@ from ..seat.mapping import Mapping
 from ..seat.tickets import Record, Ticket, ring
 from ..seat.windows import Window
 from ..system import atomics
-from ..system.here import COPIED as _COPIED, FORKING as _FORKING, HERE, OURS as _OURS, UNSHARED as _UNSHARED
+from ..system.here import COPIED as _COPIED, HERE, NOTED as _FORKS_NOTED, OURS as _OURS, UNSHARED as _UNSHARED
 
 cdef extern from "Python.h":
     object PyWeakref_NewProxy(object, PyObject *)
@@ -110,7 +110,7 @@ cdef uint64_t SAMPLE_MASK = SAMPLE_EVERY - 1, POOLED_SMALL = LEASES, POOLED_MEDI
 cdef uint64_t CHUNKED_LARGE = LEASES + 4 + 2, DIRECT_VERY_LARGE = LEASES + 8 + 3
 cdef int NBYTES_BITS = _NBYTES_BITS, PAGE_SHIFT = _PAGE_SHIFT
 cdef Py_ssize_t PAGE_LESS_ONE = (1 << _PAGE_SHIFT) - 1, REAP_SCAN = _REAP_SCAN
-cdef int OURS = _OURS, UNSHARED = _UNSHARED, COPIED = _COPIED, FORKING = _FORKING
+cdef int OURS = _OURS, UNSHARED = _UNSHARED, COPIED = _COPIED, FORKS_NOTED = _FORKS_NOTED
 cdef uint64_t COUNTER_WORDS = _COUNTER_WORDS, DEFERRED = _DEFERRED
 cdef Py_ssize_t MOST_RECENT = _MOST_RECENT
 cdef double LONG_PAUSE = _SOON
@@ -523,7 +523,7 @@ cdef object _open(PyObject *pool, object handle, bint has_view):
         return None
     by_lock = swap == NONE
     fd = <object>get_member(session, TICKETS_FD) if by_lock else -1
-    if get_member(record, RECORD_WINDOW) != window or not is_false(session, IS_OVER) or not here[OURS]:
+    if get_member(record, RECORD_WINDOW) != window or not is_false(session, IS_OVER) or not here[FORKS_NOTED]:
         return None
     for i in range(PyTuple_GET_SIZE(links)):  # the run is still the one that is mapped
         link = PyTuple_GET_ITEM(links, i)

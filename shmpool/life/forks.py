@@ -5,8 +5,7 @@ that say so to the parent (`seat.guards`) and to the broker; a writer's view tha
 a copy; everything else is out of its reach, and its pools connect anew on first use. It stores and
 sends nothing: `system.here` says so from its first instruction on, before any hook.
 
-A signal handler may raise where a hook begins, and what a hook raises is thrown away. So the very
-first act is a C callable, after which nothing that was open or leased is used again; and each hook is there
+A signal handler may raise where a hook begins, and what a hook raises is thrown away. So each hook is there
 twice, and does each of its steps once: what an exception keeps the first from doing, the second does.
 Not covered: a fork made in C, without Python's hooks.
 """
@@ -14,10 +13,8 @@ Not covered: a fork made in C, without Python's hooks.
 from __future__ import annotations
 
 import os
-import threading
-from array import array
-from contextlib import suppress
-from functools import partial
+import time
+from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from ..errors import ShmpoolError
@@ -30,7 +27,7 @@ from ..seat.windows import (
     keep_readable,
 )
 from ..system.heirs import Evidence
-from ..system.here import COPIED, FORKING, HERE, OURS, UNSHARED
+from ..system.here import COPIED, FORKING, GUARDED, HERE, NOTED, OURS, UNSHARED, WORKING
 from .closing import sessions
 from .lifetime import pools
 
@@ -38,54 +35,59 @@ if TYPE_CHECKING:
     from ..seat.session import Session
 
 
-class _Forks:
-    """The fork that is under way, by who has `guards.fork_lock`."""
-
-    def __init__(self) -> None:
-        #: Whose guards it has begun, and whose helpers it has stopped: both are undone, whether the
-        #: session has ended meanwhile or not.
-        self.guarded: set[Session] = set()
-        self.stopped: set[Session] = set()
-
-
-_forks = _Forks()
+#: Seconds from look to look whether another thread's fork is over.
+_ITS_TURN: Final = 0.0002
+#: The sessions whose helpers the fork that is under way has stopped. They are started again, whether the
+#: session has ended meanwhile or not.
+_stopped: set[Session] = set()
 
 
 def _before() -> None:
-    # In this order: from the first act (see the end) nothing that was open is released at once; then
-    # each seat has a guard, which the child inherits; only then the fork. A guard that came after it
-    # would be the parent's alone, and what the child reads would be given away.
-    guards.fork_lock.acquire()
-    HERE[UNSHARED], HERE[COPIED], HERE[FORKING] = 0, 0, 1  # the lock's last holder may have said otherwise
-    for session in sessions.copy():
-        if not session.is_over:
-            _forks.guarded.add(session)
-            session.guards.before_fork()
+    # In this order: what was open or leased is not used again at once; then each seat has a guard, which the
+    # child inherits; only then the fork. A guard that came after it would be the parent's alone, and what the
+    # child reads would be given away. Each page that is touched here is one that the kernel copies anew at
+    # each fork, so what is ready is not looked at.
+    me = get_ident()
+    while HERE[FORKING] and HERE[FORKING] != me:
+        time.sleep(_ITS_TURN)
+    HERE[FORKING] = me  # nothing is called between the look and this store: one forks at a time
+    HERE[UNSHARED] = HERE[COPIED] = HERE[NOTED] = 0
+    if HERE[WORKING] or not HERE[GUARDED]:
+        _make_ready()
+
+
+def _make_ready() -> None:
+    HERE[GUARDED] = 0
+    is_guarded = guards.stand_ready()
+    HERE[UNSHARED] = HERE[COPIED] = HERE[NOTED] = 0  # who was just noting forks may have said otherwise
     # A child must find no helper in the middle of anything.
     for session in sessions.copy():
         if session.helper.is_running and not session.helper.rest():
-            _forks.stopped.add(session)
+            _stopped.add(session)
             session.helper.stop()
+    HERE[GUARDED] = is_guarded and not _stopped
 
 
 def _after_in_parent() -> None:
-    if not guards.fork_lock._is_owned():
-        return  # all is done, and another thread may fork by now
-    if HERE[FORKING]:
-        for session in sessions | _forks.guarded:
-            session.guards.after_fork()
-        _forks.guarded.clear()
-        guards.count_fork()
-    while _forks.stopped:
-        session = next(iter(_forks.stopped))
+    if HERE[FORKING] == get_ident():  # else all is done, and another thread may fork by now
+        if HERE[GUARDED]:
+            HERE[FORKING] = 0
+        else:
+            _go_on()
+
+
+def _go_on() -> None:
+    while _stopped:
+        session = next(iter(_stopped))
         session.helper.start()
-        _forks.stopped.discard(session)
-    guards.share_nothing()
-    while guards.fork_lock._is_owned():
-        guards.fork_lock.release()
+        _stopped.discard(session)
+    HERE[FORKING] = 0
+    guards.note_forks()  # at once, for some can be seen by nobody
 
 
 def _after_in_child() -> None:
+    # As before it: what is touched is copied. So nothing here goes through more of our modules, or of CPython's,
+    # than it must.
     if HERE[OURS]:
         return
     for session in sessions:
@@ -107,17 +109,20 @@ def _after_in_child() -> None:
         session.abandon()
         sessions.discard(session)
     guards.abandon_all()
-    guards.fork_lock, _forks.guarded, _forks.stopped = threading.RLock(), set(), set()
-    guards.count_fork()
-    HERE[UNSHARED] = HERE[COPIED] = HERE[OURS] = 1
+    _stopped.clear()
+    HERE[FORKING] = HERE[WORKING] = 0
+    HERE[UNSHARED] = HERE[COPIED] = HERE[NOTED] = HERE[GUARDED] = 1
+    HERE[OURS] = 1  # last: it says that all this is done
 
 
 def _abandon_leases(session: Session) -> None:
     """The parent's leases raise here; whoever has a view of one keeps it."""
     for lease in live_leases(session.owned):
         lease.__class__ = EndedLease  # type: ignore[assignment]
-        with suppress(AttributeError):
+        try:
             _view.__delete__(lease)
+        except AttributeError:
+            pass  # it had none
     session.abandon_windows()
 
 
@@ -127,18 +132,17 @@ _view: Final = vars(Lease)["view"]
 def _keep(window: Window, session: Session | None, ours: dict[Evidence, Evidence]) -> None:
     """Hang the evidence on a window. One that our parent inherited itself has some already; one of
     a pool that is gone needs none. *ours* is what was made here of what we inherited."""
-    if session is not None and (guard := session.guards.begun) is not None:
+    if session is not None and (guard := session.guards.standing) is not None:
         window.evidence = Evidence(session.pool_id, session.seat, guard.number, session.readers, guard.page)
     if (inherited := window.evidence) is not None:
         if inherited not in ours:
             ours[inherited] = inherited
-            with suppress(OSError, ShmpoolError):  # nobody learns our pid then
+            try:
                 ours[inherited] = inherited.under(os.getpid())
+            except (OSError, ShmpoolError):
+                pass  # nobody learns our pid then
         window.evidence = ours[inherited]
 
 
-_first_act: Final = partial(HERE.__setitem__, slice(UNSHARED, FORKING + 1), memoryview(array("Q", [0, 0, 1])))
-
 for _ in range(2):
     os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
-os.register_at_fork(before=_first_act)  # the last to be registered is the first to be called

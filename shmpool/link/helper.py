@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ..log import log
 from ..system.descriptors import drain
-from ..system.here import FORKING, HERE
+from ..system.here import FORKING, HERE, WORKING
 from .connection import Interruption
 from .hello import jitter
 from .link import Link
@@ -88,6 +88,8 @@ class Helper:
         self._close_if_unused = close_if_unused
         #: The thread that is to run; one that finds another here, or none, ends.
         self.thread: threading.Thread | None = None
+        #: The kernel's thread that started it; its own under gevent.
+        self._started_by = 0
         self._pause = 0.0
         self._patience = FIRST_PATIENCE
         #: The broker is away, and that was said.
@@ -102,6 +104,7 @@ class Helper:
         """Start the thread, if there is none."""
         thread = self.thread
         if thread is None or not thread.is_alive():
+            self._started_by = threading.get_native_id()
             self.thread = thread = threading.Thread(target=self._run, name="shmpool-helper", daemon=True)
             thread.start()
 
@@ -139,6 +142,15 @@ class Helper:
         return self.thread is threading.current_thread() and not self._seat.is_over
 
     def _run(self) -> None:
+        HERE[WORKING] += 1
+        # One that a fork has to stop (`rest`) is never seen to rest.
+        self._seat.link.tells_rests = not _IS_COUNTED and threading.get_native_id() != self._started_by
+        try:
+            self._go_on()
+        finally:
+            HERE[WORKING] -= 1
+
+    def _go_on(self) -> None:
         failures, seat = 0, self._seat
         while self._is_meant():
             try:

@@ -37,7 +37,7 @@ from ..protocol.messages import (
 )
 from ..seat.magazine import Magazine, Slot
 from ..system.descriptors import CLOSED, Closed, Descriptor, drain, make_eventfd, signal
-from ..system.here import FORKING, HERE
+from ..system.here import FORKING, HERE, WORKING
 from ..system.processes import process_state
 from .bells import Bells
 from .connection import Connection, ConnectionEnded
@@ -108,6 +108,8 @@ class Link:
         self.attempts: dict[int, Attempt] = {}
         #: The helper waits and does nothing; it looks for forks before it does anything.
         self.is_resting = False
+        #: Its rests are told to who forks (`HERE[WORKING]`).
+        self.tells_rests = False
 
     # --- sending ------------------------------------------------------------------------------------
 
@@ -413,17 +415,22 @@ class Link:
         it may be joined by who forks. No descriptor is referred to here: a child does not see this frame
         go."""
         milliseconds = None if timeout is None else min(timeout, LONGEST_WAIT) * 1000 + 1
-        self.is_resting = True
+        self._set_resting(True)
         try:
             ready = dict(poll.poll(milliseconds))
         finally:
             # In this order: who forks says so, and then looks whether we rest.
-            self.is_resting = False
+            self._set_resting(False)
             while HERE[FORKING] and is_meant():
-                self.is_resting = True
+                self._set_resting(True)
                 time.sleep(_FORKING)
-                self.is_resting = False
+                self._set_resting(False)
         return ready
+
+    def _set_resting(self, is_resting: bool) -> None:
+        self.is_resting = is_resting
+        if self.tells_rests:
+            HERE[WORKING] += -1 if is_resting else 1
 
     # --- connections --------------------------------------------------------------------------------
 

@@ -21,7 +21,8 @@ from typing import Final
 from ..protocol.figures import DEFERRED, HELD_BY_VIEWS
 from ..protocol.ledger import GENERATION_FIELD, STATE_SHIFT
 from ..protocol.states import CellState
-from ..system.here import COPIED, FORKING, HERE, UNSHARED
+from ..system.here import COPIED, HERE, UNSHARED
+from .guards import note_forks
 from .magazine import Slot
 from .openings import Openings
 from .tickets import Reader, Ticket, release, ring
@@ -204,7 +205,7 @@ class DeferredReleases:
         """No view is left here. False while a child may have one."""
         session = self._session
         if not HERE[UNSHARED] and not session.is_over:
-            if HERE[FORKING]:
+            if not note_forks():
                 return False
             if ticket._last_fork is None:
                 ticket._last_fork = session.guards.last

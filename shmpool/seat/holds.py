@@ -23,6 +23,7 @@ from ..protocol.ledger import CHECKSUM, EXTENT, NBYTES_BITS, ROW_WORDS, generati
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Held, Holds, LetGo, Refusal
 from ..system.here import HERE, OURS
 from . import tickets
+from .guards import note_forks
 from .supply import Supply
 from .tickets import Record
 from .windows import AT_REST, Window
@@ -117,6 +118,7 @@ class HoldTable:
                 if hold is not None and hold.granted == held.word:
                     self._let_go(held.request)
                 else:
+                    note_forks()
                     hold = Hold(self._map(held), held, session.forks, written, self._checksum_of(held.row))
                     self._table[held.row] = hold
                 if is_pinned:  # in one step: who gives back what is idle does not come in between
@@ -163,6 +165,7 @@ class HoldTable:
         if not self._table or self._session.is_over:
             return False
         session, now = self._session, time.monotonic()
+        note_forks()
         ended: list[int] = []
         with self.lock:
             for row, hold in list(self._table.items()):

@@ -183,7 +183,9 @@ class Session(Supply):
     # --- what is seen of it --------------------------------------------------------------------------
 
     def watch(self) -> None:
-        """Have the helper look now and then whether something was left open."""
+        """Have the helper look now and then whether something was left open. What is opened from now on waits
+        for no child of a fork that is over."""
+        guards.note_forks()
         self.is_watched = not self.is_over
         self.wake_helper()
 
@@ -262,6 +264,7 @@ class Session(Supply):
         if is_first and is_left:
             self.link.send_bells()
             self.unlock_seat()
+            self.guards.forget_all()
             self.readers = None  # nothing is open any more
             self.send(Goodbye())
         return is_left

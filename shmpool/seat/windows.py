@@ -14,7 +14,6 @@ import os
 import sys
 import weakref
 from collections.abc import Iterable
-from contextlib import suppress
 from sys import getrefcount
 from typing import Final, NamedTuple
 
@@ -96,10 +95,13 @@ def _copy(window: Window) -> None:
         _copy_by_hand(window)
     else:
         os.ftruncate(fd, length)
-        with memoryview(window) as whole, suppress(OSError):
-            at = 0
-            while at < length:
-                at += os.pwrite(fd, whole[at:], at)
+        at = 0
+        with memoryview(window) as whole:
+            try:
+                while at < length:
+                    at += os.pwrite(fd, whole[at:], at)
+            except OSError:
+                pass  # what is not there is zeros
         libc.map_over(window.address, length, WRITE, fd, 0, private=True)
     _all_alive.discard(weakref.ref(window))
 

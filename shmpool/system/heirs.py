@@ -7,22 +7,20 @@ bytes nobody locks: a map of a file on overlayfs does not keep the lock. What is
 
 - byte `READERS` + seat: the seat itself, and its children, for as long as they read what was open
   there. The broker looks at it once the seat has ended.
-- bytes of `guard_at` (seat, fork, pid): the children of one fork. With pid 0 all of them, which
+- bytes of `guard_at` (seat, fork, pid): the children of one fork, or of a few in a row. With pid 0 all of them, which
   the parent looks at; with a pid one of them, for whoever asks who it is.
 - byte `copies_at` (seat, fork): a child of that fork that has yet to copy what its parent was
-  writing; it unlocks it in its first moments. Until then the parent's slots are not used again.
+  writing; it lets go of it in its first moments. Until then the parent's slots are not used again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 from typing import Final, NamedTuple
 
 from ..protocol.names import header_name
 from . import libc
-from .descriptors import Descriptor
-from .locks import F_OFD_SETLK, any_locked, share_byte, unlock_bytes
+from .locks import any_locked, share_byte
 from .segments import open_segment
 
 READERS: Final = 1 << 61
@@ -52,17 +50,10 @@ def hold_anew(pool_id: int, offset: int) -> Page:
     return hold(open_segment(header_name(pool_id), writable=False), offset)
 
 
-def hold_fork(pool_id: int, seat: int, fork: int) -> tuple[Descriptor, Page]:
-    """What the child of a fork inherits of a seat: both bytes locked in one open file. The page keeps
-    it, and a child unlocks the second byte through the descriptor (`has_copied`). Raises OSError."""
-    fd = open_segment(header_name(pool_id), writable=False)
-    share_byte(fd, copies_at(seat, fork))
-    return fd, hold(fd, guard_at(seat, fork))
-
-
-def has_copied(fd: int, seat: int, fork: int) -> None:
-    """In the child: it needs its parent's slots no more. Raises OSError."""
-    fcntl.fcntl(fd, F_OFD_SETLK, unlock_bytes(copies_at(seat, fork)))
+def hold_fork(pool_id: int, seat: int, fork: int) -> tuple[Page, Page]:
+    """What the children of a fork inherit of a seat: the page that they drop when they have copied, and the one
+    that they drop when they read no more. Raises OSError."""
+    return hold_anew(pool_id, copies_at(seat, fork)), hold_anew(pool_id, guard_at(seat, fork))
 
 
 def copies_at(seat: int, fork: int) -> int:
@@ -97,7 +88,8 @@ class Evidence(NamedTuple):
 
     def under(self, pid: int) -> Evidence:
         """The same in another process, which says its pid. Raises OSError."""
-        return self._replace(name=hold_anew(self.pool_id, guard_at(self.seat, self.fork, pid)))
+        name = hold_anew(self.pool_id, guard_at(self.seat, self.fork, pid))
+        return Evidence(self.pool_id, self.seat, self.fork, self.readers, self.guard, name)
 
 
 def pids_of(fd: int, seat: int) -> list[int]:

@@ -19,10 +19,16 @@ _page.madvise(_MADV_WIPEONFORK)
 #: `HERE[OURS]`: the objects of this process are its own; 0 in a child until its hook has run.
 #: `HERE[UNSHARED]`: no child, and no fork that is under way, may have inherited a view of a reader; its
 #: releases need not look at guards. `HERE[COPIED]`: the same of a writer's: no child has yet to copy one.
-#: `HERE[FORKING]`: a fork is under way; nothing that was open, or leased, is used again.
+#: `HERE[NOTED]`: the guards know of each fork that is over (`seat.guards.note_forks`); so 0 in a child, too.
+#: `HERE[FORKING]`: the thread whose fork is under way, or 0; nothing that was open, or leased, is used again.
+#: `HERE[GUARDED]`: each seat has a guard that stands ready for the next fork, or there is none.
+#: `HERE[WORKING]`: how many helpers are not at rest; one that never is counts until it ends.
 HERE: Final = memoryview(_page).cast("Q")
 OURS: Final = 0
 UNSHARED: Final = 1
 COPIED: Final = 2
-FORKING: Final = 3
-HERE[OURS] = HERE[UNSHARED] = HERE[COPIED] = 1
+NOTED: Final = 3
+FORKING: Final = 4
+GUARDED: Final = 5
+WORKING: Final = 6
+HERE[OURS] = HERE[UNSHARED] = HERE[COPIED] = HERE[NOTED] = HERE[GUARDED] = 1

@@ -327,6 +327,7 @@ class Client:
         self.handle = b""
         if start.forks:
             context.process.sessions.add(session)
+            session.guards.begin()
 
     def _connect(self) -> Session:
         """Tried twice: who finds no broker then goes away."""
@@ -483,11 +484,10 @@ class Client:
     def fork(self) -> None:
         """With the real hooks of the parent. The child (`scenarios.inherit`) reads what is open here, or
         copies what is leased."""
-        forks._first_act()
         forks._before()
         context, session = self._context, self.session
         inherited = ("C", context.lease._granted()) if context.buffer is None else ("R", context.buffer._granted)
-        context.ask("fork", *inherited, heirs.copies_at(session.seat, session.guards.last))
+        context.ask("fork", *inherited, heirs.copies_at(session.seat, session.guards.standing.number))
         forks._after_in_parent()
 
     def consume(self, number: int, *, is_good: bool = False) -> None:

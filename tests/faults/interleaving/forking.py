@@ -6,17 +6,18 @@ them. All parties are one process here, so each has its own of what the product 
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 from shmpool.life import forks
 from shmpool.seat import guards
 from shmpool.seat.session import Session
 from shmpool.system import heirs
-from shmpool.system.here import COPIED, FORKING, HERE, OURS, UNSHARED
+from shmpool.system.here import COPIED, FORKING, GUARDED, HERE, NOTED, OURS, UNSHARED, WORKING
 
 from .machines import Context
 
-WORDS = max(OURS, UNSHARED, COPIED, FORKING) + 1
+WORDS = max(OURS, UNSHARED, COPIED, NOTED, FORKING, GUARDED, WORKING) + 1
 
 
 class Page:
@@ -40,7 +41,7 @@ def hold_anew(pool_id: int, offset: int) -> Page:
 
 
 def hold_fork(pool_id: int, seat: int, fork: int) -> tuple[Page, Page]:
-    """`heirs.hold_fork`: the descriptor is a page of its own here, which the child drops first."""
+    """`heirs.hold_fork`."""
     copies = hold_anew(pool_id, heirs.copies_at(seat, fork))
     return copies, hold_anew(pool_id, heirs.guard_at(seat, fork))
 
@@ -63,30 +64,37 @@ class Process:
     """One party's own of the globals of `life.forks`, `seat.guards` and `system.here`."""
 
     def __init__(self) -> None:
-        self.here = [1, 1, 1, 0]
-        self.forks = forks._Forks()
+        self.here = [1, 1, 1, 1, 0, 1, 0]
+        self.stopped: set[Session] = set()
         self.sessions: set[Session] = set()
-        self.ended = 0
+        self.numbers = count(1)
+        self.seats: set[guards.Guards] = set()
         self.all: set[Any] = set()
+        self.noting: dict[int, list[int]] = {}
         self._others: tuple[Any, ...] = ()
 
     def enter(self) -> None:
         """Its code runs from here on."""
-        self._others = (forks._forks, forks.sessions, guards.forks_ended, guards._all, HERE[:WORDS].tolist())
-        self._set(self.forks, self.sessions, self.ended, self.all, self.here)
+        self._others = (
+            (forks._stopped, forks.sessions),
+            (guards._numbers, guards._seats, guards._all, guards._noting),
+            HERE[:WORDS].tolist(),
+        )
+        self._set((self.stopped, self.sessions), (self.numbers, self.seats, self.all, self.noting), self.here)
 
     def leave(self) -> None:
         """Until here."""
-        self.ended, self.here = guards.forks_ended, HERE[:WORDS].tolist()
+        self.here = HERE[:WORDS].tolist()
         self._set(*self._others)
 
-    def _set(self, one: Any, sessions: Any, ended: int, held: Any, here: list[int]) -> None:
-        forks._forks, forks.sessions = one, sessions  # type: ignore[misc]
-        guards.forks_ended, guards._all = ended, held  # type: ignore[misc]
+    def _set(self, hooks: Any, guarded: Any, here: list[int]) -> None:
+        forks._stopped, forks.sessions = hooks  # type: ignore[misc]
+        guards._numbers, guards._seats, guards._all, guards._noting = guarded  # type: ignore[misc]
         for word, value in enumerate(here):
             HERE[word] = value
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What of it decides what comes next; while its own code runs."""
-        return (*HERE[:WORDS], guards.forks_ended, len(guards._all))
+        words = [bool(word) for word in HERE[:WORDS]]  # FORKING is a thread
+        return (*words, repr(guards._numbers), len(guards._all), len(guards._noting))

@@ -389,16 +389,20 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the guard made after the fork", SCENARIO["fork x publisher"],
         together(
-            rewrite(forks, "_before", ("session.guards.before_fork()", "pass")),
-            rewrite(forks, "_after_in_parent",
-                    ("session.guards.after_fork()",
-                     "session.guards.before_fork()\n            session.guards.after_fork()")),
+            rewrite(forks, "_make_ready",
+                    ("guards.stand_ready()",
+                     "[setattr(one, 'standing', guards.Guard()) for one in guards._seats] != []")),
+            rewrite(forks, "_after_in_parent", ("if HERE[GUARDED]:", "if guards.stand_ready():")),
         ),
     ),
     Mutant(
         "the guard dropped before the fork", SCENARIO["fork x publisher"],
-        rewrite(Guards, "before_fork", ("guard.is_certain = True\n        except FileNotFoundError",
+        rewrite(Guards, "stand", ("guard.is_certain = True\n        except FileNotFoundError",
                                   "guard.is_certain, guard.page = True, None\n        except FileNotFoundError")),
+    ),
+    Mutant(
+        "a release that does not have the fork noted", SCENARIO["fork x publisher"],
+        rewrite(DeferredReleases, "_settle", ("if not note_forks():", "if False:")),
     ),
     Mutant(
         "an open that counts the fork to come", SCENARIO["fork x publisher"],
@@ -414,11 +418,11 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a slot used again before it is copied", SCENARIO["fork of a writer x waiter"],
-        rewrite(Guards, "awaits_copy", ("or any(row in guard.copied for guard in self._guards)", "")),
+        rewrite(Guards, "awaits_copy", (" or any(row in guard.copied for guard in self._guards)", "")),
     ),
     Mutant(
         "copies that are not waited for once the fork is over", SCENARIO["fork of a writer x reader"],
-        rewrite(Guards, "after_fork", ("guard.copied = copied\n", "pass\n")),
+        rewrite(Guards, "note", ("guard.copied = self._session.written_rows() | set(self._ended)\n", "pass\n")),
     ),
     Mutant(
         "a readers' byte given up with the seat's sweep", SCENARIO["fork x restart"],
