@@ -30,8 +30,11 @@ from .windows import AT_REST, Window
 
 #: Seconds that a hold outlives its last view.
 LINGER: Final = 0.25
-#: The helper's pause between looks while anything is held without a pin.
+#: The helper's pause between looks while anything is held without a pin. It grows with the time that views live
+#: on: who reads a table for hours would have each of its processes wake ten times a second.
 PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 1.0
+GROWTH: Final = 1 / 8
 
 
 class Hold:
@@ -85,6 +88,8 @@ class HoldTable:
         self.lock = threading.RLock()
         #: A connection was lost and not everything was told again: see `messages`.
         self._told: list[int] = []
+        #: When a hold last came, was found idle or ended, in monotonic seconds.
+        self._changed_at = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._table)
@@ -121,6 +126,7 @@ class HoldTable:
                     note_forks()
                     hold = Hold(self._map(held), held, session.forks, written, self._checksum_of(held.row))
                     self._table[held.row] = hold
+                self._changed_at = time.monotonic()
                 if is_pinned:  # in one step: who gives back what is idle does not come in between
                     hold.pins.append(None)
         except BaseException:
@@ -149,7 +155,8 @@ class HoldTable:
                 return None
             if self._session.is_over:
                 raise discarded(self._session.is_closing)
-            hold.idle_since = None
+            if hold.idle_since is not None:
+                hold.idle_since, self._changed_at = None, time.monotonic()
             assert hold.record.window is not None
             return hold, memoryview(hold.record.window)[: hold.nbytes]
 
@@ -158,7 +165,12 @@ class HoldTable:
     @property
     def pause(self) -> float | None:
         """For the helper: when it has to look again."""
-        return PAUSE if any(not hold.pins for hold in list(self._table.values())) else None
+        watched = [hold for hold in list(self._table.values()) if not hold.pins]
+        if not watched:
+            return None
+        if any(hold.idle_since is not None for hold in watched):
+            return PAUSE
+        return min(LONGEST_PAUSE, max(PAUSE, GROWTH * (time.monotonic() - self._changed_at)))
 
     def look(self, *, at_once: bool = False) -> bool:
         """Let go of what nobody looks through any more; False when there was nothing."""
@@ -173,7 +185,7 @@ class HoldTable:
                     hold.idle_since = None
                     continue
                 if hold.idle_since is None:
-                    hold.idle_since = now
+                    hold.idle_since = self._changed_at = now
                 is_due = at_once or now >= hold.idle_since + LINGER
                 guards = session.guards
                 if is_due and not guards.between(hold.fork, guards.last) and not guards.awaits_copy(row):

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -416,3 +416,28 @@ def test_whenever_a_maker_is_killed_the_next_gets_or_makes_it(
         if is_done:
             break
     assert 0 < len(made) < steps // stride + 1, "each found it, or each made it"
+
+
+def test_a_view_that_lives_for_hours_has_nobody_wake_for_it(
+    pool: shmpool.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty processes that read one table woke four hundred times a second."""
+    from shmpool.seat import holds as module
+
+    later = [0.0]
+    with pool.share(np.ones(100_000), "table"), shmpool.connect(pool.address) as other:
+        table = other.find("table").get(copy=False)
+        assert other._session is not None
+        holds = other._session.holds
+        assert holds.pause == module.PAUSE
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + later[0]))
+        later[0] = 3600.0
+        assert holds.pause == module.LONGEST_PAUSE
+        del table
+        holds.look()
+        assert holds.pause == module.PAUSE
+        later[0] += 1.0
+        holds.look()
+        assert holds.pause is None
+        assert await_(lambda: pool.names() == ["table"])
+    assert await_(lambda: pool.names() == [])
