@@ -209,7 +209,7 @@ def _show_hand_over(out: Console, report: Report) -> None:
     lines = [report.hand_over[category] for category in SizeCategory if category in report.hand_over]
     shown = table(
         "The hand-over alone, median time from one process to the other", "size", "files>", "bytes>",
-        "put and get>", "multiprocessing.Queue>", "ratio>",
+        *(f"{way.value}>" for way in Way), "ratio>",
     )  # fmt: skip
     ratios = []
     for line in lines:
@@ -226,7 +226,7 @@ def _show_hand_over(out: Console, report: Report) -> None:
             else f"{least:.1f} ({of_least}) to {most:.1f} ({of_most}) times"
         )
         out.print(
-            f"ratio: objects are at the other process {told} as fast through shmpool as over multiprocessing.Queue"
+            f"ratio: objects are at the other process {told} as fast over {Way.POOL.value} as over {Way.QUEUE.value}"
         )
 
 

@@ -1,6 +1,5 @@
 """The hand-over alone, which is what the pool is for: arrays (bytes, where there is no numpy) that lie ready
-in one process until another has them to work on, by way of `Pool.put` and `Pool.get`, and of
-`multiprocessing.Queue`.
+in one process until another has them to work on, by way of `shmpool.Queue`, and of `multiprocessing.Queue`.
 
 One object is on its way at a time, so that nothing but its own way is timed: from before it is given,
 in one process, until it is there, in the other; both look at the same clock. Reading the file comes
@@ -20,11 +19,12 @@ from time import perf_counter_ns
 from typing import Any, Final, NamedTuple
 
 from ..connecting import connect
-from ..protocol.handle import Handle
 from .crew import Link
 from .files import Skipped, opened, read_whole
 from .tasks import Share
 
+#: By this name both find the pool's queue.
+QUEUE_NAME: Final = "hand-over"
 #: Each file goes so many times each way, and the first time is not counted.
 TIMES: Final = 6
 
@@ -32,7 +32,7 @@ TIMES: Final = 6
 class Way(Enum):
     """How an object gets to the other process."""
 
-    POOL = "shmpool"
+    POOL = "shmpool.Queue"
     QUEUE = "multiprocessing.Queue"
 
 
@@ -59,12 +59,9 @@ def give(link: Link, share: Share, address: str, pipe: Connection, queue: Queue[
     with ExitStack() as stack:
         pool = stack.enter_context(connect(address))
         stack.enter_context(pipe)
+        ours = pool.queue(QUEUE_NAME)
         np = _numpy()
         link.await_go()
-
-        def through_pool(obj: Any) -> None:
-            pipe.send_bytes(pool.put(obj))
-
         for index, path in share:
             try:
                 with opened(path) as (fd, identity):
@@ -73,7 +70,7 @@ def give(link: Link, share: Share, address: str, pipe: Connection, queue: Queue[
                 continue  # it was readable just now
             array = None if np is None else np.frombuffer(data, np.uint8)
             ways: dict[Way, tuple[Callable[[Any], None], Any]] = {
-                Way.POOL: (through_pool, PickleBuffer(data) if array is None else array),
+                Way.POOL: (ours.put, PickleBuffer(data) if array is None else array),
                 Way.QUEUE: (queue.put, data if array is None else array),
             }
             for number in range(TIMES):
@@ -91,11 +88,12 @@ def give(link: Link, share: Share, address: str, pipe: Connection, queue: Queue[
 def take(link: Link, address: str, pipe: Connection, queue: Queue[Any]) -> None:
     """Take what comes, say when it was there, and judge it."""
     with connect(address) as pool, pipe:
+        ours = pool.queue(QUEUE_NAME)
         _numpy()
         link.await_go()
         while (given := pipe.recv()) is not None:
             pipe.send(True)
-            got = pool.get(Handle(pipe.recv_bytes())) if given.way is Way.POOL else queue.get()
+            got = ours.get() if given.way is Way.POOL else queue.get()
             arrived = perf_counter_ns()
             took = arrived - pipe.recv()
             digest = hashlib.sha256(got).digest() if given.is_judged else None
