@@ -61,7 +61,7 @@ from shmpoold.core.events import (
     WarmFailed,
 )
 from shmpoold.core.recovery import invariants
-from shmpoold.shell.segments import remove_names
+from shmpoold.shell.leftovers import remove_names
 
 sys.path.append(str(Path(__file__).parents[1] / "core"))
 

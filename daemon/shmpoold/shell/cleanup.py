@@ -20,7 +20,7 @@ from shmpool.protocol.sizing import format_bytes
 from shmpool.system.locks import TO_THE_END, FileId, FileLock, any_locked, pool_id_in
 from shmpool.system.memory import SHM_DIR
 
-from .segments import is_served, leftover_pools
+from .leftovers import is_served, leftover_pools
 from .untracked import unlink_segment
 
 _MARK: Final = f"{SHM_DIR}/{PREFIX}"

@@ -38,15 +38,13 @@ from ..core.broker import Broker
 from ..core.settings import Settings
 from . import host
 from .files import AlreadyRunning, LockFiles, RuntimeFiles
+from .leftovers import is_served, names_of, remove_names
 from .segments import (
     Access,
     DamagedPool,
     OtherVersion,
     PoolIsServed,
     SegmentStore,
-    is_served,
-    names_of,
-    remove_names,
 )
 
 log = logging.getLogger(__name__)

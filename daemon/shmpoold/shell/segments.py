@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -31,8 +31,6 @@ from shmpool.protocol.names import (
     header_name,
     ledger_name,
     parse_direct_name,
-    parse_pool_id,
-    pool_prefix,
     queue_name,
     tier_name,
 )
@@ -43,6 +41,7 @@ from shmpool.system.memory import SHM_DIR
 
 from ..core.memory.holding import Holding
 from ..core.memory.spares import Spare
+from .leftovers import names_of, remove_names
 from .untracked import UntrackedSharedMemory, is_own, unlink_segment
 
 
@@ -390,47 +389,3 @@ def _fallocate(segment: UntrackedSharedMemory, offset: int, nbytes: int) -> None
         free = memory.shm_free()
         has = "the kernel refuses" if free is None else f"{SHM_DIR} has {format_bytes(free)} free"
         raise memory.no_space(nbytes, has) from error
-
-
-def names_of(pool_id: int) -> list[str]:
-    """The names of a pool's segments that exist."""
-    prefix = pool_prefix(pool_id)
-    return [name for name in os.listdir(SHM_DIR) if name.startswith(prefix)]
-
-
-def remove_names(names: Iterable[str]) -> None:
-    """Unlink segments by name; missing is fine. Raises OSError when one cannot be, and then
-    all others were."""
-    failure: OSError | None = None
-    for name in names:
-        try:
-            unlink_segment(name)
-        except OSError as error:
-            failure = error
-    if failure is not None:
-        raise failure
-
-
-def is_served(pool_id: int) -> bool:
-    """Whether a living broker has a pool, wherever it runs."""
-    try:
-        fd = os.open(f"{SHM_DIR}/{header_name(pool_id)}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
-
-
-def leftover_pools() -> dict[int, list[str]]:
-    """Pool id -> the names of its segments, of all pools that there are on this host."""
-    pools: dict[int, list[str]] = {}
-    for name in sorted(os.listdir(SHM_DIR)):
-        pool_id = parse_pool_id(name)
-        if pool_id is not None:
-            pools.setdefault(pool_id, []).append(name)
-    return pools
