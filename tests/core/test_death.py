@@ -8,8 +8,10 @@ from harness import CHUNKS, SMALL, World
 from shmpool.protocol.figures import LEASES, MISSES
 from shmpool.protocol.header import counters_at
 from shmpool.protocol.ledger import BROKER, seat_of, state_of
+from shmpool.protocol.sizing import MIB
 from shmpool.protocol.states import CellState, State
 from shmpoold.core.lending.recalls import SPACING
+from shmpoold.core.settings import Settings
 
 
 @pytest.mark.parametrize("is_leased", [False, True])
@@ -246,3 +248,30 @@ def test_who_had_nothing_open_is_not_waited_for_whoever_holds_the_byte(world: Wo
     world.read_by_children.clear()
     world.pass_time(0.5)
     assert reading not in world.broker.seats.taken
+
+
+def test_who_had_little_is_swept_soon_beside_many_that_had_much(make_world: type[World]) -> None:
+    """Thirty processes with a thousand slots each are killed, others still, and then one with few."""
+    world = make_world(Settings(memory_limit=512 * MIB, max_clients=64), check_every=10**9)
+    many = [world.client() for _ in range(30)]
+    for client in many:
+        for _ in range(4):
+            client.refill(SMALL, count=256)
+        world.run()
+    victim = world.client()
+    victim.refill(SMALL, count=200)
+    world.run()
+    seat = victim.seat
+    for client in many:
+        client.die()
+    world.run()
+    world.pass_time(0.01)
+    victim.die()
+    world.run()
+    started = world.now
+    while seat in world.broker.seats.taken:
+        world.pass_time(0.001)
+    assert world.now - started <= 0.06
+    assert len(world.broker.inventory.granted) > 5000, "the others were not settled before"
+    world.pass_time(2.0)
+    assert not world.broker.inventory.granted

@@ -10,6 +10,9 @@ broker that dies in the middle leaves a seat whose process is dead: the next one
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
+
 from shmpool.protocol.ledger import generation_of, seat_of, state_of
 from shmpool.protocol.states import State
 
@@ -33,6 +36,15 @@ FIRST_LOOK, LONGEST_LOOK, GROWTH = 0.005, 0.25, 1.25
 LOOKED_AT_PER_TURN = 64
 #: Folding a seat's counters and clearing it, in units.
 CLEARING = 8
+
+
+#: Rows of seats that are settled together, if they are not of one seat; and units of that before those are
+#: looked after that are settled.
+SETTLED_TOGETHER, SETTLED_BETWEEN = 512, 2048
+
+
+def _rows_of(seat: Seat) -> int:
+    return len(seat.rows)
 
 
 class Endings:
@@ -61,6 +73,8 @@ class Endings:
         #: Whether the tickets of dead readers are open again.
         self.gives_back = False
         self._seats: list[Seat] = []
+        #: Whether those that have least are next.
+        self._is_least_next = False
         #: Settled but for what they had open, which may still be read; and what nobody reads.
         self.read: dict[int, Seat] = {}
         self._unread: list[Seat] = []
@@ -125,19 +139,23 @@ class Endings:
             self._chores.begin(self._run(), now, Lane.ENDINGS)
 
     def _run(self) -> Chore:
-        """Those who have ended meanwhile are settled together: one search finds the tickets
-        of all. Who is not at his end when something fails is put back."""
+        """Those who have ended meanwhile are settled some at a time; one search finds the tickets
+        of many. Who is not at his end when something fails is put back."""
         seats: list[Seat] = []
         held: list[int] = []
         unread: list[Seat] = []
         try:
             while self._seats or self._held or self._unread:
-                seats, self._seats = self._seats, []
-                for seat in seats:
-                    for row in [*seat.rows, *self._custody.published_by(seat.number)]:
-                        yield self._bury_safely(seat, row)
-                while seats:
-                    self._await_readers(seats.pop())
+                settled = 0
+                while self._seats and settled < SETTLED_BETWEEN:
+                    seats = self._take_some()
+                    for seat in seats:
+                        for row in [*seat.rows, *self._custody.published_by(seat.number)]:
+                            cost = self._bury_safely(seat, row)
+                            settled += cost
+                            yield cost
+                    while seats:
+                        self._await_readers(seats.pop())
                 held, self._held = self._held, []
                 if held:
                     yield from self._find_what_is_open(held)
@@ -155,6 +173,21 @@ class Endings:
             self._held = held + self._held
             self._unread = unread + self._unread
             self._is_under_way = False
+
+    def _take_some(self) -> list[Seat]:
+        """Seats to settle together, with few rows in all: those that ended first and those that have least, in
+        turns, so that who has little does not wait for the thousands of rows of others, nor these for ever."""
+        if len(self._seats) == 1:
+            seats, self._seats = self._seats, []
+            return seats
+        self._is_least_next = not self._is_least_next
+        order = sorted(self._seats, key=_rows_of) if self._is_least_next else self._seats
+        count = bisect_right(list(accumulate(map(_rows_of, order))), SETTLED_TOGETHER)
+        taken = order[: max(1, count)]
+        self._seats = (
+            [seat for seat in self._seats if seat not in taken] if self._is_least_next else order[len(taken) :]
+        )
+        return taken
 
     def _await_readers(self, seat: Seat) -> None:
         self.read[seat.number] = seat
