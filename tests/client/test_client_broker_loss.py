@@ -349,7 +349,7 @@ def test_pool_that_was_replaced_while_no_broker_answers_closes_its_descriptors_o
 ) -> None:
     """A second close of a number would be of whatever has that number by then."""
     broker = daemon()
-    with shmpool.connect(address, timeout=0.1) as pool:
+    with shmpool.connect(address, timeout=PATIENCE) as pool:
         session = pool._session
         broker.end(signal.SIGTERM)  # on_stop is remove: the next pool is another
         broker = daemon()
@@ -359,7 +359,7 @@ def test_pool_that_was_replaced_while_no_broker_answers_closes_its_descriptors_o
         try:
             for _ in range(5):
                 with pytest.raises(shmpool.BrokerUnavailable):
-                    pool.lease(1000)
+                    pool.lease(1000, timeout=0.1)
                 mine += [os.open("/dev/null", os.O_RDONLY) for _ in range(10)]
             assert all(os.fstat(fd) for fd in mine)
         finally:

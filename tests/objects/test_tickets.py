@@ -52,7 +52,8 @@ def test_what_nobody_opens_within_its_ttl_is_closed_while_the_publisher_lives(po
 def test_what_is_open_when_its_ttl_is_over_stays_open_and_is_closed_when_it_was_given_back(pool: shmpool.Pool) -> None:
     handle = pool.put(np.arange(50_000), ttl=0.02)
     with pool.open(handle) as buffer:
-        time.sleep(0.1)  # the ttl is over: nothing may happen
+        later = pool.put(b"later", ttl=0.02)
+        assert await_(lambda: is_used(pool, later)), "the ttl of both is over"
         assert bytes(buffer.view[-8:]) == (49_999).to_bytes(8, "little")
         buffer.give_back()
     assert await_(lambda: is_used(pool, handle))

@@ -257,11 +257,10 @@ import os, shmpool, sys, time
 with shmpool.Broker(memory_limit="40MiB", max_clients=8, on_critical_pressure="direct", fallback=False) as broker:
     with broker.connect() as pool:
         pool.lease(1000).release()
-        others = bytearray(1 << 20) * 0
+        others = []
         while (stats := pool.stats()).memory["pressure"] != "critical":
-            left = sorted(shmpool_room())
-            if left[0] > 2 << 20:
-                others += b"x" * (1 << 20)
+            if (more := min(shmpool_room()) - (2 << 20)) > 0:
+                others.append(b"x" * (more // 2 + 4096))
             time.sleep(0.05)
         held = stats.memory["held"]
         with pool.lease(1000) as lease:
