@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import pytest
+from corners import corner
 
 FREE, IDLE, LEASED, PUBLISHED, RETURNED = "FREE", "IDLE", "LEASED", "PUBLISHED", "RETURNED"
 PENDING, TAKEN, DONE = "PENDING", "TAKEN", "DONE"
@@ -311,9 +312,8 @@ def explore(rules: Rules) -> tuple[int, str | None]:
 MODES = pytest.mark.parametrize("is_tso", [False, True], ids=["SC", "TSO"])
 
 
-@MODES
-@pytest.mark.parametrize("generations", [2, pytest.param(3, marks=pytest.mark.long)])
-def test_whoever_looks_sees_what_he_opened(is_tso: bool, generations: int) -> None:
+@pytest.mark.parametrize(("generations", "is_tso"), corner((2, False), (2, True), (3, False), (3, True)))
+def test_whoever_looks_sees_what_he_opened(generations: int, is_tso: bool) -> None:
     rules = Rules(is_tso=is_tso, generations=generations, readers=generations - 1)
     states, violation = explore(rules)
     assert violation is None
