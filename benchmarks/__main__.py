@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,8 @@ from types import ModuleType
 from typing import Any
 
 import click
+
+import shmpool
 
 from . import report as reports
 from .options import Options
@@ -67,6 +70,8 @@ class _Benchmarks(click.Group):
         module = _module(name)
 
         def run(**values: Any) -> None:
+            if getattr(module, "IS_PLAIN", False) and shmpool.__compiled__:
+                os.execve(sys.executable, sys.orig_argv, {**os.environ, "SHMPOOL_PURE": "1"})
             _run([name], **values)
 
         parameters = [*_shared_options(), *getattr(module, "PARAMETERS", ())]

@@ -1,9 +1,10 @@
-"""cycle: What do lease + release, and the whole cycle, cost in one process, or `--against` another source tree, or
-`--beside` so many clients, with `--detailed` metrics, or `--compiled` beside plain?
+"""cycle: What do lease + release, and the whole cycle, cost in one process, plain and compiled, or `--against` another
+source tree, or `--beside` so many clients, or with `--detailed` metrics?
 
-Two trees are measured in one run: each in a process of its own with a broker of its own, one lap of each by
+Both clients are measured in one run: each in a process of its own with a broker of its own, one lap of each by
 turns. The ratio of the best laps and the median of the rounds' ratios are shown, the smaller of both is
-judged. So neither the machine's state nor a neighbour is in it; the same tree twice tells its noise. In the same
+judged. So neither the machine's state nor a neighbour is in it. In the same way the plain clients of two trees are
+compared, or with `--compiled` their compiled ones; the same tree twice tells the noise. In the same
 way a pool in which seats are held by others is measured beside one that is alone, and one whose clients time
 every lease beside one whose clients time one in 64."""
 
@@ -17,6 +18,7 @@ from pathlib import Path
 import click
 
 import shmpool
+from shmpool._fast import WHY_PLAIN
 
 from . import seats
 from .measure import Contestant, Lap, Ratio, Series, interleave
@@ -55,7 +57,9 @@ MOST_COMPILED = 0.2
 PARAMETERS = [
     click.Option(["--against"], type=TreePath(), help="Measure this tree and that checkout in one run."),
     click.Option(["--detailed"], is_flag=True, help="Measure with `detailed_metrics` and without."),
-    click.Option(["--compiled"], is_flag=True, help="Measure the compiled client and the plain one in one run."),
+    click.Option(
+        ["--compiled"], is_flag=True, help="With --against: the compiled clients of both, not the plain ones."
+    ),
     click.Option(["--beside"], type=click.IntRange(1, 16_000), help="Measure beside so many seats that others hold."),
 ]
 
@@ -67,16 +71,16 @@ def run(options: Options) -> Report:
         _measure_against(report, options, other)
     elif beside is not None:
         _measure_beside(report, options, beside)
-    elif options.more.get("compiled"):
-        _measure_compiled(report, options)
     elif options.more.get("detailed"):
         _measure_detailed(report, options)
+    elif shmpool.__compiled__:
+        _measure_both(report, options)
     else:
-        _measure_here(report, options)
+        _measure_plain(report, options)
     return report
 
 
-def _measure_here(report: Report, options: Options) -> None:
+def _measure_plain(report: Report, options: Options) -> None:
     table = Table(
         "one process, a warm magazine; the whole cycle is lease, touch, publish, open, touch, release",
         [Column("size", "B"), Column("lease + release", "s"), Column("best", "s"), Column("whole cycle", "s")],
@@ -92,6 +96,8 @@ def _measure_here(report: Report, options: Options) -> None:
             name = f"lease + release, {size_name(size)}"
             report.bars.append(Bar(name, MOST_FOR_A_PAIR, pair.median, "s", is_most=True))
     report.tables.append(table)
+    report.absent["compiled"] = WHY_PLAIN
+    report.bars.append(Bar(f"compiled whole cycle, {size_name(KIB)}", MOST_COMPILED, None, is_most=True))
 
 
 def _measure_against(report: Report, options: Options, other: Path) -> None:
@@ -103,7 +109,8 @@ def _measure_against(report: Report, options: Options, other: Path) -> None:
         is_grouped=True,
     )  # fmt: skip
     report.tables.append(table)
-    for size, name, ours, theirs in measure((ROOT, other), options.sizes or SIZES_AGAINST, rounds, seconds):
+    both = ({"SHMPOOL_PURE": "" if options.more.get("compiled") else "1"},) * 2
+    for size, name, ours, theirs in measure((ROOT, other), options.sizes or SIZES_AGAINST, rounds, seconds, both):
         of_bests, of_rounds = ours.best / theirs.best, _round_by_round(ours, theirs)
         table.rows.append([size, name, ours.best, theirs.best, of_bests, of_rounds])
         # What is slower is so in both; a lucky lap, or a burst of other work, is only in one.
@@ -111,21 +118,22 @@ def _measure_against(report: Report, options: Options, other: Path) -> None:
         report.bars.append(Bar(f"{name}, {size_name(size)}", _allowed(size), slower, is_most=True))
 
 
-def _measure_compiled(report: Report, options: Options) -> None:
-    if not shmpool.__compiled__:
-        raise click.UsageError("the compiled part is not built, or switched off: SHMPOOL_COMPILED=1 pip install …")
+def _measure_both(report: Report, options: Options) -> None:
     rounds, seconds = options.rounds or ROUNDS_AGAINST, options.seconds or SECONDS_AGAINST
     table = Table(
-        f"compiled, tickets by compare-and-swap, and plain, under locks: the best of {rounds} rounds, and their ratios",
-        [Column("size", "B"), Column("operation"), Column("compiled", "s"), Column("plain", "s"),
+        f"one process, a warm magazine; plain, tickets under locks, and compiled, tickets by compare-and-swap: the best"
+        f" of {rounds} rounds, and their ratios",
+        [Column("size", "B"), Column("operation"), Column("plain", "s"), Column("compiled", "s"),
          Column("best / best", "x"), Column("round by round", "x")],
         is_grouped=True,
     )  # fmt: skip
     report.tables.append(table)
-    sizes, both = options.sizes or SIZES_AGAINST, ({"SHMPOOL_PURE": ""}, {"SHMPOOL_PURE": "1"})
+    sizes, both = options.sizes or SIZES, ({"SHMPOOL_PURE": ""}, {"SHMPOOL_PURE": "1"})
     for size, name, compiled, plain in measure((ROOT, ROOT), sizes, rounds, seconds, both):
         of_bests, of_rounds = compiled.best / plain.best, _round_by_round(compiled, plain)
-        table.rows.append([size, name, compiled.best, plain.best, of_bests, of_rounds])
+        table.rows.append([size, name, plain.best, compiled.best, of_bests, of_rounds])
+        if name == "lease + release":
+            report.bars.append(Bar(f"{name}, {size_name(size)}", MOST_FOR_A_PAIR, plain.median, "s", is_most=True))
         if name == "whole cycle" and size == KIB:
             slower = min(of_bests, of_rounds.median)
             report.bars.append(Bar(f"compiled {name}, {size_name(size)}", MOST_COMPILED, slower, is_most=True))

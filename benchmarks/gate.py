@@ -14,7 +14,10 @@ after its reference's, while a busy neighbour is given a core for milliseconds a
 laps, those of either side alike, and the median of some hundred ratios of neighbouring laps does not
 know it. Where an object is a few wake-ups long, a lap's figure is its best object, or the processor time
 of both sides. A slower machine takes longer and finds the same. What looks slower all the same is
-measured again, up to three times: a regression is slower every time."""
+measured again, up to three times: a regression is slower every time.
+
+It is about the plain client, which is the reference and serves whatever the compiled part does not; how much
+faster that is, `cycle` tells."""
 
 from __future__ import annotations
 
@@ -43,6 +46,8 @@ from .units import KIB, MIB, size_name
 
 #: `all` leaves it out: it judges the others' code, and says nothing new.
 IS_APART = True
+#: It runs with the plain client, whichever is installed.
+IS_PLAIN = True
 BASELINE = str(Path(__file__).with_name("baseline.json"))
 ROUNDS = 200
 SECONDS = 0.00025

@@ -41,6 +41,7 @@ def machine_words(report: Report) -> Iterator[str]:
     yield f"{machine['cores']} cores"
     yield machine["kernel"]
     yield f"Python {machine['python']}"
+    yield f"the {machine['client']} client" if "client" in machine else "the plain client"
 
 
 def _rich_table(table: Table) -> RichTable:

@@ -59,7 +59,9 @@ class Tree:
                 **environment,
             },
         )
-        self._answer()
+        is_compiled = self._answer()["compiled"]
+        if environment.get("SHMPOOL_PURE") == "" and not is_compiled:
+            raise TreeFailed(f"{path} has no compiled part for this Python: install it with `pip install -e {path}`")
 
     def lap(self, operation: str, nbytes: int, objects: int) -> dict[str, float]:
         """Run it once: the seconds by what was timed."""

@@ -30,6 +30,7 @@ cdef object _take_apart(object buffer, object copy, object allow):
     """As `exchange.take_apart`. An array over a view is one over its window, so there is no view without need."""
     cdef PyObject *window = get_member(get_member(<PyObject *>buffer, TICKET_RECORD), RECORD_WINDOW)
     cdef uint64_t address, nbytes
+    cdef Py_ssize_t offset
     cdef char *data
     if not (read_word(window, WINDOW_ADDRESS, &address) and read_word(<PyObject *>buffer, BUFFER_NBYTES, &nbytes)):
         raise SystemError("a window that lies nowhere")
@@ -39,10 +40,10 @@ cdef object _take_apart(object buffer, object copy, object allow):
         set_member(<PyObject *>buffer, BUFFER_VIEW, <PyObject *>view)
         view = None
         return take_apart(buffer, False, copy, allow)
-    template = last
+    template, offset = last, last_offset  # what *copy* is asked for may run anything
     try:
         if copy or (copy is None and nbytes < <uint64_t>COPIED_BELOW):
-            made = _array(template, PyBytes_FromStringAndSize(data + last_offset, nbytes - last_offset), 0)
+            made = _array(template, PyBytes_FromStringAndSize(data + offset, nbytes - offset), 0)
         else:
             made = _array(template, <object>window, template[1])
         if not _release_to_views(<PyObject *>buffer):

@@ -61,7 +61,7 @@ cdef bint _finish(PyObject *record, PyObject *session, uint64_t granted) except 
         words_of(get_member(session, WORDS), &words, &count) and words_of(get_member(session, HEADER), &header, &header_count)
         and read_word(record, RECORD_WORD, &word) and read_word(record, RECORD_CELL, &cell)
         and read_word(record, RECORD_WANTED, &wanted) and read_word(session, TAKEN, &taken)
-        and word + ROW_WORDS <= count and word < cell < word + ROW_WORDS and wanted < header_count
+        and is_row(word, count) and is_cell(cell, word) and wanted < header_count
     ):
         raise SystemError("a record of what is open names no words")
     if load(words + cell) == (granted & GENERATION_FIELD | taken):
@@ -97,7 +97,7 @@ cdef bint _look_at_left(PyObject *deferred, PyObject *session) except -1:
             or not words_of(get_member(session, WORDS), &words, &count)
             or not (read_word(session, COUNTERS, &counters) and counters + COUNTER_WORDS <= count)
             or not (read_word(record, RECORD_WORD, &word) and read_word(record, RECORD_CELL, &cell))
-            or not (word + ROW_WORDS <= count and word < cell < word + ROW_WORDS)
+            or not (is_row(word, count) and is_cell(cell, word))
             or not (read_word(session, TAKEN, &taken) and load(words + cell) & ~GENERATION_FIELD == taken)
         ):
             (<object>deferred).look()
@@ -219,7 +219,7 @@ cdef object _publish_with_views(PyObject *lease, PyObject *slot, PyObject *sessi
     if (
         deferred == NULL or not here[COPIED] or not is_false(session, IS_OVER)
         or not is_false(session, STRICT) or not is_true(session, WARNED_OF_VIEWS)
-        or not words_of(get_member(session, WORDS), &words, &count) or word + ROW_WORDS > count
+        or not words_of(get_member(session, WORDS), &words, &count) or not is_row(word, count)
         or not (read_word(session, COUNTERS, &counters) and counters + COUNTER_WORDS <= count)
     ):
         return None

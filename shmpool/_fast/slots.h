@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 
 /* The offset of a member that `__slots__` made; -1 for anything else. */
 static inline Py_ssize_t slot_offset(PyObject *descriptor) {
@@ -44,8 +45,8 @@ static inline int read_word(PyObject *object, Py_ssize_t offset, uint64_t *word)
 static inline int is_false(PyObject *object, Py_ssize_t offset) { return MEMBER(object, offset) == Py_False; }
 static inline int is_true(PyObject *object, Py_ssize_t offset) { return MEMBER(object, offset) == Py_True; }
 
-/* Whether the references to an object are so many. */
-static inline int has_references(PyObject *object, Py_ssize_t count) { return Py_REFCNT(object) == count; }
+/* Whether there is an object, and the references to it are so many. */
+static inline int has_references(PyObject *object, Py_ssize_t count) { return object && Py_REFCNT(object) == count; }
 
 /* The words behind a memoryview of format "Q", and how many. 0 for anything else, a released one too. */
 static inline int words_of(PyObject *view, uint64_t **words, uint64_t *count) {
@@ -72,6 +73,13 @@ static inline PyObject *view_of(PyObject *exporter, Py_ssize_t nbytes) {
     }
     buffer->len = buffer->shape[0] = nbytes;
     return view;
+}
+
+/* Of a clock that only goes forward. */
+static inline double nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e9 + (double)now.tv_nsec;
 }
 
 /* Whether nobody but its owner has a view, nor an export of it. */
@@ -160,19 +168,25 @@ static inline int is_plain(const char *format) {
     return *format && strchr("bB?cehHiIlLqQnNfd", *format) && !format[1];
 }
 
-/* Fill *view* with the bytes of *data*; 0 where these are not one piece, in C order, of just as many. An exception is
-   left where the view is released. */
+/* 0 where an object has no such buffer, which the plain way explains; -1 for any other exception: it is its
+   `__buffer__`'s, or a signal handler's that came in it. */
+static inline int no_buffer(void) {
+    if (!PyErr_ExceptionMatches(PyExc_BufferError) && !PyErr_ExceptionMatches(PyExc_TypeError)
+        && !PyErr_ExceptionMatches(PyExc_ValueError)) return -1;
+    PyErr_Clear();
+    return 0;
+}
+
+/* Fill *view* with the bytes of *data*; 0 where these are not one piece, in C order, of just as many, or the view is
+   released. */
 static inline int fill_view(PyObject *view, PyObject *data) {
     Py_buffer from, to;
-    if (PyObject_GetBuffer(data, &from, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) {
-        PyErr_Clear();
-        return 0;
-    }
+    if (PyObject_GetBuffer(data, &from, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) return no_buffer();
     /* An export of the view: who releases it meanwhile finds it in use, and so its slot. */
     if (PyObject_GetBuffer(view, &to, PyBUF_WRITABLE) < 0) {
-        PyErr_Clear();
+        int result = no_buffer();
         PyBuffer_Release(&from);
-        return 0;
+        return result;
     }
     int fits = from.len == to.len && is_plain(from.format);
     if (fits && from.len < MANY_BYTES) memmove(to.buf, from.buf, (size_t)from.len);

@@ -1,3 +1,3 @@
-DIGEST: str
+DIGEST: int
 
 def install() -> None: ...

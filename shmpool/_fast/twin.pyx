@@ -54,6 +54,7 @@ cdef extern from "Python.h":
     Py_ssize_t PyList_GET_SIZE(PyObject *)
     PyObject *PyList_GET_ITEM(PyObject *, Py_ssize_t)
     bint PyList_CheckExact(PyObject *)
+    int PyList_Append(object, object) except -1
     bint PyTuple_CheckExact(PyObject *)
     bint PyDict_CheckExact(PyObject *)
     Py_ssize_t PyTuple_GET_SIZE(PyObject *)
@@ -73,10 +74,10 @@ cdef extern from "Python.h":
 cdef extern from "slots.h":
     """
     #ifndef TWIN_DIGEST
-    #define TWIN_DIGEST ""
+    #define TWIN_DIGEST 0
     #endif
     """
-    const char *TWIN_DIGEST
+    unsigned long TWIN_DIGEST
     Py_ssize_t slot_offset(object)
     PyObject *get_member(PyObject *, Py_ssize_t)
     void set_member(PyObject *, Py_ssize_t, PyObject *)
@@ -96,10 +97,11 @@ cdef extern from "slots.h":
     void switch_class(PyObject *, PyObject *)
     object new_instance(object)
     object new_handle(object, uint64_t, uint64_t, uint64_t)
-    bint fill_view(PyObject *, object)
+    double nanoseconds()
+    int fill_view(PyObject *, object) except -1
 
-#: Of the sources that it was made from.
-DIGEST = TWIN_DIGEST.decode()
+#: Of the sources that it was made from: see `sources.digest`.
+DIGEST = TWIN_DIGEST
 
 # --- what the protocol's modules say ------------------------------------------------------------------------
 
@@ -146,7 +148,7 @@ cdef Py_ssize_t POOL_ID = member(Mapping, "pool_id"), IS_WATCHED = member(Mappin
 cdef Py_ssize_t RECORDS = member(Mapping, "records"), LEFT = member(Mapping, "left"), FORKS = member(Mapping, "forks")
 cdef Py_ssize_t TICKETS_FD = member(Mapping, "tickets_fd"), TICKET_GATE = member(Mapping, "ticket_gate")
 cdef Py_ssize_t SWAP = member(Mapping, "swap"), RELEASES = member(Mapping, "deferred"), STRICT = member(Mapping, "strict")
-cdef Py_ssize_t WARNED_OF_VIEWS = member(Mapping, "warned_of_views")
+cdef Py_ssize_t WARNED_OF_VIEWS = member(Mapping, "warned_of_views"), TIMED = member(Mapping, "_timed")
 
 cdef Py_ssize_t RECENT = member(DeferredReleases, "_recent"), OLD = member(DeferredReleases, "_old")
 cdef Py_ssize_t PARTINGS = member(DeferredReleases, "_partings"), NUMBERS = member(DeferredReleases, "_numbers")
@@ -178,17 +180,28 @@ cdef PyObject *NONE = <PyObject *>None
 
 plain_lease, plain_open, plain_write = BasePool.lease, BasePool.open, Lease.write
 plain_publish, plain_release_lease, plain_release_buffer = LiveLease.publish, LiveLease.release, LiveBuffer.release
+part_with_slot, release_interrupted = LiveLease._part_with_slot, LiveBuffer._release_interrupted
 plain_release_to_views, plain_get, await_readers = LiveBuffer.release_to_views, ObjectVerbs.get, LiveLease._await_readers
 
 
 cdef inline bint is_a(PyObject *one, type cls):
-    return PyObject_TypeCheck(<object>one, <PyTypeObject *>cls)
+    return one != NULL and PyObject_TypeCheck(<object>one, <PyTypeObject *>cls)
+
+
+cdef inline bint is_row(uint64_t word, uint64_t count):
+    """Whether the words of a row that begins there are among so many."""
+    return count >= ROW_WORDS and word <= count - ROW_WORDS
+
+
+cdef inline bint is_cell(uint64_t cell, uint64_t word):
+    """Whether a word is one of the row that begins at another, but not its first."""
+    return cell > word and cell - word < ROW_WORDS
 
 
 cdef inline PyObject *living_session(PyObject *holder, Py_ssize_t offset):
     """The session of a pool, a slot or a record, of this process and not over; NULL for any other."""
     cdef PyObject *session = get_member(holder, offset)
-    if session == NULL or not PyObject_TypeCheck(<object>session, <PyTypeObject *>Mapping) or not is_false(session, IS_OVER):
+    if not is_a(session, Mapping) or not is_false(session, IS_OVER):
         return NULL
     return session if here[OURS] else NULL
 
@@ -212,13 +225,17 @@ cdef object _lease(PyObject *pool, object nbytes):
     cdef PyObject *slot
     cdef uint64_t *words
     cdef uint64_t count, counter, below, medium_from, leased, base, word, extent_word
-    cdef object taken, made, view, proxy
-    cdef Py_ssize_t size
-    if not 0 <= nbytes <= _MAX_NBYTES:
+    cdef object taken, made, view, proxy, held, shelf, exporter
+    cdef Py_ssize_t size, category
+    cdef PyObject *timed
+    cdef bint is_timed
+    cdef double started = 0
+    if session == NULL or not 0 <= nbytes <= _MAX_NBYTES:
         return None
     size = PyLong_AsSsize_t(nbytes)
-    if session == NULL or not is_false(session, HAS_DETAILS):
-        return None
+    is_timed = not is_false(session, HAS_DETAILS)
+    if is_timed:
+        started = nanoseconds()
     if not (read_word(session, POOLED_BELOW, &below) and read_word(session, COUNTERS, &counter)
             and read_word(session, MEDIUM_FROM, &medium_from) and read_word(session, LEASED, &leased)
             and words_of(get_member(session, WORDS), &words, &count)):
@@ -228,7 +245,8 @@ cdef object _lease(PyObject *pool, object nbytes):
         if table == NULL or not PyList_CheckExact(table) or (size + PAGE_LESS_ONE) >> PAGE_SHIFT >= PyList_GET_SIZE(table):
             return None
         magazine = PyList_GET_ITEM(table, (size + PAGE_LESS_ONE) >> PAGE_SHIFT)
-        counter += POOLED_SMALL if <uint64_t>size < medium_from else POOLED_MEDIUM
+        category = 0 if <uint64_t>size < medium_from else 1
+        counter += POOLED_MEDIUM if category else POOLED_SMALL
     else:
         if not read_word(session, CHUNKED_BELOW, &below):
             return None
@@ -236,31 +254,34 @@ cdef object _lease(PyObject *pool, object nbytes):
         if table == NULL or not PyDict_CheckExact(table):
             return None
         magazine = PyDict_GetItemWithError(<object>table, (size + PAGE_LESS_ONE) >> PAGE_SHIFT)
-        counter += CHUNKED_LARGE if <uint64_t>size < below else DIRECT_VERY_LARGE
-    if magazine == NULL or not is_a(magazine, Magazine) or counter >= count:
+        category = 2 if <uint64_t>size < below else 3
+        counter += CHUNKED_LARGE if category == 2 else DIRECT_VERY_LARGE
+    if not is_a(magazine, Magazine) or counter >= count:
         return None
     if not words[counter] & SAMPLE_MASK:
-        return None  # timed
+        return None  # one in 64 is timed and told in the plain way
+    held, shelf = <object>session, <object>magazine  # what follows may run anything
     taken = _take_slot(magazine, words, count)
     if taken is None:
         return None
     slot = <PyObject *>taken
     window = get_member(slot, SLOT_WINDOW)
+    if window == NULL or window == NONE or not (
+        read_word(slot, SLOT_BASE, &base) and read_word(slot, SLOT_WORD, &word)
+        and read_word(slot, SLOT_EXTENT_WORD, &extent_word) and is_row(word, count)
+    ):
+        return (<object>pool)._make_lease(held, taken, nbytes, counter)
+    exporter = <object>window
     try:
-        if window == NULL or window == NONE or not (
-            read_word(slot, SLOT_BASE, &base) and read_word(slot, SLOT_WORD, &word)
-            and read_word(slot, SLOT_EXTENT_WORD, &extent_word) and word + ROW_WORDS <= count
-        ):
-            made = (<object>pool)._make_lease(<object>session, taken, nbytes, counter)
-            taken = None
-            return made
         made = new_instance(EndedLease)  # it has no finalizer until it is whole
         view = view_of(window, size)
         proxy = PyWeakref_NewProxy(made, NULL)
     except BaseException:
-        if taken is not None:
-            (<object>get_member(magazine, READY)).append(taken)
+        (<object>get_member(magazine, READY)).append(taken)
         raise
+    if not here[OURS] or not is_false(session, IS_OVER):  # a finalizer has forked, or ended the seat
+        (<object>get_member(magazine, READY)).append(taken)
+        return None
     # LEASED with its own generation before anything is written: a sweep frees it if we die here.
     store(words + word, base | leased)
     store(words + word + EXTENT, extent_word | <uint64_t>size)
@@ -270,6 +291,12 @@ cdef object _lease(PyObject *pool, object nbytes):
     set_member(<PyObject *>made, LEASE_VIEW, <PyObject *>view)
     set_member(slot, SLOT_LEASE, <PyObject *>proxy)
     switch_class(<PyObject *>made, <PyObject *>LiveLease)
+    if is_timed:
+        table = get_member(session, TIMED)
+        if table != NULL and PyTuple_CheckExact(table) and category < PyTuple_GET_SIZE(table):
+            timed = PyTuple_GET_ITEM(table, category)
+            if PyList_CheckExact(timed):
+                PyList_Append(<object>timed, nanoseconds() - started)
     return made
 
 
@@ -290,7 +317,7 @@ cdef object _take_slot(PyObject *magazine, uint64_t *words, uint64_t count):
         candidate = (<object>published)[0]
         slot = <PyObject *>candidate
         if not (
-            read_word(slot, SLOT_FIRST_CELL, &first) and read_word(slot, SLOT_LAST_CELL, &last)
+            is_a(slot, Slot) and read_word(slot, SLOT_FIRST_CELL, &first) and read_word(slot, SLOT_LAST_CELL, &last)
             and read_word(slot, SLOT_DONE, &done) and read_word(slot, SLOT_BASE, &base)
             and first == last and last < count and base + ONE_GENERATION <= LAST_BASE
         ):
@@ -356,7 +383,7 @@ cdef object _publish(PyObject *lease):
     cdef uint64_t *words
     cdef uint64_t count, base, published, pool_id, tail, nbytes, word, cell, granted
     cdef object done, handle, held, made
-    if slot == NULL or not is_a(slot, Slot) or view == NULL or not PyMemoryView_Check(view):
+    if not is_a(slot, Slot) or view == NULL or not PyMemoryView_Check(view):
         return None
     session = living_session(slot, SLOT_SESSION) if here[COPIED] else NULL
     if session == NULL or not (
@@ -364,7 +391,7 @@ cdef object _publish(PyObject *lease):
         and read_word(session, POOL_ID, &pool_id) and read_word(slot, SLOT_TAIL, &tail)
         and read_word(lease, LEASE_NBYTES, &nbytes) and read_word(slot, SLOT_WORD, &word)
         and read_word(slot, SLOT_FIRST_CELL, &cell) and words_of(get_member(session, WORDS), &words, &count)
-        and word + ROW_WORDS <= count and word < cell < word + ROW_WORDS
+        and is_row(word, count) and is_cell(cell, word)
     ):
         return None
     granted = base | published
@@ -377,12 +404,17 @@ cdef object _publish(PyObject *lease):
         return None
     session = living_session(slot, SLOT_SESSION) if here[COPIED] else NULL
     magazine, window = get_member(slot, SLOT_MAGAZINE), get_member(slot, SLOT_WINDOW)
-    if session == NULL or magazine == NULL or not is_a(magazine, Magazine) or window == NULL or window == NONE:
+    if session == NULL or not is_a(magazine, Magazine) or window == NULL or window == NONE:
         return None
-    _drop_view(lease, LEASE_VIEW)
-    if not has_references(window, 1) or not is_false(session, IS_OVER) or not here[COPIED]:
-        made = _publish_with_views(lease, slot, session, handle, cell, word, granted, done)
-        return (<object>lease)._publish_slowly(1)[0] if made is None else made
+    _drop_view(lease, LEASE_VIEW)  # whose end may have run anything, too
+    magazine, window = get_member(slot, SLOT_MAGAZINE), get_member(slot, SLOT_WINDOW)
+    if not has_references(window, 1) or not is_a(magazine, Magazine) or not is_false(session, IS_OVER) or not here[COPIED]:
+        try:
+            made = _publish_with_views(lease, slot, session, handle, cell, word, granted, done)
+            return (<object>lease)._publish_slowly(1)[0] if made is None else made
+        except BaseException as error:
+            part_with_slot(<object>lease, error)
+            raise
     # The bytes and the cell are there before the grant word says so, and the slot is waited for
     # only after it: whoever reaps finds either the last publication's DONE or this one's cell.
     store(words + cell, granted)
@@ -410,26 +442,31 @@ cdef bint _release_lease(PyObject *lease) except -1:
     cdef uint64_t *header
     cdef uint64_t count, header_count, base, idle, word, wanted
     cdef object next_base, held
-    if slot == NULL or not is_a(slot, Slot) or view == NULL or not PyMemoryView_Check(view):
+    if not is_a(slot, Slot) or view == NULL or not PyMemoryView_Check(view):
         return False
     session = living_session(slot, SLOT_SESSION) if here[COPIED] else NULL
     magazine, window = get_member(slot, SLOT_MAGAZINE), get_member(slot, SLOT_WINDOW)
-    if session == NULL or magazine == NULL or not is_a(magazine, Magazine) or window == NULL or window == NONE:
+    if session == NULL or not is_a(magazine, Magazine) or window == NULL or window == NONE:
         return False
     if not (
         read_word(slot, SLOT_BASE, &base) and base + ONE_GENERATION <= LAST_BASE and read_word(session, IDLE, &idle)
         and read_word(slot, SLOT_WORD, &word) and read_word(slot, SLOT_WANTED, &wanted)
-        and words_of(get_member(session, WORDS), &words, &count) and word + ROW_WORDS <= count
+        and words_of(get_member(session, WORDS), &words, &count) and is_row(word, count)
         and words_of(get_member(session, HEADER), &header, &header_count) and wanted < header_count
     ):
         return False
     base += ONE_GENERATION
     next_base, held = base, <object>slot
     _drop_view(lease, LEASE_VIEW)
-    if not has_references(window, 1) or not is_false(session, IS_OVER) or not here[COPIED]:
-        if here[OURS] and not here[COPIED]:
-            (<object>session).guards.settle()
-        (<object>lease)._release_otherwise()
+    magazine, window = get_member(slot, SLOT_MAGAZINE), get_member(slot, SLOT_WINDOW)
+    if not has_references(window, 1) or not is_a(magazine, Magazine) or not is_false(session, IS_OVER) or not here[COPIED]:
+        try:
+            if here[OURS] and not here[COPIED]:
+                (<object>session).guards.settle()
+            (<object>lease)._release_otherwise()
+        except BaseException as error:
+            part_with_slot(<object>lease, error)
+            raise
         return True
     switch_class(lease, <PyObject *>EndedLease)
     set_member(slot, SLOT_BASE, <PyObject *>next_base)
@@ -497,7 +534,7 @@ cdef object _open(PyObject *pool, object handle, bint has_view):
     window, links = get_member(record, RECORD_WINDOW), get_member(record, RECORD_LINKS)
     if window == NULL or window == NONE or links == NULL or not PyTuple_CheckExact(links) or not (
         read_word(record, RECORD_WORD, &word) and read_word(record, RECORD_CELL, &cell)
-        and read_word(record, RECORD_SHAPE, &shape) and word + ROW_WORDS <= count and word < cell < word + ROW_WORDS
+        and read_word(record, RECORD_SHAPE, &shape) and is_row(word, count) and is_cell(cell, word)
     ):
         return None
     seen = <object>window
@@ -569,21 +606,26 @@ cdef bint _release_buffer(PyObject *buffer) except -1:
     if record == NULL or Py_TYPE(record) != <PyTypeObject *>Record or view == NULL or not PyMemoryView_Check(view):
         return False
     session, window = get_member(record, RECORD_SESSION), get_member(record, RECORD_WINDOW)
-    if not here[UNSHARED] or window == NULL or window == NONE or not PyObject_TypeCheck(<object>session, <PyTypeObject *>Mapping):
+    if not here[UNSHARED] or window == NULL or window == NONE or not is_a(session, Mapping):
         return False
     if not (
         read_word(buffer, TICKET_GRANTED, &granted) and (is_false(record, RECORD_IS_DIRECT) or granted & SEAT_MASK)
         and read_word(record, RECORD_WORD, &word) and read_word(record, RECORD_CELL, &cell)
         and read_word(record, RECORD_WANTED, &wanted) and words_of(get_member(session, WORDS), &words, &count)
-        and word + ROW_WORDS <= count and word < cell < word + ROW_WORDS
+        and is_row(word, count) and is_cell(cell, word)
         and words_of(get_member(session, HEADER), &header, &header_count) and wanted < header_count
     ):
         return False
     kept, grant = <object>record, <object>get_member(buffer, TICKET_GRANTED)
     _drop_view(buffer, BUFFER_VIEW)
+    window = get_member(record, RECORD_WINDOW)
     if not has_references(window, 1) or not here[UNSHARED]:
-        if not _leave_to_views(buffer, session, True):
-            (<object>buffer)._release_slowly()
+        try:
+            if not _leave_to_views(buffer, session, True):
+                (<object>buffer)._release_slowly()
+        except BaseException:
+            release_interrupted(<object>buffer)
+            raise
         return True
     # The view is gone, then DONE, then the look who is custodian. A publisher that leaves stores the
     # broker's custody and then looks at the cells: one of the two sees what the other has stored.
@@ -617,6 +659,7 @@ cdef bint _release_to_views(PyObject *buffer) except -1:
         return False
     kept = <object>record
     set_member(buffer, BUFFER_VIEW, NULL)  # with nobody else's eyes on it, it is gone
+    window = get_member(record, RECORD_WINDOW)
     if has_references(window, 1) and here[UNSHARED] and is_false(session, IS_OVER):
         switch_class(buffer, <PyObject *>EndedBuffer)
         _finish(record, session, granted)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from .._fast import COMPILED
+from .._fast import WHY_PLAIN
 from ..errors import BrokerUnavailable, ShmpoolError
 from ..protocol.header import BROKER_PID, FIRST_SEAT, header_fault
 from ..protocol.names import header_name, parse_pool_id
@@ -70,13 +70,13 @@ def check_python() -> Finding:
     """Only CPython with the GIL: see the architecture."""
     has_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
     version = platform.python_version()
-    return judge_python(sys.implementation.name, version, has_gil=has_gil, is_compiled=COMPILED)
+    return judge_python(sys.implementation.name, version, has_gil=has_gil, why_plain=WHY_PLAIN)
 
 
-def judge_python(implementation: str, version: str, *, has_gil: bool, is_compiled: bool) -> Finding:
-    """By name, version, whether the GIL is on and the hot paths are compiled."""
+def judge_python(implementation: str, version: str, *, has_gil: bool, why_plain: str = "") -> Finding:
+    """By name, version, whether the GIL is on, and why the hot paths are not compiled where they are not."""
     text = f"{implementation} {version}" + ("" if has_gil else " without the GIL")
-    text += f", hot paths {'compiled' if is_compiled else 'in plain Python'}"
+    text += f", hot paths in plain Python: {why_plain}" if why_plain else ", hot paths compiled"
     if implementation != "cpython" or not has_gil:
         return Finding(Level.FAIL, "python", text, "use a CPython build with the GIL")
     return Finding(Level.OK, "python", text)

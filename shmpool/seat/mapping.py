@@ -91,8 +91,8 @@ class Mapping:
     #: What the hot paths read of a session: members with a place of their own, which the compiled twin
     #: finds without a look-up.
     __slots__ = (
-        "__dict__", "__weakref__", "chunked", "chunked_below", "counters", "deferred", "forks", "has_details", "header",
-        "idle", "is_over", "is_watched", "leased", "left", "medium_from", "pool_id", "pooled", "pooled_below",
+        "__dict__", "__weakref__", "_timed", "chunked", "chunked_below", "counters", "deferred", "forks", "has_details",
+        "header", "idle", "is_over", "is_watched", "leased", "left", "medium_from", "pool_id", "pooled", "pooled_below",
         "published", "records", "shelves", "strict", "swap", "taken", "ticket_gate", "tickets_fd", "warned_of_views",
         "words",
     )  # fmt: skip

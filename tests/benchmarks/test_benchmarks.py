@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +19,11 @@ pytestmark = pytest.mark.long
 STATES = {"met", "missed", "absent"}
 
 
-def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
+def benchmarks(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
 
 
 def test_without_a_name_they_are_listed():
@@ -72,6 +74,23 @@ def test_two_trees_are_measured_beside_each_other(tmp_path):
         "release",
     ]
     assert all(row[4] == row[2] / row[3] for row in table["rows"])
+
+
+def test_both_clients_are_measured_beside_each_other(tmp_path):
+    """Where the compiled one is not there, the plain one is, and the bar of both is not met."""
+    written = tmp_path / "cycle.json"
+    quick = ("--sizes", "1KiB", "--rounds", "2", "--seconds", "0.001", "--json", str(written))
+    for pure in ("", "1"):
+        run = benchmarks("cycle", *quick, SHMPOOL_PURE=pure)
+        assert run.returncode in (0, 1), run.stderr
+        [report] = json.loads(written.read_text())["reports"]
+        names = [column["name"] for column in report["tables"][0]["columns"]]
+        is_compiled = report["machine"]["client"] == "compiled"
+        assert ({"plain", "compiled"} <= set(names)) == is_compiled
+        assert ("compiled" in report["absent"]) == (not is_compiled)
+        assert {bar["name"]: bar["state"] for bar in report["bars"]}.get("compiled whole cycle, 1 KiB", "absent") in (
+            STATES if is_compiled else {"absent"}
+        )
 
 
 def test_streams_are_judged_by_the_bars_of_each_part(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,8 @@ def test_a_lease_that_sleeps_fails_the_gate_in_every_pooled_category(tmp_path):
         report = gate.run(Options(rounds=8))
         print([bar.name for bar in report.bars if bar.state == "missed"])
     """
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    plain = {**os.environ, "SHMPOOL_PURE": "1"}  # as the gate is
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=plain, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     for operation in ("lease + release", "whole cycle"):
         for category in ("small", "medium", "large"):

@@ -237,9 +237,17 @@ def test_the_last_word_on_remove_ipc_counts(texts: list[str], removes: bool) -> 
     [("cpython", True, Level.OK), ("cpython", False, Level.FAIL), ("pypy", True, Level.FAIL)],
 )
 def test_only_cpython_with_the_gil_will_do(name: str, has_gil: bool, level: Level) -> None:
-    finding = checks.judge_python(name, "3.13.0", has_gil=has_gil, is_compiled=False)
+    finding = checks.judge_python(name, "3.13.0", has_gil=has_gil)
     assert finding.level is level
     assert_useful(finding)
+
+
+def test_the_compiled_part_is_told_of_and_why_it_is_not_there() -> None:
+    compiled = checks.judge_python("cpython", "3.13.0", has_gil=True)
+    plain = checks.judge_python("cpython", "3.13.0", has_gil=True, why_plain="there was no C compiler (cc)")
+    assert (compiled.level, plain.level) == (Level.OK, Level.OK), "it is optional"
+    assert "hot paths compiled" in compiled.text
+    assert "hot paths in plain Python: there was no C compiler (cc)" in plain.text
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from twins import is_built
+from twins import why_plain
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _built() -> None:
-    if not is_built():
-        pytest.skip("the compiled part was not built (SHMPOOL_COMPILED=1 pip install …)")
+    reason = why_plain()
+    assert "cannot be used" not in reason, "it is to be built anew: pip install -e ."
+    if reason:
+        pytest.skip(reason)

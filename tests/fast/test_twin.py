@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from typing import Literal
 
 import pytest
 import twins
+from patience import eventually
 
 import shmpool
-from shmpool import _fast
+from shmpool.stats import query, query_invariants
 
 TICKETS = 2000
 #: By how tickets are taken.
@@ -25,17 +27,25 @@ RACERS = {
 }
 
 
-def test_it_was_made_from_these_sources() -> None:
-    """Else it is to be built anew."""
-    folder = Path(_fast.__file__).parent
-    sources = b"".join((folder / name).read_bytes() for name in ("twin.pyx", "parting.pxi", "objects.pxi", "slots.h"))
-    built = twins.run("compiled", "from shmpool._fast import twin; print(twin.DIGEST)")
-    assert built == hashlib.sha256(sources).hexdigest()[:16]
+def test_one_that_was_made_from_other_sources_is_not_used(tmp_path: Path) -> None:
+    """As after a pull: it may store other words than the rest of the package."""
+    package = Path(shmpool.__file__).parent
+    shutil.copytree(package, tmp_path / "shmpool", ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path / "shmpool/_fast"
+    for name in ("twin.pyx", "slots.h"):  # a wheel has no sources
+        with open(folder / name, "a") as source:
+            source.write("\n")
+    told = subprocess.check_output(
+        [sys.executable, "-P", "-c", "import shmpool; print(shmpool.__compiled__, shmpool._fast.WHY_PLAIN)"],
+        env={**os.environ, "SHMPOOL_PURE": "", "PYTHONPATH": str(tmp_path)}, text=True,
+    )  # fmt: skip
+    assert told.startswith("False the compiled part cannot be used: it was made from other sources"), told
 
 
 def test_it_is_chosen_at_import_and_can_be_switched_off() -> None:
     ask = "import shmpool; print(shmpool.__compiled__)"
     assert (twins.run("compiled", ask), twins.run("plain", ask)) == ("True", "False")
+    assert "SHMPOOL_PURE" in twins.run("plain", "from shmpool._fast import WHY_PLAIN; print(WHY_PLAIN)")
 
 
 @pytest.mark.parametrize("settings", [{}, {"checksums": True}, {"detailed_metrics": True}, {"tickets": "cas"}], ids=str)
@@ -146,6 +156,154 @@ def test_lease_that_a_finalizer_ends_while_it_is_published_is_refused(tmp_path: 
             [sys.executable, "-c", ENDED_BY_A_FINALIZER, broker.address], capture_output=True, text=True, timeout=60
         )
         assert (done.stdout, done.returncode) == ("end True\n", 0), done.stderr
+
+
+FORKED_BY_A_FINALIZER = """
+import gc, os, sys, warnings
+import shmpool
+pool = shmpool.connect(sys.argv[1])
+verb, children = sys.argv[2], []
+main = os.getpid()
+
+def fork(phase, info):
+    if phase == "start" and fork.is_armed:
+        fork.is_armed = False
+        if pid := os.fork():
+            children.append(pid)
+
+gc.callbacks.append(fork)
+fork.is_armed = False
+for _ in range(3):  # from here on all of it is the twin's
+    pool.open(pool.lease(5000).publish()).release()
+for number in range(40):
+    handle = pool.lease(5000).publish() if verb == "open" else None
+    act = (lambda: pool.open(handle)) if verb == "open" else (lambda: pool.lease(5000))
+    counted = [[] for _ in range(number % 8)]
+    gc.collect()
+    fork.is_armed = True
+    gc.set_threshold(number // 8 + 1, 0, 0)
+    try:
+        one = act()
+    except (shmpool.HandleUsed, shmpool.StaleHandle):  # of two, one is faster
+        one = None
+    finally:
+        gc.set_threshold(0)
+    fork.is_armed = False
+    if os.getpid() != main:
+        del one
+        pool.close()
+        os._exit(0)
+    if one is not None:
+        one.release()
+    for pid in children:
+        assert os.waitpid(pid, 0)[1] == 0
+    children.clear()
+print("end")
+"""
+
+
+@pytest.mark.parametrize("verb", ["lease", "open"])
+def test_child_of_a_finalizer_that_forks_in_the_middle_has_its_own(verb: str) -> None:
+    """What is allocated may collect garbage, and so fork: both return into the call, the child as a process of its
+    own, which stores nothing through what it inherited."""
+    with shmpool.Broker(memory_limit="16MiB", handle_ttl=0.05) as broker:
+        done = subprocess.run(
+            [sys.executable, "-c", FORKED_BY_A_FINALIZER, broker.address, verb],
+            env=twins.environment("compiled"), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert (done.stdout, done.returncode) == ("end\n", 0), done.stderr
+        eventually(lambda: not query(broker.address).active_buffers)
+        assert not query_invariants(broker.address)
+
+
+CLOSED_BY_A_FINALIZER = """
+import gc, sys
+import shmpool
+verb, ended = sys.argv[2], 0
+
+def close(phase, info):
+    if phase == "start" and close.pool is not None:
+        pool, close.pool = close.pool, None
+        pool.close()
+
+gc.callbacks.append(close)
+close.pool = None
+for number in range(40):
+    pool = shmpool.connect(sys.argv[1])
+    for _ in range(3):
+        pool.open(pool.lease(5000).publish()).release()
+    handle = pool.lease(5000).publish()
+    act = (lambda: pool.open(handle)) if verb == "open" else (lambda: pool.lease(5000))
+    counted = [[] for _ in range(number % 8)]
+    gc.collect()
+    close.pool = pool
+    gc.set_threshold(number // 8 + 1, 0, 0)
+    try:
+        act().release()
+    except shmpool.ShmpoolError as error:
+        ended += 1
+    finally:
+        gc.set_threshold(0)
+    close.pool = None
+    pool.close()
+print("end")
+"""
+
+
+@pytest.mark.parametrize("way", ["locks", "cas"])
+@pytest.mark.parametrize("verb", ["lease", "open"])
+def test_pool_that_a_finalizer_closes_in_the_middle_ends_the_call(verb: str, way: Literal["locks", "cas"]) -> None:
+    with shmpool.Broker(memory_limit="16MiB", handle_ttl=0.05, tickets=way) as broker:
+        done = subprocess.run(
+            [sys.executable, "-c", CLOSED_BY_A_FINALIZER, broker.address, verb],
+            env=twins.environment("compiled"), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert (done.stdout, done.returncode) == ("end\n", 0), done.stderr
+        eventually(lambda: not query(broker.address).clients)
+        assert not query_invariants(broker.address)
+
+
+GETS_WITHIN_A_GET = """
+import sys
+import numpy as np
+import shmpool
+pool = shmpool.connect(sys.argv[1])
+first, second = np.arange(4096, dtype=np.int32), np.ones((2,) * 11, dtype=">f8")
+for _ in range(3):  # their likes are known from then on
+    pool.get(pool.put(first)), pool.get(pool.put(second))
+
+class Copies:
+    def __bool__(self):
+        pool.get(other)
+        return True
+
+one, other = pool.put(first), pool.put(second)
+print(np.array_equal(pool.get(one, copy=Copies()), first))
+"""
+
+
+def test_get_within_a_get_does_not_move_what_the_first_one_copies() -> None:
+    pytest.importorskip("numpy")
+    with shmpool.Broker(memory_limit="16MiB") as broker:
+        assert twins.run("compiled", GETS_WITHIN_A_GET, broker.address) == "True"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="classes have no buffer protocol before Python 3.12")
+def test_what_a_payloads_buffer_raises_reaches_who_writes() -> None:
+    code = """if True:
+        import sys, shmpool
+        class Payload:
+            def __buffer__(self, flags):
+                raise KeyboardInterrupt
+        pool = shmpool.connect(sys.argv[1])
+        with pool.lease(8) as lease:
+            try:
+                lease.write(Payload())
+            except KeyboardInterrupt:
+                print("arrived")
+    """
+    with shmpool.Broker(memory_limit="16MiB") as broker:
+        assert twins.run("compiled", code, broker.address) == "arrived"
 
 
 def _publish(pool: shmpool.Pool, number: int) -> bytes:

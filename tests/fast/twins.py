@@ -10,9 +10,9 @@ from pathlib import Path
 PURE = {"plain": "1", "compiled": "", "asking": "1"}
 
 
-def is_built() -> bool:
-    """Whether a process that does not ask for the plain client has the twin."""
-    return run("compiled", "from shmpool import _fast; print(_fast.COMPILED)") == "True"
+def why_plain() -> str:
+    """Why a process that does not ask for the plain client has no twin; empty where it has it."""
+    return run("compiled", "from shmpool import _fast; print(_fast.WHY_PLAIN)")
 
 
 def run(kind: str, code: str, *arguments: str) -> str:

@@ -33,6 +33,8 @@ def walk(seed: int, steps: int, **settings: Any) -> list[str]:
         session = pool._session
         assert session is not None
         rows = session.tiers[-1].base * 16  # but for direct segments, whose custody passes at the broker's leisure
+        # A digest that takes less than a millisecond: the words' sum, each times its own odd number.
+        weights = np.random.default_rng(0).integers(0, 1 << 63, rows, dtype=np.uint64) << 1 | 1
         for _ in range(steps):
             what = chance.choice(STEPS)
             try:
@@ -40,9 +42,9 @@ def walk(seed: int, steps: int, **settings: Any) -> list[str]:
             except Exception as error:
                 outcome = type(error).__name__
             session.deferred.look_at_all()  # what the helper may do at any time is done
-            words = session.words[:rows].tobytes()
+            words = int(np.dot(np.asarray(session.words[:rows]), weights))
             counters = session.words[session.counters : session.counters + 16].tolist()
-            told.append(f"{what.__name__} {outcome} {hashlib.md5(words).hexdigest()} {counters}")
+            told.append(f"{what.__name__} {outcome} {words:x} {counters}")
         views.clear()
         for ended in (*buffers, *leases):
             ended.release()

@@ -64,7 +64,8 @@ def places(act: Callable[[Interrupter], None], *, many: bool, least: int = 5) ->
     whole = Interrupter(-1)
     act(whole)
     count = -1 - whole.left
-    assert count >= least, "nothing was traced"
+    # No signal handler comes in the middle of the compiled part.
+    assert count >= least or shmpool.__compiled__, "nothing was traced"
     step = max(1, count // (MANY if many else SOME))
     for n in range(random.randint(1, step), count + 1, step):
         interrupter = Interrupter(n)

@@ -272,7 +272,7 @@ def test_unread_ticket_of_a_dead_publisher_is_closed_under_its_lock(
 ) -> None:
     """The publisher dies; its ticket's byte is locked by a reader in the middle of opening:
     the broker leaves the cell alone until the byte is free."""
-    start_broker("--set", "handle_ttl=0.05", "--set", "memory_limit=16MiB")
+    start_broker("--set", "handle_ttl=0.05", "--set", "memory_limit=16MiB", "--set", "tickets=locks")
     welcome = connect().hello()
     code = (
         "import os, mmap; from shell_helpers import Wire; from shmpool.protocol.messages import Refill\n"
