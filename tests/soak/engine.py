@@ -279,6 +279,7 @@ class Soak:
         self._work_until(deadline, lambda: not self.running)
         if self.running:
             self._note(f"workers did not end in {CLOSING_PATIENCE} s: {list(self.running.values())}")
+            self._note_stacks()
         self._settle("the workers' children", lambda: not self._has_orphans(), deadline)
         self._settle("the clients' seats", lambda: not query(self.brokers.address).clients, deadline)
         self._check(keeps_unread=True)
@@ -288,6 +289,13 @@ class Soak:
         self._settle("unread publications", lambda: not query(self.brokers.address).active_buffers, deadline)
         self._check(keeps_unread=False)
         self.brokers.end(signal.SIGTERM)
+
+    def _note_stacks(self) -> None:
+        for _, pid in self.running.values():
+            os.kill(pid, signal.SIGUSR1)
+        self._work_until(time.monotonic() + 1)
+        for _, pid in self.running.values():
+            self._note(Path(worker.stacks_of(self.brokers.address, pid)).read_text())
 
     def _living(self) -> list[int]:
         return [place for place, _ in self.running.values()]

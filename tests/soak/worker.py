@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import faulthandler
 import os
 import random
 import select
@@ -410,9 +411,16 @@ def _leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def stacks_of(address: str, pid: int) -> str:
+    """The file to which a worker writes what its threads do, at SIGUSR1: for one that does not end."""
+    return f"{address}.{pid}.stacks"
+
+
 def run(place: int, seed: int, around: Surroundings) -> NoReturn:
     """The whole life of a worker process."""
     status = BROKEN
+    stacks = open(stacks_of(around.address, os.getpid()), "w")  # noqa: SIM115  # as long as the process
+    faulthandler.register(signal.SIGUSR1, stacks)
     try:
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", ResourceWarning)  # arrays outlive leases here on purpose
