@@ -26,6 +26,7 @@ NAMES = (
     "strategies",
     "streams",
     "cycle",
+    "usual",
     "memcpy",
     "messages",
     "footprint",

@@ -20,7 +20,7 @@ from .protocol.figures import DEFERRED
 from .protocol.handle import Handle, pack_handle
 from .protocol.ledger import CHUNKS_SHIFT, EXTENT, MAX_TICKETS, NBYTES_BITS, STATE_SHIFT, TICKETS_SHIFT
 from .protocol.states import CellState, State
-from .seat.magazine import Slot
+from .seat.magazine import Keeper, Slot
 from .seat.windows import AT_REST
 from .system.here import COPIED, HERE, OURS
 
@@ -60,7 +60,7 @@ class LiveLease(Lease):
         del self.view
         try:
             if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[COPIED]:
-                return self._publish_slowly(1)[0]
+                return self._publish_viewed(slot, session)
             words, word, nbytes = session.words, slot.word, self.nbytes
             granted = slot.base | session.published
             # The bytes and the cell are there before the grant word says so, and the slot is waited for
@@ -124,6 +124,25 @@ class LiveLease(Lease):
             if taken:
                 LiveLease._part_with_slot(self, error)  # it may have ended
             raise
+
+    def _publish_viewed(self, slot: Slot, session: Keeper) -> Handle:
+        """As `publish`, where the writer keeps an array over its block, as most do, and was told once."""
+        deferred, go_on = session.deferred, partial(self._await_readers, slot)
+        deferred.look_at_partings()  # what the writer let go of meanwhile is the next to be leased
+        if session.is_over or session.strict or not session.warned_of_views or not HERE[COPIED]:
+            return self._publish_slowly(1)[0]
+        words, nbytes, granted = session.words, self.nbytes, slot.base | session.published
+        words[slot.first_cell] = granted
+        if session.barrier:
+            session.barrier()
+        words[slot.word] = granted
+        self.__class__ = EndedLease  # type: ignore[assignment]
+        slot.last_cell = slot.first_cell
+        slot.done = slot.base | _DONE
+        if not session.is_over:  # as in `Seat.count`
+            words[session.counters + DEFERRED] += 1
+        deferred.add_slot(slot, go_on)  # behind the stores: who finds it there goes on with it
+        return Handle(pack_handle(session.pool_id, granted, slot.tail | nbytes))
 
     def _publish_slowly(self, tickets: int) -> list[Handle]:
         """The writer keeps a view, or a child has yet to copy what it inherited: the handle may go, the
