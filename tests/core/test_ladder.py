@@ -164,3 +164,21 @@ def test_what_comes_back_later_is_waited_for(world: World) -> None:
 
 def test_the_figures_name_every_rung() -> None:
     assert [rung.value for rung in Rung] == list(metrics.KEYS["rung"])
+
+
+def test_what_is_ready_is_granted_though_more_is_held_than_the_limit_is_now(make_world: type[World]) -> None:
+    """A pool that is taken up again with a lower limit; the line sees to it that the ladder is climbed."""
+    world = make_world(small_settings(), check_every=10**9)
+    holder, waiter, client = world.client(), world.client(), world.client()
+    inventory = world.broker.inventory
+    holder.answers_recalls = False
+    slots = holder.get(SMALL, count=8)
+    holder.give_back(*slots[4:])
+    world.run()
+    waiter.ask_direct(inventory.room + inventory.idle + 4 * KIB)
+    world.run()
+    inventory.limit, inventory.adopted = inventory.held - inventory.idle, inventory.held
+    client.refill(SMALL)
+    world.run()
+    assert client.ready and not waiter.ready
+    inventory.limit = world.settings.memory_limit

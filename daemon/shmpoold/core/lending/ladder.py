@@ -89,7 +89,7 @@ class Ladder:
         """False where no rung can serve it, for want of memory: asked for all who wait, whenever something has
         come back."""
         inventory = self._inventory
-        room = inventory.limit - inventory.held + inventory.idle
+        room = max(0, inventory.limit - inventory.held) + inventory.idle  # more may be held than is allowed by now
         return (
             request.wanted_bytes <= room
             or self._quotas.is_on
