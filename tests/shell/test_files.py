@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +34,7 @@ StartBroker = Callable[..., BrokerProcess]
 Connect = Callable[[], Wire]
 
 PATHS = {"lock": lock_path, "tickets": tickets_path, "seats": seats_path}
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's file, or be another user")
 GOLDEN = Path(__file__).parents[1] / "protocol" / "golden"
 
 
@@ -41,7 +44,8 @@ def golden(version: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("which", "what"), across(tuple(PATHS), ("of another user", "open to all", "a link", "a directory"))
+    ("which", "what"),
+    [*across(tuple(PATHS), ("of another user", "open to all", "a link", "a directory")), ("lock", "open to a group")],
 )
 def test_lock_file_that_is_not_ours_alone_is_refused_and_left_alone(
     start_broker: StartBroker, address: str, which: str, what: str, tmp_path: Path
@@ -58,7 +62,7 @@ def test_lock_file_that_is_not_ours_alone_is_refused_and_left_alone(
         os.symlink(tmp_path / "elsewhere", path)
     else:
         Path(path).write_text(json.dumps(note))
-        os.chmod(path, 0o666 if what == "open to all" else 0o600)
+        os.chmod(path, {"open to all": 0o666, "open to a group": 0o640}.get(what, 0o600))
     if what == "of another user":
         os.chown(path, 65534, 65534)
     before = os.lstat(path)
@@ -69,6 +73,30 @@ def test_lock_file_that_is_not_ours_alone_is_refused_and_left_alone(
     assert path in text and f"uid {before.st_uid} with mode {before.st_mode & 0o7777:04o}" in text
     assert os.lstat(path) == before
     assert not os.path.exists(address)
+
+
+@needs_root
+def test_socket_of_another_user_is_refused_and_left_alone(start_broker: StartBroker, address: str) -> None:
+    os.makedirs(os.path.dirname(address))
+    with socket.socket(socket.AF_UNIX) as squatter:
+        squatter.bind(address)
+    os.chown(address, 65534, 65534)
+    before = os.lstat(address)
+    broker = start_broker()
+    broker.wait()
+    assert broker.process.returncode == 2
+    assert f"{address} is a socket of uid 65534, and this broker runs as uid {os.geteuid()}" in broker.report["message"]
+    assert os.lstat(address) == before
+
+
+@needs_root
+def test_who_may_not_look_into_a_pool_is_told_so_by_cleanup_and_goes_on(start_broker: StartBroker) -> None:
+    broker = start_broker()
+    nobody = "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534);"
+    command = [sys.executable, "-c", nobody + "from shmpoold.cli import main; main()", "--cleanup", "--socket", "/none"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"pool {broker.pool_id:016x}: kept, it cannot be seen whether anybody uses it" in done.stdout
 
 
 def test_copy_of_a_directory_gets_a_pool_of_its_own_and_the_first_keeps_its(

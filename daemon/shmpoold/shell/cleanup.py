@@ -64,15 +64,15 @@ def _spared(pool_id: int, names: list[str], users: Users, socket_path: str) -> s
     """Why a pool must stay, or None."""
     if pool_id in users.pools:
         return "a living process has it open"
-    if is_served(pool_id):
-        return "a living broker serves it"
     try:
+        if is_served(pool_id):
+            return "a living broker serves it"
         if _has_living_seat(pool_id, socket_path):
             return "a living process has a seat in it"
     except FileNotFoundError:
         pass  # no header, or no seats file
     except OSError as error:
-        return f"it cannot be seen whether anybody has a seat in it ({error.filename}: {error.strerror})"
+        return f"it cannot be seen whether anybody uses it ({error.filename}: {error.strerror})"
     if users.unreadable and _is_shared(names):
         return f"{users.unreadable} processes of other users cannot be looked into; run this as root"
     return None

@@ -73,8 +73,8 @@ class RuntimeFiles:
         used; neither changes anything."""
         self._make_directory()
         try:
-            for path in (self._lock.path, self._tickets_path, self._seats_path):
-                _require_own(path)
+            for path, others in ((self._lock.path, 0o077), (self._tickets_path, 0o007), (self._seats_path, 0o007)):
+                _require_own(path, others)
             acquired = self._lock.try_acquire()
         except OSError as error:
             raise ConfigError(f"cannot use the lock file {self._lock.path}: {error.strerror}") from error
@@ -82,7 +82,7 @@ class RuntimeFiles:
             holder = _read_note(self._lock).get("pid", "unknown")
             raise AlreadyRunning(f"a broker already serves {self.socket_path} (pid {holder})")
         try:
-            _require_own(self._lock.path)  # it may have been made since
+            _require_own(self._lock.path, 0o077)  # it may have been made since
             note = _read_note(self._lock)
             earlier = Earlier(note["pool_id"], self._is_copy(note)) if note else None
             self._lock_directory()
@@ -226,24 +226,32 @@ class RuntimeFiles:
 
     def _remove_stale_socket(self) -> None:
         try:
-            mode = os.lstat(self.socket_path).st_mode
+            status = os.lstat(self.socket_path)
         except FileNotFoundError:
             return
-        if not stat.S_ISSOCK(mode):
+        if not stat.S_ISSOCK(status.st_mode):
             raise ConfigError(f"socket {self.socket_path}: there is a file of that name, and it is no socket")
-        if _somebody_listens(self.socket_path):
-            raise AlreadyRunning(f"another program listens on {self.socket_path} (systemd's socket unit?)")
-        _unlink(self.socket_path)
+        if status.st_uid != os.geteuid():
+            raise ConfigError(
+                f"{self.socket_path} is a socket of uid {status.st_uid}, and this broker runs as uid {os.geteuid()}:"
+                " remove it, or choose another directory for the socket"
+            )
+        try:
+            if _somebody_listens(self.socket_path):
+                raise AlreadyRunning(f"another program listens on {self.socket_path} (systemd's socket unit?)")
+            _unlink(self.socket_path)
+        except OSError as error:
+            raise ConfigError(f"cannot replace the socket {self.socket_path}: {error.strerror}") from error
 
 
-def _require_own(path: str) -> None:
-    """Raise ConfigError, which says what was found, for a file that is not ours alone (or our
-    group's); none at all is fine."""
+def _require_own(path: str, others: int) -> None:
+    """Raise ConfigError, which says what was found, for a file that is not ours, or has any of those
+    rights of *others*; none at all is fine."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
         return
-    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o007:
+    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & others:
         return
     kind = "a file" if stat.S_ISREG(status.st_mode) else "something else than a plain file"
     raise ConfigError(
