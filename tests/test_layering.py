@@ -151,7 +151,7 @@ STOREYS = (
     "seat.openings seat.outgoing seat.deferred seat.expiry seat.direct seat.segments seat.private seat.recovery",
     "seat.custody",
     "link",
-    "seat.supply seat.holds seat.session stats",
+    "seat.supply seat.holds seat.joining seat.ending seat.session stats",
     "lease live_lease direct_lease buffer shared",
     "pool traced checked detailed",
     "life objects streams",

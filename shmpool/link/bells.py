@@ -59,9 +59,13 @@ class Bells:
         """The messages that ring them all. By any thread."""
         if not self._rows:
             return []
-        rows = set()
-        with suppress(IndexError):  # another thread takes them, too
-            while self._rows:
-                rows.add(self._rows.popleft())
-        ordered = sorted(rows)
-        return [Bell(ordered[at : at + MAX_ROWS_PER_MESSAGE]) for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE)]
+        rows: set[int] = set()
+        try:
+            with suppress(IndexError):  # another thread takes them, too
+                while self._rows:
+                    rows.add(self._rows.popleft())
+            ordered = sorted(rows)
+            return [Bell(ordered[at : at + MAX_ROWS_PER_MESSAGE]) for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE)]
+        except BaseException:
+            self._rows.extend(rows)
+            raise

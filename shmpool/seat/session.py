@@ -7,18 +7,13 @@ paths of `lease` and `buffer` need lies ready in its attributes.
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .. import hints
-from ..errors import BrokerUnavailable, LeaseReleased, ShmpoolError
-from ..link.connection import Connection, Interruption
-from ..link.hello import await_welcome, greet, reach
+from ..errors import BrokerUnavailable, LeaseReleased
+from ..link.connection import Connection
 from ..link.helper import Helper
 from ..link.link import Link
 from ..link.prefetch import Prefetch
@@ -26,22 +21,19 @@ from ..link.refusals import discarded
 from ..link.requests import Request
 from ..protocol.figures import DEFERRED, TICKETS_ASKED
 from ..protocol.handle import Handle
-from ..protocol.header import BROKER_PID, WANTED
-from ..protocol.messages import Account, Goodbye, LetGo, Role, Take, Welcome
-from ..system.descriptors import CLOSED
+from ..protocol.header import BROKER_PID
+from ..protocol.messages import Account, LetGo, Take
 from ..system.limits import explain
 from . import guards
 from .deferred import DeferredReleases
-from .direct import DirectSlot
+from .ending import Ending
 from .expiry import Expiry
 from .holds import HoldTable
-from .mapping import SeatTaken
 from .openings import Openings
 from .outgoing import Outgoing
-from .supply import Supply
 
 
-class Session(Supply):
+class Session(Ending):
     """One seat. Thread-safe; over after a fork (`is_over`), in the child only."""
 
     def __init__(self, *, strict: bool, close_if_unused: Callable[[Session], bool]) -> None:
@@ -74,59 +66,7 @@ class Session(Supply):
         #: Started by who takes the seat.
         self.helper = Helper(self, partial(close_if_unused, self))
 
-    # --- the seat ----------------------------------------------------------------------------------
-
-    def join(self, find: Callable[[], str], deadline: float, is_closed: Callable[[], bool]) -> None:
-        """Take a seat of the broker at the address that *find* says. Raises BrokerUnavailable, and
-        has nothing open then."""
-        try:
-            while not self._take_seat(*self._knock(find, deadline, is_closed)):
-                pass  # the broker has that seat to clear, and another for us, or none at all
-            self._make_tables()
-            self._warn_of_tickets()
-        except BaseException:
-            self.close_descriptors()
-            raise
-
-    def _knock(
-        self, find: Callable[[], str], deadline: float, is_closed: Callable[[], bool]
-    ) -> tuple[Connection, Welcome]:
-        self.nonce = int.from_bytes(os.urandom(8))
-        self.address, self.link.connection, welcome = await_welcome(find, self.nonce, deadline, is_closed)
-        return self.link.connection, welcome
-
-    def _take_seat(self, connection: Connection, welcome: Welcome) -> bool:
-        """Map the pool. False when the seat cannot be had: it is left as it is, and the broker
-        clears it when its lock is free."""
-        try:
-            self.map(welcome, self.nonce)
-        except SeatTaken:
-            self.link.close_connection(connection)
-            return False
-        except OSError as error:
-            raise BrokerUnavailable(hints.unmappable(self.address, error)) from None
-        return True
-
-    def reconnect(self, timeout: float, interruption: Interruption | None = None) -> bool:
-        """Try once to take the seat up again. False: try later. Ends the session when the
-        broker has another pool or has given the seat up."""
-        deadline = time.monotonic() + timeout
-        try:
-            connection = reach(self.address, deadline, interruption)
-            welcome = greet(connection, Role.WORKER, self.nonce, self.pool_id, self.seat, deadline, interruption)
-        except (ShmpoolError, OSError):
-            return False
-        if not welcome.resumed or welcome.pool_id != self.pool_id:
-            connection.close()
-            self.discard_seat()
-            return True
-        self.apply(welcome.settings)
-        self._adopt_unknown()
-        connection.send(*self.holds.messages())  # first: what else is told may name one of them
-        self.link.attach(connection)
-        self.holds.after_telling()
-        self.is_wanted = 1 in [self.header[WANTED + tier.index] for tier in self.tiers]  # recalls that we missed
-        return True
+    # --- the link ----------------------------------------------------------------------------------
 
     def broker_pid(self) -> int:
         """The broker's process, as it sees itself."""
@@ -136,16 +76,6 @@ class Session(Supply):
     def connection(self) -> Connection | None:
         """The connection to the broker, None while it is away."""
         return self.link.connection
-
-    def _warn_of_tickets(self) -> None:
-        if self.asks_for_tickets:
-            warnings.warn(
-                "tickets of this pool are taken by compare-and-swap, for which this process has neither shmpool's"
-                " compiled part nor GCC's libatomic (libatomic.so.1): each open costs a round trip to the broker;"
-                ' the setting tickets = "locks" avoids it',
-                RuntimeWarning,
-                stacklevel=2,
-            )
 
     # --- what tickets call upwards ---------------------------------------------------------------------
 
@@ -230,62 +160,3 @@ class Session(Supply):
                 ResourceWarning,
                 stacklevel=4,
             )
-
-    # --- the end ----------------------------------------------------------------------------------------
-
-    def discard_seat(self) -> None:
-        """The seat is gone. Views stay readable, nothing is stored for them any more."""
-        with self.ticket_gate:
-            self._close_tickets()
-        self.guards.forget_all()
-        self.link.discard_all()
-
-    def _close_tickets(self) -> None:
-        """The seat is over, and from here on nobody takes a ticket for it. For who has the gate: an `open` that
-        looked at the session before has had its turn, or finds no descriptor and swaps nothing."""
-        self.is_over, self.is_watched = True, False
-        self.tickets_fd = CLOSED
-
-    @property
-    def is_in_use(self) -> bool:
-        """Whether this seat is the custodian of anything (after `close_magazines`: of what is leased
-        or just being leased), or has a ticket taken or asked for, or a view of anything lives."""
-        in_use = self.owns_any or self.deferred.any or self.openings.in_use or self.holds.in_use
-        return in_use or bool(self.asked_for)
-
-    def say_goodbye(self) -> bool:
-        """The seat ends, unless something is still in use: another thread may be just opening."""
-        with self.ticket_gate, self.holds.lock:
-            is_first, is_left = not self.is_over, self.is_over or not self.is_in_use
-            if is_left:
-                self._close_tickets()
-        # Over, then the unlock, then the word: whoever gets this seat's number finds its byte free, and
-        # the readers' page goes before the broker may take what we had open for done.
-        if is_first and is_left:
-            self.link.send_bells()
-            self.unlock_seat()
-            self.guards.forget_all()
-            self.readers = None  # nothing is open any more
-            self.send(Goodbye())
-        return is_left
-
-    def close_descriptors(self) -> None:
-        """Close what this session has open. Twice is fine."""
-        self.guards.forget_all()
-        self._forget_slots()
-        self.unmap()
-        self.link.close()
-
-    def abandon(self) -> None:
-        """In a forked child: forget the seat. The parent's memory is out of reach already."""
-        self.is_over, self.is_watched = True, False
-        self.guards.forget_all()
-        self.outgoing.clear()
-        self.ticket_gate = threading.Lock()  # a thread that is not here may have had it
-        for slot in self.owned:
-            if isinstance(slot, DirectSlot):
-                slot.close()  # else this process would keep the segment's memory
-        self.link.abandon()
-        self._forget_slots()
-        self.expiry.abandon()
-        self.unmap()

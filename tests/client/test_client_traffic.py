@@ -13,8 +13,9 @@ import pytest
 from client_helpers import KIB, MIB, Connect, Start, child, eventually, hear, out
 from corners import corner
 
-from shmpool.link import link
+from shmpool.link import sending
 from shmpool.link.connection import Connection
+from shmpool.system.descriptors import signal
 
 
 @pytest.fixture
@@ -86,13 +87,12 @@ def test_steady_lease_and_release_sends_the_broker_nothing(start: Start, sent: l
 def test_steady_stream_leaves_the_helper_asleep(start: Start, nbytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each time that it is woken it takes its turn of the interpreter from who works."""
     woken: Counter[tuple[str, ...]] = Counter()
-    signal = link.signal
 
     def note(descriptor: Any) -> None:
         woken[tuple(frame.name for frame in traceback.extract_stack(limit=5)[:-1])] += 1
         signal(descriptor)
 
-    monkeypatch.setattr(link, "signal", note)
+    monkeypatch.setattr(sending, "signal", note)
 
     def cycle() -> None:
         with pool.lease(nbytes) as lease:

@@ -16,13 +16,16 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import shmpool.life.forks as forks
+import shmpool.link.answers
 import shmpool.link.link
 import shmpool.link.prefetch
+import shmpool.link.sending
 import shmpool.link.waiting
 import shmpool.pool
 import shmpool.seat.custody
 import shmpool.seat.direct
 import shmpool.seat.guards
+import shmpool.seat.joining
 import shmpool.seat.mapping
 import shmpool.seat.segments
 import shmpool.seat.session
@@ -278,15 +281,16 @@ def patched() -> Iterator[None]:
             (shmpool.seat.supply, "memory_groups", list),
             (shmpool.link.prefetch.Prefetch, "take", lambda *_: None),
             (shmpool.link.prefetch.Prefetch, "ask", lambda *_: None),
-            (shmpool.link.link, "make_eventfd", lambda: -1),
-            (shmpool.link.link, "signal", lambda *_: None),
+            (shmpool.link.sending, "make_eventfd", lambda: -1),
+            (shmpool.link.sending, "signal", lambda *_: None),
+            (shmpool.link.answers, "signal", lambda *_: None),
             (shmpool.link.link.Link, "_read_for", _read_for),
             (shmpool.link.waiting.Waiter, "wait", _wait),
             (shmpool.seat.session.Helper, "start", lambda *_: None),  # its part is `Client.turn`
             (shmpool.seat.session.Session, "_warn_of_tickets", lambda session: None),
-            (shmpool.seat.session, "await_welcome", _await_welcome),
-            (shmpool.seat.session, "reach", _dial),
-            (shmpool.seat.session, "os", system),
+            (shmpool.seat.joining, "await_welcome", _await_welcome),
+            (shmpool.seat.joining, "reach", _dial),
+            (shmpool.seat.joining, "os", system),
             (shmpool.seat.guards, "open_segment", lambda *_, **__: -1),
             (shmpool.system.atomics, "swap_of", swap_of),
             (shmpool.system.heirs, "hold_anew", forking.hold_anew),

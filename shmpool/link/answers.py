@@ -1,0 +1,91 @@
+"""What the broker says over a link, and whom it wakes."""
+
+from __future__ import annotations
+
+import threading
+
+from ..errors import ProtocolError
+from ..protocol.messages import Dropped, Fault, Grant, Held, Inquire, Message, Refusal, Settings, Taken, Turn
+from ..seat.magazine import Magazine, Slot
+from ..system.descriptors import signal
+from .connection import Connection, ConnectionEnded
+from .requests import Request
+from .sending import Sending
+
+
+class Answers(Sending):
+    """A link as far as it is read. Thread-safe; `receive` is for who has the right to read."""
+
+    def receive(self, connection: Connection) -> None:
+        """Handle what has arrived. For who has the right to read."""
+        if connection.is_in_pieces:
+            self.close_connection(connection)
+            return
+        connection.is_in_pieces = True  # until all of it is done: what an exception leaves half is not read on
+        try:
+            connection.flush()
+            for message in connection.receive():
+                self.handle(message)
+            connection.is_in_pieces = False
+        except (ConnectionEnded, ProtocolError):
+            self.close_connection(connection)
+        except BaseException:
+            self.close_connection(connection)
+            raise
+
+    def handle(self, message: Message) -> None:
+        """Do what the broker says."""
+        if isinstance(message, Grant):
+            seat = self._seat
+            self._grant(message.request, [slot for row in message.rows if (slot := seat.adopt_row(row))])
+        elif isinstance(message, Taken | Held | Turn | Dropped):
+            with self._lock:
+                answered = self.requests.answered(message)
+            if answered is None and isinstance(message, Held | Turn):
+                self._seat.let_go(message.request)
+            self._wake_waiter(answered)
+        elif isinstance(message, Refusal):
+            with self._lock:
+                request = self.requests.refuse(message)
+            self._wake_waiter(request)
+        elif isinstance(message, Fault):
+            raise ConnectionEnded(message.text)
+        elif isinstance(message, Settings):
+            self._seat.apply(message.settings)
+        elif isinstance(message, Inquire):
+            self._seat.account_for(message.rows, is_reader=message.is_reader)
+        else:  # Recall: nothing else comes without being asked for
+            self._seat.answer_recall()
+
+    def _grant(self, number: int, slots: list[Slot]) -> None:
+        with self._lock:
+            request, left = self.requests.grant(number, slots)
+        self._seat.return_unwanted(*left)  # first: who wakes may want the next one at once
+        self._wake_waiter(request)
+
+    def serve(self) -> None:
+        """Own slots that came back go to own waiters first."""
+        self._offer(None, None)
+
+    def _offer(self, magazine: Magazine | None, me: Request | None) -> None:
+        if me is not None and magazine is None:
+            return  # no own slot serves a direct segment's request
+        with self._lock:
+            served = self.requests.offer(magazine)
+        for request in served:
+            if request is not me:
+                self._wake_waiter(request)
+
+    def discard_all(self) -> None:
+        """End all waiting. Waits for nobody."""
+        self.is_discarding = True
+        for request in self.requests.all():
+            self._wake_waiter(request)
+
+    def _wake_waiter(self, request: Request | None) -> None:
+        waiter = None if request is None else request.waiter
+        if waiter is not None:
+            waiter.wake()
+            reader = self._reader.get(0)
+            if isinstance(reader, Request) and reader.waiter.thread != threading.get_ident():
+                signal(self._nudge)
