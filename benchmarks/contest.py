@@ -23,6 +23,8 @@ VERY_LARGE = MIB
 
 OURS, CHUNKED, FLOOR = "shmpool", "shmpool chunked", "floor"
 COMPILED, COMPILED_CHUNKED = "shmpool compiled", "compiled chunked"
+#: The same with a queue of the pool's for the tokens.
+COMPILED_QUEUE, COMPILED_QUEUE_CHUNKED = "compiled queue", "compiled queue chunked"
 FRESH, PIPE, QUEUE, PYZMQ, PLASMA = "fresh segment", "Pipe", "Queue", "pyzmq", "Plasma"
 ICEORYX2, ICEORYX2_VIEWS, ICEORYX2_EVENT = "iceoryx2 poll", "iceoryx2 views", "iceoryx2 event"
 KICKMSG, CLOUDTOID = "kickmsg poll", "cloudtoid-interprocess poll"
@@ -36,6 +38,15 @@ ENTRIES = (
     Entry(CHUNKED, "shmpool", _CHUNKED, _PLAIN, from_nbytes=VERY_LARGE),
     Entry(COMPILED, "shmpool", {**_LIMIT, "is_compiled": True}, _BUILT),
     Entry(COMPILED_CHUNKED, "shmpool", {**_CHUNKED, "is_compiled": True}, _BUILT, from_nbytes=VERY_LARGE),
+    Entry(COMPILED_QUEUE, "shmpool queue", {**_LIMIT, "is_compiled": True}, _BUILT, only_spins=True),
+    Entry(
+        COMPILED_QUEUE_CHUNKED,
+        "shmpool queue",
+        {**_CHUNKED, "is_compiled": True},
+        _BUILT,
+        from_nbytes=VERY_LARGE,
+        only_spins=True,
+    ),
     Entry(FLOOR, "floor"),
     Entry(ICEORYX2, "iceoryx2", only_spins=True),
     Entry(ICEORYX2_VIEWS, "iceoryx2", {"has_views": True}, only_spins=True),
@@ -54,7 +65,7 @@ MODES = {"copy": (True, True), "touch": (False, False), "fill": (True, False), "
 MODE_NAMES = {
     "copy": "copied in, copied out",
     "touch": "one byte touched by each side",
-    "fill": "copied in, touched by the consumer",
+    "fill": "copied in, first and last byte read by the consumer",
     "read": "touched by the producer, copied out",
 }
 #: Modes that are measured blocking as well as spinning.
@@ -67,7 +78,8 @@ CAVEATS = (
     " the same pipe for all.",
     "shmpool chunked has very_large_object_threshold raised to 16 MiB; shmpool, as it is by default, is direct from"
     " 1 MiB on. There the ratios are those of shmpool chunked.",
-    "shmpool compiled has the compiled part on both sides, and its broker; where it is not built, it is absent.",
+    "shmpool compiled has the compiled part on both sides, and its broker; where it is not built, it is absent."
+    " compiled queue sends its tokens through a queue of the pool's, and what is copied in as it is, up to 4 KiB.",
     "iceoryx2 poll and event reach the bytes by their bare address, iceoryx2 views by the memoryviews of its payloads.",
     "Pipe, Queue, pyzmq and cloudtoid move all bytes in every mode, so they are not measured in the two mixed ones.",
 )
@@ -123,3 +135,8 @@ def ours_at(nbytes: int, labels: Iterable[str]) -> str:
 def compiled_at(nbytes: int, labels: Iterable[str]) -> str:
     """The same of the compiled one."""
     return COMPILED_CHUNKED if nbytes >= VERY_LARGE and COMPILED_CHUNKED in labels else COMPILED
+
+
+def queued_at(nbytes: int, labels: Iterable[str]) -> str:
+    """The same of the compiled one with a queue."""
+    return COMPILED_QUEUE_CHUNKED if nbytes >= VERY_LARGE and COMPILED_QUEUE_CHUNKED in labels else COMPILED_QUEUE

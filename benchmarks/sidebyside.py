@@ -8,7 +8,19 @@ from dataclasses import dataclass
 
 import click
 
-from .contest import BOTH_WAYS, CAVEATS, ENTRIES, MODE_NAMES, MODES, SIZES, Contest, compiled_at, contest, ours_at
+from .contest import (
+    BOTH_WAYS,
+    CAVEATS,
+    ENTRIES,
+    MODE_NAMES,
+    MODES,
+    SIZES,
+    Contest,
+    compiled_at,
+    contest,
+    ours_at,
+    queued_at,
+)
 from .measure import Contestant, Series
 from .options import Options
 from .parameters import Names
@@ -41,6 +53,11 @@ class Outcome:
     def compiled(self) -> str:
         """Which compiled shmpool is."""
         return compiled_at(self.plan.nbytes, self.labels)
+
+    @property
+    def queued(self) -> str:
+        """Which compiled shmpool with a queue is."""
+        return queued_at(self.plan.nbytes, self.labels)
 
     def bar(self, required: float, mine: str, theirs: str) -> Iterator[Bar]:
         """*mine* is so many times as fast as *theirs*. None if the command line left one out."""

@@ -24,6 +24,7 @@ from .plan import Plan
 #: Peer -> where it is, as "module:class".
 PEERS = {
     "shmpool": "shmpool:Shmpool",
+    "shmpool queue": "shmpool:ShmpoolQueue",
     "floor": "floor:Floor",
     "gauge": "gauge:Gauge",
     "fresh": "fresh:Fresh",

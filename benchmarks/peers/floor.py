@@ -46,7 +46,12 @@ class Floor(Peer):
         def touch(token: bytes) -> None:
             slots[token[0]][0]
 
-        return drain if plan.drains else touch
+        def touch_both(token: bytes) -> None:
+            view = slots[token[0]]
+            view[0]
+            view[-1]
+
+        return drain if plan.drains else touch_both if plan.fills else touch
 
     def _slots(self, plan: Plan) -> list[memoryview]:
         """Side by side, each on pages of its own, all of them mapped."""

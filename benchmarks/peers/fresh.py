@@ -50,4 +50,11 @@ class Fresh(Peer):
             segment.close()
             segment.unlink()
 
-        return drain if plan.drains else touch
+        def touch_both(token: bytes) -> None:
+            segment = SharedMemory(token.rstrip().decode())
+            segment.buf[0]
+            segment.buf[nbytes - 1]
+            segment.close()
+            segment.unlink()
+
+        return drain if plan.drains else touch_both if plan.fills else touch

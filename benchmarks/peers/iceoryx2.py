@@ -155,7 +155,14 @@ def _read_address(receive: Callable[[], Any], target: memoryview, plan: Plan) ->
         byte_at(sample.payload_ptr).value  # noqa: B018
         sample.delete()
 
-    return drain if plan.drains else touch
+    def touch_both() -> None:
+        sample = receive()
+        address = sample.payload_ptr
+        byte_at(address).value  # noqa: B018
+        byte_at(address + nbytes - 1).value  # noqa: B018
+        sample.delete()
+
+    return drain if plan.drains else touch_both if plan.fills else touch
 
 
 # --- by the memoryviews of its payloads --------------------------------------------------------
@@ -188,4 +195,11 @@ def _read_view(receive: Callable[[], Any], target: memoryview, plan: Plan) -> Ca
         sample.payload().as_memory_view().cast("B")[0]
         sample.delete()
 
-    return drain if plan.drains else touch
+    def touch_both() -> None:
+        sample = receive()
+        view = sample.payload().as_memory_view().cast("B")
+        view[0]
+        view[-1]
+        sample.delete()
+
+    return drain if plan.drains else touch_both if plan.fills else touch

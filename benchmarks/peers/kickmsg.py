@@ -76,7 +76,15 @@ class Kickmsg(Peer):
                 view[0]
             found.release()
 
-        return drain if plan.drains else touch
+        def touch_both() -> None:
+            while (found := receive()) is None:
+                pass
+            with memoryview(found) as view:
+                view[0]
+                view[-1]
+            found.release()
+
+        return drain if plan.drains else touch_both if plan.fills else touch
 
     def end_producer(self) -> None:
         self._publishers.clear()

@@ -74,7 +74,14 @@ class Plasma(Peer):
             memoryview(get(names)[0])[0]
             delete(names)
 
-        return drain if plan.drains else touch
+        def touch_both(token: bytes) -> None:
+            names = [object_id(token)]
+            view = memoryview(get(names)[0])
+            view[0]
+            view[-1]
+            delete(names)
+
+        return drain if plan.drains else touch_both if plan.fills else touch
 
     def end_consumer(self) -> None:
         self._client.disconnect()

@@ -57,7 +57,15 @@ class Shmpool(Peer):
             buffer.view[0]
             buffer.release()
 
-        return drain if plan.drains else touch
+        def touch_both(token: bytes) -> None:
+            buffer = open_(token)
+            view = buffer.view
+            view[0]
+            view[-1]
+            del view
+            buffer.release()
+
+        return drain if plan.drains else touch_both if plan.fills else touch
 
     def end_consumer(self) -> None:
         self._pool.close()
@@ -65,6 +73,81 @@ class Shmpool(Peer):
     def end_producer(self) -> None:
         self._pool.close()
         self._broker.close()
+
+
+class ShmpoolQueue(Shmpool):
+    """The same, with the tokens through a queue of the pool's; what is small lies in the queue itself, as `bytes`."""
+
+    token_bytes = 0
+    #: What a queue holds in itself.
+    INLINE = 4096
+
+    def begin_producer(self) -> None:
+        super().begin_producer()
+        self._queue = self._pool.queue("tokens")
+
+    begin_consumer = begin_producer
+
+    def producer(self, plan: Plan, source: bytes) -> Callable[[], None]:
+        lease, put, nbytes = self._pool.lease, self._queue.put, plan.nbytes
+
+        def fill() -> None:
+            leased = lease(nbytes)
+            leased.write(source)
+            put(leased.publish())
+
+        def touch() -> None:
+            leased = lease(nbytes)
+            leased.view[0] = 1
+            put(leased.publish())
+
+        def fill_inline() -> None:
+            put(source)
+
+        if not plan.fills:
+            return touch
+        return fill_inline if nbytes <= self.INLINE else fill
+
+    def consumer(self, plan: Plan, target: memoryview) -> Callable[[], None]:
+        open_, get = self._pool.open, self._queue.get
+
+        def drain() -> None:
+            buffer = open_(get())
+            target[:] = buffer.view
+            buffer.release()
+
+        def touch() -> None:
+            buffer = open_(get())
+            buffer.view[0]
+            buffer.release()
+
+        def touch_both() -> None:
+            buffer = open_(get())
+            view = buffer.view
+            view[0]
+            view[-1]
+            del view
+            buffer.release()
+
+        def drain_inline() -> None:
+            target[:] = get()
+
+        def touch_inline() -> None:
+            found = get()
+            found[0]
+            found[-1]
+
+        if plan.fills and plan.nbytes <= self.INLINE:
+            return drain_inline if plan.drains else touch_inline
+        return drain if plan.drains else touch_both if plan.fills else touch
+
+    def end_consumer(self) -> None:
+        self._queue.close()
+        super().end_consumer()
+
+    def end_producer(self) -> None:
+        self._queue.close()
+        super().end_producer()
 
 
 def _with_strategy(lease: Callable[..., shmpool.Lease], strategy: shmpool.Strategy) -> Callable[[int], shmpool.Lease]:

@@ -33,17 +33,94 @@ static inline void set_member(PyObject *object, Py_ssize_t offset, PyObject *val
     Py_XDECREF(old);
 }
 
-/* A whole number of a member, 0 to 2**64 - 1, and whether it is one. */
-static inline int read_word(PyObject *object, Py_ssize_t offset, uint64_t *word) {
-    PyObject *value = MEMBER(object, offset);
+/* A whole number, 0 to 2**64 - 1, and whether it is one. Its digits are looked at in place: the call takes as long as
+   ten of them. */
+static inline int word_of(PyObject *value, uint64_t *word) {
     if (!value || !PyLong_Check(value)) return 0;
+#if PyLong_SHIFT == 30 && PY_VERSION_HEX < 0x030F0000
+#if PY_VERSION_HEX < 0x030C0000
+    const Py_ssize_t count = Py_SIZE(value);
+    const digit *digits = ((PyLongObject *)value)->ob_digit;
+#else
+    const uintptr_t tag = ((PyLongObject *)value)->long_value.lv_tag;
+    const Py_ssize_t count = tag & 3 ? (tag & 3) == 1 ? 0 : -1 : (Py_ssize_t)(tag >> 3);
+    const digit *digits = ((PyLongObject *)value)->long_value.ob_digit;
+#endif
+    if (count >= 0 && count <= 2) {
+        *word = count == 0 ? 0 : count == 1 ? digits[0] : digits[0] | (uint64_t)digits[1] << 30;
+        return 1;
+    }
+    if (count == 3 && digits[2] < 16) {
+        *word = digits[0] | (uint64_t)digits[1] << 30 | (uint64_t)digits[2] << 60;
+        return 1;
+    }
+    return 0;
+#else
     *word = PyLong_AsUnsignedLongLong(value);
     if (*word == (uint64_t)-1 && PyErr_Occurred()) { PyErr_Clear(); return 0; }
     return 1;
+#endif
+}
+
+static inline int read_word(PyObject *object, Py_ssize_t offset, uint64_t *word) {
+    return word_of(MEMBER(object, offset), word);
+}
+
+/* A method in C that takes no argument, or one: found once, since a look-up by name takes longer than what it does. */
+typedef struct { PyTypeObject *type; PyCFunction function; PyObject *name; int takes_one; } Method;
+
+static inline int find_method(Method *method, PyObject *type, PyObject *name, int takes_one) {
+    PyObject *found = PyObject_GetAttr(type, name);
+    if (!found) return -1;
+    *method = (Method){(PyTypeObject *)type, NULL, name, takes_one};
+    Py_INCREF(name);
+    if (Py_IS_TYPE(found, &PyMethodDescr_Type)) {
+        PyMethodDef *definition = ((PyMethodDescrObject *)found)->d_method;
+        if (definition->ml_flags == (takes_one ? METH_O : METH_NOARGS)) method->function = definition->ml_meth;
+    }
+    Py_DECREF(found);
+    return 0;
+}
+
+/* *argument*: NULL for a method that takes none. */
+static inline PyObject *call(Method *method, PyObject *self, PyObject *argument) {
+    if (method->function && Py_IS_TYPE(self, method->type)) return method->function(self, argument);
+    return argument ? PyObject_CallMethodOneArg(self, method->name, argument) : PyObject_CallMethodNoArgs(self, method->name);
 }
 
 static inline int is_false(PyObject *object, Py_ssize_t offset) { return MEMBER(object, offset) == Py_False; }
 static inline int is_true(PyObject *object, Py_ssize_t offset) { return MEMBER(object, offset) == Py_True; }
+
+/* A member that raises *taken* where it is not set: what `__getattr__` says of it, which has every look-up of the class
+   go a longer way. */
+typedef struct { Py_ssize_t offset; PyObject *taken; } Guarded;
+
+static PyObject *get_guarded(PyObject *object, void *closure) {
+    Guarded *guarded = closure;
+    PyObject *value = MEMBER(object, guarded->offset);
+    if (!value) { PyErr_SetNone(guarded->taken); return NULL; }
+    Py_INCREF(value);
+    return value;
+}
+
+static int set_guarded(PyObject *object, PyObject *value, void *closure) {
+    Guarded *guarded = closure;
+    if (!value && !MEMBER(object, guarded->offset)) { PyErr_SetNone(guarded->taken); return -1; }
+    set_member(object, guarded->offset, value);
+    return 0;
+}
+
+static inline PyObject *guard_member(PyObject *type, Py_ssize_t offset, const char *name, PyObject *taken) {
+    static Guarded guarded;
+    static PyGetSetDef definition;
+    guarded = (Guarded){offset, taken};
+    definition = (PyGetSetDef){name, get_guarded, set_guarded, NULL, &guarded};
+    Py_INCREF(taken);
+    return PyDescr_NewGetSet((PyTypeObject *)type, &definition);
+}
+
+/* The items of a list. */
+static inline PyObject **items_of(PyObject *list) { return ((PyListObject *)list)->ob_item; }
 
 /* Whether there is an object, and the references to it are so many. */
 static inline int has_references(PyObject *object, Py_ssize_t count) { return object && Py_REFCNT(object) == count; }
@@ -54,7 +131,8 @@ static inline int words_of(PyObject *view, uint64_t **words, uint64_t *count) {
     PyMemoryViewObject *memory = (PyMemoryViewObject *)view;
     if (memory->flags & _Py_MEMORYVIEW_RELEASED || memory->mbuf->flags & _Py_MANAGED_BUFFER_RELEASED) return 0;
     Py_buffer *buffer = &memory->view;
-    if (buffer->ndim != 1 || buffer->itemsize != 8 || !buffer->format || strcmp(buffer->format, "Q")) return 0;
+    if (buffer->ndim != 1 || buffer->itemsize != 8 || !buffer->format || buffer->format[0] != 'Q' || buffer->format[1])
+        return 0;
     *words = (uint64_t *)buffer->buf;
     *count = (uint64_t)(buffer->len / 8);
     return 1;
@@ -86,6 +164,9 @@ static inline double nanoseconds(void) {
 static inline int is_alone(PyObject *view) {
     return Py_REFCNT(view) == 1 && ((PyMemoryViewObject *)view)->exports == 0;
 }
+
+/* This core is about to write here: the line comes while others are written. */
+static inline void announce(const void *at) { __builtin_prefetch(at, 1); }
 
 static inline uint64_t load(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
 static inline void store(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
@@ -135,7 +216,7 @@ _Py_COMP_DIAG_POP
 
 /* Copies of at least so many bytes let other threads run; of at least so many go past the caches: their reader is on
    another core, and they do not fit. */
-#define MANY_BYTES (256 << 10)
+#define MANY_BYTES (1 << 20)
 #define PAST_CACHES (4 << 20)
 
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -23,9 +23,11 @@ cdef type BasePool, Buffer, DeferredReleases, EndedBuffer, EndedLease, Handle, L
 cdef type Mapping, ObjectVerbs, Record, Slot, Ticket, Window
 
 import sys
+from collections import deque
+from threading import Lock
 
 from ..buffer import Buffer, EndedBuffer, LiveBuffer
-from ..lease import EndedLease, Lease
+from ..lease import EndedLease, Lease, ViewTaken
 from ..live_lease import LiveLease
 from ..objects.verbs import ObjectVerbs
 from ..pool import BasePool
@@ -60,6 +62,7 @@ cdef extern from "Python.h":
     Py_ssize_t PyTuple_GET_SIZE(PyObject *)
     PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t)
     Py_ssize_t PyObject_Size(PyObject *) except -1
+    object PySequence_GetItem(PyObject *, Py_ssize_t)
     bint PyObject_IsTrue(PyObject *) except -1
     uint64_t PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
     PyTypeObject *Py_TYPE(PyObject *)
@@ -81,13 +84,20 @@ cdef extern from "slots.h":
     Py_ssize_t slot_offset(object)
     PyObject *get_member(PyObject *, Py_ssize_t)
     void set_member(PyObject *, Py_ssize_t, PyObject *)
+    bint word_of(PyObject *, uint64_t *)
     bint read_word(PyObject *, Py_ssize_t, uint64_t *)
+    ctypedef struct Method:
+        pass
+    int find_method(Method *, object, str, bint) except -1
+    object call(Method *, PyObject *, PyObject *)
+    object guard_member(object, Py_ssize_t, const char *, object)
     bint is_false(PyObject *, Py_ssize_t)
     bint is_true(PyObject *, Py_ssize_t)
     bint has_references(PyObject *, Py_ssize_t)
     bint words_of(PyObject *, uint64_t **, uint64_t *)
     object view_of(PyObject *, Py_ssize_t)
     bint is_alone(PyObject *)
+    void announce(void *)
     uint64_t load(uint64_t *)
     void store(uint64_t *, uint64_t)
     void fence()
@@ -176,6 +186,13 @@ cdef Py_ssize_t RECORD_IS_DIRECT = member(Record, "is_direct"), RECORD_LEFT = me
 
 cdef Py_ssize_t WINDOW_ADDRESS = member(Window, "address")
 
+cdef Method append, appendleft, pop, popleft, locked
+find_method(&append, deque, "append", True)
+find_method(&appendleft, deque, "appendleft", True)
+find_method(&pop, deque, "pop", False)
+find_method(&popleft, deque, "popleft", False)
+find_method(&locked, type(Lock()), "locked", False)
+
 cdef PyObject *NONE = <PyObject *>None
 
 plain_lease, plain_open, plain_write = BasePool.lease, BasePool.open, Lease.write
@@ -230,9 +247,10 @@ cdef object _lease(PyObject *pool, object nbytes):
     cdef PyObject *timed
     cdef bint is_timed
     cdef double started = 0
-    if session == NULL or not 0 <= nbytes <= _MAX_NBYTES:
+    cdef uint64_t asked
+    if session == NULL or not word_of(<PyObject *>nbytes, &asked) or asked > MAX_NBYTES:
         return None
-    size = PyLong_AsSsize_t(nbytes)
+    size = <Py_ssize_t>asked
     is_timed = not is_false(session, HAS_DETAILS)
     if is_timed:
         started = nanoseconds()
@@ -277,7 +295,7 @@ cdef object _lease(PyObject *pool, object nbytes):
         view = view_of(window, size)
         proxy = PyWeakref_NewProxy(made, NULL)
     except BaseException:
-        (<object>get_member(magazine, READY)).append(taken)
+        call(&append, get_member(magazine, READY), <PyObject *>taken)
         raise
     if not here[OURS] or not is_false(session, IS_OVER):  # a finalizer has forked, or ended the seat
         (<object>get_member(magazine, READY)).append(taken)
@@ -297,7 +315,27 @@ cdef object _lease(PyObject *pool, object nbytes):
             timed = PyTuple_GET_ITEM(table, category)
             if PyList_CheckExact(timed):
                 PyList_Append(<object>timed, nanoseconds() - started)
+    _announce_next(magazine, words, count)
     return made
+
+
+cdef inline bint _announce_next(PyObject *magazine, uint64_t *words, uint64_t count) except -1:
+    """What the next lease will write first is in the caches of who has read it: its row, and its first bytes."""
+    cdef PyObject *ready = get_member(magazine, READY)
+    cdef PyObject *slot
+    cdef PyObject *window
+    cdef uint64_t word, address
+    cdef Py_ssize_t size = PyObject_Size(ready)
+    cdef object next_slot
+    if size > 0:
+        next_slot = PySequence_GetItem(ready, size - 1)
+        slot = <PyObject *>next_slot
+        if is_a(slot, Slot) and read_word(slot, SLOT_WORD, &word) and word + ROW_WORDS <= count:
+            announce(words + word)
+            window = get_member(slot, SLOT_WINDOW)
+            if window != NULL and window != NONE and read_word(window, WINDOW_ADDRESS, &address):
+                announce(<void *>address)
+    return True
 
 
 cdef object _take_slot(PyObject *magazine, uint64_t *words, uint64_t count):
@@ -309,7 +347,7 @@ cdef object _take_slot(PyObject *magazine, uint64_t *words, uint64_t count):
     cdef Py_ssize_t left
     cdef object next_base, candidate, oldest
     if PyObject_Size(ready) > 0:
-        return (<object>ready).pop()
+        return call(&pop, ready, NULL)
     oldest = None
     left = min(PyObject_Size(published), REAP_SCAN)
     while left > 0:
@@ -328,12 +366,12 @@ cdef object _take_slot(PyObject *magazine, uint64_t *words, uint64_t count):
             (<object>published).rotate(-1)
             continue
         next_base = base + ONE_GENERATION
-        (<object>published).popleft()
+        call(&popleft, published, NULL)
         set_member(slot, SLOT_BASE, <PyObject *>next_base)
         if oldest is None:
             oldest = candidate
         else:
-            (<object>ready).appendleft(candidate)
+            call(&appendleft, ready, <PyObject *>candidate)
     return oldest
 
 
@@ -422,7 +460,7 @@ cdef object _publish(PyObject *lease):
     switch_class(lease, <PyObject *>EndedLease)
     set_member(slot, SLOT_LAST_CELL, get_member(slot, SLOT_FIRST_CELL))
     set_member(slot, SLOT_DONE, <PyObject *>done)
-    (<object>get_member(magazine, PUBLICATIONS)).append(held)
+    call(&append, get_member(magazine, PUBLICATIONS), <PyObject *>held)
     return handle
 
 
@@ -471,7 +509,7 @@ cdef bint _release_lease(PyObject *lease) except -1:
     switch_class(lease, <PyObject *>EndedLease)
     set_member(slot, SLOT_BASE, <PyObject *>next_base)
     store(words + word, base | idle)
-    (<object>get_member(magazine, READY)).append(held)
+    call(&append, get_member(magazine, READY), <PyObject *>held)
     fence()  # IDLE before the look whether somebody waits
     if load(header + wanted):
         (<object>session).is_wanted = True
@@ -553,7 +591,7 @@ cdef object _open(PyObject *pool, object handle, bint has_view):
     # The allocations may have run anything. From here to the end nothing else of this process runs: where nobody
     # has the gate, nobody has a byte locked through our descriptor, and the unlock of all is ours alone.
     # Who waits for a busy byte in the plain way has the gate.
-    if (<object>get_member(session, TICKET_GATE)).locked():
+    if call(&locked, get_member(session, TICKET_GATE), NULL) is True:
         return None
     swap = get_member(session, SWAP)
     if swap == NULL or not (swap == NONE or Py_TYPE(swap) == <PyTypeObject *>Swap):
@@ -672,6 +710,8 @@ include "parting.pxi"
 
 include "objects.pxi"
 
+include "queues.pxi"
+
 
 # --- words --------------------------------------------------------------------------------------------------
 
@@ -729,10 +769,18 @@ _TWINS = (
 
 
 def install():
-    """Put the twins in the place of the plain methods."""
-    for cls, name, twin in _TWINS:
+    """Put the twins in the place of the plain methods; those of queues when these are imported."""
+    from ..queues import compiled
+    _put_in_place(_TWINS)
+    LiveLease.view = guard_member(LiveLease, LEASE_VIEW, b"view", ViewTaken)
+    del LiveLease.__getattr__
+    atomics.compiled = Swap
+    compiled.install = install_queues
+
+
+def _put_in_place(twins):
+    for cls, name, twin in twins:
         plain = vars(cls)[name]
         twin.__doc__, twin.__wrapped__, twin.__qualname__ = plain.__doc__, plain, plain.__qualname__
         twin.__name__ = plain.__name__
         setattr(cls, name, twin)
-    atomics.compiled = Swap

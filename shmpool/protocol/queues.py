@@ -107,10 +107,12 @@ class Kind:
     PAD: Final = 4
     #: A `bytes` as it is.
     BYTES: Final = 5
+    #: A `Handle` that a user put, as its bytes.
+    TOKEN: Final = 6
 
 
 #: Those whose bytes lie in the queue.
-INLINE_KINDS: Final = (Kind.INLINE, Kind.BYTES)
+INLINE_KINDS: Final = (Kind.INLINE, Kind.BYTES, Kind.TOKEN)
 
 
 class Flag:

@@ -30,7 +30,7 @@ from ..protocol.queues import (
     moved,
 )
 from ..system.patience import spin
-from . import runs, sleepers
+from . import compiled, runs, sleepers
 from .hands import Hands
 from .members import Members
 from .memory import Scribbled
@@ -51,6 +51,7 @@ Found = tuple[int, "bytes | Buffer"]
 MISSED: Final = object()
 _INLINE: Final = Kind.INLINE
 _BYTES: Final = Kind.BYTES
+_TOKEN: Final = Kind.TOKEN
 _HANDLES: Final = (Kind.HANDLE, Kind.PICKLED)
 _COUNT: Final = sleepers.COUNT
 _ITEM_HEAD_AND_ROUNDING: Final = ITEM_HEAD + layout.GRANULE_BYTES - 1
@@ -70,6 +71,7 @@ class Getting(Putting):
         #: Where it has seen TAIL: what lies before that may be taken without another look. At first where there is
         #: nothing before it: any number may be one that HEAD is just coming to.
         self._seen_tail = self.words[HEAD]
+        self.short_way = compiled.short_way(self) if compiled.short_way is not None else None
 
     def get_fast(self) -> Any:
         """Take one item, restored, where that takes nothing but a lock, some stores, and maybe a ticket; else
@@ -140,7 +142,9 @@ class Getting(Putting):
             self.bell.drain()
         if kind == _BYTES:
             return found
-        return loads(found) if kind == _INLINE else restore(kind, found)
+        if kind == _INLINE:
+            return loads(found)
+        return Handle(found) if kind == _TOKEN else restore(kind, found)
 
     def get_run(self, most: int) -> tuple[int, Sequence[bytes]]:
         """Under H: take the first small items, of one kind, if nothing is out of the usual: their kind and contents."""
@@ -166,7 +170,7 @@ class Getting(Putting):
                 if self.bell.is_watching and self.words[TAIL] == self.words[HEAD]:
                     self.bell.drain()
                 kind, found = got
-                return list(found) if kind == _BYTES else list(map(loads, found))
+                return list(found) if kind == _BYTES else list(map(loads if kind == _INLINE else Handle, found))
         return [restored(kind, found) for kind, found in self.get(most, deadline)]
 
     def await_item(self, deadline: float) -> bool:

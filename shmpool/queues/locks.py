@@ -95,8 +95,8 @@ class End:
     """
 
     __slots__ = (
-        "_address", "_barrier", "_life", "_memory", "_mend_bytes", "_said", "_unmend_bytes", "_words", "has_gate",
-        "holder", "leave_gate", "name", "now", "said", "take_gate", "version",
+        "_address", "_barrier", "_life", "_mend_bytes", "_said", "_unmend_bytes", "_words", "gate_address",
+        "gate_memory", "has_gate", "holder", "leave_gate", "name", "now", "said", "take_gate", "version",
     )  # fmt: skip
 
     def __init__(self, session: Session, words: memoryview[int], address: int, row: int, end: int, seats: int) -> None:
@@ -112,9 +112,10 @@ class End:
             lock_bytes(_MENDS | row << 1 | end),
             unlock_bytes(_MENDS | row << 1 | end),
         )
-        self._memory = bytearray(8 * semaphores.WORDS)
-        semaphores.make(libc.address_of(self._memory), 1)
-        gate = semaphores.lock_over(libc.address_of(self._memory))
+        self.gate_memory = bytearray(8 * semaphores.WORDS)
+        self.gate_address = libc.address_of(self.gate_memory)
+        semaphores.make(self.gate_address, 1)
+        gate = semaphores.lock_over(self.gate_address)
         self.take_gate, self.leave_gate, self.has_gate = gate.acquire, gate.release, gate._is_mine
         #: The thread that has the gate, 0 for none: which of its calls have locked what.
         self.holder = 0

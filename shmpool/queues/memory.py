@@ -75,6 +75,11 @@ class Scribbled(Exception):
 class Memory:
     """That of one queue, of one session."""
 
+    __slots__ = ("__dict__", "__weakref__", "is_closed", "short_way")
+
+    #: What the compiled part has of it.
+    short_way: Any
+
     def __init__(self, pool: BasePool, shared: Shared) -> None:
         self._pool = pool
         #: Holds it for this process as long as it is open.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..objects.encoding import encode
 from ..objects.exchange import take_apart
+from ..protocol.handle import Handle
 from ..protocol.queues import Kind
 
 if TYPE_CHECKING:
@@ -165,4 +166,6 @@ def restored(kind: int, content: bytes | Buffer) -> Any:
         return restore(kind, content)
     if kind == Kind.BYTES:
         return content
+    if kind == Kind.TOKEN:
+        return Handle(content)
     return pickle.loads(content) if kind == Kind.INLINE else restore_copy(kind, content)

@@ -19,9 +19,10 @@ from weakref import WeakValueDictionary
 
 from ..errors import ShmpoolError
 from ..link.waiting import check_timeout
+from ..protocol.handle import HANDLE_BYTES, Handle
 from ..protocol.queues import Flag, Kind
 from ..system.here import HERE, OURS
-from . import defaults
+from . import compiled, defaults
 from .getting import MISSED
 from .making import make
 from .pickling import FLAT, Item, in_lease, mine, restored
@@ -39,6 +40,7 @@ _OVERFLOWS: Final = {"block": 0, "drop_oldest": Flag.DROP_OLDEST, "drop_newest":
 _ON_DEAD_CONSUMER: Final = {"drop": 0, "requeue": Flag.REQUEUE}
 _FOR_EVER: Final = float("inf")
 _BYTES_ALONE: Final = {bytes}
+_HANDLES_ALONE: Final = {Handle}
 
 
 class _Rings:
@@ -91,6 +93,8 @@ class Queue:
     process that dies blocks nobody. By many threads; not by a signal handler that interrupts another call of
     the same thread (RuntimeError). Unpickling runs code that the putter chose: trust who may write to the pool.
     """
+
+    __slots__ = ("__dict__", "__weakref__", "_ring")
 
     _flags = 0
 
@@ -151,6 +155,8 @@ class Queue:
         data: Any
         if type(obj) is bytes:
             data, kind = obj, Kind.BYTES
+        elif type(obj) is Handle and len(obj) == HANDLE_BYTES:
+            data, kind = bytes(obj), Kind.TOKEN
         else:
             data, kind = dumps(obj, 3) if type(obj) in FLAT else mine.dumps(obj, one.most_inline), Kind.INLINE
         if type(data) is bytes and one.put_fast(data, kind):
@@ -188,6 +194,8 @@ class Queue:
         kinds = set(map(type, objs))
         if kinds == _BYTES_ALONE:
             data, kind = objs, Kind.BYTES
+        elif kinds == _HANDLES_ALONE and set(map(len, objs)) == {HANDLE_BYTES}:
+            data, kind = list(map(bytes, objs)), Kind.TOKEN
         elif kinds and kinds <= FLAT:
             data, kind = [dumps(obj, 3) for obj in objs], Kind.INLINE
         else:
@@ -402,3 +410,5 @@ def _abandon_all() -> None:
 
 
 os.register_at_fork(after_in_child=_abandon_all)
+if compiled.install is not None:
+    compiled.install()
