@@ -17,16 +17,16 @@ cdef bint _find_objects() except -1:
 
 
 def get(self, handle, *, writable=False, copy=None, allow=None):
-    if not writable and isinstance(self, BasePool) and _PyType_Lookup(Py_TYPE(<PyObject *>self), "open") == <PyObject *>open_twin:
+    if not writable and allow is None and isinstance(self, BasePool) and _PyType_Lookup(Py_TYPE(<PyObject *>self), "open") == <PyObject *>open_twin:
         if by_head is None:
             _find_objects()
         buffer = _open(<PyObject *>self, handle, False)
         if buffer is not None:
-            return _take_apart(buffer, copy, allow)
+            return _take_apart(buffer, copy)
     return plain_get(self, handle, writable=writable, copy=copy, allow=allow)
 
 
-cdef object _take_apart(object buffer, object copy, object allow):
+cdef object _take_apart(object buffer, object copy):
     """As `exchange.take_apart`. An array over a view is one over its window, so there is no view without need."""
     cdef PyObject *window = get_member(get_member(<PyObject *>buffer, TICKET_RECORD), RECORD_WINDOW)
     cdef uint64_t address, nbytes
@@ -39,7 +39,7 @@ cdef object _take_apart(object buffer, object copy, object allow):
         view = view_of(window, nbytes)
         set_member(<PyObject *>buffer, BUFFER_VIEW, <PyObject *>view)
         view = None
-        return take_apart(buffer, False, copy, allow)
+        return take_apart(buffer, False, copy, None)
     template, offset = last, last_offset  # what *copy* is asked for may run anything
     try:
         if copy or (copy is None and nbytes < <uint64_t>COPIED_BELOW):

@@ -33,6 +33,8 @@ PLAIN: Final = frozenset(
 def decode(view: memoryview, allow: Collection[str] | None = None) -> Any:
     """The object in *view*; its arrays are over *view*'s memory, and as writable as it is. Raises
     FormatError for what `encode` did not make or *allow* does not name, else what unpickling raises."""
+    if allow is not None:
+        check_allow(allow)
     contents = layout.read(view)
     try:
         if allow is None:
@@ -44,6 +46,12 @@ def decode(view: memoryview, allow: Collection[str] | None = None) -> Any:
         if _is_users(error):
             raise
         raise FormatError(f"this object cannot be unpickled here: {type(error).__name__}: {error}") from error
+
+
+def check_allow(allow: Collection[str]) -> None:
+    """Raises TypeError for what names no classes: of a str each letter would be one."""
+    if isinstance(allow, str | bytes) or not all(isinstance(name, str) for name in allow):
+        raise TypeError(f'allow is a set of names like {{"module.qualname"}}, not {allow!r}')
 
 
 def _is_users(error: Exception) -> bool:

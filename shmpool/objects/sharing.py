@@ -165,7 +165,7 @@ def made(pool: BasePool, announced: Announced, request: Request) -> Shared:
 
 def find(pool: BasePool, name: str, timeout: float | None) -> Shared:
     """Hold what has a name, waiting for it to come."""
-    check(pool, name, False, None)
+    check_name(pool, name)
     timeout = None if timeout is None else check_timeout(timeout)
     session = pool._live_session()
     message = Find(session.link.next_number(), name, Purpose.OPEN, timeout != 0)
@@ -201,6 +201,7 @@ def find_or_turn(
     pool: BasePool, name: str, keep: Keep, ttl: float | None, timeout: float | None
 ) -> Shared | tuple[Session, int]:
     """Hold what has a name, or have the turn to make it, by its number: it has to be shared, or let go."""
+    check_name(pool, name)
     check(pool, name, keep, ttl)
     timeout = None if timeout is None else check_timeout(timeout)
     session = pool._live_session()
@@ -216,7 +217,7 @@ def find_or_turn(
 
 def drop(pool: BasePool, name: str) -> None:
     """Free a name."""
-    check(pool, name, False, None)
+    check_name(pool, name)
     session = pool._live_session()
     request = session.holds.ask(Drop(session.link.next_number(), name), None, what=f"drop {name!r}")
     if request.refusal is not None:
@@ -227,19 +228,24 @@ def drop(pool: BasePool, name: str) -> None:
 # --- checks ----------------------------------------------------------------------------------------------
 
 
+def check_name(pool: BasePool, name: Any) -> None:
+    """Refuse what is no name. Raises TypeError, ValueError."""
+    if not isinstance(name, str):
+        raise TypeError(f"a name is a str, not {type(name).__name__}")
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a name is Unicode, {name!r} is not: {error}") from None
+    most = pool.most_name_bytes
+    if not 0 < length <= most:
+        why = ", in a pool with checksums" if most < NAME_BYTES else ""
+        raise ValueError(f"a name is 1 to {most} bytes of UTF-8{why}, this one has {length}")
+
+
 def check(pool: BasePool, name: str | None, keep: Keep, ttl: float | None) -> None:
     """Refuse what no publication can have. Raises TypeError, ValueError."""
     if name is not None:
-        if not isinstance(name, str):
-            raise TypeError(f"a name is a str, not {type(name).__name__}")
-        try:
-            length = len(name.encode())
-        except UnicodeEncodeError as error:
-            raise ValueError(f"a name is Unicode, {name!r} is not: {error}") from None
-        most = pool.most_name_bytes
-        if not 0 < length <= most:
-            why = ", in a pool with checksums" if most < NAME_BYTES else ""
-            raise ValueError(f"a name is 1 to {most} bytes of UTF-8{why}, this one has {length}")
+        check_name(pool, name)
     if not (keep is True or keep is False or keep == "cache"):
         raise ValueError(f"keep is False, True or 'cache', not {keep!r}")
     if keep is True and name is None:

@@ -229,3 +229,16 @@ def test_an_object_that_changes_while_it_is_pickled_is_sent_as_it_was_seen_or_no
     with pytest.raises(RuntimeError, match="changed size"):
         pool.put(keys)
     del got
+
+
+@pytest.mark.parametrize("allow", ["builtins.int", b"x", {int}, [1]])
+def test_what_names_no_classes_is_refused_and_the_handle_stays_good(pool: shmpool.Pool, allow: Any) -> None:
+    """Of a str each letter would be a name."""
+    handle = pool.put({"a": np.ones(20_000)})
+    with pytest.raises(TypeError, match="allow is a set of names"):
+        pool.get(handle, allow=allow)
+    assert pool.get(handle, allow=())["a"].sum() == 20_000
+    with pool.share(1) as shared:
+        with pytest.raises(TypeError, match="allow is a set of names"):
+            shared.get(allow=allow)
+        assert shared.get(allow=()) == 1

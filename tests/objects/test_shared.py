@@ -249,12 +249,13 @@ def test_a_name_is_found_once_it_is_there_and_dropped_by_whoever_made_it(pool: s
     assert comes_back(pool.address)
 
 
-@pytest.mark.parametrize("name", ["", "x" * 97, "\ud800", "ä" * 49, 5, b"x"])
+@pytest.mark.parametrize("name", ["", "x" * 97, "\ud800", "ä" * 49, 5, b"x", None])
 def test_a_name_that_is_none_is_refused_and_nothing_is_shared(pool: shmpool.Pool, name: Any) -> None:
     with pytest.raises(ValueError, match="needs a name"):
         pool.share(1, keep=True)  # nobody could drop it
-    for verb in (lambda: pool.share(1, name), lambda: pool.find(name), lambda: pool.drop(name)):
-        with pytest.raises((TypeError, ValueError), match="name"):
+    makes = [] if name is None else [lambda: pool.share(1, name), lambda: pool.queue(name)]
+    for verb in (*makes, lambda: pool.find(name), lambda: pool.drop(name), lambda: pool.get_or_share(name, int)):
+        with pytest.raises((TypeError, ValueError), match=r"^a name is"):
             verb()
     assert pool.stats().active_buffers == 0
 
