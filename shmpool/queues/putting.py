@@ -193,6 +193,7 @@ class Putting(Memory):
             raise QueueShutDown("the queue was shut down")
         if odd & Odd.INTENTS:
             self._discard_intents()
+        seen = words[HEAD]  # before the look for room: what is taken behind it ends the sleep
         stored = self._store(items, done, deadline)
         if stored < 0:
             raise NoRoomInline(done)
@@ -200,7 +201,7 @@ class Putting(Memory):
             words[DROPPED] += len(items) - done - stored
             return len(items) - done
         if not stored:
-            rest.seen = words[HEAD]
+            rest.seen = seen
             if patience is not None and not patience.is_over:
                 rest.lie_down(words, PUTTERS_SLEEP)
         return stored

@@ -111,6 +111,10 @@ QUEUE_MUTANTS: tuple[Mutant, ...] = (
         "a putter that lies down is not counted", QUEUE_SCENARIO["a full queue"],
         rewrite(Putting, "_put", ("rest.lie_down(words, PUTTERS_SLEEP)", "rest.epoch, rest.left = 1, 1.0")),
     ),
+    Mutant(
+        "a putter sleeps for a HEAD that it saw after it had found no room", QUEUE_SCENARIO["a full queue"],
+        rewrite(Putting, "_put", ("rest.seen = seen", "rest.seen = words[HEAD]")),
+    ),
     # Leases.
     Mutant(
         "a lease that is not noted", QUEUE_SCENARIO["a lease's putter's death x putter"],
