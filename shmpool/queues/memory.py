@@ -211,8 +211,11 @@ class Memory:
         return count if count <= (end - at & LOW) and (at & self.mask) + count <= self.granules else 0
 
     def _following(self, position: int, tail: int) -> int:
-        """The next position that looks like an item's, behind one that somebody has scribbled on."""
+        """The next position that looks like an item's, behind one that somebody has scribbled on. From a HEAD or TAIL
+        that was scribbled on itself, and lies further off than there are granules, all is stepped over."""
         end, at = tail >> 32, (position >> 32) + 1 & LOW
+        if end - at & LOW >= self.granules:
+            return tail
         while at != end:
             if self._granules_at(self.words[self.word_of(at)], at, end):
                 return at << 32 | (position + 1 & LOW)

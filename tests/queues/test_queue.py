@@ -19,6 +19,7 @@ import pytest
 from corners import sizes
 
 import shmpool
+from shmpool.protocol.queues import HEAD, TAIL
 from shmpool.stats import query
 
 SOON = 30.0
@@ -378,6 +379,25 @@ def test_a_scribbled_cell_is_told_and_stepped_over(made: Callable[..., Any]) -> 
     with pytest.raises(shmpool.FormatError, match="damaged"):
         one.get()
     assert one.get() == 2
+
+
+@pytest.mark.parametrize("word", [HEAD, TAIL], ids=["HEAD", "TAIL"])
+@pytest.mark.parametrize("further", [1 << 63 | 5, 70_000 << 32 | 1, 0xDEAD_BEEF])
+def test_a_scribbled_end_is_told_and_the_queue_goes_on(made: Callable[..., Any], word: int, further: int) -> None:
+    """Nobody walks through four thousand million places, while the others wait at the lock."""
+    one = made()
+    one.put_many([1, 2, 3])
+    words = one._here().words
+    words[word] = words[word] + further & (1 << 64) - 1
+    for _ in range(10):
+        try:
+            one.get_many(5, timeout=0.01)
+        except shmpool.FormatError:
+            continue
+        except queue.Empty:
+            break
+    one.put("on it goes", timeout=5)
+    assert one.get(timeout=5) == "on it goes"
 
 
 # --- deaths ---------------------------------------------------------------------------------------
