@@ -41,7 +41,7 @@ TURN = 1.0
 #: A turn ends when nothing more was gathered for twice the longest pause between two returns
 #: lately, but not before so many seconds. What the pause is thought to be before anything came back,
 #: and what is left of a long one after a shorter one.
-SHORTEST_TURN, FIRST_PAUSE, FADING = 0.02, 0.02, 0.9
+SHORTEST_TURN, FIRST_PAUSE, FADING = 0.02, 0.02, 0.7
 #: How many times as long as a turn that was in vain the others have then.
 FUTILE = 9
 #: How many processes are looked at for one that has a turn.
