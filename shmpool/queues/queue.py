@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 
 from ..errors import ShmpoolError
 from ..link.waiting import check_timeout
+from ..pool import BasePool
 from ..protocol.handle import HANDLE_BYTES, Handle
 from ..protocol.queues import Flag, Kind
 from ..system.here import HERE, OURS
@@ -31,7 +32,6 @@ from .ring import Ring
 from .runs import MOST_BYTES
 
 if TYPE_CHECKING:
-    from ..pool import BasePool
     from ..shared import Shared
 
 Overflow = Literal["block", "drop_oldest", "drop_newest"]
@@ -116,6 +116,8 @@ class Queue:
             raise ValueError(f"on_dead_consumer is 'drop' or 'requeue', not {on_dead_consumer!r}")
         if pool is None:
             pool = defaults.find_pool()
+        elif not isinstance(pool, BasePool):
+            raise TypeError(f"pool is a shmpool.Pool or None, not {pool!r}")
         flags = self._flags | _OVERFLOWS[overflow] | _ON_DEAD_CONSUMER[on_dead_consumer]
         self._begin(pool, make(pool, max(0, maxsize), name, flags, keep), name)
 
@@ -397,7 +399,10 @@ def _release(items: list[Item]) -> None:
 def _deadline(block: bool, timeout: float | None) -> float:
     if not block:
         return 0.0
-    return _FOR_EVER if timeout is None else time.monotonic() + check_timeout(max(0.0, timeout))
+    if timeout is None:
+        return _FOR_EVER
+    # A time that is over is none, as for multiprocessing's.
+    return time.monotonic() + check_timeout(0.0 if isinstance(timeout, int | float) and timeout < 0 else timeout)
 
 
 def _left(deadline: float) -> float:

@@ -198,6 +198,15 @@ def test_wrong_arguments_are_named(pool: shmpool.Pool) -> None:
         shmpool.Queue(overflow="drop", pool=pool)  # type: ignore[arg-type]
     with pytest.raises(shmpool.InvalidSize, match="items"):
         shmpool.Queue(10_000_000, pool=pool)
+    with pytest.raises(TypeError, match="pool is a"):
+        shmpool.Queue(pool=5)  # type: ignore[arg-type]
+    one = shmpool.Queue(pool=pool)
+    for timeout, error in (("soon", TypeError), (float("nan"), ValueError), (True, TypeError)):
+        with pytest.raises(error, match="a timeout is"):
+            one.get(timeout=timeout)
+    with pytest.raises(queue.Empty):
+        one.get(timeout=-1)  # as multiprocessing's
+    one.close()
 
 
 def test_after_close_it_raises(made: Callable[..., Any]) -> None:
