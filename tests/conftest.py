@@ -10,6 +10,7 @@ neither, ``pytest -m exhaustive``.
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import secrets
 import shutil
@@ -36,6 +37,9 @@ os.environ["SHMPOOL_SOCKET"] = f"{RUNTIME}/nobody.sock"
 # Else each of hundreds of processes would compile shmpool, and each worker of each run the tests, in seven seconds.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# What multiprocessing's server forks has imported most of what it imports. (Its path is not that of the tests.)
+multiprocessing.set_forkserver_preload(["shmpool", "shmpool.demo.job"])
 
 import shmpool  # noqa: E402
 from shmpool import launch  # noqa: E402

@@ -48,7 +48,6 @@ def _members_are_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a server that has imported what they import, which is most of what a job of spawned ones costs. Those of the
     command are spawned."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([job.__name__])
     for module in (crew, job):
         monkeypatch.setattr(module, "SPAWN", context)
 

@@ -200,7 +200,10 @@ def publish_late(pool: shmpool.Pool, nbytes: int) -> Handle:
 def test_client_killed_while_the_broker_is_away_is_swept_by_the_next(daemon: StartDaemon, address: str) -> None:
     broker = daemon()
     with shmpool.connect(address) as pool:
-        with child("spawn", client_workers.lease_and_wait, address, [1000, 300_000, 2 * MIB], 3, 2) as (process, pipe):
+        with child("forkserver", client_workers.lease_and_wait, address, [1000, 300_000, 2 * MIB], 3, 2) as (
+            process,
+            pipe,
+        ):
             handles = [Handle(raw) for raw in hear(pipe)]
             broker.end(signal.SIGKILL)
             assert process.pid

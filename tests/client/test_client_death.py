@@ -37,7 +37,7 @@ def test_killed_worker_s_memory_is_leased_again_at_once(start: Start) -> None:
     broker = start(memory_limit="4MiB", pooled_sizes=["256KiB"])
     with broker.connect() as pool:
         most = fill(pool)
-        with child("spawn", client_workers.hold, broker.address, 256 * KIB, most, "pooled") as (process, pipe):
+        with child("forkserver", client_workers.hold, broker.address, 256 * KIB, most, "pooled") as (process, pipe):
             assert hear(pipe) == "ready"
             with pytest.raises(shmpool.LeaseTimeout):
                 pool.lease(200_000, timeout=0)
@@ -59,7 +59,7 @@ def fill(pool: shmpool.Pool) -> int:
 
 @pytest.mark.parametrize("nbytes", [5000, 300_000, 2 * MIB])
 def test_killed_reader_s_open_buffers_come_back_to_the_publisher(pool: shmpool.Pool, nbytes: int) -> None:
-    with child("spawn", client_workers.open_and_wait, pool.address) as (process, pipe):
+    with child("forkserver", client_workers.open_and_wait, pool.address) as (process, pipe):
         hear(pipe)
         handles, contents = [], [pattern(nbytes, seed) for seed in range(3)]
         for content in contents:
@@ -81,7 +81,10 @@ def test_other_reader_goes_on_when_one_is_killed(pool: shmpool.Pool) -> None:
     with pool.lease(5000) as lease:
         lease.write(pattern(5000))
         first, second, third = lease.publish_many(3)
-    with child("spawn", client_workers.open_and_wait, pool.address) as (process, pipe), pool.open(second) as buffer:
+    with (
+        child("forkserver", client_workers.open_and_wait, pool.address) as (process, pipe),
+        pool.open(second) as buffer,
+    ):
         hear(pipe)
         pipe.send([first])
         hear(pipe)
@@ -100,7 +103,7 @@ def test_other_reader_goes_on_when_one_is_killed(pool: shmpool.Pool) -> None:
 
 
 def test_publications_of_a_killed_publisher_stay_readable(pool: shmpool.Pool) -> None:
-    with child("spawn", client_workers.lease_and_wait, pool.address, [1000], 10, 4) as (process, pipe):
+    with child("forkserver", client_workers.lease_and_wait, pool.address, [1000], 10, 4) as (process, pipe):
         handles = [Handle(raw) for raw in hear(pipe)]
         early = pool.open(handles[0])
         assert process.pid
@@ -122,7 +125,7 @@ def test_publications_of_a_killed_publisher_stay_readable(pool: shmpool.Pool) ->
 def test_unread_publications_of_a_killed_publisher_expire(start: Start) -> None:
     broker = start(handle_ttl="100ms")
     with broker.connect() as pool:
-        with child("spawn", client_workers.lease_and_wait, broker.address, [], 5) as (process, pipe):
+        with child("forkserver", client_workers.lease_and_wait, broker.address, [], 5) as (process, pipe):
             handles = [Handle(raw) for raw in hear(pipe)]
             kept = pool.open(handles[0])
             assert process.pid
@@ -150,7 +153,7 @@ def test_unread_publications_of_a_living_publisher_do_not_expire(start: Start) -
 
 
 def test_stopped_client_keeps_what_it_has(pool: shmpool.Pool) -> None:
-    with child("spawn", client_workers.lease_and_wait, pool.address, [1000, MIB], 1) as (process, pipe):
+    with child("forkserver", client_workers.lease_and_wait, pool.address, [1000, MIB], 1) as (process, pipe):
         (raw,) = hear(pipe)
         assert process.pid
         os.kill(process.pid, signal.SIGSTOP)

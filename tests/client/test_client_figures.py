@@ -205,7 +205,7 @@ def test_what_the_dead_have_counted_stays(start: Start) -> None:
     broker = start(memory_limit="64MiB", detailed_metrics=True)
     with broker.connect() as pool:
         queue = multiprocessing.get_context("spawn").SimpleQueue()
-        with child("spawn", client_workers.hoard, broker.address, queue) as (process, pipe):
+        with child("forkserver", client_workers.hoard, broker.address, queue) as (process, pipe):
             hear(pipe)
             cycle(pool, 1000, times=10)
             with pool.lease(1000) as lease:

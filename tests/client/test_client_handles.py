@@ -60,7 +60,7 @@ def test_pickled_handle_opens(pool: shmpool.Pool, protocol: int) -> None:
 
 def test_handle_pickles_into_a_spawned_process(pool: shmpool.Pool) -> None:
     handle = publish(pool)
-    with child("spawn", client_workers.say_pickled, pickle.dumps(handle)) as (_, pipe):
+    with child("forkserver", client_workers.say_pickled, pickle.dumps(handle)) as (_, pipe):
         name, raw, nbytes, _ = hear(pipe)
     assert (name, raw, nbytes) == ("Handle", bytes(handle), 7)
     pool.discard(handle)

@@ -33,7 +33,7 @@ def test_a_lease_timeout_names_the_reader_that_keeps_everything(start: Start, si
     queue: Any = multiprocessing.get_context("spawn").SimpleQueue()
     sent: list[int] = []
     with broker.connect() as pool:
-        with child("spawn", client_workers.hoard, broker.address, queue) as (process, pipe):
+        with child("forkserver", client_workers.hoard, broker.address, queue) as (process, pipe):
             hear(pipe)
             with pytest.raises(shmpool.LeaseTimeout) as refused:
                 sent.extend(hand_over(pool, size, queue))

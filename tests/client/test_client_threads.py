@@ -129,7 +129,7 @@ def test_finalizers_in_many_threads_lose_nothing(pool: shmpool.Pool) -> None:
 
 def test_two_processes_with_threads_exchange_everything(connect: Connect) -> None:
     pool = connect()
-    with child("spawn", client_workers.exchange, pool.address, 60, SIZES) as (_, pipe):
+    with child("forkserver", client_workers.exchange, pool.address, 60, SIZES) as (_, pipe):
         handles = hear(pipe)
         assert len(handles) == 240
         box: queue.Queue[tuple[shmpool.Handle, bytes]] = queue.Queue()

@@ -41,7 +41,7 @@ def test_steady_producer_and_consumer_send_the_broker_nothing(
     start: Start, sent: list[Any], nbytes: int, in_flight: int
 ) -> None:
     broker = start(memory_limit="32MiB", magazine_idle="1h")
-    with broker.connect() as pool, child("spawn", client_workers.consume_counting, pool.address) as (_, pipe):
+    with broker.connect() as pool, child("forkserver", client_workers.consume_counting, pool.address) as (_, pipe):
         assert hear(pipe) == "ready"
 
         def stream(objects: int) -> None:

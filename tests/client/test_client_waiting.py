@@ -84,7 +84,7 @@ class Waiting(threading.Thread):
 def test_exhausted_pool_says_tier_limit_and_who_holds_most(
     broker: shmpool.Broker, pool: shmpool.Pool, strategy: str, nbytes: int
 ) -> None:
-    with child("spawn", client_workers.hold, broker.address, nbytes, 2, strategy) as (process, pipe):
+    with child("forkserver", client_workers.hold, broker.address, nbytes, 2, strategy) as (process, pipe):
         hear(pipe)
         eventually(lambda: not idle(pool), "the return of what the child did not use")
         leases = fill(pool, nbytes, strategy)
@@ -135,7 +135,7 @@ def test_timeout_none_is_the_configured_one(start: Start) -> None:
 def test_blocked_lease_gets_what_another_process_releases(
     broker: shmpool.Broker, pool: shmpool.Pool, strategy: str, nbytes: int
 ) -> None:
-    with child("spawn", client_workers.hold, broker.address, nbytes, 2, strategy) as (_, pipe):
+    with child("forkserver", client_workers.hold, broker.address, nbytes, 2, strategy) as (_, pipe):
         hear(pipe)
         eventually(lambda: not idle(pool), "the return of what the child did not use")
         leases = fill(pool, nbytes, strategy)
@@ -152,7 +152,7 @@ def test_blocked_lease_gets_what_another_process_releases(
 def test_blocked_lease_gets_what_a_reader_in_another_process_is_done_with(
     broker: shmpool.Broker, pool: shmpool.Pool, strategy: str, nbytes: int
 ) -> None:
-    with child("spawn", client_workers.open_and_wait, broker.address) as (_, pipe):
+    with child("forkserver", client_workers.open_and_wait, broker.address) as (_, pipe):
         hear(pipe)
         leases = fill(pool, nbytes, strategy)
         pipe.send([leases.pop().publish()])
@@ -280,7 +280,10 @@ def test_interrupted_lease_loses_nothing(
 ) -> None:
     """Ctrl-C in a process that waits, five times, then it leases after all."""
     leases = fill(pool, nbytes, strategy)
-    with child("spawn", client_workers.blocked_until_interrupted, broker.address, nbytes, strategy) as (process, pipe):
+    with child("forkserver", client_workers.blocked_until_interrupted, broker.address, nbytes, strategy) as (
+        process,
+        pipe,
+    ):
         for _ in range(5):
             assert hear(pipe) == "waits"
             eventually(lambda: waiters(pool) == 1)
