@@ -345,7 +345,7 @@ def test_no_single_flipped_bit_makes_a_used_row_nobodys(
     print(f"{trials} flipped bits")
 
 
-@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 100), marks=pytest.mark.long)], ids=["few", "many"])
+@pytest.mark.parametrize("seeds", sizes(range(5), range(5, 25), range(25, 100)), ids=["few", "more", "many"])
 def test_random_damage_never_breaks_the_core(seeds: range) -> None:
     """Whatever a ledger says, it is adopted, and what is granted is granted once."""
     for seed in seeds:
