@@ -124,6 +124,11 @@ def _sanitizers() -> list[str]:
     return [f"-fsanitize={wanted}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if wanted else []
 
 
+def _tracing() -> list[str]:
+    """For `tests/fast/test_traced.py`: it tells what it does to shared words."""
+    return ["-DTWIN_TRACED"] if _is_set("SHMPOOL_TRACED") else []
+
+
 def _file_name() -> str:
     return f"twin{sysconfig.get_config_var('EXT_SUFFIX')}"
 
@@ -146,8 +151,9 @@ def _compile(source: Path) -> Path:
     built = source.parent / _file_name()
     command = [
         *_compiler(), "-O2", "-g0", *_words_of("CFLAGS"), "-fPIC", "-fno-strict-aliasing", "-DNDEBUG", "-w",
-        f"-DTWIN_DIGEST={SOURCES['digest']()}u", *_sanitizers(), "-shared", "-I", sysconfig.get_path("include"),
-        "-I", sysconfig.get_path("platinclude"), str(source), "-o", str(built), *_words_of("LDFLAGS"),
+        f"-DTWIN_DIGEST={SOURCES['digest']()}u", *_sanitizers(), *_tracing(), "-shared",
+        "-I", sysconfig.get_path("include"), "-I", sysconfig.get_path("platinclude"),
+        str(source), "-o", str(built), *_words_of("LDFLAGS"),
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=LONGEST)
     if not built.exists():

@@ -168,24 +168,65 @@ static inline int is_alone(PyObject *view) {
 /* This core is about to write here: the line comes while others are written. */
 static inline void announce(const void *at) { __builtin_prefetch(at, 1); }
 
-static inline uint64_t load(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
-static inline void store(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
+/* A traced build (`SHMPOOL_TRACED=1`) notes what it does to shared words, in order: tests/fast/test_traced.py compares that
+   with what the plain code does, which the explorer of interleavings has proven. */
+#ifdef TWIN_TRACED
+#define MOST_TRACED 4096
+static struct { char kind; uint64_t at, value; } trace[MOST_TRACED];
+static size_t trace_length = 0;
+static inline void note(char kind, uint64_t at, uint64_t value) {
+    if (trace_length < MOST_TRACED) {
+        trace[trace_length].kind = kind;
+        trace[trace_length].at = at;
+        trace[trace_length++].value = value;
+    }
+}
+static inline PyObject *take_trace(void) {
+    PyObject *all = PyList_New(0);
+    for (size_t i = 0; all && i < trace_length; i++) {
+        PyObject *one = Py_BuildValue("CKK", trace[i].kind, (unsigned long long)trace[i].at, (unsigned long long)trace[i].value);
+        if (!one || PyList_Append(all, one) < 0) Py_CLEAR(all);
+        Py_XDECREF(one);
+    }
+    trace_length = 0;
+    return all;
+}
+#else
+#define note(kind, at, value) ((void)0)
+static inline PyObject *take_trace(void) { return Py_NewRef(Py_None); }
+#endif
+
+static inline uint64_t load(const uint64_t *word) {
+    uint64_t value = __atomic_load_n(word, __ATOMIC_ACQUIRE);
+    note('l', (uintptr_t)word, value);
+    return value;
+}
+static inline void store(uint64_t *word, uint64_t value) {
+    if (*word != value) note('s', (uintptr_t)word, value);
+    __atomic_store_n(word, value, __ATOMIC_RELEASE);
+}
 /* What was stored is seen by all before what follows is loaded. */
-static inline void fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+static inline void fence(void) {
+    note('f', 0, 0);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
 
 /* A word that says *expected* says *wanted* from here on, or stays; ordered towards all that comes before and after. */
 static inline int swap_word(uint64_t *word, uint64_t expected, uint64_t wanted) {
+    note('c', (uintptr_t)word, wanted);
     return __atomic_compare_exchange_n(word, &expected, wanted, 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE);
 }
 
 /* Try to lock one byte of an open file; 0 where another open file has it, or something is wrong. */
 static inline int lock_byte(int fd, uint64_t offset) {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = 1};
+    note('k', offset, 0);
     return fcntl(fd, F_OFD_SETLK, &lock) == 0;
 }
 /* Unlock all that an open file has locked. */
 static inline void unlock_all(int fd) {
     struct flock lock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+    note('u', 0, 0);
     fcntl(fd, F_OFD_SETLK, &lock);
 }
 

@@ -108,6 +108,7 @@ cdef extern from "slots.h":
     object new_instance(object)
     object new_handle(object, uint64_t, uint64_t, uint64_t)
     double nanoseconds()
+    object take_trace()
     int fill_view(PyObject *, object) except -1
 
 #: Of the sources that it was made from: see `sources.digest`.
@@ -755,6 +756,29 @@ def exit_buffer(self, kind, value, trace):
         return
     if not (cls == <PyTypeObject *>LiveBuffer and _release_buffer(<PyObject *>self)):
         self.release()
+
+
+# --- for tests ----------------------------------------------------------------------------------------------
+
+def traced(words, header):
+    """What a traced build has done to shared words since the last call, in order: what, to which word of which of
+    both, with which value. None of any other build."""
+    cdef uint64_t *ours
+    cdef uint64_t *theirs
+    cdef uint64_t count, header_count, at
+    took = take_trace()
+    if took is None or not (words_of(<PyObject *>words, &ours, &count) and words_of(<PyObject *>header, &theirs, &header_count)):
+        return None
+    told = []
+    for kind, address, value in took:
+        at = address
+        if <uint64_t>ours <= at < <uint64_t>(ours + count):
+            told.append((kind, "row", (at - <uint64_t>ours) // 8, value))
+        elif <uint64_t>theirs <= at < <uint64_t>(theirs + header_count):
+            told.append((kind, "header", (at - <uint64_t>theirs) // 8, value))
+        else:
+            told.append((kind, "", at, value))
+    return told
 
 
 # --- in place of the plain ones -------------------------------------------------------------------------------
