@@ -15,8 +15,9 @@ import click
 import shmpool
 
 from . import report as reports
+from . import results
 from .options import Options
-from .parameters import Sizes
+from .parameters import Names, Sizes
 from .render import console, markdown, print_report
 from .report import Report
 
@@ -61,7 +62,7 @@ class _Benchmarks(click.Group):
     """The benchmarks as commands, each imported when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*NAMES, "all", "report"]
+        return [*NAMES, "all", "report", "results"]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name == "all":
@@ -101,6 +102,15 @@ def report(files: tuple[str, ...], whole: bool, plots: str | None) -> None:
             picture = f"{Path(plots).name}/{one.name}.png"
             _plot(one, Path(plots) / f"{one.name}.png")
         click.echo(markdown(one, picture=picture, is_whole=whole))
+
+
+@main.command("results")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=results.MINUTES, show_default=True)
+@click.option("--only", type=Names(results.PARTS), help="These benchmarks alone, in as much time.")
+@click.option("--folder", type=click.Path(file_okay=False), default=str(Path(__file__).parent), help="Else: this one.")
+def write_results(minutes: float, only: tuple[str, ...] | None, folder: str) -> None:
+    """Write RESULTS.md and its plots anew, within so many minutes; exit 0 when all bars are met."""
+    sys.exit(0 if results.write(Path(folder), minutes, only or tuple(results.PARTS)) else 1)
 
 
 def _run_all(**values: Any) -> None:

@@ -245,7 +245,6 @@ cdef object _lease(PyObject *pool, object nbytes):
     cdef uint64_t count, counter, below, medium_from, leased, base, word, extent_word
     cdef object taken, made, view, proxy, held, shelf, exporter
     cdef Py_ssize_t size, category
-    cdef PyObject *timed
     cdef bint is_timed
     cdef double started = 0
     cdef uint64_t asked
@@ -289,7 +288,10 @@ cdef object _lease(PyObject *pool, object nbytes):
         read_word(slot, SLOT_BASE, &base) and read_word(slot, SLOT_WORD, &word)
         and read_word(slot, SLOT_EXTENT_WORD, &extent_word) and is_row(word, count)
     ):
-        return (<object>pool)._make_lease(held, taken, nbytes, counter)
+        made = (<object>pool)._make_lease(held, taken, nbytes, counter)
+        if is_timed:
+            _note_time(session, category, started)
+        return made
     exporter = <object>window
     try:
         made = new_instance(EndedLease)  # it has no finalizer until it is whole
@@ -311,12 +313,7 @@ cdef object _lease(PyObject *pool, object nbytes):
     set_member(slot, SLOT_LEASE, <PyObject *>proxy)
     switch_class(<PyObject *>made, <PyObject *>LiveLease)
     if is_timed:
-        table = get_member(session, TIMED)
-        if table != NULL and PyTuple_CheckExact(table) and category < PyTuple_GET_SIZE(table):
-            timed = PyTuple_GET_ITEM(table, category)
-            if PyList_CheckExact(timed):
-                PyList_Append(<object>timed, nanoseconds() - started)
-    _announce_next(magazine, words, count)
+        _note_time(session, category, started)
     return made
 
 
@@ -336,6 +333,17 @@ cdef inline bint _announce_next(PyObject *magazine, uint64_t *words, uint64_t co
             window = get_member(slot, SLOT_WINDOW)
             if window != NULL and window != NONE and read_word(window, WINDOW_ADDRESS, &address):
                 announce(<void *>address)
+    return True
+
+
+cdef bint _note_time(PyObject *session, Py_ssize_t category, double started) except -1:
+    """With `detailed_metrics`: a lease of a category was made just now."""
+    cdef PyObject *table = get_member(session, TIMED)
+    cdef PyObject *timed
+    if table != NULL and PyTuple_CheckExact(table) and category < PyTuple_GET_SIZE(table):
+        timed = PyTuple_GET_ITEM(table, category)
+        if PyList_CheckExact(timed):
+            PyList_Append(<object>timed, nanoseconds() - started)
     return True
 
 

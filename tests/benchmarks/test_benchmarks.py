@@ -93,6 +93,17 @@ def test_both_clients_are_measured_beside_each_other(tmp_path):
         )
 
 
+def test_the_results_are_written_by_one_command_and_name_what_did_not_end(tmp_path):
+    run = benchmarks("results", "--only", "memcpy", "--minutes", "2", "--folder", str(tmp_path))
+    assert run.returncode in (0, 1), run.stderr
+    written = (tmp_path / "RESULTS.md").read_text()
+    assert "### memcpy" in written
+    assert "| size |" in written
+    run = benchmarks("results", "--only", "stream", "--minutes", "0.01", "--folder", str(tmp_path))
+    assert run.returncode == 1
+    assert "### stream\n\nIt did not end within its 1 s." in (tmp_path / "RESULTS.md").read_text()
+
+
 def test_streams_are_judged_by_the_bars_of_each_part(tmp_path):
     written = tmp_path / "streams.json"
     run = benchmarks(

@@ -73,7 +73,8 @@ def test_the_twin_takes_the_steps_of_the_plain_client(traced: Path, way: Literal
             if step[0] == "f":  # what was done before it is seen by all before what is loaded behind it
                 assert changes(twin[:at]), f"{verb}: a fence with nothing before it"
                 behind = [other[1:3] for other in twin[at + 1 :] if other[0] == "l"]
-                assert behind, f"{verb}: nothing is looked at behind the fence"
+                # Behind the one of an opening under a lock the payload is looked at.
+                assert behind or verb.startswith("open"), f"{verb}: nothing is looked at behind the fence"
                 assert all(looked in [other[1:3] for other in reference if other[0] == "l"] for looked in behind)
     assert stored > 100
 
