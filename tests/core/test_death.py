@@ -7,10 +7,11 @@ from harness import CHUNKS, SMALL, World
 
 from shmpool.protocol.figures import LEASES, MISSES
 from shmpool.protocol.header import counters_at
-from shmpool.protocol.ledger import BROKER, seat_of, state_of
+from shmpool.protocol.ledger import BROKER, CHECKSUM, ROW_WORDS, grant_word, seat_of, state_of
 from shmpool.protocol.sizing import MIB
 from shmpool.protocol.states import CellState, State
 from shmpoold.core.lending.recalls import SPACING
+from shmpoold.core.rows import FEW_SEATS
 from shmpoold.core.settings import Settings
 
 
@@ -62,6 +63,20 @@ def test_the_last_dead_reader_frees_what_the_broker_has_in_custody(world: World)
     world.run()
     assert world.state(ticket.row) is State.FREE
     assert world.states(CHUNKS)[State.FOLLOWER] == 0
+
+
+@pytest.mark.parametrize("seats", [1, 2 * FEW_SEATS])
+def test_what_lies_behind_the_tickets_and_looks_like_one_outlives_a_reader(world: World, seats: int) -> None:
+    """A checksum may be any word: one in 16 million says TAKEN by the seat that ends."""
+    client, readers = world.client(), [world.client() for _ in range(seats)]
+    (ticket,) = client.publish(client.get()[0])
+    at = ticket.row * ROW_WORDS + CHECKSUM
+    world.ledger[at] = word = grant_word(0xD2, CellState.TAKEN, readers[0].seat)
+    for reader in readers:
+        reader.die()
+    world.run()
+    assert world.ledger[at] == word
+    assert client.open(ticket)
 
 
 def test_a_process_that_read_its_own_publication_leaves_nothing(world: World) -> None:

@@ -240,7 +240,9 @@ class Rows:
         for at in found:
             row, word = divmod(at, ROW_WORDS)
             if FIRST_CELL <= word < FIRST_CELL + MAX_TICKETS and not self.is_shared(first + row):
-                yield first + row, word - FIRST_CELL
+                tickets = tickets_of(self.words[(first + row) * ROW_WORDS + EXTENT])
+                if word < FIRST_CELL + tickets or not 0 < tickets <= MAX_TICKETS:  # behind them: a checksum, a bond
+                    yield first + row, word - FIRST_CELL
 
     def are(self, row: int, states: bytes) -> bool:
         """Whether the rows from *row* on say these states, and the broker's seat, whatever their
