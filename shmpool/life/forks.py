@@ -27,7 +27,7 @@ from ..seat.windows import (
     keep_readable,
 )
 from ..system.heirs import Evidence
-from ..system.here import COPIED, FORKING, GUARDED, HERE, NOTED, OURS, UNSHARED, WORKING
+from ..system.here import COPIED, FORKING, FORKS, GUARDED, HERE, NOTED, OURS, UNSHARED, WORKING
 from .closing import sessions
 from .lifetime import pools
 
@@ -51,6 +51,7 @@ def _before() -> None:
     while HERE[FORKING] and HERE[FORKING] != me:
         time.sleep(_ITS_TURN)
     HERE[FORKING] = me  # nothing is called between the look and this store: one forks at a time
+    HERE[FORKS] += 1
     HERE[UNSHARED] = HERE[COPIED] = HERE[NOTED] = 0
     if HERE[WORKING] or not HERE[GUARDED]:
         _make_ready()

@@ -25,7 +25,7 @@ from typing import Final
 from ..errors import ShmpoolError
 from ..protocol.names import header_name
 from ..system import heirs
-from ..system.here import COPIED, FORKING, GUARDED, HERE, NOTED, OURS, UNSHARED
+from ..system.here import COPIED, FORKING, FORKS, GUARDED, HERE, NOTED, OURS, UNSHARED
 from ..system.segments import open_segment
 from .seat import Seat
 
@@ -78,6 +78,8 @@ class Guards:
         self._ended: deque[int] = deque()
         #: Something may have been leased or opened.
         self._is_used = False
+        #: How many forks had begun when they were noted here last.
+        self._forks = 0
         #: The number of the last guard that children have inherited.
         self.last = 0
 
@@ -94,8 +96,10 @@ class Guards:
         deadline = time.monotonic() + LONGEST_FORK
         while not self._is_used:
             note_forks()
-            if HERE[NOTED] or time.monotonic() >= deadline:
-                self._is_used = True
+            if HERE[NOTED]:
+                self._forks, self._is_used = HERE[FORKS], True
+            elif time.monotonic() >= deadline:
+                self._is_used = True  # and what that fork's children have of it cannot be seen
             else:
                 time.sleep(0.0005)
 
@@ -120,7 +124,9 @@ class Guards:
         if self._session.is_over:
             self.forget_all()
             return None
-        guard = self.standing
+        guard, forks = self.standing, HERE[FORKS]
+        if forks == self._forks:
+            return None  # all are noted here: an exception ended the last call behind it
         if guard is None:
             if not self._is_used:
                 return None
@@ -132,7 +138,7 @@ class Guards:
         if guard not in self._guards:
             self._guards.append(guard)
         self.last = self._session.forks = guard.number
-        self.standing = None
+        self.standing, self._forks = None, forks  # nothing is called in between
         self._ended.clear()
         return None if guard.is_certain else guard
 

@@ -21,6 +21,7 @@ _page.madvise(_MADV_WIPEONFORK)
 #: releases need not look at guards. `HERE[COPIED]`: the same of a writer's: no child has yet to copy one.
 #: `HERE[NOTED]`: the guards know of each fork that is over (`seat.guards.note_forks`); so 0 in a child, too.
 #: `HERE[FORKING]`: the thread whose fork is under way, or 0; nothing that was open, or leased, is used again.
+#: `HERE[FORKS]`: how many forks have begun.
 #: `HERE[GUARDED]`: each seat has a guard that stands ready for the next fork, or there is none.
 #: `HERE[WORKING]`: how many helpers are not at rest; one that never is counts until it ends.
 HERE: Final = memoryview(_page).cast("Q")
@@ -31,4 +32,5 @@ NOTED: Final = 3
 FORKING: Final = 4
 GUARDED: Final = 5
 WORKING: Final = 6
+FORKS: Final = 7
 HERE[OURS] = HERE[UNSHARED] = HERE[COPIED] = HERE[NOTED] = HERE[GUARDED] = 1

@@ -486,8 +486,8 @@ class Interrupter:
 
     LOOKS = ("CALL", "JUMP_BACKWARD", "RESUME")
 
-    def __init__(self, n: int) -> None:
-        self.left, self.is_done, self.place = n, False, ""
+    def __init__(self, n: int, within: str = os.sep + "shmpool" + os.sep) -> None:
+        self.left, self.is_done, self.place, self._within = n, False, "", within
         self._last: dict[int, str] = {}
 
     def __enter__(self) -> Interrupter:
@@ -499,7 +499,7 @@ class Interrupter:
         sys.settrace(None)
 
     def _on_call(self, frame: FrameType, event: str, _: Any) -> Any:
-        if os.sep + "shmpool" + os.sep not in frame.f_code.co_filename:
+        if self._within not in frame.f_code.co_filename:
             return None
         frame.f_trace_opcodes = True
         return self._on_event
@@ -554,6 +554,38 @@ def test_hook_that_is_interrupted_leaves_no_window_unguarded(
 
 
 # --- many children, little room ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [6, pytest.param(1, marks=pytest.mark.long)])
+def test_open_that_is_interrupted_while_it_notes_a_fork_leaves_nothing_held(
+    start: Start, caplog: pytest.LogCaptureFixture, step: int
+) -> None:
+    """Who opens first after a fork does what the fork has left undone."""
+    broker = start(memory_limit="2MiB")
+    with broker.connect() as pool:
+
+        def act(interrupter: Interrupter) -> None:
+            buffer, handle = pool.open(publish(pool, b"\x07" * 5000)), publish(pool, b"\x08" * 5000)
+            child = Child(np.frombuffer(buffer.view, np.uint8))
+            try:
+                with interrupter:
+                    pool.open(handle).release()
+            except KeyboardInterrupt:
+                with contextlib.suppress(shmpool.ShmpoolError):
+                    pool.discard(handle)
+            buffer.release()
+            write_over(pool, 5000)
+            assert child.look() == {7}, interrupter.place
+            child.end()
+            eventually(lambda: pool.stats().active_buffers == 0, f"interrupted at {interrupter.place}")
+
+        for _ in range(2):
+            act(whole := Interrupter(sys.maxsize, "guards.py"))
+        places = sys.maxsize - whole.left
+        for n in range(1, places + 1, step):
+            act(Interrupter(n, "guards.py"))
+        assert places > 2
+    assert "could not be guarded" not in caplog.text
 
 
 @pytest.mark.parametrize("children", [30, pytest.param(500, marks=pytest.mark.long)])

@@ -13,11 +13,11 @@ from shmpool.life import forks
 from shmpool.seat import guards
 from shmpool.seat.session import Session
 from shmpool.system import heirs
-from shmpool.system.here import COPIED, FORKING, GUARDED, HERE, NOTED, OURS, UNSHARED, WORKING
+from shmpool.system.here import COPIED, FORKING, FORKS, GUARDED, HERE, NOTED, OURS, UNSHARED, WORKING
 
 from .machines import Context
 
-WORDS = max(OURS, UNSHARED, COPIED, NOTED, FORKING, GUARDED, WORKING) + 1
+WORDS = max(OURS, UNSHARED, COPIED, NOTED, FORKING, GUARDED, WORKING, FORKS) + 1
 
 
 class Page:
@@ -64,7 +64,7 @@ class Process:
     """One party's own of the globals of `life.forks`, `seat.guards` and `system.here`."""
 
     def __init__(self) -> None:
-        self.here = [1, 1, 1, 1, 0, 1, 0]
+        self.here = [1, 1, 1, 1, 0, 1, 0, 0]
         self.stopped: set[Session] = set()
         self.sessions: set[Session] = set()
         self.numbers = count(1)
