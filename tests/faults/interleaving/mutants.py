@@ -70,7 +70,8 @@ class Mutant:
 
 
 def rewritten(function: Any, *replacements: tuple[str, str]) -> Any:
-    """The function with parts of its source replaced."""
+    """The function with parts of its source replaced; of one that has a compiled twin, that is the plain one."""
+    function = inspect.unwrap(function)
     source = textwrap.dedent(inspect.getsource(function))
     for old, new in replacements:
         assert source.count(old) == 1, f"{function.__qualname__} no longer has one {old!r}: mend the mutant"
