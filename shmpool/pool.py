@@ -19,6 +19,7 @@ from .buffer import Buffer, EndedBuffer, LiveBuffer, SharedBuffer
 from .direct_lease import DirectLease
 from .errors import InvalidHandle, PoolClosed, ShmpoolError, StaleHandle
 from .lease import Lease
+from .link.refusals import Forked
 from .link.waiting import check_timeout
 from .live_lease import LiveLease
 from .protocol.figures import LEASES, SAMPLE_EVERY
@@ -103,58 +104,61 @@ class BasePool:
         """
         if timeout is not None:
             timeout = check_timeout(timeout)
-        session = self._session
-        if (
-            session is None
-            or session.is_over
-            or not HERE[OURS]
-            or strategy is not _ADAPTIVE
-            or type(nbytes) is not int
-            or nbytes < 0
-        ):
-            return self._lease_otherwise(nbytes, strategy, timeout)
-        started = perf_counter() if session.has_details else 0.0
-        if nbytes < session.pooled_below:
-            magazine = session.pooled[nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT]
-            counter = session.counters + (_POOLED_SMALL if nbytes < session.medium_from else _POOLED_MEDIUM)
-        elif nbytes < session.chunked_below:
-            if (found := session.chunked.get(nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT)) is None:
-                return self._lease_otherwise(nbytes, strategy, timeout)
-            magazine = found
-            counter = session.counters + _CHUNKED_LARGE
-        elif (shelf := session.shelves.get(nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT)) is not None:
-            magazine = shelf
-            counter = session.counters + _DIRECT_VERY_LARGE
-        else:
-            return self._lease_otherwise(nbytes, strategy, timeout)
-        words = session.words
-        if not words[counter] & _SAMPLE_MASK:
-            return self._lease_sampled(session, magazine, counter, nbytes, timeout)
         try:
-            slot = magazine.ready.pop() if magazine.ready else magazine.reap()
-        except IndexError:  # another thread took it
-            slot = None
-        if slot is None:
-            slot = session.obtain(magazine, nbytes, timeout)
-            if slot.magazine is not magazine:
-                other = self._make_lease(session, slot, nbytes, counter)
-                if started:
-                    session.timed[counter].append((perf_counter() - started) * 1e9)
-                return other
-        word = slot.word
-        # LEASED with its own generation before anything is written: a sweep frees it if we die here.
-        words[word] = slot.base | session.leased
-        words[word + EXTENT] = slot.extent_word | nbytes
-        words[counter] += 1
-        lease = _new_lease(LiveLease)
-        lease._slot = slot
-        lease.nbytes = nbytes
-        slot.lease = proxy(lease)  # behind these: who closes the pool finds it by that
-        window = slot.window or session.window_for(slot)
-        lease.view = memoryview(window)[:nbytes]
-        if started:
-            session.timed[counter].append((perf_counter() - started) * 1e9)
-        return lease
+            session = self._session
+            if (
+                session is None
+                or session.is_over
+                or not HERE[OURS]
+                or strategy is not _ADAPTIVE
+                or type(nbytes) is not int
+                or nbytes < 0
+            ):
+                return self._lease_otherwise(nbytes, strategy, timeout)
+            started = perf_counter() if session.has_details else 0.0
+            if nbytes < session.pooled_below:
+                magazine = session.pooled[nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT]
+                counter = session.counters + (_POOLED_SMALL if nbytes < session.medium_from else _POOLED_MEDIUM)
+            elif nbytes < session.chunked_below:
+                if (found := session.chunked.get(nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT)) is None:
+                    return self._lease_otherwise(nbytes, strategy, timeout)
+                magazine = found
+                counter = session.counters + _CHUNKED_LARGE
+            elif (shelf := session.shelves.get(nbytes + _PAGE_LESS_ONE >> PAGE_SHIFT)) is not None:
+                magazine = shelf
+                counter = session.counters + _DIRECT_VERY_LARGE
+            else:
+                return self._lease_otherwise(nbytes, strategy, timeout)
+            words = session.words
+            if not words[counter] & _SAMPLE_MASK:
+                return self._lease_sampled(session, magazine, counter, nbytes, timeout)
+            try:
+                slot = magazine.ready.pop() if magazine.ready else magazine.reap()
+            except IndexError:  # another thread took it
+                slot = None
+            if slot is None:
+                slot = session.obtain(magazine, nbytes, timeout)
+                if slot.magazine is not magazine:
+                    other = self._make_lease(session, slot, nbytes, counter)
+                    if started:
+                        session.timed[counter].append((perf_counter() - started) * 1e9)
+                    return other
+            word = slot.word
+            # LEASED with its own generation before anything is written: a sweep frees it if we die here.
+            words[word] = slot.base | session.leased
+            words[word + EXTENT] = slot.extent_word | nbytes
+            words[counter] += 1
+            lease = _new_lease(LiveLease)
+            lease._slot = slot
+            lease.nbytes = nbytes
+            slot.lease = proxy(lease)  # behind these: who closes the pool finds it by that
+            window = slot.window or session.window_for(slot)
+            lease.view = memoryview(window)[:nbytes]
+            if started:
+                session.timed[counter].append((perf_counter() - started) * 1e9)
+            return lease
+        except Forked:
+            return self._lease_otherwise(nbytes, strategy, timeout)
 
     def _lease_sampled(
         self, session: Session, magazine: Magazine, counter: int, nbytes: int, timeout: float | None
@@ -175,7 +179,14 @@ class BasePool:
             session.note_latency((counter - session.counters - LEASES) % 4, nanoseconds)
 
     def _lease_otherwise(self, nbytes: int, strategy: StrategyLike, timeout: float | None) -> Lease:
-        """Every lease that the hot path does not serve."""
+        """Every lease that the hot path does not serve, and what a fork in its middle leaves of it to the child."""
+        while True:
+            try:
+                return self._lease_anew(nbytes, strategy, timeout)
+            except Forked:
+                pass  # the next session is this process's own
+
+    def _lease_anew(self, nbytes: int, strategy: StrategyLike, timeout: float | None) -> Lease:
         session = self._live_session(timeout)
         nbytes = _as_nbytes(nbytes)
         strategy = as_strategy(strategy)

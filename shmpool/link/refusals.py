@@ -33,8 +33,18 @@ def refused(refusal: Refusal | None, nbytes: int, waited: float, away: str) -> S
     return error(refusal.text) if error else LeaseTimeout(f"{said}: {refusal.text}")
 
 
-def discarded(is_closing: bool) -> ShmpoolError:
+class Forked(BrokerUnavailable):
+    """A child that was forked in the middle of a request, by a finalizer or a signal handler, returned into it: its
+    parent waits for that. `Pool.lease` asks anew there, from a seat of the child's own."""
+
+    def __init__(self) -> None:
+        super().__init__("this process was forked in the middle of a request; ask again")
+
+
+def discarded(*, is_closing: bool, is_abandoned: bool) -> ShmpoolError:
     """The error for a request whose seat ended."""
+    if is_abandoned:
+        return Forked()
     if is_closing:
         return PoolClosed("the pool was closed while a lease waited")
     return BrokerUnavailable("the broker came back with another pool while a lease waited; lease again")

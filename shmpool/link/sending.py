@@ -125,6 +125,7 @@ class Sending:
         self.close_connection()
         self.wake()  # nobody can, from here on
         self.wakeup = self._nudge = CLOSED
+        self.is_discarding = True  # who was forked while it waited waits no longer
 
     def abandon(self) -> None:
         """After a fork: close the descriptors, without touching the parent's socket."""

@@ -70,7 +70,7 @@ class Ending(Joining):
 
     def abandon(self) -> None:
         """In a forked child: forget the seat. The parent's memory is out of reach already."""
-        self.is_over, self.is_watched = True, False
+        self.is_over, self.is_watched, self.is_abandoned = True, False, True
         self.guards.forget_all()
         self.outgoing.clear()
         self.ticket_gate = threading.Lock()  # a thread that is not here may have had it

@@ -106,7 +106,7 @@ class HoldTable:
         session.link.ask(request, timeout)
         if request.answer is None and request.refusal is None:
             if session.link.is_discarding:
-                raise discarded(session.is_closing)
+                raise discarded(is_closing=session.is_closing, is_abandoned=session.is_abandoned)
             waited = time.monotonic() - request.began
             if session.link.connection is None:
                 raise BrokerUnavailable(f"{what}: the broker at {session.address} is away, waited {waited:.3g} s")
@@ -154,7 +154,7 @@ class HoldTable:
             if hold is None or hold.granted != granted:
                 return None
             if self._session.is_over:
-                raise discarded(self._session.is_closing)
+                raise discarded(is_closing=self._session.is_closing, is_abandoned=self._session.is_abandoned)
             if hold.idle_since is not None:
                 hold.idle_since, self._changed_at = None, time.monotonic()
             assert hold.record.window is not None

@@ -30,6 +30,8 @@ class Seat(Mapping):
         self.is_over = False
         #: Its pool is being closed, or was.
         self.is_closing = False
+        #: The seat is that of the process that forked this one.
+        self.is_abandoned = False
         #: It has no pool any more, which was closed or collected: its helper closes it once nothing
         #: is in use.
         self.is_orphaned = False

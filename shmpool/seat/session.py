@@ -87,7 +87,7 @@ class Session(Ending):
         self.link.ask_here(request, None)
         if request.answer is None:
             raise (
-                discarded(self.is_closing)
+                discarded(is_closing=self.is_closing, is_abandoned=self.is_abandoned)
                 if self.link.is_discarding
                 else BrokerUnavailable(f"the broker at {self.address} did not take the handle's ticket")
             )

@@ -9,7 +9,7 @@ from ..errors import SharedMemoryFull
 from ..link.helper import Helper
 from ..link.link import Link
 from ..link.prefetch import Prefetch
-from ..link.refusals import discarded, refused
+from ..link.refusals import Forked, discarded, refused
 from ..link.requests import Request
 from ..protocol.codes import Code
 from ..protocol.figures import MISSES, TIMEOUTS
@@ -124,9 +124,13 @@ class Supply(Custody):
         return any(limit is not None and limit < nbytes for limit in limits)
 
     def _ask(self, request: Request, nbytes: int, timeout: float | None) -> Slot:
+        if self.is_abandoned:
+            raise Forked
         if not self.helper.is_running:  # an exception came when it was to be started again
             self.helper.start()
         slot = self.link.ask(request, timeout)
+        if self.is_abandoned:  # a child of that wait: what was granted is the parent's
+            raise Forked
         started, message = request.began, request.message
         assert isinstance(message, Refill | Direct)
         is_over_quota = slot is None and _is_over_quota(request)
@@ -141,7 +145,7 @@ class Supply(Custody):
         if slot is not None:
             return slot
         if self.link.is_discarding:
-            raise discarded(self.is_closing)
+            raise discarded(is_closing=self.is_closing, is_abandoned=self.is_abandoned)
         waited = time.monotonic() - started
         error = refused(request.refusal, nbytes, waited, "" if self.link.connection else self.address)
         if isinstance(error, TimeoutError):

@@ -202,14 +202,15 @@ print("end")
 """
 
 
+@pytest.mark.parametrize("way", ["compiled", "plain"])
 @pytest.mark.parametrize("verb", ["lease", "open"])
-def test_child_of_a_finalizer_that_forks_in_the_middle_has_its_own(verb: str) -> None:
+def test_child_of_a_finalizer_that_forks_in_the_middle_has_its_own(verb: str, way: str) -> None:
     """What is allocated may collect garbage, and so fork: both return into the call, the child as a process of its
     own, which stores nothing through what it inherited."""
     with shmpool.Broker(memory_limit="16MiB", handle_ttl=0.05) as broker:
         done = subprocess.run(
             [sys.executable, "-c", FORKED_BY_A_FINALIZER, broker.address, verb],
-            env=twins.environment("compiled"), capture_output=True, text=True, timeout=60,
+            env=twins.environment(way), capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert (done.stdout, done.returncode) == ("end\n", 0), done.stderr
         eventually(lambda: not query(broker.address).active_buffers)
