@@ -18,7 +18,7 @@ from weakref import proxy
 from .buffer import Buffer, EndedBuffer, LiveBuffer, SharedBuffer
 from .direct_lease import DirectLease
 from .errors import InvalidHandle, PoolClosed, ShmpoolError, StaleHandle
-from .lease import Lease
+from .lease import Lease, ViewTaken
 from .link.refusals import Forked
 from .link.waiting import check_timeout
 from .live_lease import LiveLease
@@ -157,8 +157,10 @@ class BasePool:
             if started:
                 session.timed[counter].append((perf_counter() - started) * 1e9)
             return lease
-        except Forked:
-            return self._lease_otherwise(nbytes, strategy, timeout)
+        except (Forked, ViewTaken):
+            if session is None or not session.is_abandoned:
+                raise
+            return self._lease_otherwise(nbytes, strategy, timeout)  # a child that was forked in the middle
 
     def _lease_sampled(
         self, session: Session, magazine: Magazine, counter: int, nbytes: int, timeout: float | None
@@ -181,13 +183,14 @@ class BasePool:
     def _lease_otherwise(self, nbytes: int, strategy: StrategyLike, timeout: float | None) -> Lease:
         """Every lease that the hot path does not serve, and what a fork in its middle leaves of it to the child."""
         while True:
+            session = self._live_session(timeout)
             try:
-                return self._lease_anew(nbytes, strategy, timeout)
-            except Forked:
-                pass  # the next session is this process's own
+                return self._lease_from(session, nbytes, strategy, timeout)
+            except (Forked, ViewTaken):
+                if not session.is_abandoned:
+                    raise  # else the next one is this process's own
 
-    def _lease_anew(self, nbytes: int, strategy: StrategyLike, timeout: float | None) -> Lease:
-        session = self._live_session(timeout)
+    def _lease_from(self, session: Session, nbytes: int, strategy: StrategyLike, timeout: float | None) -> Lease:
         nbytes = _as_nbytes(nbytes)
         strategy = as_strategy(strategy)
         chosen = strategy
