@@ -167,8 +167,19 @@ def find(pool: BasePool, name: str, timeout: float | None) -> Shared:
     """Hold what has a name, waiting for it to come."""
     check_name(pool, name)
     timeout = None if timeout is None else check_timeout(timeout)
+    return _find(pool, name, timeout, awaits_name=timeout != 0)
+
+
+def find_present(pool: BasePool, name: str) -> Shared:
+    """Hold what has a name already, else NotFound. For the broker's word it waits as long as a lease does: one that
+    is busy, or just restarts, delays it."""
+    check_name(pool, name)
+    return _find(pool, name, None, awaits_name=False)
+
+
+def _find(pool: BasePool, name: str, timeout: float | None, *, awaits_name: bool) -> Shared:
     session = pool._live_session()
-    message = Find(session.link.next_number(), name, Purpose.OPEN, timeout != 0)
+    message = Find(session.link.next_number(), name, Purpose.OPEN, awaits_name)
     request = session.holds.ask(message, timeout, what=f"find {name!r}")
     if request.refusal is not None:
         raise refused(request.refusal)

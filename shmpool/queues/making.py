@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InvalidSize, NameTaken, NotFound
-from ..objects.sharing import find, publish_shared
+from ..objects.sharing import find_present, publish_shared
 from ..protocol import queues as layout
 from ..protocol.header import SEATS as HEADER_SEATS
 from ..protocol.ledger import QUEUE
@@ -38,7 +38,7 @@ def make(pool: BasePool, maxsize: int, name: str | None, flags: int, keep: bool)
         raise TypeError(f"a name is a str, not {type(name).__name__}")
     while True:
         try:
-            shared = find(pool, name, 0)
+            shared = find_present(pool, name)
         except NotFound:
             try:
                 return _publish(pool, maxsize, name, flags, keep)

@@ -32,9 +32,9 @@ class QueueVerbs(ObjectVerbs):
 
     def drop(self, name: str) -> None:
         """As for all that is shared; a queue is shut down with it, and what is in it is freed."""
-        from ..objects.sharing import find
+        from ..objects.sharing import find_present
 
-        shared = find(self, name, 0)
+        shared = find_present(self, name)
         try:
             super().drop(name)
             if tickets_of(self._live_session().words[shared._row * ROW_WORDS + EXTENT]) & QUEUE:

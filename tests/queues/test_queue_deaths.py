@@ -392,6 +392,25 @@ def test_names(pool: shmpool.Pool, module_broker: shmpool.Broker, tmp_path: Any)
     one.close()
 
 
+def test_a_broker_that_is_slow_to_answer_delays_who_makes_or_drops_a_queue(pool: shmpool.Pool) -> None:
+    made: list[shmpool.Queue] = []
+    pid = pool._live_session().broker_pid()
+    for act in (lambda: made.append(pool.queue("slow")), lambda: pool.drop("slow")):
+        thread = threading.Thread(target=act)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            thread.start()
+            thread.join(0.2)
+            assert thread.is_alive(), "it is not given up"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        thread.join(SOON)
+    assert len(made) == 1
+    with pytest.raises(shmpool.NotFound):
+        pool.find("slow", timeout=0)
+    made.pop().close()
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to be somebody else")
 def test_who_may_not_use_the_pool_is_told(pool: shmpool.Pool, module_broker: shmpool.Broker) -> None:
     one = pool.queue("private")
