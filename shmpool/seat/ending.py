@@ -46,7 +46,10 @@ class Ending(Joining):
         return in_use or bool(self.asked_for)
 
     def say_goodbye(self) -> bool:
-        """The seat ends, unless something is still in use: another thread may be just opening."""
+        """The seat ends, unless something is still in use: somebody may be just opening. That may be this thread, in
+        a finalizer or handler that came in the middle of it: so a gate that is shut is not waited for, but says so."""
+        if self.ticket_gate.locked():
+            return False
         with self.ticket_gate, self.holds.lock:
             is_first, is_left = not self.is_over, self.is_over or not self.is_in_use
             if is_left:

@@ -148,9 +148,13 @@ class Openings:
     def _orphan(self, index: int) -> Ticket | None:
         """The ticket of a cell that is open here and that no buffer and no thread knows.
 
-        Under the gate: who opens has the record before he takes the ticket.
+        Under the gate: who opens has the record before he takes the ticket. A gate that somebody has is not waited
+        for: it may be this thread, in a finalizer or handler that closes the pool in the middle of an `open`.
+        What was not looked at now is looked at again.
         """
         session, records = self._session, self.records
+        if session.ticket_gate.locked():
+            return None
         with session.ticket_gate:
             if references(records, index) != KNOWN_TO_NOBODY or not records[index].is_taken:
                 return None
