@@ -179,7 +179,8 @@ class Queue:
                 if type(obj) is bytes and len(obj) <= most:
                     items.append(Item(Kind.BYTES, obj, None))
                 else:
-                    items.append(self._item(one, obj, mine.dumps(obj, most), Kind.INLINE, deadline))
+                    data = dumps(obj, 3) if type(obj) in FLAT else mine.dumps(obj, most)
+                    items.append(self._item(one, obj, data, Kind.INLINE, deadline))
         except BaseException:
             _release(items)
             raise

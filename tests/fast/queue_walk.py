@@ -8,6 +8,7 @@ import json
 import queue
 import random
 import sys
+from array import array
 from typing import Any
 
 import shmpool
@@ -44,26 +45,29 @@ def walk(seed: int, steps: int, options: dict[str, Any]) -> list[str]:
                 outcome = what(chance, one)
             except Exception as error:
                 outcome = type(error).__name__
-            digest = hashlib.md5(repr(_look(ring)).encode()).hexdigest()
-            told.append(f"{what.__name__} {outcome} {digest} {one.qsize()}")
+            told.append(f"{what.__name__} {outcome} {_digest(ring)} {one.qsize()}")
         one.shutdown(immediate=True)
         one.close()
     return told
 
 
-def _look(ring: Any) -> list[Any]:
-    """Its words but for the locks, with one name for each process; and what lies between HEAD and TAIL: nobody reads
-    what was taken."""
-    words = ring.words.tolist()
-    name, first = ring.tail_end.name, ring.first // 8
-    found = [1 if word == name else word for word in words[:LOCKS] + words[first_said(ring.seats, 0) : first]]
+def _digest(ring: Any) -> str:
+    """Of its words but for the locks, with one name for each process; and of what lies between HEAD and TAIL: nobody
+    reads what was taken."""
+    words, name, first = ring.words, ring.tail_end.name, ring.first // 8
+    found = array("Q", words[:LOCKS].tobytes() + words[first_said(ring.seats, 0) : first].tobytes())
+    while name in found:
+        found[found.index(name)] = 1
+    digest = hashlib.md5()
     at, end = words[HEAD] >> 32, words[TAIL] >> 32
     while at != end:
         place = first + (at & ring.mask) * GRANULE_BYTES // 8
         kind, length = words[place] >> KIND_SHIFT, words[place] >> LENGTH_SHIFT & LENGTH_MASK
-        found += words[place], ring.raw[8 * place + ITEM_HEAD : 8 * place + ITEM_HEAD + length]
+        found.append(words[place])
+        digest.update(ring.raw[8 * place + ITEM_HEAD : 8 * place + ITEM_HEAD + length])
         at += ring.granules - (at & ring.mask) if kind == Kind.PAD else granules_of(length)
-    return found
+    digest.update(found)
+    return digest.hexdigest()
 
 
 def thing(chance: random.Random) -> Any:
