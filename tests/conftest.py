@@ -9,6 +9,7 @@ neither, ``pytest -m exhaustive``.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import multiprocessing
 import os
@@ -23,10 +24,15 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import preloaded
 import pytest
-from hypothesis import HealthCheck, settings
-from patience import settle
+
+# Else each of hundreds of processes would compile shmpool, and each worker of each run the tests, in seven seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+import preloaded  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+from patience import settle  # noqa: E402
 
 #: Of this process: each worker of pytest-xdist has its own. Its path must leave room for a socket's name.
 RUNTIME = tempfile.mkdtemp(prefix="shmpool-tests-")
@@ -34,9 +40,6 @@ RUNTIME = tempfile.mkdtemp(prefix="shmpool-tests-")
 os.environ["SHMPOOL_PREFIX"] = f"test_{secrets.token_hex(6)}"
 os.environ["XDG_RUNTIME_DIR"] = RUNTIME
 os.environ["SHMPOOL_SOCKET"] = f"{RUNTIME}/nobody.sock"
-# Else each of hundreds of processes would compile shmpool, and each worker of each run the tests, in seven seconds.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 # What multiprocessing's server forks has imported most of what it imports. (Its path is not that of the tests.)
 multiprocessing.set_forkserver_preload(["shmpool", "shmpool.demo.job"])
@@ -77,6 +80,20 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure() -> None:
     preloaded.nursery.close()
     shutil.rmtree(RUNTIME, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """A module that was never imported is compiled by one worker, and the others wait for it."""
+    folder = collector.path.parent
+    if not isinstance(collector, pytest.Module) or any(folder.glob(f"__pycache__/{collector.path.stem}.*-pytest-*")):
+        return (yield)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return (yield)
+    finally:
+        os.close(lock)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
