@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import pytest
-from corners import corner
 
 FREE, IDLE, LEASED, PUBLISHED, RETURNED = "FREE", "IDLE", "LEASED", "PUBLISHED", "RETURNED"
 PENDING, TAKEN, DONE = "PENDING", "TAKEN", "DONE"
@@ -312,7 +311,14 @@ def explore(rules: Rules) -> tuple[int, str | None]:
 MODES = pytest.mark.parametrize("is_tso", [False, True], ids=["SC", "TSO"])
 
 
-@pytest.mark.parametrize(("generations", "is_tso"), corner((2, False), (2, True), (3, False), (3, True)))
+@pytest.mark.parametrize(
+    ("generations", "is_tso"),
+    [
+        (2, False),
+        pytest.param(2, True, marks=pytest.mark.long),
+        *(pytest.param(3, is_tso, marks=pytest.mark.exhaustive) for is_tso in (False, True)),
+    ],
+)
 def test_whoever_looks_sees_what_he_opened(generations: int, is_tso: bool) -> None:
     rules = Rules(is_tso=is_tso, generations=generations, readers=generations - 1)
     states, violation = explore(rules)

@@ -83,17 +83,19 @@ class TestTorch:
         )
         assert runs(tmp_path, script).split() == ["6", "6", "6"]
 
-    @pytest.mark.long
     @pytest.mark.skipif(os.geteuid() != 0, reason="needs a /dev/shm of its own")
-    def test_500_batches_of_each_size_arrive_where_there_is_little(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "batches", [pytest.param(60, marks=pytest.mark.long), pytest.param(500, marks=pytest.mark.exhaustive)]
+    )
+    def test_batches_of_each_size_arrive_where_there_is_little(self, tmp_path: Path, batches: int) -> None:
         """256 descriptors, 64 MiB of /dev/shm: they wait in line for room."""
         script = (
             "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
             "with shmpool.Broker(memory_limit='56MiB', max_clients=8) as broker, broker.connect() as pool:\n"
-            "    print(load(Data(500, 9 << 20), pool, num_workers=2), load(Data(500, 37 << 20), pool, num_workers=2))\n"
+            f"    for nbytes in (9 << 20, 37 << 20): print(load(Data({batches}, nbytes), pool, num_workers=2))\n"
         )
         small = 'mount -t tmpfs -o size=64m,mode=1777 tmpfs /dev/shm && exec "$@"'
-        assert runs(tmp_path, script, "unshare", "--mount", "sh", "-c", small, "sh").split() == ["500", "500"]
+        assert runs(tmp_path, script, "unshare", "--mount", "sh", "-c", small, "sh").split() == [str(batches)] * 2
 
 
 @pytest.mark.skipif(importlib.util.find_spec("joblib") is None, reason="joblib is not installed")

@@ -36,7 +36,7 @@ BY_WALKS = frozenset({
 })  # fmt: skip
 MUTANT_WALK, WALKS = 2_000, 20
 #: States of each scenario in the long setting, and of everybody at once.
-MANY, WHOLE_STATES = 10_000, 3_000_000
+MANY, WHOLE_STATES = 5_000, 3_000_000
 
 
 def show(result: Result) -> None:
