@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,18 +43,21 @@ def imports(name: str, path: Path) -> Iterator[str]:
         yield from statement
 
 
-def statements(name: str, path: Path) -> Iterator[tuple[str, ...]]:
+@cache
+def statements(name: str, path: Path) -> list[tuple[str, ...]]:
     """The same for each statement: what it imports from, and each of what it imports of that."""
+    found: list[tuple[str, ...]] = []
     is_package = path.name == "__init__.py"
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((alias.name,) for alias in node.names)
+            found += ((alias.name,) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             parents = name.split(".")
             above = node.level - is_package
             base = parents[: len(parents) - above] if node.level else []
             stem = ".".join([*base, *([node.module] if node.module else [])])
-            yield stem, *(f"{stem}.{alias.name}" for alias in node.names)
+            found.append((stem, *(f"{stem}.{alias.name}" for alias in node.names)))
+    return found
 
 
 def below(name: str, *packages: str) -> bool:
