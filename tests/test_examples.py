@@ -81,8 +81,9 @@ def test_a_data_loader_s_batches_arrive() -> None:
     assert "10 batches, brightness 49.5" in run.stdout
 
 
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 def test_torch_works_in_place() -> None:
-    pytest.importorskip("torch")
     run = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / "torch_in_place.py")],
         capture_output=True,

@@ -18,7 +18,7 @@ from fault_helpers import ENV
 
 ROOT = Path(__file__).parents[2]
 #: How long it runs, in minutes.
-SHORT, LONG = 0.05, 0.3
+SHORT, LONG = 0.03, 0.3
 #: Of objects.
 KINDS = ["pooled", "chunked", "direct", "checksummed", "mixed"]
 

@@ -25,7 +25,7 @@ from simulation import Simulation
 
 EVENTS = 1_000_000
 PARTS = 10
-SOME = 6_000
+SOME = 3_000
 #: What a course of events leaves behind, from another process: its hashes are other ones.
 DIGEST = f"""
 import sys

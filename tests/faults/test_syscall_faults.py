@@ -39,7 +39,7 @@ OTHERS = (errno.EIO, errno.ENOMEM, errno.EACCES, errno.EMFILE, errno.ENOSPC, err
 #: Without these nothing can be removed, and that is all that may be left.
 REMOVING = ("unlink", "shm_unlink", "listdir")
 #: One in so many calls of a name fails by default.
-STEP = 4
+STEP = 6
 with_others = pytest.mark.parametrize("any_others", corner(False, True), ids=["likely", "any"])
 
 

@@ -26,7 +26,7 @@ SMALL = (
     "fork of a writer x reader", "dead reader's ticket x reader, by swaps", "reader's death x sweep, by asking",
 )  # fmt: skip
 #: States of each of the others in the default setting.
-WALK = 1_000
+WALK = 700
 #: Mutants that a short walk finds sooner than a search of all beginnings does, and its states; where the first does
 #: not, the next one has another order.
 BY_WALKS = frozenset({

@@ -22,7 +22,7 @@ SMALL = (
     "shutdown x getter", "a lease's putter's death x putter",
 )  # fmt: skip
 #: States of each of the others in the default setting.
-WALK = 1_000
+WALK = 700
 #: States of a walk that looks for a mutant, and how many walks there are at the most.
 MUTANT_WALK, WALKS = 20_000, 20
 
