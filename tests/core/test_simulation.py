@@ -67,9 +67,12 @@ def test_the_same_seed_gives_the_same_course_with_memoryviews_and_with_lists(see
 
 
 def test_everything_that_can_happen_does_happen() -> None:
-    done = simulate(11, 6_000).done
-    moves = [name for name in vars(Simulation) if not name.startswith("_") and name != "run"]
-    assert {move for move in moves if not done[move]} == set()
+    missing = {name for name in vars(Simulation) if not name.startswith("_") and name != "run"}
+    for seed in (11, 12, 13):
+        missing -= {move for move, times in simulate(seed, 2_500).done.items() if times}
+        if not missing:
+            break
+    assert missing == set()
 
 
 # --- the shadow notices -----------------------------------------------------------------------------
