@@ -6,6 +6,7 @@ unlocked is the same, and what is loaded behind a fence, too."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -28,18 +29,30 @@ pytestmark = pytest.mark.long  # the twin is built once more
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree with a traced build of these sources."""
+    """A tree with a traced build of these sources, one for all workers of a run."""
     if not (ROOT / "shmpool/_fast/build.py").exists():
         pytest.skip("no sources here")
-    tree = tmp_path_factory.mktemp("traced")
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # of all workers
+    with open(run / "traced.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (run / "traced").exists():
+            _build(run / "traced.new")
+            (run / "traced.new").rename(run / "traced")
+    return run / "traced"
+
+
+def _build(tree: Path) -> None:
+    tree.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     for name in ("shmpool", "daemon", "docs"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     env = {**os.environ, "SHMPOOL_PURE": "", "SHMPOOL_COMPILED": "1", "SHMPOOL_TRACED": "1"}
-    built = [sys.executable, "-c", BUILD, str(tmp_path_factory.mktemp("wheel"))]
-    subprocess.run(built, cwd=tree, env=env, check=True, capture_output=True, timeout=600)
-    return tree
+    subprocess.run(
+        [sys.executable, "-c", BUILD, str(tree / "wheel")], cwd=tree, env=env, check=True, capture_output=True,
+        timeout=600,
+    )  # fmt: skip
 
 
 def steps_of(tree: Path, kind: str, address: str) -> list[Any]:
