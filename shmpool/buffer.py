@@ -183,7 +183,8 @@ class LiveBuffer(Buffer):
             # broker's custody and then looks at the cells: one of the two sees what the other has stored.
             if session.barrier:
                 session.barrier()
-            words[record.cell] = granted & GENERATION_FIELD | _DONE
+            if words[record.cell] == granted & GENERATION_FIELD | session.taken:  # else a handler has released it
+                words[record.cell] = granted & GENERATION_FIELD | _DONE
             self.__class__ = EndedBuffer  # type: ignore[assignment]
             if words[record.word] != granted or session.header[record.wanted]:
                 ring(record, granted)

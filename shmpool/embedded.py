@@ -104,7 +104,7 @@ class Broker:
 # --- one broker for everybody who asks -----------------------------------------------------
 
 _brokers: weakref.WeakSet[Broker] = weakref.WeakSet()
-_autostart_lock = threading.Lock()
+_autostart_lock = threading.RLock()
 _autostarted: Broker | None = None
 
 
@@ -119,14 +119,19 @@ def autostart() -> Broker:
         if _autostarted is None or not _autostarted.is_running():
             if _autostarted is not None:
                 _autostarted.close()
-            _autostarted = Broker()
+            _autostarted = None
+            broker = Broker()
+            if _autostarted is not None:  # a finalizer was faster
+                broker.close()
+                return _autostarted
+            _autostarted = broker
             os.environ[ENVIRONMENT] = _autostarted.address
         return _autostarted
 
 
 def _after_fork_in_child() -> None:
     global _autostart_lock, _autostarted
-    _autostart_lock = threading.Lock()
+    _autostart_lock = threading.RLock()
     for broker in _brokers:
         broker._abandon()
     _autostarted = None  # last: with it goes what is only kept here, and that must not be ours to close then

@@ -288,28 +288,34 @@ class BasePool:
         # TAKEN while the byte is locked, then the unlock, then the view. The gate lets one thread at a
         # time lock through this descriptor, so that to unlock all of it lets go of this byte alone.
         # An exception behind TAKEN leaves a record that is open and that nobody knows: it is found.
+        # In the middle of what its own thread does there this must neither unlock nor store: the other way can.
         swap = session.swap
-        with session.ticket_gate:
-            if swap is not None:  # no lock: while the cell is PENDING nobody changes what is looked at before
-                is_mine = (
-                    words[record.word] == granted
-                    and words[record.word + EXTENT] & SHAPE_MASK == record.shape | nbytes
-                    and not session.is_over
-                    and swap(record.cell, granted, granted & GENERATION_FIELD | session.taken)
-                )
-            else:
-                try:
-                    fcntl(session.tickets_fd, F_OFD_SETLK, record.lock)
+        if session.is_gate_used and session.is_nested:
+            is_mine = False
+        else:
+            with session.ticket_gate:
+                session.is_gate_used = True
+                if swap is not None:  # no lock: while the cell is PENDING nobody changes what is looked at before
                     is_mine = (
-                        words[record.cell] == granted == words[record.word]
+                        words[record.word] == granted
                         and words[record.word + EXTENT] & SHAPE_MASK == record.shape | nbytes
+                        and not session.is_over
+                        and swap(record.cell, granted, granted & GENERATION_FIELD | session.taken)
                     )
-                    if is_mine:
-                        words[record.cell] = granted & GENERATION_FIELD | session.taken
-                except OSError:
-                    is_mine = False  # busy: the other way waits a little
-                finally:  # also where an exception came between the lock and the next line
-                    fcntl(session.tickets_fd, F_OFD_SETLK, UNLOCK_ALL)
+                else:
+                    try:
+                        fcntl(session.tickets_fd, F_OFD_SETLK, record.lock)
+                        is_mine = (
+                            words[record.cell] == granted == words[record.word]
+                            and words[record.word + EXTENT] & SHAPE_MASK == record.shape | nbytes
+                        )
+                        if is_mine:
+                            words[record.cell] = granted & GENERATION_FIELD | session.taken
+                    except OSError:
+                        is_mine = False  # busy: the other way waits a little
+                    finally:  # also where an exception came between the lock and the next line
+                        fcntl(session.tickets_fd, F_OFD_SETLK, UNLOCK_ALL)
+                session.is_gate_used = False
         if not is_mine:
             record = self._open_otherwise(session, buffer, tail)
         if session.barrier:

@@ -93,7 +93,7 @@ cdef bint _look_at_left(PyObject *deferred, PyObject *session) except -1:
         if (
             window == NULL or window == NONE or not has_references(record, 1) or not is_false(record, RECORD_IS_DIRECT)
             or not is_false(session, IS_OVER) or not here[OURS] or not here[UNSHARED]
-            or (<object>get_member(session, TICKET_GATE)).locked()
+            or not is_false(session, IS_GATE_USED)
             or not words_of(get_member(session, WORDS), &words, &count)
             or not (read_word(session, COUNTERS, &counters) and counters + COUNTER_WORDS <= count)
             or not (read_word(record, RECORD_WORD, &word) and read_word(record, RECORD_CELL, &cell))

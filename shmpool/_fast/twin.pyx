@@ -24,7 +24,6 @@ cdef type Mapping, ObjectVerbs, Record, Slot, Ticket, Window
 
 import sys
 from collections import deque
-from threading import Lock
 
 from ..buffer import Buffer, EndedBuffer, LiveBuffer
 from ..lease import EndedLease, Lease, ViewTaken
@@ -157,7 +156,7 @@ cdef Py_ssize_t IDLE = member(Mapping, "idle"), LEASED = member(Mapping, "leased
 cdef Py_ssize_t PUBLISHED = member(Mapping, "published"), TAKEN = member(Mapping, "taken")
 cdef Py_ssize_t POOL_ID = member(Mapping, "pool_id"), IS_WATCHED = member(Mapping, "is_watched")
 cdef Py_ssize_t RECORDS = member(Mapping, "records"), LEFT = member(Mapping, "left"), FORKS = member(Mapping, "forks")
-cdef Py_ssize_t TICKETS_FD = member(Mapping, "tickets_fd"), TICKET_GATE = member(Mapping, "ticket_gate")
+cdef Py_ssize_t TICKETS_FD = member(Mapping, "tickets_fd"), IS_GATE_USED = member(Mapping, "is_gate_used")
 cdef Py_ssize_t SWAP = member(Mapping, "swap"), RELEASES = member(Mapping, "deferred"), STRICT = member(Mapping, "strict")
 cdef Py_ssize_t WARNED_OF_VIEWS = member(Mapping, "warned_of_views"), TIMED = member(Mapping, "_timed")
 
@@ -187,12 +186,11 @@ cdef Py_ssize_t RECORD_IS_DIRECT = member(Record, "is_direct"), RECORD_LEFT = me
 
 cdef Py_ssize_t WINDOW_ADDRESS = member(Window, "address")
 
-cdef Method append, appendleft, pop, popleft, locked
+cdef Method append, appendleft, pop, popleft
 find_method(&append, deque, "append", True)
 find_method(&appendleft, deque, "appendleft", True)
 find_method(&pop, deque, "pop", False)
 find_method(&popleft, deque, "popleft", False)
-find_method(&locked, type(Lock()), "locked", False)
 
 cdef PyObject *NONE = <PyObject *>None
 
@@ -598,9 +596,9 @@ cdef object _open(PyObject *pool, object handle, bint has_view):
     if has_view:
         set_member(<PyObject *>buffer, BUFFER_VIEW, <PyObject *>view)
     # The allocations may have run anything. From here to the end nothing else of this process runs: where nobody
-    # has the gate, nobody has a byte locked through our descriptor, and the unlock of all is ours alone.
-    # Who waits for a busy byte in the plain way has the gate.
-    if call(&locked, get_member(session, TICKET_GATE), NULL) is True:
+    # uses the gate, nobody has a byte locked through our descriptor, and the unlock of all is ours alone.
+    # Who waits for a busy byte in the plain way uses the gate.
+    if not is_false(session, IS_GATE_USED):
         return None
     swap = get_member(session, SWAP)
     if swap == NULL or not (swap == NONE or Py_TYPE(swap) == <PyTypeObject *>Swap):

@@ -146,7 +146,7 @@ class Attempts:
                 await _done(future, _WORD)
             self._is_last = True
             break
-        link.conclude(request)
+        request.slot = link.conclude(request)
 
     def _discard(self) -> None:
         request, self._request = self._request, None

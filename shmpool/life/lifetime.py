@@ -28,8 +28,8 @@ class PoolLife(BasePool):
         self._strict = strict
         self._is_traced = os.environ.get("SHMPOOL_TRACE", "") not in ("", "0")
         self._is_closed = False
-        #: One thread connects.
-        self._connecting = threading.Lock()
+        #: One thread connects; a finalizer that comes in the middle of it does so first.
+        self._connecting = threading.RLock()
         self._session: Session | None = None
         #: The session that `close` is to close, until it has.
         self._closing: Session | None = None
@@ -53,6 +53,9 @@ class PoolLife(BasePool):
         session = Session(strict=self._strict, close_if_unused=closing.close_if_unused)
         try:
             session.join(lambda: resolve(address), time.monotonic() + timeout, lambda: self._is_closed)
+            if (other := self._session) is not None and not other.is_over:  # a finalizer was faster
+                closing.close_unbegun(session)
+                return other
             closing.sessions.add(session)
             session.guards.begin()
             session.helper.start()
@@ -116,7 +119,7 @@ class PoolLife(BasePool):
 
     def abandon(self) -> None:
         """In a forked child: the seat is the parent's."""
-        self._connecting = threading.Lock()
+        self._connecting = threading.RLock()
         self._session = self._closing = None
 
     @property

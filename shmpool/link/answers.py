@@ -17,21 +17,33 @@ class Answers(Sending):
     """A link as far as it is read. Thread-safe; `receive` is for who has the right to read."""
 
     def receive(self, connection: Connection) -> None:
-        """Handle what has arrived. For who has the right to read."""
-        if connection.is_in_pieces:
+        """Handle what has arrived. For who has the right to read: it may have interrupted its own thread in the middle
+        of this, and goes on with what that has yet to handle; where that was taking something apart, nobody can."""
+        is_within, arrived = connection.is_in_pieces, self._arrived
+        if is_within and self._handled is not connection:
             self.close_connection(connection)
             return
         connection.is_in_pieces = True  # until all of it is done: what an exception leaves half is not read on
         try:
-            connection.flush()
-            for message in connection.receive():
-                self.handle(message)
-            connection.is_in_pieces = False
+            if not arrived:
+                self._handled = None
+                connection.flush()
+                arrived.extend(connection.receive())
+            self._handled = connection
+            while arrived:
+                self.handle(arrived.popleft())
+            if not is_within:
+                self._handled, connection.is_in_pieces = None, False
         except (ConnectionEnded, ProtocolError):
-            self.close_connection(connection)
+            self._forget_arrived(connection)
         except BaseException:
-            self.close_connection(connection)
+            self._forget_arrived(connection)
             raise
+
+    def _forget_arrived(self, connection: Connection) -> None:
+        self._handled = None
+        self._arrived.clear()
+        self.close_connection(connection)
 
     def handle(self, message: Message) -> None:
         """Do what the broker says."""
@@ -39,15 +51,12 @@ class Answers(Sending):
             seat = self._seat
             self._grant(message.request, [slot for row in message.rows if (slot := seat.adopt_row(row))])
         elif isinstance(message, Taken | Held | Turn | Dropped):
-            with self._lock:
-                answered = self.requests.answered(message)
+            answered = self.requests.answered(message)
             if answered is None and isinstance(message, Held | Turn):
                 self._seat.let_go(message.request)
             self._wake_waiter(answered)
         elif isinstance(message, Refusal):
-            with self._lock:
-                request = self.requests.refuse(message)
-            self._wake_waiter(request)
+            self._wake_waiter(self.requests.refuse(message))
         elif isinstance(message, Fault):
             raise ConnectionEnded(message.text)
         elif isinstance(message, Settings):
@@ -55,11 +64,12 @@ class Answers(Sending):
         elif isinstance(message, Inquire):
             self._seat.account_for(message.rows, is_reader=message.is_reader)
         else:  # Recall: nothing else comes without being asked for
-            self._seat.answer_recall()
+            self._seat.is_wanted = True
+            if isinstance(self._reader.get(0), Request):
+                self.wake()  # the helper answers it, since that may wait for a lock; who reads must not
 
     def _grant(self, number: int, slots: list[Slot]) -> None:
-        with self._lock:
-            request, left = self.requests.grant(number, slots)
+        request, left = self.requests.grant(number, slots)
         self._seat.return_unwanted(*left)  # first: who wakes may want the next one at once
         self._wake_waiter(request)
 
@@ -70,9 +80,7 @@ class Answers(Sending):
     def _offer(self, magazine: Magazine | None, me: Request | None) -> None:
         if me is not None and magazine is None:
             return  # no own slot serves a direct segment's request
-        with self._lock:
-            served = self.requests.offer(magazine)
-        for request in served:
+        for request in self.requests.offer(magazine):
             if request is not me:
                 self._wake_waiter(request)
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from ..protocol.messages import Cancel, Held, Turn
 from ..seat.magazine import Slot
-from ..system.descriptors import drain
+from ..system.descriptors import drain, signal
 from ..system.processes import process_state
 from .answers import Answers
 from .requests import Request, RequestState
@@ -32,9 +32,7 @@ class Asking(Answers):
 
     def next_number(self) -> int:
         """For a new request."""
-        with self._lock:
-            number = self.requests.next_number()
-        return number
+        return self.requests.next_number()
 
     def ask(self, request: Request, timeout: float | None) -> Slot | None:
         """Send a request and wait for its slot; None when there is none: *request* says why. Whatever
@@ -62,8 +60,7 @@ class Asking(Answers):
 
     def begin(self, request: Request) -> None:
         """Send a request, to be waited for by `settle`."""
-        with self._lock:
-            self.requests.add(request)
+        self.requests.add(request)
         request.is_sent = True
         self.send(request.message)
 
@@ -82,11 +79,11 @@ class Asking(Answers):
 
     def discard(self, request: Request) -> None:
         """Nobody waits for this request any more; what it got or will get is put aside."""
-        with self._lock:
-            cancel = self.requests.remove(request)
-            slot, request.slot = request.slot, None
+        cancel = self.requests.remove(request)
+        slot, request.slot = request.slot, None
+        answer, request.answer = request.answer, None
         self._seat.return_unwanted(slot)
-        if isinstance(request.answer, Held | Turn):
+        if isinstance(answer, Held | Turn):
             self._seat.let_go(request.number)
         if cancel is not None:
             self.send(cancel)
@@ -98,14 +95,14 @@ class Asking(Answers):
 
     def conclude(self, request: Request) -> Slot | None:
         """What a request got, for whoever waited for it; it is asked for no more."""
-        with self._lock:
-            cancel = self.requests.remove(request)
+        cancel = self.requests.remove(request)
         if self.is_discarding:
             self.discard(request)
             return None
         if cancel is not None and request.state is RequestState.SERVED:
             self.send(cancel)
-        return request.slot
+        slot, request.slot = request.slot, None  # who granted it may find that it came too late, and take it back
+        return slot
 
     def return_unwanted(self, slot: Slot | None) -> None:
         """Take what was granted and is not needed."""
@@ -143,21 +140,35 @@ class Asking(Answers):
             self._wait(request, time.monotonic() + _LOOK_AGAIN)
 
     def _wait(self, request: Request, deadline: float) -> None:
-        """Wait until *deadline*; reads the socket meanwhile if nobody else does."""
-        reader = self._reader
+        """Wait until *deadline*; reads the socket meanwhile if nobody else does, or who does is interrupted by this
+        very call: he finds that it is not his any more, and begins anew."""
+        reader, connection = self._reader, self.connection
+        if connection is not None and connection.is_sent_here:
+            self.close_connection(connection)  # nobody can send before this returns: the next one asks again
         while request.is_waiting and not self.is_discarding:
+            has_interrupted = False
             try:
                 # Without a connection the helper makes one, and reads it: it must find it unread.
                 reads = self.connection is not None and reader.setdefault(0, request) is request
+                if not reads and self._reads_here():
+                    has_interrupted, reader[0] = True, request
+                    reads = self.connection is not None
                 in_time = self._read_for(request, deadline) if reads else request.waiter.wait(deadline)
             finally:
                 if 0 in reader and reader[0] is request:
                     del reader[0]
+                if has_interrupted:
+                    signal(self._nudge)
             if reads:
                 self._let_others_read()
             if not in_time:
                 return
             self._offer(request.magazine, request)
+
+    def _reads_here(self) -> bool:
+        """Whether this thread has the right to read: in a call that this one has interrupted."""
+        reader, me = self._reader.get(0), threading.get_ident()
+        return reader.waiter.thread == me if isinstance(reader, Request) else reader == me
 
     def _read_for(self, request: Request, deadline: float) -> bool:
         """Read the socket until it ends or something concerns this request; False at the
@@ -165,7 +176,7 @@ class Asking(Answers):
         nudge, connection = self._nudge, self.connection
         poll = select.poll()
         poll.register(nudge, select.POLLIN)
-        while connection is not None and request.is_waiting:
+        while connection is not None and request.is_waiting and self._reader.get(0) is request:
             if not connection.poll_with(poll):
                 self.close_connection(connection)
                 break

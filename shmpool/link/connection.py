@@ -12,6 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from threading import get_ident
 from typing import Final, NamedTuple
 
 from ..errors import (
@@ -70,7 +71,7 @@ class Connection:
         self._outbox: deque[bytes] = deque()
         #: What the socket has not taken yet of the frames that were sent last.
         self._rest = b""
-        #: Under 0: who sends.
+        #: Under 0: who sends, by its thread.
         self._sender: dict[int, object] = {}
         #: What was received is just being handled, or an exception came between: nothing more can be
         #: read then.
@@ -113,7 +114,7 @@ class Connection:
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it, unless another thread is just sending:
         it sends this too."""
-        me, sender, is_open = object(), self._sender, True
+        me, sender, is_open = get_ident(), self._sender, True
         while is_open and (self._rest or self._outbox):
             try:
                 if sender.setdefault(0, me) is not me:
@@ -122,6 +123,11 @@ class Connection:
             finally:
                 if 0 in sender and sender[0] is me:
                     del sender[0]
+
+    @property
+    def is_sent_here(self) -> bool:
+        """Whether this thread is just sending: in a call that this one has interrupted."""
+        return self._sender.get(0) == get_ident()
 
     def _send_some(self) -> bool:
         """Send what waits; False when the socket takes no more."""

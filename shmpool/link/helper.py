@@ -43,6 +43,9 @@ _LONGEST_EXIT: Final = 1.0
 _IS_COUNTED: Final = sys.version_info[:2] == (3, 12)
 #: Seconds from look to look whether the helper has come to rest.
 _COMING_TO_REST: Final = 0.0002
+#: A finalizer or a handler that forks in the middle of what its thread has a lock for waits for the helper so long: it
+#: may wait for that lock, and then does nothing either.
+_LOCKED_OUT: Final = 0.05
 #: How often the helper of a seat without a pool looks whether anything is in use.
 UNUSED_POLL: Final = 0.05
 #: How often it looks whether the streams that are written here are still read.
@@ -61,6 +64,10 @@ class Seat(Protocol):
     is_orphaned: bool
     is_wanted: bool
     magazine_idle: float
+
+    @property
+    def is_locked_here(self) -> bool:
+        """Whether this thread has any of the seat's locks."""
 
     def reconnect(self, timeout: float, interruption: Interruption | None = None) -> bool:
         """Try once to take the seat up again."""
@@ -100,6 +107,14 @@ class Helper:
         """Whether there is a thread."""
         return self.thread is not None
 
+    def stand_by(self) -> None:
+        """For who is about to wait: have a thread, and not this one. (None was started again where an exception came;
+        and a finalizer that comes in the helper and waits has another go on in its place.)"""
+        if self.thread is threading.current_thread():
+            self.thread = None
+        if self.thread is None:
+            self.start()
+
     def start(self) -> None:
         """Start the thread, if there is none."""
         thread = self.thread
@@ -116,7 +131,8 @@ class Helper:
             return False
         if thread.native_id == threading.get_native_id():
             return False  # under gevent
-        while thread.is_alive() and not link.is_resting:
+        waits_until = time.monotonic() + _LOCKED_OUT if self._seat.is_locked_here else float("inf")
+        while thread.is_alive() and not link.is_resting and time.monotonic() < waits_until:
             link.wake()
             time.sleep(_COMING_TO_REST)
         return True
@@ -129,11 +145,11 @@ class Helper:
             return
         self._seat.link.wake()
         try:
-            thread.join()
+            thread.join(_LOCKED_OUT if self._seat.is_locked_here else None)
         except RuntimeError:
             return  # its start was interrupted, or goes on in another thread: it finds that it is not meant
-        if thread.native_id == threading.get_native_id():
-            return  # under gevent
+        if thread.native_id == threading.get_native_id() or thread.is_alive():
+            return  # under gevent; or it waits for what this thread has
         gone = time.monotonic() + _LONGEST_EXIT
         while os.path.exists(f"/proc/self/task/{thread.native_id}") and time.monotonic() < gone:
             os.sched_yield()

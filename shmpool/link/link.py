@@ -8,12 +8,17 @@ it, and taken back where it is recorded: a lock is only taken by ``with``, whose
 signal does not come between; the right to read by one `dict.setdefault`, inside the ``try`` whose
 ``finally`` gives it back without a call. What an exception finds in the middle (of a frame, of an
 answer) is not mended: the connection is dropped, the next one asks again what is unanswered and
-adopts what the ledger says was granted. Finalizers send nothing; they leave bells.
+adopts what the ledger says was granted. Finalizers of ours send nothing; they leave bells.
+
+A finalizer of the user's, or a handler, may come there as well, and ask for something. What its own thread has begun
+goes on behind it, so it would wait for itself: it takes the right to read (`Asking._wait`), and where that thread is in
+the middle of a frame, the connection is dropped for it, too.
 """
 
 from __future__ import annotations
 
 import select
+import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -36,7 +41,7 @@ class Link(Asking):
     def look(self, timeout: float | None, is_meant: Callable[[], bool] = lambda: True) -> None:
         """Wait for a wake-up or a message, and handle what has come. Stands aside while a waiting
         thread reads, and looks again when it is told to or after a while."""
-        connection, reader = self.connection, self._reader
+        connection, reader, me = self.connection, self._reader, threading.get_ident()
         poll = select.poll()
         poll.register(self.wakeup, select.POLLIN)
         if self._stands_aside:
@@ -53,11 +58,11 @@ class Link(Asking):
         if connection is None or len(ready) == (wakeup in ready):
             return
         try:
-            reads = reader.setdefault(0, self) is self
+            reads = reader.setdefault(0, me) is me
             if reads:
                 self.receive(connection)
         finally:
-            if 0 in reader and reader[0] is self:
+            if 0 in reader and reader[0] is me:
                 del reader[0]
         self._stands_aside = not reads
 
@@ -89,8 +94,6 @@ class Link(Asking):
     def attach(self, connection: Connection) -> None:
         """A new connection, over which the seat was taken up again: ask again what is unanswered."""
         self.connection = connection
-        with self._lock:
-            messages = self.requests.unanswered()
-        for message in messages:
+        for message in self.requests.unanswered():
             self.send(message)
         self.send_bells()

@@ -35,7 +35,7 @@ class Prefetch:
 
     def __init__(self, seat: Seat) -> None:
         self._seat = seat
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._request: Request | None = None
         #: The size that was leased last; twice the same is steady.
         self._nbytes = -1

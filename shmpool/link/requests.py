@@ -1,5 +1,8 @@
 """Requests: the leases that wait, as a table. Pure: no socket, no lock, no clock; what is to be
-done is returned. Who uses it excludes the others.
+done is returned. Any thread may use it, and a finalizer in the middle of any of these calls: there is no lock that
+it would wait for. Between a look at a state and the store of the next one nothing is called, so no other thread and no
+finalizer comes in between. A request that was removed meanwhile has the slot or the answer taken from it again: by one
+step, so that of who gives it and who gives it up one has it.
 
 ======== ============================================ ===========================================
 state    became so by                                 what it has
@@ -17,6 +20,7 @@ A request leaves the table by `Requests.remove`, in any state, once or more ofte
 from __future__ import annotations
 
 from enum import Enum
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from ..protocol.messages import (
@@ -52,6 +56,11 @@ class RequestState(Enum):
     ANSWERED = "answered"
     SERVED = "served"
     REFUSED = "refused"
+
+
+#: By these names, since each look at one there is a call in Python 3.11.
+_WAITING, _GRANTED, _ANSWERED = RequestState.WAITING, RequestState.GRANTED, RequestState.ANSWERED
+_SERVED, _REFUSED = RequestState.SERVED, RequestState.REFUSED
 
 
 class Request:
@@ -92,14 +101,14 @@ class Requests:
 
     def __init__(self) -> None:
         self._table: dict[int, Request] = {}
-        self._last_number = 0
+        self._numbers = count()
 
     def next_number(self) -> int:
         """A number that no present request has."""
-        self._last_number = self._last_number % MAX_NUMBER + 1
-        while self._last_number in self._table:
-            self._last_number = self._last_number % MAX_NUMBER + 1
-        return self._last_number
+        number = next(self._numbers) % MAX_NUMBER + 1
+        while number in self._table:
+            number = next(self._numbers) % MAX_NUMBER + 1
+        return number
 
     def add(self, request: Request) -> None:
         """From here on it may be answered."""
@@ -108,24 +117,30 @@ class Requests:
     def grant(self, number: int, slots: list[Slot]) -> tuple[Request | None, list[Slot]]:
         """The broker granted: who has to be woken, and what that request does not need."""
         request = self._table.get(number)
-        if request is None or not slots or not request.is_waiting:
+        if request is None or not slots or request.state is not _WAITING:
             return request, slots
-        request.slot, request.state = slots[0], RequestState.GRANTED
+        request.slot, request.state = slots[0], _GRANTED
+        if number not in self._table:  # it was removed meanwhile
+            slot, request.slot = request.slot, None
+            return request, slots[1:] if slot is None else slots
         return request, slots[1:]
 
     def answered(self, answer: Taken | Held | Turn | Dropped) -> Request | None:
         """The broker answered: who has to be woken; None when nobody waits for it any more."""
         request = self._table.get(answer.request)
-        if request is None or not request.is_waiting:
+        if request is None or request.state is not _WAITING:
             return None
-        request.answer, request.state = answer, RequestState.ANSWERED
+        request.answer, request.state = answer, _ANSWERED
+        if answer.request not in self._table:
+            taken, request.answer = request.answer, None
+            return request if taken is None else None
         return request
 
     def refuse(self, refusal: Refusal) -> Request | None:
         """The broker refused: who has to be woken."""
         request = self._table.get(refusal.request)
-        if request is not None and request.is_waiting:
-            request.refusal, request.state = refusal, RequestState.REFUSED
+        if request is not None and request.state is _WAITING:
+            request.refusal, request.state = refusal, _REFUSED
         return request
 
     def offer(self, magazine: Magazine | None = None) -> list[Request]:
@@ -133,16 +148,23 @@ class Requests:
         it. Returns who has to be woken."""
         served = []
         empty: set[int] = set()
-        for request in self._table.values():
+        for request in self.all():
             own = request.magazine
             if own is None or not request.is_waiting or (magazine or own) is not own or id(own) in empty:
                 continue
-            request.slot = own.take()
-            if request.slot is None:
+            slot = own.take()
+            if slot is None:
                 empty.add(id(own))
+            elif request.state is not _WAITING:
+                own.ready.append(slot)  # it has one
             else:
-                request.state = RequestState.SERVED
-                served.append(request)
+                request.slot, request.state = slot, _SERVED
+                if request.number in self._table:
+                    served.append(request)
+                else:
+                    slot, request.slot = request.slot, None
+                    if slot is not None:
+                        own.ready.append(slot)
         return served
 
     def remove(self, request: Request) -> Cancel | None:
@@ -154,7 +176,7 @@ class Requests:
 
     def unanswered(self) -> list[Question]:
         """What is to be asked again over a new connection."""
-        return [request.message for request in self._table.values() if request.is_sent and request.is_waiting]
+        return [request.message for request in self.all() if request.is_sent and request.is_waiting]
 
     def all(self) -> list[Request]:
         """Everybody in the table, as it is now. By any thread at any time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from typing import Protocol
 
 from ..protocol.messages import Bell, Message, Return
@@ -18,6 +18,8 @@ class Seat(Protocol):
     """What the link calls upwards."""
 
     lease_timeout: float
+    #: Somebody waits: it is to give back what is idle.
+    is_wanted: bool
 
     def adopt_row(self, row: int) -> Slot | None:
         """The slot of a row that was granted; None when it was not, or is known already."""
@@ -54,9 +56,10 @@ class Sending:
         self._nudge: Descriptor | Closed = make_eventfd()
         self.bells = Bells(self.wake)
         self.requests = Requests()
-        #: Of the table above.
-        self._lock = threading.Lock()
-        #: Under 0: who reads, a request or this link for its helper.
+        #: What was read and is not handled yet, and the connection of what is just being handled.
+        self._arrived: deque[Message] = deque()
+        self._handled: Connection | None = None
+        #: Under 0: who reads, a request or the helper, by its thread.
         self._reader: dict[int, object] = {}
         #: The helper leaves the socket alone, for a waiting thread reads.
         self._stands_aside = False

@@ -23,7 +23,7 @@ Reducer = Callable[[Any, Any], Any]
 registered: dict[type, Reducer] = {}
 #: By exact type; None for a type that pickle serves well.
 _known: dict[type, Reducer | None] = {}
-_lock: Final = threading.Lock()
+_lock: Final = threading.RLock()
 
 
 def register_reducer(cls: type, function: Callable[[Any], Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -69,9 +70,11 @@ class Custody(Keeper, Reader):
         #: Slots that were ours, by row. Making a window anew costs as much as all else that a
         #: client does for a grant.
         self._returned: dict[int, Slot] = {}
-        #: For rows that say IDLE: to know one and to give one back exclude each other. No
-        #: finalizer takes it: what they pass on is LEASED or PUBLISHED.
-        self._owned_lock = threading.Lock()
+        #: For rows that say IDLE: to know one and to give one back exclude each other. Nothing is called with it, so
+        #: no finalizer of the user's comes in between, and waits for what waits for this.
+        self._owned_lock = threading.RLock()
+        #: Under 0: who looks for what is lost.
+        self._finder: dict[int, object] = {}
 
     # --- magazines ---------------------------------------------------------------------------------
 
@@ -148,11 +151,15 @@ class Custody(Keeper, Reader):
     def adopt_row(self, row: int) -> Slot | None:
         """The record of a row that says (IDLE, this seat) and that is not known yet; None
         for any other."""
+        words, at, owned, idle = self.words, row * ROW_WORDS, self._owned, self.idle
+        word = words[at]
+        if word & ~GENERATION_FIELD != idle or row in owned:
+            return None
+        slot = self._make_slot(row, word & GENERATION_FIELD)
         with self._owned_lock:
-            word = self.words[row * ROW_WORDS]
-            if word & ~GENERATION_FIELD != self.idle or row in self._owned:
+            if words[at] != word or row in owned:
                 return None
-            slot = self._owned[row] = self._make_slot(row, word & GENERATION_FIELD)
+            owned[row] = slot
         return slot
 
     def _make_slot(self, row: int, base: int) -> Slot:
@@ -197,34 +204,35 @@ class Custody(Keeper, Reader):
         # the broker looks at all its rows; one that an exception loses is told at the next recall.
         if self.barrier:
             self.barrier()
-        for slot in slots:
-            with self._owned_lock:  # a row that is forgotten and still IDLE looks like a lost grant
-                word = self.words[slot.word]
-                if word & SEAT_MASK == self.seat:  # else an exception came behind this store the last time
-                    slot.base = max(slot.base, (word & GENERATION_FIELD) + ONE_GENERATION)
-                    self._untold[slot.row] = slot
-                    self.words[slot.word] = slot.base | returned
-                self._owned.pop(slot.row, None)
-                self._keep_window(slot)
         rows = [slot.row for slot in slots]
+        words, owned, untold, seat = self.words, self._owned, self._untold, self.seat
+        for slot, row in zip(slots, rows, strict=True):
+            with self._owned_lock:  # a row that is forgotten and still IDLE looks like a lost grant
+                word = words[slot.word]
+                if word & SEAT_MASK == seat:  # else an exception came behind this store the last time
+                    base = (word & GENERATION_FIELD) + ONE_GENERATION
+                    if slot.base < base:
+                        slot.base = base
+                    untold[row] = slot
+                    words[slot.word] = slot.base | returned
+                if row in owned:
+                    del owned[row]
+            self.keep_window(slot)
         for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE):
             self.send(Return(rows[at : at + MAX_ROWS_PER_MESSAGE]))
         for row in rows:
             self._untold.pop(row, None)
 
-    def _keep_window(self, slot: Slot) -> None:
+    def keep_window(self, slot: Slot) -> None:
         """Keep what a slot is seen through, unless a user has a view of it. A direct segment has
         another name when it comes again."""
         if slot.window is None or slot.has_views or isinstance(slot, DirectSlot):
             slot.window = None
             return
         if len(self._returned) >= MAX_RETURNED:
-            del self._returned[next(iter(self._returned))]
+            with suppress(KeyError, StopIteration, RuntimeError):  # another thread has been faster
+                del self._returned[next(iter(self._returned))]
         self._returned[slot.row] = slot
-
-    def keep_window(self, slot: Slot) -> None:
-        with self._owned_lock:
-            self._keep_window(slot)
 
     def return_soon(self, slot: Slot, state: State) -> None:
         """Make the broker the custodian of one row by one store, and have it look soon. Takes no
@@ -297,10 +305,19 @@ class Custody(Keeper, Reader):
             magazine.batch = 1
             if slots:
                 self.return_to_broker(slots)
-        with self._owned_lock:  # two threads must not both find one
-            slots = recovery.left_slots(self, self._owned)
-        if slots:
-            self.return_to_broker(slots)
+        self._return_left()
+
+    def _return_left(self) -> None:
+        """What nobody knows. Two must not both find one: who comes while another looks leaves it to him."""
+        me, finder = object(), self._finder
+        try:
+            if finder.setdefault(0, me) is me:
+                slots = recovery.left_slots(self, self._owned)
+                if slots:
+                    self.return_to_broker(slots)
+        finally:
+            if 0 in finder and finder[0] is me:
+                del finder[0]
 
     def _tell_untold(self) -> None:
         """Go on with what an exception has left: a slot whose word was not stored is ours, and nobody's."""

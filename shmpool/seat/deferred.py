@@ -46,7 +46,7 @@ LONGEST_GUARD_PAUSE: Final = 1.0
 
 
 class DeferredReleases:
-    """Those of one session. Thread-safe, but `look` is not for finalizers; `add` is."""
+    """Those of one session. Thread-safe. What a finalizer finds in the middle of anything stays for the next look."""
 
     #: Members with a place of their own, for the compiled twin.
     __slots__ = (
@@ -211,9 +211,7 @@ class DeferredReleases:
                 ticket._last_fork = session.guards.last
             if session.guards.between(ticket._fork, ticket._last_fork):
                 return False
-        if not session.is_over:
-            release(ticket)
-        return True
+        return session.is_over or release(ticket)
 
     def look_at_partings(self) -> None:
         """At the slots that their writers kept views of, or children were to copy. Who takes one out goes

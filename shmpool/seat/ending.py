@@ -3,8 +3,6 @@ process forks."""
 
 from __future__ import annotations
 
-import threading
-
 from ..protocol.messages import Goodbye
 from ..system.descriptors import CLOSED
 from .deferred import DeferredReleases
@@ -27,7 +25,7 @@ class Ending(Joining):
 
     def discard_seat(self) -> None:
         """The seat is gone. Views stay readable, nothing is stored for them any more."""
-        with self.ticket_gate:
+        with self.ticket_gate, self.gate_use:
             self._close_tickets()
         self.guards.forget_all()
         self.link.discard_all()
@@ -46,11 +44,11 @@ class Ending(Joining):
         return in_use or bool(self.asked_for)
 
     def say_goodbye(self) -> bool:
-        """The seat ends, unless something is still in use: somebody may be just opening. That may be this thread, in
-        a finalizer or handler that came in the middle of it: so a gate that is shut is not waited for, but says so."""
-        if self.ticket_gate.locked():
+        """The seat ends, unless something is still in use: somebody may be just opening. That may be this thread
+        itself, which a finalizer or handler has interrupted there: then the helper ends it."""
+        if self.is_nested:
             return False
-        with self.ticket_gate, self.holds.lock:
+        with self.ticket_gate, self.gate_use, self.holds.lock:
             is_first, is_left = not self.is_over, self.is_over or not self.is_in_use
             if is_left:
                 self._close_tickets()
@@ -76,7 +74,7 @@ class Ending(Joining):
         self.is_over, self.is_watched, self.is_abandoned = True, False, True
         self.guards.forget_all()
         self.outgoing.clear()
-        self.ticket_gate = threading.Lock()  # a thread that is not here may have had it
+        self._make_gate()  # a thread that is not here may have had it
         for slot in self.owned:
             if isinstance(slot, DirectSlot):
                 slot.close()  # else this process would keep the segment's memory

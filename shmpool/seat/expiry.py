@@ -9,7 +9,7 @@ broker's ``handle_ttl`` counts.
 from __future__ import annotations
 
 import time
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import count
 from threading import RLock
 from typing import Final
@@ -33,7 +33,7 @@ class Expiry:
     def __init__(self, session: Reader) -> None:
         self._session = session
         #: Reentrant: a finalizer may have something closed.
-        self._lock = RLock()
+        self.lock = RLock()
         self._numbers = count()
         #: When (monotonic seconds), a number of its own, granted and tail of a handle.
         self._heap: list[tuple[float, int, int, int]] = []
@@ -42,7 +42,7 @@ class Expiry:
     def add(self, handles: list[Handle], ttl: float) -> None:
         """These are to be closed in *ttl* seconds."""
         due = time.monotonic() + ttl
-        with self._lock:
+        with self.lock:
             is_first = not self._heap or due < self._heap[0][0]
             for handle in handles:
                 _, granted, tail = unpack_handle(handle)
@@ -54,7 +54,7 @@ class Expiry:
 
     def close(self, granted: int, tail: int) -> None:
         """Have the broker close this one, again and again until it is done."""
-        with self._lock:
+        with self.lock:
             heappush(self._heap, (time.monotonic(), next(self._numbers), granted, tail))
         self._session.wake_helper()
 
@@ -64,10 +64,10 @@ class Expiry:
 
     def _forget_done(self) -> None:
         """A long ttl and a steady producer: nearly all were read long ago."""
-        self._heap = [
-            entry for entry in self._heap if not tickets.is_done(self._session, entry[2], entry[3] >> NBYTES_BITS)
-        ]
-        heapify(self._heap)
+        known, self._heap = self._heap, []  # in one step: a finalizer may add some meanwhile
+        for entry in known:
+            if not tickets.is_done(self._session, entry[2], entry[3] >> NBYTES_BITS):
+                heappush(self._heap, entry)
         self._forgets_at = max(FORGOTTEN_FROM, 2 * len(self._heap))
 
     @property
@@ -82,7 +82,7 @@ class Expiry:
     def look(self) -> None:
         """Close what is due."""
         while self._heap and self._heap[0][0] <= (now := time.monotonic()):
-            with self._lock:
+            with self.lock:
                 if not self._heap or self._heap[0][0] > now:
                     return
                 _, _, granted, tail = heappop(self._heap)
@@ -100,10 +100,10 @@ class Expiry:
             except StaleHandle:
                 is_done = True  # it was read, and its slot is in use again
             if not is_done:
-                with self._lock:
+                with self.lock:
                     heappush(self._heap, (now + AGAIN, next(self._numbers), granted, tail))
 
     def abandon(self) -> None:
         """In a forked child: they are the parent's."""
-        self._lock = RLock()
+        self.lock = RLock()
         self._heap = []

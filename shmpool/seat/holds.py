@@ -42,7 +42,10 @@ class Hold:
     last fork that had ended before; *written* the window through which its maker may still see it;
     *checksum* what its bytes have to add up to, until they did here, None where nothing is summed."""
 
-    __slots__ = ("checksum", "fork", "granted", "idle_since", "name", "nbytes", "number", "pins", "record", "written")
+    __slots__ = (
+        "checksum", "fork", "granted", "idle_since", "is_ending", "name", "nbytes", "number", "pins", "record",
+        "written",
+    )  # fmt: skip
 
     def __init__(
         self, record: Record, held: Held, fork: int, written: Window | None, checksum: int | None = None
@@ -58,6 +61,8 @@ class Hold:
         #: As many items as pins: `append` and `pop` are what a finalizer may call.
         self.pins: list[None] = []
         self.idle_since: float | None = None
+        #: Nobody may look through it any more, unless it is found to be in use after all.
+        self.is_ending = False
 
     @property
     def is_looked_through(self) -> bool:
@@ -100,8 +105,7 @@ class HoldTable:
         """Send a question to the broker and wait; the request has its answer or its refusal. Raises
         LeaseTimeout and BrokerUnavailable when there is neither in time."""
         session = self._session
-        if not session.helper.is_running:
-            session.helper.start()
+        session.helper.stand_by()
         request = Request(message)
         session.link.ask(request, timeout)
         if request.answer is None and request.refusal is None:
@@ -119,13 +123,16 @@ class HoldTable:
         session = self._session
         try:
             with self.lock:
-                hold = self._table.get(held.row)
-                if hold is not None and hold.granted == held.word:
-                    self._let_go(held.request)
-                else:
+                hold = self._find(held.row, held.word)
+                if hold is None:
                     note_forks()
-                    hold = Hold(self._map(held), held, session.forks, written, self._checksum_of(held.row))
-                    self._table[held.row] = hold
+                    made = Hold(self._map(held), held, session.forks, written, self._checksum_of(held.row))
+                    hold = self._find(held.row, held.word)  # a finalizer may have been faster
+                    if hold is None:
+                        self._table[held.row] = hold = made
+                hold.is_ending = False
+                if hold.number != held.request:
+                    self._let_go(held.request)
                 self._changed_at = time.monotonic()
                 if is_pinned:  # in one step: who gives back what is idle does not come in between
                     hold.pins.append(None)
@@ -135,6 +142,10 @@ class HoldTable:
         if not is_pinned:  # else at the end of the last pin: a helper that is woken here runs before the caller
             session.wake_helper()
         return hold
+
+    def _find(self, row: int, granted: int) -> Hold | None:
+        hold = self._table.get(row)
+        return hold if hold is not None and hold.granted == granted else None
 
     def _map(self, held: Held) -> Record:
         record = tickets.make_ticket(self._session, held.row << 4 + NBYTES_BITS | held.nbytes)
@@ -150,8 +161,8 @@ class HoldTable:
         """A view of a publication that is held, None of one that is not: in one step, which the helper
         does not let go of in between."""
         with self.lock:
-            hold = self._table.get(row)
-            if hold is None or hold.granted != granted:
+            hold = self._find(row, granted)
+            if hold is None or hold.is_ending:
                 return None
             if self._session.is_over:
                 raise discarded(is_closing=self._session.is_closing, is_abandoned=self._session.is_abandoned)
@@ -189,6 +200,13 @@ class HoldTable:
                 is_due = at_once or now >= hold.idle_since + LINGER
                 guards = session.guards
                 if is_due and not guards.between(hold.fork, guards.last) and not guards.awaits_copy(row):
+                    # A finalizer may come in between, and open it: from here on it has to ask (`keep`), and what it
+                    # has by then is found.
+                    hold.is_ending = True
+                    is_in_use = hold.is_in_use
+                    if is_in_use or not hold.is_ending:
+                        hold.is_ending, hold.idle_since = False, None
+                        continue
                     del self._table[row]
                     hold.record.window = hold.written = None  # before the word: memory stays with a map
                     ended.append(hold.number)

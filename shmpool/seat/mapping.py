@@ -72,6 +72,21 @@ from .windows import (
 )
 
 
+class GateUse:
+    """Around what is done behind the gate of one seat, but for `Pool.open`, which has it in place."""
+
+    __slots__ = ("_seat",)
+
+    def __init__(self, seat: Mapping) -> None:
+        self._seat = seat
+
+    def __enter__(self) -> None:
+        self._seat.is_gate_used = True
+
+    def __exit__(self, *_: object) -> None:
+        self._seat.is_gate_used = False
+
+
 class SeatTaken(Exception):
     """The seat of a welcome cannot be had any more; another one can."""
 
@@ -92,24 +107,38 @@ class Mapping:
     #: finds without a look-up.
     __slots__ = (
         "__dict__", "__weakref__", "_timed", "chunked", "chunked_below", "counters", "deferred", "forks", "has_details",
-        "header", "idle", "is_over", "is_watched", "leased", "left", "medium_from", "pool_id", "pooled", "pooled_below",
-        "published", "records", "shelves", "strict", "swap", "taken", "ticket_gate", "tickets_fd", "warned_of_views",
-        "words",
+        "header", "idle", "is_gate_used", "is_over", "is_watched", "leased", "left", "medium_from", "pool_id", "pooled",
+        "pooled_below", "published", "records", "shelves", "strict", "swap", "taken", "ticket_gate", "tickets_fd",
+        "warned_of_views", "words",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._fds: dict[tuple[int, bool], Descriptor] = {}
-        self._fds_lock = threading.Lock()
         self.tickets_fd: Descriptor | Closed = CLOSED
         self._seat_fd: Descriptor | Closed = CLOSED
         #: Threads of one process share the tickets' descriptor and so its byte locks. Whoever closes
         #: it has the gate, too.
-        self.ticket_gate = threading.Lock()
+        self._make_gate()
         #: The cells that a thread has asked the broker for just now.
         self.asked_for: set[int] = set()
         self.windows = Windows()
         #: Held by our children too, for as long as they read what was open here.
         self.readers: heirs.Page | None = None
+
+    def _make_gate(self) -> None:
+        """The gate is reentrant, since a finalizer or a signal handler may come in the middle of what its own thread
+        does behind it, and call the pool. `is_gate_used` is stored behind the gate before anything is done there, and
+        taken back after all of it: who finds it, and that the gate is his own, `is_nested`, and does what is right
+        at any point of what he has interrupted. (One that an exception leaves stays until the next has had its
+        turn: nobody is nested in it, and who looks only at it goes the slow way.)"""
+        self.ticket_gate = threading.RLock()
+        self.is_gate_used = False
+        self.gate_use = GateUse(self)
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether this is called in the middle of what its own thread does behind the tickets' gate."""
+        return self.is_gate_used and self.ticket_gate._is_owned()  # type: ignore[attr-defined]
 
     def map(self, welcome: Welcome, nonce: int) -> None:
         """Map what a welcome describes. Raises OSError, SeatTaken, and ConfigError for a pool
@@ -246,11 +275,8 @@ class Mapping:
         tier = self.tier_of(row)
         key = tier.index, writable
         fd = self._fds.get(key)
-        if fd is None:
-            with self._fds_lock:
-                if key not in self._fds:
-                    self._fds[key] = open_segment(tier_name(self.pool_id, tier.index), writable=writable)
-                fd = self._fds[key]
+        if fd is None:  # threads may open it twice: one of them stays
+            fd = self._fds.setdefault(key, open_segment(tier_name(self.pool_id, tier.index), writable=writable))
         return Piece(fd, (row - tier.base) * tier.size, count * tier.size)
 
     def is_seated(self, seat: int) -> bool:
@@ -269,7 +295,7 @@ class Mapping:
     def unmap(self) -> None:
         """Close the descriptors: who is just using one has it until then. Maps go with their last
         reference."""
-        with self.ticket_gate:  # who has the gate finds the descriptor that it locked with
+        with self.ticket_gate, self.gate_use:  # who has the gate finds the descriptor that it locked with
             self.tickets_fd = self._seat_fd = CLOSED
         self._fds.clear()
         self.readers = None

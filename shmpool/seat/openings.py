@@ -38,7 +38,7 @@ class Openings:
         #: By row * 16 + cell.
         self.records: dict[int, Record] = {}
         #: Reentrant: a finalizer of the user's that runs while we map may open something.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._bound = MAX_RECORDS
         #: The records that map a direct segment.
         self._segments: set[int] = set()
@@ -50,7 +50,7 @@ class Openings:
         handle that names nothing that can be opened, OSError when it cannot be mapped; the
         ticket is untouched."""
         index, nbytes = tail >> NBYTES_BITS, tail & MAX_NBYTES
-        with self._lock:
+        with self.lock:
             record = self.records.get(index)
             if record is None:
                 record = tickets.make_ticket(self._session, tail)
@@ -65,7 +65,10 @@ class Openings:
                 record.shape = tickets.shape_of(record)
             if index not in self.records:
                 self._make_room()
-                self.records[index] = record
+                if self.records.setdefault(index, record) is not record:  # a finalizer was faster
+                    return self.find(granted, tail)
+            if record.window is None or not record.is_mapped_right:  # the same
+                return self.find(granted, tail)
         return record
 
     @property
@@ -75,7 +78,7 @@ class Openings:
 
     def forget_segments(self) -> None:
         """Forget the direct segments that are over, and so unmap them. (Their pages have gone before.)"""
-        with self._lock:
+        with self.lock:
             for index in list(self._segments):
                 if index not in self.records or (self.records[index].is_over and self._forget(index)):
                     self._segments.discard(index)
@@ -88,11 +91,14 @@ class Openings:
         anything is in use does not miss it."""
         if references(self.records, index) != KNOWN_TO_NOBODY:
             return False
-        with self._session.ticket_gate:
+        session = self._session
+        if session.is_nested:
+            return False
+        with session.ticket_gate, session.gate_use:
             record = self.records.pop(index)
             if getrefcount(record) == KNOWN_TO_ONE and not record.is_in_use:
                 return True
-            self.records[index] = record
+            self.records.setdefault(index, record)  # a finalizer that opened it meanwhile has made another
         return False
 
     def _finalizer(self, index: int) -> Callable[[], object]:
@@ -148,14 +154,13 @@ class Openings:
     def _orphan(self, index: int) -> Ticket | None:
         """The ticket of a cell that is open here and that no buffer and no thread knows.
 
-        Under the gate: who opens has the record before he takes the ticket. A gate that somebody has is not waited
-        for: it may be this thread, in a finalizer or handler that closes the pool in the middle of an `open`.
-        What was not looked at now is looked at again.
+        Under the gate: who opens has the record before he takes the ticket. What a finalizer or handler cannot look
+        at, since it came in the middle of something there, is looked at again.
         """
         session, records = self._session, self.records
-        if session.ticket_gate.locked():
+        if session.is_nested:
             return None
-        with session.ticket_gate:
+        with session.ticket_gate, session.gate_use:
             if references(records, index) != KNOWN_TO_NOBODY or not records[index].is_taken:
                 return None
             record = records[index]

@@ -77,11 +77,16 @@ class Session(Ending):
         """The connection to the broker, None while it is away."""
         return self.link.connection
 
+    @property
+    def is_locked_here(self) -> bool:
+        """Whether this thread has any of these locks: a finalizer or a handler came in the middle of a call."""
+        locks = self.ticket_gate, self.openings.lock, self.holds.lock, self.expiry.lock
+        return any(lock._is_owned() for lock in locks)  # type: ignore[attr-defined]
+
     # --- what tickets call upwards ---------------------------------------------------------------------
 
     def ask_for_ticket(self, index: int, pending: int) -> None:
-        if not self.helper.is_running:
-            self.helper.start()
+        self.helper.stand_by()
         self.count(TICKETS_ASKED)
         request = Request(Take(self.link.next_number(), index >> 4, index & 15, pending, False))
         self.link.ask_here(request, None)

@@ -126,8 +126,7 @@ class Supply(Custody):
     def _ask(self, request: Request, nbytes: int, timeout: float | None) -> Slot:
         if self.is_abandoned:
             raise Forked
-        if not self.helper.is_running:  # an exception came when it was to be started again
-            self.helper.start()
+        self.helper.stand_by()
         slot = self.link.ask(request, timeout)
         if self.is_abandoned:  # a child of that wait: what was granted is the parent's
             raise Forked

@@ -51,13 +51,16 @@ from ..protocol.ledger import (
     state_of,
     tickets_of,
 )
-from ..protocol.names import direct_name
+from ..protocol.names import direct_name, tickets_path
 from ..protocol.sizing import TierKind, page_round
 from ..protocol.states import CellState, State
+from ..system.descriptors import Closed, Descriptor
 from ..system.locks import (
     F_OFD_SETLK,
     UNLOCK_ALL,
+    FileId,
     lock_bytes,
+    open_beside,
 )
 from ..system.segments import open_segment
 from .guards import Guards
@@ -215,27 +218,30 @@ def map_record(record: Record, granted: int, nbytes: int) -> None:
     # First the old map goes, last the new one comes: `Pool.open`, which reads a record without the
     # lock, sees either that it is not mapped right, or no map, or the right one.
     record.window = None
-    record.shape = shape_of(record)
-    record.links = ()
-    record.is_direct = tier.kind is TierKind.DIRECT
-    if record.is_direct:
+    shape, is_direct = shape_of(record), tier.kind is TierKind.DIRECT
+    links: tuple[tuple[int, int], ...] = ()
+    sizes: tuple[int, ...]
+    if is_direct:
         # The link word stays as it is until the segment is done for good, so who sees the publication
         # that the handle names sees the link of its segment, or the ticket is refused.
         link = words[record.word + LINK]
         window = _map_direct(session, record.row, birth_of(link), nbytes)
-        record.sizes, record.links = (len(window),), ((record.word + LINK, link),)
+        sizes, links = (len(window),), ((record.word + LINK, link),)
+    else:
+        try:
+            extents = ((record.row, 1),) if tier.kind is TierKind.POOLED else session.extents_of(record.row)
+        except ValueError as error:
+            raise StaleHandle(f"the publication was reused while it was being opened: {error}") from error
+        if sum(count for _, count in extents) * tier.size < nbytes:
+            raise StaleHandle(f"the handle's {nbytes} bytes are more than its slot holds")
+        if tier.kind is TierKind.CHUNK:
+            links = tuple((at := row * ROW_WORDS + LINK, words[at]) for row, _ in extents)
+        sizes = tuple(count * tier.size for _, count in extents)
+        window = session.windows.make([session.piece(row, count, writable=False) for row, count in extents], READ)
+    if record.window is None:  # nothing is called from here on; else a finalizer has mapped it, and maybe looks through
+        record.shape, record.is_direct = shape, is_direct
+        record.sizes, record.links = sizes, links
         record.window = window
-        return
-    try:
-        extents = ((record.row, 1),) if tier.kind is TierKind.POOLED else session.extents_of(record.row)
-    except ValueError as error:
-        raise StaleHandle(f"the publication was reused while it was being opened: {error}") from error
-    if sum(count for _, count in extents) * tier.size < nbytes:
-        raise StaleHandle(f"the handle's {nbytes} bytes are more than its slot holds")
-    if tier.kind is TierKind.CHUNK:
-        record.links = tuple((at := row * ROW_WORDS + LINK, words[at]) for row, _ in extents)
-    record.sizes = tuple(count * tier.size for _, count in extents)
-    record.window = session.windows.make([session.piece(row, count, writable=False) for row, count in extents], READ)
 
 
 def _map_direct(session: Reader, row: int, birth: int, nbytes: int) -> Window:
@@ -331,21 +337,24 @@ def is_done(session: Reader, granted: int, index: int) -> bool:
     return not is_same or state_of(cell) == CellState.DONE
 
 
-def release(ticket: Ticket) -> None:
+def release(ticket: Ticket) -> bool:
     """Store DONE in a cell that is open here and through which nobody looks any more (PENDING, if it is
-    given back), and ring where somebody has to look. Once: who comes second finds it done. Not for
-    finalizers."""
+    given back), and ring where somebody has to look. Once: who comes second finds it done. False, and nothing is
+    done, in the middle of what this thread does behind the gate: the next who looks does it."""
     record, granted = ticket._record, ticket._granted
     session, words = record.session, record.session.words
     taken = granted & GENERATION_FIELD | session.taken
-    with session.ticket_gate:
-        if words[record.cell] != taken:
-            return
+    if session.is_nested:
+        return False
+    with session.ticket_gate, session.gate_use:
         if session.barrier:
             session.barrier()
+        if words[record.cell] != taken:
+            return True
         words[record.cell] = granted if ticket.is_given_back else granted & GENERATION_FIELD | _DONE
     if words[record.word] != granted or session.header[record.wanted]:
         ring(record, granted)
+    return True
 
 
 def ring(record: Record, granted: int) -> None:
@@ -361,9 +370,12 @@ def ring(record: Record, granted: int) -> None:
 def _change(record: Record, granted: int, nbytes: int, mark: int) -> None:
     session, wanted = record.session, granted & GENERATION_FIELD | mark
     if session.swap is None:
-        _locked(record, granted, nbytes, mark)
+        if session.is_nested:
+            _locked_within(record, granted, nbytes, mark)
+        else:
+            _locked(record, granted, nbytes, mark)
         return
-    with session.ticket_gate:
+    with session.ticket_gate, session.gate_use:
         while True:  # another turn only where the ticket was taken and given back in between
             pending = _pending(session, record, granted, nbytes)
             if session.swap(record.cell, pending, wanted):
@@ -374,12 +386,12 @@ def _ask(record: Record, granted: int, nbytes: int, mark: int) -> None:
     """Have the broker take a ticket, and mark it. What it has done, the word says; one thread at a time asks for a
     ticket, so one that is this seat's then is the thread's. The seat does not end before it is marked."""
     session, cell, taken = record.session, record.cell, granted & GENERATION_FIELD | record.session.taken
-    with session.ticket_gate:
-        pending = _pending(session, record, granted, nbytes)
+    with session.ticket_gate:  # to ask does no harm in the middle of anything: so it does not say that it is here
         if cell in session.asked_for:
             raise HandleUsed("the handle's ticket is being opened by another thread")
         session.asked_for.add(cell)
     try:
+        pending = _pending(session, record, granted, nbytes)  # behind the claim: what is TAKEN from here on is ours
         while session.words[cell] != taken:
             # Another turn only where it was taken and given back in between.
             session.ask_for_ticket(cell - FIRST_CELL, pending)
@@ -403,9 +415,9 @@ def _pending(session: Reader, record: Record, granted: int, nbytes: int) -> int:
 
 def _locked(record: Record, granted: int, nbytes: int, mark: int) -> None:
     session = record.session
-    with session.ticket_gate:
+    with session.ticket_gate, session.gate_use:
         try:
-            _wait_for_lock(record)
+            _wait_for_lock(session.tickets_fd, record)
             if explanation := why_not(session, record, granted, nbytes):
                 raise explanation
             session.words[record.cell] = granted & GENERATION_FIELD | mark
@@ -413,11 +425,26 @@ def _locked(record: Record, granted: int, nbytes: int, mark: int) -> None:
             fcntl(session.tickets_fd, F_OFD_SETLK, UNLOCK_ALL)
 
 
-def _wait_for_lock(record: Record) -> None:
+def _locked_within(record: Record, granted: int, nbytes: int, mark: int) -> None:
+    """In the middle of what this thread does behind the gate: the interrupted call may have a byte locked, so this one
+    locks through an open file of its own, and the kernel keeps the two apart as it does processes. The seat does not
+    end meanwhile: who ends it wants the gate."""
+    session = record.session
+    if session.is_over:
+        raise PoolClosed("the pool was closed, or its broker came back with another one")
+    fd = open_beside(session.address, tickets_path, FileId.of(session.tickets_fd), session.pool_id)  # type: ignore[arg-type]
+    _wait_for_lock(fd, record)  # it goes with the descriptor
+    if explanation := why_not(session, record, granted, nbytes):
+        raise explanation
+    session.words[record.cell] = granted & GENERATION_FIELD | mark
+    fcntl(fd, F_OFD_SETLK, UNLOCK_ALL)
+
+
+def _wait_for_lock(fd: Descriptor | Closed, record: Record) -> None:
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
-            fcntl(record.session.tickets_fd, F_OFD_SETLK, record.lock)
+            fcntl(fd, F_OFD_SETLK, record.lock)
             return
         except (BlockingIOError, PermissionError) as error:
             if time.monotonic() > deadline:

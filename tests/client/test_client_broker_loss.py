@@ -329,12 +329,11 @@ def test_slot_given_back_during_a_reconnect_is_not_taken_for_a_lost_grant(broker
         reconnects: list[threading.Thread] = []
 
         class Owned(dict[int, Any]):
-            def pop(self, row: int, default: Any = None) -> Any:
-                slot = super().pop(row, default)
+            def __delitem__(self, row: int) -> None:
+                super().__delitem__(row)
                 reconnects.append(threading.Thread(target=session._adopt_unknown))
                 reconnects[-1].start()
                 reconnects[-1].join(0.5)  # it ends by then, unless it rightly waits for us
-                return slot
 
         session._owned = Owned(session._owned)
         session.return_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,6 +69,6 @@ def test_only_what_was_sent_is_asked_again_or_cancelled() -> None:
 def test_numbers_go_round_and_pass_over_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     table = Requests()
     request = waiting(table)
-    monkeypatch.setattr(table, "_last_number", MAX_NUMBER)
+    monkeypatch.setattr(table, "_numbers", count(MAX_NUMBER))
     assert request.number == 1
     assert table.next_number() == 2

@@ -99,7 +99,7 @@ class Windows:
 class Connection:
     """A socket whose two directions are queues of the world's. *pending* is what `poll` saw."""
 
-    has_outbox = is_in_pieces = False
+    has_outbox = is_in_pieces = is_sent_here = False
     address = ""
 
     def __init__(self, context: Context, number: int) -> None:

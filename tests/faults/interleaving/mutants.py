@@ -356,8 +356,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a map believed whatever its segment is called", SCENARIO["kept segment x longer object"],
         rewrite(tickets, "map_record",
-                ("record.links = (len(window),), ((record.word + LINK, link),)",
-                 "record.links = (len(window),), ()")),
+                ("sizes, links = (len(window),), ((record.word + LINK, link),)",
+                 "sizes, links = (len(window),), ()")),
     ),
     Mutant(
         "a segment found by its publication's generation", SCENARIO["kept segment x newcomer"],
