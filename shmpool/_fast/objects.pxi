@@ -20,38 +20,22 @@ def get(self, handle, *, writable=False, copy=None, allow=None):
     if not writable and allow is None and isinstance(self, BasePool) and _PyType_Lookup(Py_TYPE(<PyObject *>self), "open") == <PyObject *>open_twin:
         if by_head is None:
             _find_objects()
-        buffer = _open(<PyObject *>self, handle, False)
-        if buffer is not None:
-            return _take_apart(buffer, copy)
+        lent = _open(<PyObject *>self, handle, True)
+        if lent is not None:
+            return _take_apart(lent, copy)
     return plain_get(self, handle, writable=writable, copy=copy, allow=allow)
 
 
-cdef object _take_apart(object buffer, object copy):
-    """As `exchange.take_apart`. An array over a view is one over its window, so there is no view without need."""
-    cdef PyObject *window = get_member(get_member(<PyObject *>buffer, TICKET_RECORD), RECORD_WINDOW)
-    cdef uint64_t address, nbytes
-    cdef Py_ssize_t offset
-    cdef char *data
-    if not (read_word(window, WINDOW_ADDRESS, &address) and read_word(<PyObject *>buffer, BUFFER_NBYTES, &nbytes)):
-        raise SystemError("a window that lies nowhere")
-    data = <char *>address
+cdef object _take_apart(Lent lent, object copy):
+    """As `exchange.take_apart`."""
+    cdef Py_ssize_t offset, nbytes = lent.nbytes
+    cdef char *data = <char *>lent.address
     if not _find_template(data, nbytes):
-        view = view_of(window, nbytes)
-        set_member(<PyObject *>buffer, BUFFER_VIEW, <PyObject *>view)
-        view = None
-        return take_apart(buffer, False, copy, None)
+        return take_apart(lent.as_buffer(), False, copy, None)
     template, offset = last, last_offset  # what *copy* is asked for may run anything
-    try:
-        if copy or (copy is None and nbytes < <uint64_t>COPIED_BELOW):
-            made = _array(template, PyBytes_FromStringAndSize(data + offset, nbytes - offset), 0)
-        else:
-            made = _array(template, <object>window, template[1])
-        if not _release_to_views(<PyObject *>buffer):
-            buffer._release_slowly(to_views=True)
-    except BaseException:
-        buffer.release()
-        raise
-    return made
+    if copy or (copy is None and nbytes < COPIED_BELOW):
+        return _array(template, PyBytes_FromStringAndSize(data + offset, nbytes - offset), 0)
+    return _array(template, lent, template[1])
 
 
 cdef object _array(object template, object memory, object offset):

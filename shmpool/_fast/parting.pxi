@@ -180,11 +180,14 @@ cdef bint _tell(PyObject *deferred, PyObject *session) except -1:
 cdef PyObject *_deferred_of(PyObject *session):
     """NULL where it is not ours to work on."""
     cdef PyObject *deferred = get_member(session, RELEASES)
+    cdef PyObject *recent
+    cdef PyObject *partings
     if deferred == NULL or Py_TYPE(deferred) != <PyTypeObject *>DeferredReleases:
         return NULL
-    if not (PyDict_CheckExact(get_member(deferred, RECENT)) and PyDict_CheckExact(get_member(deferred, PARTINGS))):
+    recent, partings = get_member(deferred, RECENT), get_member(deferred, PARTINGS)
+    if recent == NULL or partings == NULL:  # the interpreter ends, and a collection has taken them
         return NULL
-    return deferred
+    return deferred if PyDict_CheckExact(recent) and PyDict_CheckExact(partings) else NULL
 
 
 cdef bint _leave_to_views(PyObject *buffer, PyObject *session, bint is_counted) except -1:

@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 /* The offset of a member that `__slots__` made; -1 for anything else. */
 static inline Py_ssize_t slot_offset(PyObject *descriptor) {
@@ -151,6 +152,20 @@ static inline PyObject *view_of(PyObject *exporter, Py_ssize_t nbytes) {
     }
     buffer->len = buffer->shape[0] = nbytes;
     return view;
+}
+
+/* Instances of a class of Cython's give buffers by *show* from here on. */
+static inline void give_buffers(PyObject *type, getbufferproc show) {
+    static PyBufferProcs procedures;
+    procedures.bf_getbuffer = show;
+    ((PyTypeObject *)type)->tp_as_buffer = &procedures;
+}
+
+/* Wake who polls an eventfd that never blocks. What fails is awake, or gone. */
+static inline void signal_eventfd(int fd) {
+    const uint64_t one = 1;
+    const int error = errno;
+    if (write(fd, &one, sizeof one) < 0) errno = error;
 }
 
 /* Of a clock that only goes forward. */

@@ -10,17 +10,19 @@ What is gained besides speed: no signal handler runs in the middle. But an alloc
 garbage, and so runs finalizers and other threads), so all are made before the first store.
 """
 
+cimport cython
 from cpython.object cimport PyObject, PyTypeObject, PyObject_TypeCheck
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.buffer cimport Py_buffer
+from cpython.buffer cimport Py_buffer, PyBUF_WRITABLE
 from cpython.dict cimport PyDict_DelItem, PyDict_GetItemWithError, PyDict_SetItem, PyDict_Size
+from cpython.set cimport PySet_Add, PySet_Discard, PySet_GET_SIZE
 from libc.stdint cimport uint64_t
 from libc.string cimport memcmp, memcpy
 
 # Found without a look-up in the module's names.
 cdef object _MAX_NBYTES
 cdef type BasePool, Buffer, DeferredReleases, EndedBuffer, EndedLease, Handle, Lease, LiveBuffer, LiveLease, Magazine
-cdef type Mapping, ObjectVerbs, Record, Slot, Ticket, Window
+cdef type Descriptor, Mapping, ObjectVerbs, Record, Slot, Ticket, Window
 
 import sys
 from collections import deque
@@ -30,7 +32,8 @@ from ..lease import EndedLease, Lease, ViewTaken
 from ..live_lease import LiveLease
 from ..objects.verbs import ObjectVerbs
 from ..pool import BasePool
-from ..protocol.figures import COUNTER_WORDS as _COUNTER_WORDS, DEFERRED as _DEFERRED, LEASES, SAMPLE_EVERY
+from ..protocol.figures import COUNTER_WORDS as _COUNTER_WORDS, DEFERRED as _DEFERRED, HELD_BY_VIEWS as _HELD_BY_VIEWS
+from ..protocol.figures import LEASES, SAMPLE_EVERY
 from ..protocol.handle import Handle
 from ..protocol.ledger import EXTENT as _EXTENT, GENERATION_FIELD as _GENERATION_FIELD
 from ..protocol.ledger import MAX_NBYTES as _MAX_NBYTES, NBYTES_BITS as _NBYTES_BITS
@@ -38,17 +41,20 @@ from ..protocol.ledger import ONE_GENERATION as _ONE_GENERATION, ROW_WORDS as _R
 from ..protocol.ledger import SEAT_MASK as _SEAT_MASK, SHAPE_MASK as _SHAPE_MASK, STATE_SHIFT
 from ..protocol.sizing import PAGE_SHIFT as _PAGE_SHIFT, Strategy
 from ..protocol.states import CellState
-from ..seat.deferred import DeferredReleases, RECENT as _MOST_RECENT, SOON as _SOON
+from ..seat.deferred import DeferredReleases, FIRST_PAUSE, RECENT as _MOST_RECENT, SOON as _SOON
 from ..seat.magazine import LAST_BASE as _LAST_BASE, REAP_SCAN as _REAP_SCAN, Magazine, Slot
 from ..seat.mapping import Mapping
 from ..seat.tickets import Record, Ticket, ring
 from ..seat.windows import Window
 from ..system import atomics
+from ..system.descriptors import Descriptor
 from ..system.here import COPIED as _COPIED, HERE, NOTED as _FORKS_NOTED, OURS as _OURS, UNSHARED as _UNSHARED
 
 cdef extern from "Python.h":
     object PyWeakref_NewProxy(object, PyObject *)
     void PyErr_Clear()
+    void PyErr_SetObject(object, object)
+    int PyBuffer_FillInfo(Py_buffer *, PyObject *, void *, Py_ssize_t, bint, int)
     bint PyErr_ExceptionMatches(object)
     bint PyLong_CheckExact(object)
     Py_ssize_t PyLong_AsSsize_t(object) except? -1
@@ -57,6 +63,7 @@ cdef extern from "Python.h":
     bint PyList_CheckExact(PyObject *)
     int PyList_Append(object, object) except -1
     bint PyTuple_CheckExact(PyObject *)
+    bint PyAnySet_CheckExact(PyObject *)
     bint PyDict_CheckExact(PyObject *)
     Py_ssize_t PyTuple_GET_SIZE(PyObject *)
     PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t)
@@ -109,6 +116,8 @@ cdef extern from "slots.h":
     double nanoseconds()
     object take_trace()
     int fill_view(PyObject *, object) except -1
+    void signal_eventfd(int)
+    void give_buffers(object, int (*)(PyObject *, Py_buffer *, int) noexcept)
 
 #: Of the sources that it was made from: see `sources.digest`.
 DIGEST = TWIN_DIGEST
@@ -123,16 +132,17 @@ cdef uint64_t CHUNKED_LARGE = LEASES + 4 + 2, DIRECT_VERY_LARGE = LEASES + 8 + 3
 cdef int NBYTES_BITS = _NBYTES_BITS, PAGE_SHIFT = _PAGE_SHIFT
 cdef Py_ssize_t PAGE_LESS_ONE = (1 << _PAGE_SHIFT) - 1, REAP_SCAN = _REAP_SCAN
 cdef int OURS = _OURS, UNSHARED = _UNSHARED, COPIED = _COPIED, FORKS_NOTED = _FORKS_NOTED
-cdef uint64_t COUNTER_WORDS = _COUNTER_WORDS, DEFERRED = _DEFERRED
+cdef uint64_t COUNTER_WORDS = _COUNTER_WORDS, DEFERRED = _DEFERRED, HELD_BY_VIEWS = _HELD_BY_VIEWS
 cdef Py_ssize_t MOST_RECENT = _MOST_RECENT
 cdef double LONG_PAUSE = _SOON
 cdef object NO_FORK = -1
 cdef object ADAPTIVE = Strategy.ADAPTIVE
 
-#: The page that a fork wipes: it stays where it is, in a child too.
+#: The page that a fork wipes: it stays where it is, in a child too, and when the interpreter ends, as arrays do then.
+cdef object the_page = HERE
 cdef uint64_t *here
 cdef uint64_t here_words
-if not words_of(<PyObject *>HERE, &here, &here_words):
+if not words_of(<PyObject *>the_page, &here, &here_words):
     raise ImportError("the page that a fork wipes is not of words")
 
 # --- where the members lie ----------------------------------------------------------------------------------
@@ -163,6 +173,7 @@ cdef Py_ssize_t WARNED_OF_VIEWS = member(Mapping, "warned_of_views"), TIMED = me
 cdef Py_ssize_t RECENT = member(DeferredReleases, "_recent"), OLD = member(DeferredReleases, "_old")
 cdef Py_ssize_t PARTINGS = member(DeferredReleases, "_partings"), NUMBERS = member(DeferredReleases, "_numbers")
 cdef Py_ssize_t NOTED = member(DeferredReleases, "_noted"), PAUSE = member(DeferredReleases, "_pause")
+cdef Py_ssize_t LENT = member(DeferredReleases, "_lent")
 
 cdef Py_ssize_t READY = member(Magazine, "ready"), PUBLICATIONS = member(Magazine, "published")
 
@@ -524,19 +535,22 @@ cdef bint _release_lease(PyObject *lease) except -1:
     return True
 
 
+include "lent.pxi"
+
+
 # --- open, and the release of a buffer ------------------------------------------------------------------------
 
 def open(self, handle, *, writable=False):
     if not writable and isinstance(self, BasePool):
-        buffer = _open(<PyObject *>self, handle, True)
+        buffer = _open(<PyObject *>self, handle, False)
         if buffer is not None:
             return buffer
     return plain_open(self, handle, writable=writable)
 
 
-cdef object _open(PyObject *pool, object handle, bint has_view):
+cdef object _open(PyObject *pool, object handle, bint is_lent):
     """The usual case: a record that is there and mapped right, a ticket that is ours at once. None for any other.
-    Without a view it is for who makes something else of the window at once."""
+    A buffer, or what is *lent* to an array."""
     cdef PyObject *session
     cdef PyObject *record
     cdef PyObject *window
@@ -550,7 +564,8 @@ cdef object _open(PyObject *pool, object handle, bint has_view):
     cdef PyObject *swap
     cdef int fd
     cdef bint is_mine, by_lock
-    cdef object kept, seen, buffer, view, grant, nbytes
+    cdef object kept, seen, buffer
+    cdef Lent lent
     if not PyBytes_Check(handle) or PyBytes_GET_SIZE(handle) != 24:
         return None
     session = living_session(pool, POOL_SESSION)
@@ -585,16 +600,15 @@ cdef object _open(PyObject *pool, object handle, bint has_view):
     seen = <object>window
     if PyObject_Size(window) < <Py_ssize_t>(tail & MAX_NBYTES):  # it maps another shape
         return None
-    buffer = new_instance(EndedBuffer)  # it has no finalizer until it is whole
-    view = view_of(window, tail & MAX_NBYTES) if has_view else None
-    grant, nbytes = granted, tail & MAX_NBYTES
-    set_member(<PyObject *>buffer, TICKET_RECORD, record)
-    set_member(<PyObject *>buffer, TICKET_GRANTED, <PyObject *>grant)
-    set_member(<PyObject *>buffer, TICKET_FORK, get_member(session, FORKS))
-    set_member(<PyObject *>buffer, BUFFER_NBYTES, <PyObject *>nbytes)
-    set_member(<PyObject *>buffer, BUFFER_LEFT, get_member(record, RECORD_LEFT))
-    if has_view:
-        set_member(<PyObject *>buffer, BUFFER_VIEW, <PyObject *>view)
+    if is_lent:
+        if not is_false(record, RECORD_IS_DIRECT) or _deferred_of(session) == NULL:
+            return None
+        buffer = lent = Lent.__new__(Lent)
+        if not lent.begin(record, window, granted, tail & MAX_NBYTES, get_member(session, FORKS)):
+            return None
+    else:
+        buffer = _buffer_of(record, window, granted, tail & MAX_NBYTES)
+        set_member(<PyObject *>buffer, TICKET_FORK, get_member(session, FORKS))
     # The allocations may have run anything. From here to the end nothing else of this process runs: where nobody
     # uses the gate, nobody has a byte locked through our descriptor, and the unlock of all is ours alone.
     # Who waits for a busy byte in the plain way uses the gate.
@@ -629,7 +643,25 @@ cdef object _open(PyObject *pool, object handle, bint has_view):
         is_mine = swap_word(words + cell, granted, granted & GENERATION_FIELD | taken)
     if not is_mine:
         return None  # the plain way says why
-    switch_class(<PyObject *>buffer, <PyObject *>LiveBuffer)
+    if is_lent:
+        lent.is_open = True
+        _note_lent(session, record, True)
+    else:
+        switch_class(<PyObject *>buffer, <PyObject *>LiveBuffer)
+    return buffer
+
+
+cdef object _buffer_of(PyObject *record, PyObject *window, uint64_t granted, uint64_t nbytes):
+    """A buffer that is to be open, for who has a reference to both: ended before, since it has no finalizer until it is
+    whole; and since when is still to be said."""
+    cdef object buffer = new_instance(EndedBuffer)
+    cdef object view = view_of(window, nbytes)
+    cdef object grant = granted, length = nbytes
+    set_member(<PyObject *>buffer, TICKET_RECORD, record)
+    set_member(<PyObject *>buffer, TICKET_GRANTED, <PyObject *>grant)
+    set_member(<PyObject *>buffer, BUFFER_NBYTES, <PyObject *>length)
+    set_member(<PyObject *>buffer, BUFFER_LEFT, get_member(record, RECORD_LEFT))
+    set_member(<PyObject *>buffer, BUFFER_VIEW, <PyObject *>view)
     return buffer
 
 

@@ -25,7 +25,7 @@ from ..system.here import COPIED, HERE, UNSHARED
 from .guards import note_forks
 from .magazine import Slot
 from .openings import Openings
-from .tickets import Reader, Ticket, release, ring
+from .tickets import Reader, Record, Ticket, release, ring
 from .windows import AT_REST
 
 _DONE: Final = CellState.DONE << STATE_SHIFT
@@ -50,7 +50,7 @@ class DeferredReleases:
 
     #: Members with a place of their own, for the compiled twin.
     __slots__ = (
-        "_noted", "_number", "_numbers", "_old", "_openings", "_partings", "_pause", "_recent", "_session",
+        "_lent", "_noted", "_number", "_numbers", "_old", "_openings", "_partings", "_pause", "_recent", "_session",
         "_watched_at",
     )  # fmt: skip
 
@@ -65,13 +65,15 @@ class DeferredReleases:
         #: Slots that were published or released while their writers kept views, or a child had yet to
         #: copy them, and how it goes on with each after that.
         self._partings: dict[int, tuple[Slot, Callable[[], None]]] = {}
+        #: Of what the compiled twin lends to arrays, which give it back by themselves (`_fast/lent.pxi`).
+        self._lent: set[Record] = set()
         #: The number that the helper found the last time.
         self._number = 0
         self._pause = FIRST_PAUSE
         #: When the helper looked last whether anything is open. Looking more often would have nearly
         #: every open wake it.
         self._watched_at = float("-inf")
-        #: What the seat's gauge says.
+        #: What the seat's gauge says besides what is lent.
         self._noted = 0
 
     @property
@@ -83,7 +85,7 @@ class DeferredReleases:
         """The rows of which only views are left: of what was opened here, or of what was leased."""
         if are_read:
             tickets = [*self._recent.copy().values(), *self._old.copy().values()]
-            return {ticket._record.row for ticket in tickets}
+            return {record.row for record in (*self._lent.copy(), *(ticket._record for ticket in tickets))}
         return {slot.row for slot, _ in self._partings.copy().values()}
 
     # --- adding -------------------------------------------------------------------------------
@@ -125,7 +127,7 @@ class DeferredReleases:
         held, session = len(self._recent) + len(self._old) + len(self._partings), self._session
         if held != self._noted and not session.is_over:
             self._noted = held
-            session.words[session.counters + HELD_BY_VIEWS] = held
+            session.words[session.counters + HELD_BY_VIEWS] = held + len(self._lent)
 
     def _hurry(self) -> None:
         if self._pause > SOON or not self._session.is_watched:
@@ -187,6 +189,7 @@ class DeferredReleases:
         self._recent.clear()
         self._old.clear()
         self._partings.clear()
+        self._lent.clear()
 
     def _look_at_left(self) -> None:
         for ticket in self._openings.take_left():

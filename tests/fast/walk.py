@@ -168,7 +168,8 @@ def get(chance: random.Random, pool: Any, leases: Any, handles: Any, buffers: An
     got = pool.get(pool.put(array.reshape(-1, 1) if chance.random() < 0.3 else array),
                    **chance.choice(({}, {"copy": False}, {"copy": True}, {"allow": ()})))  # fmt: skip
     views.append(got)
-    return f"{got.dtype} {got.shape} {got.flags.writeable} {type(got.base).__name__} {hashlib.md5(got).hexdigest()}"
+    is_copied = type(got.base) is bytes
+    return f"{got.dtype} {got.shape} {got.flags.writeable} {is_copied} {hashlib.md5(got).hexdigest()}"
 
 
 def let_go(chance: random.Random, pool: Any, leases: Any, handles: Any, buffers: Any, views: Any) -> str:
