@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -14,12 +15,15 @@ import click
 
 import shmpool
 
+from . import measure, results
 from . import report as reports
-from . import results
 from .options import Options
 from .parameters import Names, Sizes
 from .render import console, markdown, print_report
 from .report import Report
+
+#: How many comparisons a benchmark makes that does not say it.
+COMPARISONS = 8
 
 NAMES = (
     "handoff",
@@ -53,6 +57,7 @@ def _shared_options() -> list[click.Parameter]:
         click.Option(["--sizes"], type=Sizes(), help="Sizes to measure, like 4KiB,1MiB."),
         click.Option(["--rounds"], type=click.IntRange(1), help="Rounds to measure."),
         click.Option(["--seconds"], type=click.FloatRange(0, min_open=True), help="Seconds for each round."),
+        click.Option(["--within"], type=click.FloatRange(0, min_open=True), help="Seconds in all: fewer rounds then."),
         click.Option(["--json"], type=click.Path(dir_okay=False), help="Write the report to this file."),
         click.Option(["--plot"], type=click.Path(dir_okay=False), help="Plot it to this file (a PNG)."),
     ]
@@ -122,6 +127,7 @@ def _run(
     sizes: tuple[int, ...] | None,
     rounds: int | None,
     seconds: float | None,
+    within: float | None,
     json: str | None,
     plot: str | None,
     **more: Any,
@@ -129,10 +135,10 @@ def _run(
     """Run them one after the other; exit 0 when all bars are met."""
     if plot is not None and find_spec("matplotlib") is None:
         raise click.UsageError("--plot needs matplotlib, which the extra `bench` installs")
-    options = Options(sizes, rounds, seconds, more)
+    options = Options(sizes, rounds, seconds, within, more)
     done: list[Report] = []
     for name in names:
-        done.append(_module(name).run(options))
+        done.append(_report(name, options))
         print_report(done[-1])
         if json is not None:
             reports.write(done, json)
@@ -141,6 +147,23 @@ def _run(
             if one.has_plot:
                 _plot(one, Path(plot) if len(done) == 1 else Path(plot).with_stem(f"{Path(plot).stem}-{one.name}"))
     sys.exit(0 if all(one.is_met for one in done) else 1)
+
+
+def _report(name: str, options: Options) -> Report:
+    """What a benchmark measured; interrupted, what it had until then, where it may not take as long as it wants."""
+    module, began = _module(name), time.monotonic()
+    count = getattr(module, "comparisons", None)
+    ends = float("inf") if options.within is None else began + options.within
+    measure.pace = measure.Pace(ends, COMPARISONS if count is None else count(options))
+    try:
+        report: Report = module.run(options)
+    except KeyboardInterrupt:
+        if options.within is None or reports.begun is None:
+            raise
+        report = reports.begun
+        report.absent[reports.CUT_OFF] = f"cut off after {time.monotonic() - began:.0f} s"
+    report.notes += measure.pace.notes()
+    return report
 
 
 def _plot(one: Report, path: Path) -> None:

@@ -27,14 +27,21 @@ DIRECT_THAN_CHUNKED = 1 / 1.5
 
 
 def run(options: Options) -> Report:
-    comparison = Comparison(
+    return _comparison().run(Report.of(__doc__, options), options)
+
+
+def comparisons(options: Options) -> int:
+    return _comparison().count(options)
+
+
+def _comparison() -> Comparison:
+    return Comparison(
         in_flight=1,
         title="one in flight",
         columns=lambda mode: (Column("p50", "s"), Column("p99", "s")),
         figures=lambda series, plan: (series.percentile(50), series.percentile(99)),
         bars=_bars,
     )
-    return comparison.run(Report.of(__doc__, options), options)
 
 
 def _bars(outcome: Outcome) -> Iterator[Bar]:

@@ -7,8 +7,9 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 import shmpool
@@ -71,15 +72,52 @@ def percentile(samples: Sequence[float], percent: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, -int(-len(ordered) * percent // 100) - 1))]
 
 
+@dataclass
+class Pace:
+    """When a benchmark has to be done: each comparison has the same share of the time that is left, and fewer rounds
+    than it was to have, one at least, where its share is used up."""
+
+    ends: float = float("inf")
+    #: How many comparisons are still to come.
+    left: int = 1
+    #: How many had fewer rounds, and the fewest that one had.
+    shortened: int = 0
+    fewest: int = 0
+
+    def turns(self, rounds: int) -> Iterator[int]:
+        """The rounds of the next comparison, which begins here."""
+        until = time.monotonic() + max(0.0, self.ends - time.monotonic()) / max(1, self.left)
+        self.left -= 1
+        for turn in range(rounds):
+            if turn and time.monotonic() >= until:
+                self.fewest = min(self.fewest or turn, turn)
+                self.shortened += 1
+                return
+            yield turn
+
+    def notes(self) -> list[str]:
+        """What there is to say of it in a report."""
+        if not self.shortened:
+            return []
+        said = f"{self.shortened} comparisons had fewer rounds than asked for, to end in time"
+        return [f"{said}; each had {self.fewest} at least."]
+
+
+#: Of the benchmark that runs here.
+pace = Pace()
+
+
 def interleave(
     contestants: Mapping[str, Contestant], *, rounds: int, seconds: float, least: int = 16
 ) -> dict[str, Series]:
     """Run every contestant once a round, so that a noisy phase hits all alike. Each gets as
     many objects as it handles in *seconds*, not fewer than *least*; the runs that find out
-    how many warm it up and are dropped."""
+    how many warm it up and are dropped. There are fewer *rounds* where the `pace` says so."""
+    turns = pace.turns(rounds)
+    first = next(turns)
     objects = {name: _warm_up(run, seconds, least) for name, run in contestants.items()}
     series = {name: Series() for name in contestants}
-    for _ in range(rounds):
+    for _ in chain((first,), turns):
         for name, run in contestants.items():
             series[name].add(run(objects[name]), objects[name])
     return series

@@ -1,6 +1,7 @@
 """messages: What does a steady stream between two processes say to the broker?
 
-Every message that the two clients send is counted at their sockets. The bar is none at all."""
+Every message that the two clients send is counted at their sockets. The bar is none at all. What the stream can have in
+flight at most was leased at once before: a producer that has to wait has as much out once in a while, and then asks."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from shmpool.link.connection import Connection
 from .bothsides import count_on_both_sides
 from .options import Options
 from .peers.shmpool import Shmpool
-from .plan import Plan
+from .plan import BATCH, Plan
 from .report import Bar, Column, Report, Table
 from .units import KIB, MIB, size_name
 
@@ -44,7 +45,20 @@ def run(options: Options) -> Report:
 def _count(nbytes: int) -> tuple[int, int]:
     """Messages of the producer and of the consumer."""
     plans = [Plan(nbytes, IN_FLIGHT, False, False, objects=objects) for objects in (OBJECTS // 4, OBJECTS)]
-    return count_on_both_sides(Shmpool(memory_limit="256MiB", magazine_idle=3600), plans, counting)
+    return count_on_both_sides(_Full(nbytes, memory_limit="256MiB", magazine_idle=3600), plans, counting)
+
+
+class _Full(Shmpool):
+    """A peer whose producer has had all that it can have out."""
+
+    def __init__(self, nbytes: int, **broker: Any) -> None:
+        super().__init__(**broker)
+        self._nbytes = nbytes
+
+    def begin_producer(self) -> None:
+        super().begin_producer()
+        for lease in [self._pool.lease(self._nbytes) for _ in range(IN_FLIGHT + BATCH)]:
+            lease.release()
 
 
 @contextmanager

@@ -67,6 +67,10 @@ def run(options: Options) -> Report:
     return report
 
 
+def comparisons(options: Options) -> int:
+    return 2 * len(options.sizes or SIZES)
+
+
 # --- one object ------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,8 @@ class Options:
     rounds: int | None = None
     #: Seconds that one contestant takes of one round.
     seconds: float | None = None
+    #: Seconds that it may take in all: fewer rounds then, one at least.
+    within: float | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def command(self, name: str) -> str:
@@ -30,6 +32,8 @@ class Options:
             words += ["--rounds", str(self.rounds)]
         if self.seconds is not None:
             words += ["--seconds", f"{self.seconds:g}"]
+        if self.within is not None:
+            words += ["--within", f"{self.within:g}"]
         for key, value in self.more.items():
             if value is True:
                 words.append(f"--{key}")

@@ -59,6 +59,10 @@ def run(options: Options) -> Report:
     return report
 
 
+def comparisons(options: Options) -> int:
+    return len(SMALL) + len(LARGE) + len(SMALL) + 2
+
+
 # --- contestants ---------------------------------------------------------------------------------------
 
 

@@ -99,8 +99,10 @@ class Report:
     @classmethod
     def of(cls, docstring: str | None, options: Options) -> Report:
         """An empty report of the benchmark whose module has this docstring, on this machine."""
+        global begun
         name, question = name_and_question(docstring)
-        return cls(name, question, options.command(name), machine())
+        begun = cls(name, question, options.command(name), machine())
+        return begun
 
     @property
     def is_met(self) -> bool:
@@ -123,6 +125,12 @@ class Report:
             Bar(**{key: _tupled(value) for key, value in bar.items() if key != "state"}) for bar in document["bars"]
         ]
         return cls(**{**document, "tables": [_table(table) for table in document["tables"]], "bars": bars})
+
+
+#: What is absent of one that was interrupted.
+CUT_OFF = "the rest"
+#: The one that is being filled, for who has to end before it is whole.
+begun: Report | None = None
 
 
 def name_and_question(docstring: str | None) -> tuple[str, str]:

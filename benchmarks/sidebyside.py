@@ -27,7 +27,7 @@ from .parameters import Names
 from .plan import SPIN, Plan
 from .render import console
 from .report import Bar, Column, Plot, Report, Table, Value
-from .units import size_name
+from .units import KIB, size_name
 
 PARAMETERS = (
     click.Option(["--peers"], type=Names(entry.label for entry in ENTRIES), help="Only these contestants."),
@@ -86,7 +86,9 @@ class Comparison:
         entries = [entry for entry in ENTRIES if peers is None or entry.label in peers]
         labels = frozenset(entry.label for entry in entries)
         tables = {mode: self._table(mode) for mode in modes}
+        report.tables, report.notes = list(tables.values()), list(CAVEATS)
         with contest(entries, options) as running:
+            report.absent = running.absent
             for nbytes in options.sizes or SIZES:
                 for mode in modes:
                     outcomes = [
@@ -95,10 +97,12 @@ class Comparison:
                     ]
                     tables[mode].rows += self._rows(outcomes)
                     report.bars += [bar for outcome in outcomes for bar in self.bars(outcome)]
-        report.tables = list(tables.values())
-        report.absent = running.absent
-        report.notes = list(CAVEATS)
         return report
+
+    def count(self, options: Options) -> int:
+        """How many comparisons that are."""
+        modes = options.more.get("modes") or tuple(MODES)
+        return len(options.sizes or SIZES) * sum(len(list(self._plans(KIB, mode))) for mode in modes)
 
     def _plans(self, nbytes: int, mode: str) -> Iterator[Plan]:
         fills, drains = MODES[mode]

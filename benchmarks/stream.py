@@ -41,7 +41,15 @@ COPIED_OF_ICEORYX2 = {4 * MIB: 0.9, 10 * MIB: 0.9}
 
 
 def run(options: Options) -> Report:
-    comparison = Comparison(
+    return _comparison().run(Report.of(__doc__, options), options)
+
+
+def comparisons(options: Options) -> int:
+    return _comparison().count(options)
+
+
+def _comparison() -> Comparison:
+    return Comparison(
         in_flight=16,
         title="16 in flight",
         columns=_columns,
@@ -49,7 +57,6 @@ def run(options: Options) -> Report:
         bars=_bars,
         others=_memcpy,
     )
-    return comparison.run(Report.of(__doc__, options), options)
 
 
 def _columns(mode: str) -> tuple[Column, ...]:

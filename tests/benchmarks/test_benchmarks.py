@@ -93,7 +93,7 @@ def test_both_clients_are_measured_beside_each_other(tmp_path):
         )
 
 
-def test_the_results_are_written_by_one_command_and_name_what_did_not_end(tmp_path):
+def test_the_results_are_written_by_one_command_and_say_what_was_cut_off(tmp_path):
     run = benchmarks("results", "--only", "memcpy", "--minutes", "2", "--folder", str(tmp_path))
     assert run.returncode in (0, 1), run.stderr
     written = (tmp_path / "RESULTS.md").read_text()
@@ -101,7 +101,22 @@ def test_the_results_are_written_by_one_command_and_name_what_did_not_end(tmp_pa
     assert "| size |" in written
     run = benchmarks("results", "--only", "stream", "--minutes", "0.01", "--folder", str(tmp_path))
     assert run.returncode == 1
-    assert "### stream\n\nIt did not end within its 1 s." in (tmp_path / "RESULTS.md").read_text()
+    written = (tmp_path / "RESULTS.md").read_text()
+    assert "### stream" in written
+    assert "cut off after" in written or "It did not end within its 1 s." in written
+
+
+def test_a_benchmark_that_is_to_end_in_time_makes_fewer_rounds_of_each_comparison_and_says_so(tmp_path):
+    written = tmp_path / "memcpy.json"
+    run = benchmarks(
+        *("memcpy", "--sizes", "1KiB,4KiB", "--rounds", "1000", "--seconds", "0.02", "--within", "1"),
+        *("--json", str(written)),
+    )
+    assert run.returncode in (0, 1), run.stderr
+    [report] = json.loads(written.read_text())["reports"]
+    assert len(report["tables"][0]["rows"]) == 2
+    assert "2 comparisons had fewer rounds than asked for" in report["notes"][-1]
+    assert "--within 1" in report["command"]
 
 
 def test_streams_are_judged_by_the_bars_of_each_part(tmp_path):
