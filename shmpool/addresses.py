@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Final
 
 from .errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 #: Names the broker's socket for this process and its children.
 ENVIRONMENT: Final = "SHMPOOL_SOCKET"

@@ -8,11 +8,7 @@ record (`seat.openings`) for the next object there.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
 from sys import getrefcount
-from types import MemberDescriptorType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 from . import layouts
 from .errors import LeakedView, LeaseReleased
@@ -23,7 +19,12 @@ from .seat.tickets import GivenBack, Ticket, ring
 from .seat.windows import AT_REST
 from .system.here import HERE, OURS, UNSHARED
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import MemberDescriptorType, TracebackType
+    from typing import Any, NoReturn, Self
+
     from numpy.typing import DTypeLike, NDArray
 
 _DONE = CellState.DONE << STATE_SHIFT
@@ -152,7 +153,7 @@ class LiveBuffer(Buffer):
     __slots__ = ()
 
     #: What lies in this slot runs when a live buffer is collected: a C callable.
-    __del__ = cast(MemberDescriptorType, vars(Buffer)["_left"])
+    __del__: MemberDescriptorType = vars(Buffer)["_left"]
 
     if TYPE_CHECKING:
         nbytes: int
@@ -197,10 +198,14 @@ class LiveBuffer(Buffer):
         other does, until somebody looks."""
         if isinstance(self, EndedBuffer):
             return
-        with suppress(AttributeError, BufferError):
+        try:
             self.view.release()
-        with suppress(AttributeError):
+        except (AttributeError, BufferError):
+            pass
+        try:
             del self.view
+        except AttributeError:
+            pass
         deferred = self._record.session.deferred
         if not deferred.has(self):
             deferred.add(self)
@@ -214,10 +219,14 @@ class LiveBuffer(Buffer):
         ticket = GivenBack.of(self._record, self._granted)
         ticket._fork = self._fork
         try:
-            with suppress(BufferError, AttributeError):  # a view lives, or a release was interrupted
+            try:
                 self.view.release()
-            with suppress(AttributeError):
+            except (BufferError, AttributeError):  # a view lives, or a release was interrupted
+                pass
+            try:
                 del self.view
+            except AttributeError:
+                pass
             self._release_slowly(ticket=ticket)
         except BaseException:
             LiveBuffer._release_interrupted(self)  # it may have ended
@@ -256,8 +265,10 @@ class SharedBuffer(Buffer):
             is_leaked = True
         except AttributeError:
             pass  # a release was interrupted
-        with suppress(AttributeError):
+        try:
             del self.view
+        except AttributeError:
+            pass
         self.__class__ = EndedBuffer  # type: ignore[assignment]
         return is_leaked
 

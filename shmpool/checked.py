@@ -8,7 +8,7 @@ bytes on each side. Pools without checksums do not come here: a pool with them h
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 from zlib import crc32
 
 from .buffer import Buffer
@@ -19,7 +19,10 @@ from .live_lease import LiveLease
 from .pool import BasePool
 from .protocol.handle import Handle
 from .protocol.ledger import CHECKSUM, MAX_TICKETS, SUMMED_NAME_BYTES
-from .protocol.sizing import Strategy, StrategyLike
+from .protocol.sizing import Strategy
+
+if TYPE_CHECKING:
+    from .protocol.sizing import StrategyLike
 
 MOST_READERS: Final = MAX_TICKETS - 1
 

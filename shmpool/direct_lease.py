@@ -7,9 +7,7 @@ keeps it for its next object (`seat.segments`), whose lease is then like that of
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, cast
+from contextlib import contextmanager
 
 from . import layouts
 from .lease import EndedLease, Lease, ViewTaken, is_parents
@@ -21,16 +19,21 @@ from .seat.direct import DirectSlot
 from .system import filling
 from .system.here import HERE, OURS
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from types import MemberDescriptorType
+    from typing import Any, Final
 
-_view: Final = cast("MemberDescriptorType", vars(Lease)["view"])
+_view: Final[MemberDescriptorType] = vars(Lease)["view"]
 
 
 def _take(claim: list[None], taken: list[None]) -> bool:
     """Take what there is of a claim, in one step: an exception finds it in one of the two."""
-    with suppress(IndexError):
+    try:
         taken.extend(map(list.pop, (claim,)))
+    except IndexError:
+        pass
     return bool(taken)
 
 
@@ -46,7 +49,8 @@ class DirectLease(LiveLease):
         """Writable, exactly `nbytes` long. Raises SharedMemoryFull where the kernel refuses to
         map what is reserved already: this process's address space is used up."""
         try:
-            return cast(memoryview, _view.__get__(self))
+            view: memoryview = _view.__get__(self)
+            return view
         except AttributeError:
             pass
         with DirectLease._claimed(self):
@@ -75,8 +79,10 @@ class DirectLease(LiveLease):
             except AttributeError:
                 return  # it is made when it is asked for
             _view.__set__(self, whole[:nbytes])
-            with suppress(BufferError):
+            try:
                 whole.release()
+            except BufferError:
+                pass
 
     def _write(self, source: memoryview) -> None:
         self._write_part(0, source)
@@ -115,9 +121,11 @@ class DirectLease(LiveLease):
         return self.publish_many(1, ttl=ttl)[0]
 
     def release(self) -> None:
-        with suppress(ViewTaken):  # another thread has just ended it
+        try:
             if not LiveLease.release_unless_busy(self):  # its publish was interrupted: the slot is found (`recovery`)
                 self.__class__ = EndedLease  # type: ignore[assignment]
+        except ViewTaken:  # another thread has just ended it
+            pass
 
     def _take_view(self, taken: list[None], *, is_collected: bool = False) -> bool:
         if not _take(self._slot.claim, taken):
@@ -127,8 +135,10 @@ class DirectLease(LiveLease):
         except AttributeError:
             return True
         if not is_collected:
-            with suppress(BufferError):  # numpy holds it; the reference count tells
+            try:
                 view.release()
+            except BufferError:  # numpy holds it; the reference count tells
+                pass
         _view.__delete__(self)
         return True
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import queue
-from typing import Self
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class ShmpoolError(Exception):
@@ -117,6 +120,15 @@ class StreamTimeout(ShmpoolError, TimeoutError):
     """The other end of a stream did nothing within the deadline; the stream goes on."""
 
 
-class QueueShutDown(ShmpoolError, getattr(queue, "ShutDown", Exception)):  # type: ignore[misc]
+def _shut_down() -> type[Exception]:
+    """What the standard library raises for it, from Python 3.13 on; before, its `queue` is not worth the import."""
+    if sys.version_info >= (3, 13):
+        from queue import ShutDown
+
+        return ShutDown
+    return Exception
+
+
+class QueueShutDown(ShmpoolError, _shut_down()):  # type: ignore[misc]
     """A queue was shut down: nothing may be put any more, or (once it is empty) got. From Python 3.13 on
     also a `queue.ShutDown`."""

@@ -7,8 +7,8 @@ import os
 import stat
 
 from .addresses import MAX_PATH, own_socket
+from .protocol.names import SHM_DIR
 from .system.limits import explain
-from .system.memory import SHM_DIR
 
 _WITHOUT = "or run this command under `shmpool run -- …`, or use shmpool.Broker() or connect(autostart=True)"
 

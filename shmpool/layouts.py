@@ -9,12 +9,29 @@ refused: its bytes are addresses.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
 from operator import index
-from typing import TYPE_CHECKING, Any, Final, Protocol
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any, Final, Protocol
+
     from numpy.typing import DTypeLike, NDArray
+
+    class SupportsBuffer(Protocol):
+        """What `collections.abc.Buffer` is from Python 3.12 on: bytes, memoryviews, arrays."""
+
+        def __buffer__(self, flags: int, /) -> memoryview:
+            """Give access to the memory."""
+
+    class SupportsArray(Protocol):
+        """What numpy can make an array of without a copy of its own, such as a tensor."""
+
+        def __array__(self) -> Any:
+            """Give the array."""
+
+    Payload = SupportsBuffer | SupportsArray
+
 
 #: What fills the gaps between parts, a piece at a time.
 _ZEROS: Final = memoryview(bytes(64 * 1024))
@@ -22,23 +39,6 @@ _ZEROS: Final = memoryview(bytes(64 * 1024))
 
 #: Copying so many bytes takes longer than to have the interpreter back from another thread.
 COPIED_ASIDE: Final = 512 * 1024
-
-
-class SupportsBuffer(Protocol):
-    """What `collections.abc.Buffer` is from Python 3.12 on: bytes, memoryviews, arrays."""
-
-    def __buffer__(self, flags: int, /) -> memoryview:
-        """Give access to the memory."""
-
-
-class SupportsArray(Protocol):
-    """What numpy can make an array of without a copy of its own, such as a tensor."""
-
-    def __array__(self) -> Any:
-        """Give the array."""
-
-
-Payload = SupportsBuffer | SupportsArray
 
 
 def buffer_of(data: Any) -> memoryview:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from . import layouts
 from .errors import LeaseReleased
-from .layouts import COPIED_ASIDE, Payload
+from .layouts import COPIED_ASIDE
 from .link.waiting import check_ttl
 from .protocol.handle import Handle
 from .protocol.sizing import STRATEGY_OF_KIND, SizeCategory, Strategy, categorize
@@ -18,9 +15,15 @@ from .seat.magazine import Slot
 from .system import filling
 from .system.here import HERE, OURS
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from types import TracebackType
+    from typing import Any, Literal, NoReturn, Self
+
     from numpy.typing import DTypeLike, NDArray
 
+    from .layouts import Payload
     from .shared import Shared
 
 

@@ -8,11 +8,8 @@ the lease has not done it right already), the grant word last.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from sys import getrefcount
-from typing import TYPE_CHECKING, Any, cast
 
 from .errors import InvalidSize, LeakedView, LeaseReleased
 from .lease import EndedLease, Lease, ViewTaken
@@ -24,12 +21,15 @@ from .seat.magazine import Keeper, Slot
 from .seat.windows import AT_REST
 from .system.here import COPIED, HERE, OURS
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from types import MemberDescriptorType
+    from typing import Any
 
 _DONE = CellState.DONE << STATE_SHIFT
 _CELL_SHIFT = NBYTES_BITS
-_view = cast("MemberDescriptorType", vars(Lease)["view"])
+_view: MemberDescriptorType = vars(Lease)["view"]
 
 
 class LiveLease(Lease):
@@ -88,8 +88,10 @@ class LiveLease(Lease):
             raise ViewTaken from None
         store_length(self, nbytes)
         self.view = whole[:nbytes]
-        with suppress(BufferError):  # numpy holds it: it is found at publish like any other
+        try:
             whole.release()
+        except BufferError:  # numpy holds it: it is found at publish like any other
+            pass
 
     def publish_many(self, n: int, *, ttl: float | None = None) -> list[Handle]:
         if type(n) is not int or not 1 <= n <= MAX_TICKETS:
@@ -276,8 +278,10 @@ class LiveLease(Lease):
             return
         slot = self._slot
         self.__class__ = EndedLease  # type: ignore[assignment]
-        with suppress(AttributeError):  # it was taken away already
+        try:
             _view.__delete__(self)
+        except AttributeError:  # it was taken away already
+            pass
         self._slot = Slot(slot.session, slot.tier, slot.extents, slot.size, slot.base)
 
     def _release_otherwise(self) -> None:

@@ -8,15 +8,12 @@ users have, is this with the verbs of `objects` and `streams` and with its life 
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection
+from _weakref import proxy
 from fcntl import fcntl
 from operator import index
 from time import perf_counter, perf_counter_ns
-from typing import TYPE_CHECKING, Any, ClassVar, Final
-from weakref import proxy
 
 from .buffer import Buffer, EndedBuffer, LiveBuffer, SharedBuffer
-from .direct_lease import DirectLease
 from .errors import InvalidHandle, PoolClosed, ShmpoolError, StaleHandle
 from .lease import Lease, ViewTaken
 from .link.refusals import Forked
@@ -30,7 +27,6 @@ from .protocol.sizing import (
     PAGE_SHIFT,
     Sizing,
     Strategy,
-    StrategyLike,
     as_strategy,
     categorize,
     check_enabled,
@@ -48,7 +44,12 @@ from .seat.tickets import Record
 from .system.here import HERE, NOTED, OURS
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
+    from typing import Any, ClassVar, Final
+
+    from .protocol.sizing import StrategyLike
     from .stats import Stats
 
 _ADAPTIVE: Final = Strategy.ADAPTIVE
@@ -225,6 +226,8 @@ class BasePool:
         return lease
 
     def _make_direct_lease(self, session: Session, slot: DirectSlot, nbytes: int, counter: int) -> Lease:
+        from .direct_lease import DirectLease
+
         slot.claim = [None]
         session.words[slot.word] = slot.base | session.leased
         session.words[slot.word + EXTENT] = slot.extent_word | nbytes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from functools import cache
-from typing import Any
 
 from . import _fast  # noqa: F401  (it puts the compiled twin in the place of the hot paths)
 from .errors import BrokerUnavailable
@@ -15,6 +14,10 @@ from .pool import BasePool
 from .queues.verbs import QueueVerbs
 from .seat.session import Session
 from .streams.verbs import StreamVerbs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Pool(QueueVerbs, StreamVerbs, lifetime.PoolLife):

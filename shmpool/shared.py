@@ -7,9 +7,6 @@ then on the views do.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from types import TracebackType
-from typing import Any, Protocol, Self
 from zlib import crc32
 
 from .buffer import SharedBuffer
@@ -22,19 +19,24 @@ from .seat.holds import Hold
 from .seat.session import Session
 from .system.here import HERE, OURS
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from types import TracebackType
+    from typing import Any, Protocol, Self
 
-class Opener(Protocol):
-    """The pool of a shared publication."""
+    class Opener(Protocol):
+        """The pool of a shared publication."""
 
-    _session: Session | None
+        _session: Session | None
 
-    def _live_session(self, timeout: float | None = None) -> Session:
-        """The session."""
+        def _live_session(self, timeout: float | None = None) -> Session:
+            """The session."""
 
-    def _get_shared(
-        self, buffer: SharedBuffer, writable: bool, copy: bool | None, allow: Collection[str] | None
-    ) -> Any:
-        """The object of what was just opened."""
+        def _get_shared(
+            self, buffer: SharedBuffer, writable: bool, copy: bool | None, allow: Collection[str] | None
+        ) -> Any:
+            """The object of what was just opened."""
 
 
 class Shared:

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .buffer import Buffer
 from .lease import Lease
 from .pool import BasePool
 from .protocol.handle import Handle
 from .protocol.ledger import GENERATION_FIELD
-from .protocol.sizing import Strategy, StrategyLike
+from .protocol.sizing import Strategy
 from .seat.sites import note
+
+if TYPE_CHECKING:
+    from .protocol.sizing import StrategyLike
 
 _ADAPTIVE: Final = Strategy.ADAPTIVE
 

@@ -32,13 +32,12 @@ from .protocol.header import (
 )
 from .protocol.ledger import ROW_BYTES, STATE_SHIFT
 from .protocol.metrics import KEYS, SHARED
-from .protocol.names import header_name, ledger_name, pool_prefix, tickets_path
+from .protocol.names import SHM_DIR, header_name, ledger_name, pool_prefix, tickets_path
 from .protocol.sizing import Tier, TierKind
 from .protocol.states import State
 from .protocol.totals import counted, kept_by
 from .stats import Stats
 from .system.locks import pool_id_in
-from .system.memory import SHM_DIR
 from .system.processes import command
 
 #: Rows that nobody has, side by side.

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _TWIN: Final = f"{__name__}.twin"
 _HERE: Final = os.path.dirname(__file__)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import binascii
-from pathlib import Path
-from typing import Final
+import os
 
-FOLDER: Final = Path(__file__).parent
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+FOLDER: Final = os.path.dirname(os.path.abspath(__file__))
 
 
 def names() -> list[str]:
-    return sorted(one.name for one in FOLDER.iterdir() if one.suffix in {".pyx", ".pxi", ".h"})
+    return sorted(name for name in os.listdir(FOLDER) if name.endswith((".pyx", ".pxi", ".h")))
 
 
 def digest() -> int:
     """The extension has the same of those that it was made from."""
-    return binascii.crc32(b"".join((FOLDER / name).read_bytes() for name in names()))
+    return binascii.crc32(b"".join(map(_read, names())))
+
+
+def _read(name: str) -> bytes:
+    with open(f"{FOLDER}/{name}", "rb") as file:
+        return file.read()

@@ -18,7 +18,7 @@ from ..objects import sharing
 from ..objects.encoding import Encoded, PicklerClass, encode
 from ..pools import Pool as SyncPool
 from ..protocol.handle import Handle
-from ..protocol.sizing import Strategy, StrategyLike
+from ..protocol.sizing import Strategy
 from ..queues import Queue as SyncQueue
 from ..seat.session import Session
 from ..shared import Shared
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
     from ..objects.arrays import ArrayLease
+    from ..protocol.sizing import StrategyLike
     from ..stats import Stats
 
 T = TypeVar("T")

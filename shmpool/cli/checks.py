@@ -21,10 +21,10 @@ from typing import Final, NamedTuple
 from .._fast import WHY_PLAIN
 from ..errors import BrokerUnavailable, ShmpoolError
 from ..protocol.header import BROKER_PID, FIRST_SEAT, header_fault
-from ..protocol.names import header_name, parse_pool_id
+from ..protocol.names import SHM_DIR, header_name, parse_pool_id
 from ..protocol.sizing import format_bytes
 from ..stats import Stats, query
-from ..system.memory import SHM_DIR, Place, Pressure, Space, fitting_limit, memory_groups, pressure, shm_space
+from ..system.memory import Place, Pressure, Space, fitting_limit, memory_groups, pressure, shm_space
 from .access import check_access
 from .findings import Finding, Level
 from .kernel import check_kernel

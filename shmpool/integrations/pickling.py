@@ -34,8 +34,9 @@ from ..link.waiting import check_ttl
 from ..log import log
 from ..pools import Pool, of_address
 from ..protocol.handle import Handle
+from ..protocol.names import SHM_DIR
 from ..protocol.sizing import MIB, format_bytes
-from ..system.memory import SHM_DIR, shm_space
+from ..system.memory import shm_space
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +122,7 @@ class Installation:
         self.fallbacks[reason] += 1
         if self.fallbacks[reason] == 1:
             # Its text: a handler may keep the record, and with an error the frames of who pickles.
-            log.warning("objects are pickled as without shmpool.install(), for now: %s", str(error))
+            log().warning("objects are pickled as without shmpool.install(), for now: %s", str(error))
 
     def discard(self, handles: list[Handle]) -> None:
         """Take back what will not be sent."""

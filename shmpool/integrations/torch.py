@@ -55,7 +55,7 @@ class Collate:
         except (ShmpoolError, MemoryError) as error:
             self.spilled += 1
             if self.spilled == 1:
-                log.warning("batches go through the loader's queue, for now: %s", str(error))
+                log().warning("batches go through the loader's queue, for now: %s", str(error))
             return Batch(self._pool, plan.nbytes, b"", _stacked(structure, None), None)
 
 

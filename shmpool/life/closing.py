@@ -9,15 +9,16 @@ finishes what an exception has ended the first in.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import threading
 import warnings
-from typing import TYPE_CHECKING, Final
 
 from ..errors import LeakedView
 from ..live_lease import live_leases
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from ..seat.session import Session
 
 #: Every session of this process that has a seat.
@@ -58,8 +59,10 @@ def _release_leases(session: Session) -> list[str]:
     while open_leases:
         # The seat waits for a view in any case, and for a lease that another thread is just
         # making or publishing (who takes `view` away, goes on with it).
-        with contextlib.suppress(LeakedView, Warning, AttributeError):
+        try:
             open_leases.pop().release_unless_busy()
+        except (LeakedView, Warning, AttributeError):
+            pass
     return stories
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import time
 from threading import get_ident
-from typing import TYPE_CHECKING, Final
 
 from ..errors import ShmpoolError
 from ..lease import EndedLease, Lease
@@ -31,7 +30,10 @@ from ..system.here import COPIED, FORKING, FORKS, GUARDED, HERE, NOTED, OURS, UN
 from .closing import sessions
 from .lifetime import pools
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from ..seat.session import Session
 
 

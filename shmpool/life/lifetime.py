@@ -6,10 +6,9 @@ import os
 import threading
 import time
 import warnings
+from _weakref import ref
+from _weakrefset import WeakSet
 from functools import partial
-from types import TracebackType
-from typing import Any, Final, Self
-from weakref import WeakSet, ref
 
 from ..addresses import resolve
 from ..errors import BrokerUnavailable, LeaseReleased, PoolClosed
@@ -17,6 +16,11 @@ from ..pool import BasePool
 from ..seat.session import Session
 from ..system.here import HERE, OURS
 from . import closing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any, Final, Self
 
 
 class PoolLife(BasePool):

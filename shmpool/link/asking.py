@@ -9,15 +9,17 @@ from __future__ import annotations
 import select
 import threading
 import time
-from typing import Final
 
 from ..protocol.messages import Cancel, Held, Turn
 from ..seat.magazine import Slot
 from ..system.descriptors import drain, signal
-from ..system.processes import process_state
 from .answers import Answers
 from .requests import Request, RequestState
 from .waiting import LONGEST_WAIT, Waiter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 #: Who waits no longer still waits so long for the broker's word: an answer takes a hundredth of it.
 _WORD: Final = 0.04
@@ -129,6 +131,8 @@ class Asking(Answers):
     def _await_word(self, request: Request) -> None:
         """The broker answers at once what does not queue or was cancelled, unless it is stopped or
         hangs. One that is just not given its turn by this host is waited for."""
+        from ..system.processes import process_state
+
         started = time.monotonic()
         self._wait(request, started + _WORD)
         asleep = 0

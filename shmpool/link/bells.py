@@ -8,11 +8,13 @@ rings *soon*: with the next message, or when the helper looks.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Final
 
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Bell
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
 
 #: The longest that a bell waits for a message, in seconds.
 SOON: Final = 0.01
@@ -61,9 +63,11 @@ class Bells:
             return []
         rows: set[int] = set()
         try:
-            with suppress(IndexError):  # another thread takes them, too
+            try:
                 while self._rows:
                     rows.add(self._rows.popleft())
+            except IndexError:  # another thread takes them, too
+                pass
             ordered = sorted(rows)
             return [Bell(ordered[at : at + MAX_ROWS_PER_MESSAGE]) for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE)]
         except BaseException:

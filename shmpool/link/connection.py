@@ -11,9 +11,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
 from threading import get_ident
-from typing import Final, NamedTuple
 
 from ..errors import (
     RemoteProtocolError,
@@ -23,6 +21,7 @@ from ..protocol.framing import (
     FrameError,
     encode_frame,
 )
+from ..protocol.frozen import NamedTuple
 from ..protocol.messages import (
     FROM_BROKER,
     Message,
@@ -36,6 +35,11 @@ from ..system.descriptors import (
     drain,
 )
 from .waiting import LONGEST_WAIT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Final
 
 #: Bytes that may wait for a broker that does not read, before the connection is given up.
 MAX_OUTBOX = 1024 * 1024

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
 
-from .. import hints
 from ..errors import (
     BrokerUnavailable,
     ConfigError,
@@ -20,7 +16,7 @@ from ..errors import (
     RemoteProtocolError,
     ShmpoolError,
 )
-from ..protocol.codes import MEANINGS, Blame, Code
+from ..protocol.codes import Code
 from ..protocol.messages import (
     HELLO_MAGIC,
     PROTOCOL_VERSION,
@@ -34,6 +30,11 @@ from ..protocol.messages import (
 )
 from ..system.limits import explain
 from .connection import Connection, ConnectionEnded, Interruption
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final
 
 #: Seconds until a full backlog is tried again: at first, and at the longest.
 _BACKLOG_PAUSE: Final = 0.005
@@ -53,6 +54,8 @@ def dial(address: str, deadline: float, interruption: Interruption | None = None
     try:
         return reach(address, deadline, interruption)
     except OSError as error:  # it says all that the cause says
+        from .. import hints
+
         unavailable = BrokerUnavailable(hints.unreachable(address, error))
         unavailable.may_come = error.errno in _NOT_YET
         raise unavailable from None
@@ -85,7 +88,7 @@ def reach(address: str, deadline: float, interruption: Interruption | None = Non
 
 def listens(address: str) -> bool:
     """Whether somebody listens at a socket's path; a full backlog is a yes."""
-    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)) as sock:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
         sock.setblocking(False)
         try:
             sock.connect(address)
@@ -200,6 +203,8 @@ def fault_error(fault: Fault) -> ShmpoolError:
         return QuotaExceeded(text)
     if code is Code.FORBIDDEN:
         return ConfigError(text)
+    from ..protocol.meanings import MEANINGS, Blame
+
     unavailable = BrokerUnavailable(
         text if MEANINGS[code].blame is not Blame.CLIENT else f"the broker ended it: {text}"
     )

@@ -13,8 +13,6 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
 
 from ..log import log
 from ..system.descriptors import drain
@@ -23,10 +21,48 @@ from .connection import Interruption
 from .hello import jitter
 from .link import Link
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final, Protocol
+
     from ..seat.deferred import DeferredReleases
     from ..seat.outgoing import Outgoing
     from ..seat.segments import Segments
+
+    class Seat(Protocol):
+        """What a helper looks after."""
+
+        address: str
+        link: Link
+        deferred: DeferredReleases
+        outgoing: set[Outgoing]
+        segments: Segments
+        is_over: bool
+        is_orphaned: bool
+        is_wanted: bool
+        magazine_idle: float
+
+        @property
+        def is_locked_here(self) -> bool:
+            """Whether this thread has any of the seat's locks."""
+
+        def reconnect(self, timeout: float, interruption: Interruption | None = None) -> bool:
+            """Try once to take the seat up again."""
+
+        @property
+        def pause(self) -> float | None:
+            """Seconds until it has to be looked after besides; None: not before it is told."""
+
+        def look_after_views(self) -> None:
+            """Settle what waited for a view."""
+
+        def answer_recall(self) -> None:
+            """Give back what is idle."""
+
+        def look_after_rested(self) -> bool:
+            """Return what was not used; False when nothing idle is left."""
+
 
 #: Reconnecting: the first pause and the longest, in seconds; each is jittered.
 FIRST_PAUSE: Final = 0.02
@@ -50,40 +86,6 @@ _LOCKED_OUT: Final = 0.05
 UNUSED_POLL: Final = 0.05
 #: How often it looks whether the streams that are written here are still read.
 OUTGOING_POLL: Final = 0.1
-
-
-class Seat(Protocol):
-    """What a helper looks after."""
-
-    address: str
-    link: Link
-    deferred: DeferredReleases
-    outgoing: set[Outgoing]
-    segments: Segments
-    is_over: bool
-    is_orphaned: bool
-    is_wanted: bool
-    magazine_idle: float
-
-    @property
-    def is_locked_here(self) -> bool:
-        """Whether this thread has any of the seat's locks."""
-
-    def reconnect(self, timeout: float, interruption: Interruption | None = None) -> bool:
-        """Try once to take the seat up again."""
-
-    @property
-    def pause(self) -> float | None:
-        """Seconds until it has to be looked after besides; None: not before it is told."""
-
-    def look_after_views(self) -> None:
-        """Settle what waited for a view."""
-
-    def answer_recall(self) -> None:
-        """Give back what is idle."""
-
-    def look_after_rested(self) -> bool:
-        """Return what was not used; False when nothing idle is left."""
 
 
 class Helper:
@@ -174,7 +176,7 @@ class Helper:
             except BaseException:  # the last resort: nobody else would do its work
                 if not self._is_meant():
                     return
-                log.exception("the helper of a shmpool seat drops its connection after an unexpected error")
+                log().exception("the helper of a shmpool seat drops its connection after an unexpected error")
                 seat.link.close_connection()
                 failures += 1
                 time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2**failures))
@@ -216,7 +218,7 @@ class Helper:
     def _tell_lost(self) -> None:
         if not self._is_lost and self._is_meant():
             self._is_lost = True
-            log.warning(
+            log().warning(
                 "the broker at %s is away; what is leased, published and open stays, and it is looked for",
                 self._seat.address,
             )
@@ -224,11 +226,11 @@ class Helper:
     def _tell_found(self) -> None:
         self._is_lost = False
         if self._seat.is_over:
-            log.warning(
+            log().warning(
                 "the broker at %s is back with another pool; leases of the old one are over", self._seat.address
             )
         else:
-            log.info("the broker at %s is back", self._seat.address)
+            log().info("the broker at %s is back", self._seat.address)
 
     def _is_called_off(self) -> bool:
         """Asked when something woke it: own slots that came back go to own waiters, too. A fork finds it at

@@ -20,14 +20,17 @@ from __future__ import annotations
 import select
 import threading
 import time
-from collections.abc import Callable
-from typing import Final
 
 from ..system.descriptors import drain
 from ..system.here import FORKING, HERE, WORKING
 from .asking import Asking
 from .connection import Connection
 from .waiting import LONGEST_WAIT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
 
 #: Seconds from look to look whether a fork is over.
 _FORKING: Final = 0.0005

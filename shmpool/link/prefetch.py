@@ -9,25 +9,27 @@ and goes back when it rests or when somebody waits, like the slots of a magazine
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Final, Protocol
 
 from ..protocol.messages import Direct
 from .requests import Request
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final, Protocol
+
     from ..seat.magazine import Slot
     from .link import Link
 
+    class Seat(Protocol):
+        """Whose segments these are."""
+
+        link: Link
+        memory_limit: int
+        is_closing: bool
+
+
 #: The largest part of the pool's limit that one client may have lie here.
 _SHARE: Final = 1 / 16
-
-
-class Seat(Protocol):
-    """Whose segments these are."""
-
-    link: Link
-    memory_limit: int
-    is_closing: bool
 
 
 class Prefetch:

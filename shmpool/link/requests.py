@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from enum import Enum
 from itertools import count
-from typing import TYPE_CHECKING, Any
 
 from ..protocol.messages import (
     Cancel,
@@ -39,7 +38,10 @@ from ..protocol.messages import (
     Turn,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ..seat.magazine import Magazine, Slot
 
 MAX_NUMBER = 0xFFFFFFFF

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
 
 from ..protocol.messages import Bell, Message, Return
 from ..seat.magazine import Slot
@@ -11,36 +10,40 @@ from ..system.descriptors import CLOSED, Closed, Descriptor, make_eventfd, signa
 from .bells import Bells
 from .connection import Connection
 from .requests import Requests
-from .waiting import Attempt
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
 
-class Seat(Protocol):
-    """What the link calls upwards."""
+    from .waiting import Attempt
 
-    lease_timeout: float
-    #: Somebody waits: it is to give back what is idle.
-    is_wanted: bool
+    class Seat(Protocol):
+        """What the link calls upwards."""
 
-    def adopt_row(self, row: int) -> Slot | None:
-        """The slot of a row that was granted; None when it was not, or is known already."""
+        lease_timeout: float
+        #: Somebody waits: it is to give back what is idle.
+        is_wanted: bool
 
-    def return_unwanted(self, *slots: Slot | None) -> None:
-        """Take slots that nobody waits for."""
+        def adopt_row(self, row: int) -> Slot | None:
+            """The slot of a row that was granted; None when it was not, or is known already."""
 
-    def answer_recall(self) -> None:
-        """Somebody waits: give back what is idle."""
+        def return_unwanted(self, *slots: Slot | None) -> None:
+            """Take slots that nobody waits for."""
 
-    def apply(self, settings: list[list[int]]) -> None:
-        """Take over settings that were changed."""
+        def answer_recall(self) -> None:
+            """Somebody waits: give back what is idle."""
 
-    def account_for(self, rows: list[int], *, is_reader: bool) -> None:
-        """Tell the broker what is known of buffers that it takes for leaked."""
+        def apply(self, settings: list[list[int]]) -> None:
+            """Take over settings that were changed."""
 
-    def broker_pid(self) -> int:
-        """The broker's process, as it sees itself."""
+        def account_for(self, rows: list[int], *, is_reader: bool) -> None:
+            """Tell the broker what is known of buffers that it takes for leaked."""
 
-    def let_go(self, number: int) -> None:
-        """What was held, or was to be made, under this number is nobody's here."""
+        def broker_pid(self) -> int:
+            """The broker's process, as it sees itself."""
+
+        def let_go(self, number: int) -> None:
+            """What was held, or was to be made, under this number is nobody's here."""
 
 
 class Sending:

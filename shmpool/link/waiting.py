@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final, NoReturn, Protocol
+
     from ..seat.magazine import Slot
     from .requests import Request
+
+    class Attempt(Protocol):
+        """A try at something in a thread that must not wait, an event loop's: where it would, it ends with an exception
+        of its own, and is made again when there is an answer."""
+
+        def ask(self, request: Request) -> Slot | None:
+            """What was answered; where nothing was asked yet, it is asked now, and the attempt ends."""
+
+        def pause(self, seconds: float) -> NoReturn:
+            """The attempt ends; the next one is *seconds* later."""
+
 
 #: In seconds; whoever wants to wait longer says infinity.
 LONGEST_TIMEOUT: Final = 86_400.0
@@ -62,14 +75,3 @@ class Waiter:
                 self._gate.release()
         except RuntimeError:
             pass  # another thread was faster
-
-
-class Attempt(Protocol):
-    """A try at something in a thread that must not wait, an event loop's: where it would, it ends with an exception
-    of its own, and is made again when there is an answer."""
-
-    def ask(self, request: Request) -> Slot | None:
-        """What was answered; where nothing was asked yet, it is asked now, and the attempt ends."""
-
-    def pause(self, seconds: float) -> NoReturn:
-        """The attempt ends; the next one is *seconds* later."""

@@ -11,9 +11,11 @@ numpy, pandas, pyarrow or torch: each is served when the process has it. What th
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .decoding import decode
     from .encoding import Encoded, encode
     from .reducers import register_reducer

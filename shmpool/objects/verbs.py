@@ -3,12 +3,13 @@ they are first used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
-
 from ..pool import BasePool
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+    from typing import Any, Literal, overload
+
     from numpy.typing import DTypeLike
 
     from ..buffer import SharedBuffer
@@ -33,26 +34,29 @@ def _import_exchange() -> Any:
 class ObjectVerbs(BasePool):
     """A pool of Python objects."""
 
-    @overload
-    def put(
-        self,
-        obj: Any,
-        *,
-        readers: Literal[1] = 1,
-        ttl: float | None = None,
-        timeout: float | None = None,
-        pickler: PicklerClass | None = None,
-    ) -> Handle: ...
-    @overload
-    def put(
-        self,
-        obj: Any,
-        *,
-        readers: int,
-        ttl: float | None = None,
-        timeout: float | None = None,
-        pickler: PicklerClass | None = None,
-    ) -> list[Handle]: ...
+    if TYPE_CHECKING:
+
+        @overload
+        def put(
+            self,
+            obj: Any,
+            *,
+            readers: Literal[1] = 1,
+            ttl: float | None = None,
+            timeout: float | None = None,
+            pickler: PicklerClass | None = None,
+        ) -> Handle: ...
+        @overload
+        def put(
+            self,
+            obj: Any,
+            *,
+            readers: int,
+            ttl: float | None = None,
+            timeout: float | None = None,
+            pickler: PicklerClass | None = None,
+        ) -> list[Handle]: ...
+
     def put(
         self,
         obj: Any,

@@ -7,8 +7,11 @@ peer can make the other side hold at most one frame and a length.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Final
 
 #: The largest message, in bytes, without its length prefix.
 MAX_FRAME: Final = 64 * 1024

@@ -24,12 +24,15 @@ only by that seat (:mod:`.figures`).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from typing import Final
 
 from .figures import COUNTER_WORDS
 from .ledger import ROW_WORDS
 from .sizing import MAX_TIERS, PAGE, Tier, TierKind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
 
 #: "shmpool\0", little-endian.
 MAGIC: Final = int.from_bytes(b"shmpool\0", "little")

@@ -29,8 +29,11 @@ Every word is committed by one aligned 8-byte store through ``memoryview.cast("Q
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
+
 
 ROW_WORDS: Final = 16
 ROW_BYTES: Final = ROW_WORDS * 8

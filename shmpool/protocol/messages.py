@@ -7,15 +7,21 @@ docs/protocol.md is the specification for people; a test keeps it in step with t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
 
 import msgpack
 
 from .codes import Code
+from .frozen import NamedTuple
 from .ledger import MAX_CHUNKS, MAX_GENERATION, MAX_NBYTES, MAX_ROWS, MAX_SEATS, MAX_TICKETS, NAME_BYTES
 from .sizing import MAX_TIERS, TierKind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final
+
+    Check = Callable[[Any], bool]
 
 #: Bumped with any change that an older peer cannot understand. Hello and Fault never change
 #: their shape: whatever the versions, a refusal can be told and understood.
@@ -30,8 +36,6 @@ MAX_SITE: Final = 240
 MAX_BLOB: Final = 48 * 1024
 U32: Final = (1 << 32) - 1
 U64: Final = (1 << 64) - 1
-
-Check = Callable[[Any], bool]
 
 
 class MessageError(ValueError):

@@ -10,24 +10,27 @@ the tests: a broker and a client with different ones do not find each other's se
 from __future__ import annotations
 
 import posixpath
-import re
 from os import environ
-from typing import Final
 
 from ..errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from re import Match
+    from typing import Final
 
 
 def _prefix(apart: str) -> str:
     """Without a dash in *apart* no two prefixes can be taken for one another."""
-    if re.fullmatch(r"[0-9A-Za-z_]{0,32}", apart, re.ASCII) is None:
+    if len(apart) > 32 or not ((apart.replace("_", "0").isalnum() and apart.isascii()) or not apart):
         raise ConfigError(f"SHMPOOL_PREFIX is {apart!r}; expected up to 32 letters, digits and underscores")
     return f"{apart}-shmpool-" if apart else "shmpool-"
 
 
+#: Where named segments are files: shm_open's place on Linux.
+SHM_DIR: Final = "/dev/shm"
 #: What all names start with.
 PREFIX: Final = _prefix(environ.get("SHMPOOL_PREFIX", ""))
-_ANY: Final = re.compile(PREFIX + r"([0-9a-f]{16})-.+", re.ASCII)
-_DIRECT: Final = re.compile(PREFIX + r"([0-9a-f]{16})-direct-([0-9]+)-([0-9]+)", re.ASCII)
 
 
 def lock_path(socket_path: str) -> str:
@@ -77,11 +80,17 @@ def queue_name(pool_id: int, row: int, generation: int) -> str:
 
 def parse_direct_name(name: str) -> tuple[int, int, int] | None:
     """(pool id, row, generation) of a direct segment's name, or None."""
-    match = _DIRECT.fullmatch(name)
+    match = _match(r"([0-9a-f]{16})-direct-([0-9]+)-([0-9]+)", name)
     return None if match is None else (int(match[1], 16), int(match[2]), int(match[3]))
 
 
 def parse_pool_id(name: str) -> int | None:
     """The pool id in any of a pool's segment names, or None for a foreign name."""
-    match = _ANY.fullmatch(name)
+    match = _match(r"([0-9a-f]{16})-.+", name)
     return None if match is None else int(match[1], 16)
+
+
+def _match(pattern: str, name: str) -> Match[str] | None:
+    import re  # brokers and commands read names; workers make them only
+
+    return re.fullmatch(PREFIX + pattern, name, re.ASCII)

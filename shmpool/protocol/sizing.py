@@ -7,11 +7,14 @@ configuration that clients need too (they get it in the hello).
 from __future__ import annotations
 
 from enum import Enum, IntEnum
-from typing import Final, Literal
 
 from ..errors import ConfigError, InvalidSize, PoolingRefused
 from .frozen import Frozen
 from .ledger import MAX_CHUNKS, MAX_NBYTES, MAX_ROWS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, Literal
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -41,8 +44,9 @@ class Strategy(Enum):
     ADAPTIVE = "adaptive"
 
 
-#: A strategy, or its name.
-StrategyLike = Strategy | Literal["pooled", "chunked", "direct", "adaptive"]
+if TYPE_CHECKING:
+    #: A strategy, or its name.
+    StrategyLike = Strategy | Literal["pooled", "chunked", "direct", "adaptive"]
 
 
 def as_strategy(strategy: StrategyLike) -> Strategy:

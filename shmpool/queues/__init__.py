@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .queue import JoinableQueue, Queue
 
 __all__ = ["JoinableQueue", "Queue"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..objects.verbs import ObjectVerbs
 from ..protocol.ledger import EXTENT, QUEUE, ROW_WORDS, tickets_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .queue import OnDeadConsumer, Overflow, Queue
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
-from typing import Final
-from weakref import WeakValueDictionary
+from _weakref import ref
+from functools import partial
 
 from ..errors import InvalidSize
 from ..protocol.ledger import (
@@ -36,6 +35,10 @@ from .magazine import LAST_BASE, Keeper, Magazine, Slot
 from .segments import Segments
 from .tickets import Reader
 from .windows import WRITE, Window
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 #: Slots that were returned whose records and windows are kept: they may be granted again.
 #: Each window is a map of the kernel's.
@@ -63,7 +66,7 @@ class Custody(Keeper, Reader):
         #: Every slot whose custodian is this seat, by its head's row.
         self._owned: dict[int, Slot] = {}
         #: Of rows that are owned no more, and whose word is about to say so. Weak: an interrupted call leaves none.
-        self._returning: WeakValueDictionary[int, _Returning] = WeakValueDictionary()
+        self._returning: dict[int, ref[_Returning]] = {}
         #: What is just being returned, by row. What an exception leaves here was not stored, or the broker was not
         #: told: the next recall does it.
         self._untold: dict[int, Slot] = {}
@@ -230,8 +233,10 @@ class Custody(Keeper, Reader):
             slot.window = None
             return
         if len(self._returned) >= MAX_RETURNED:
-            with suppress(KeyError, StopIteration, RuntimeError):  # another thread has been faster
+            try:
                 del self._returned[next(iter(self._returned))]
+            except (KeyError, StopIteration, RuntimeError):  # another thread has been faster
+                pass
         self._returned[slot.row] = slot
 
     def return_soon(self, slot: Slot, state: State) -> None:
@@ -247,7 +252,8 @@ class Custody(Keeper, Reader):
         us again at once; but the seat does not end before the store, whoever closes the pool meanwhile: the broker
         would free the row, and the store meet another's. An exception before the store leaves all as it was."""
         words, word = self.words, self.words[slot.word]
-        under_way = self._returning[slot.row] = _Returning()
+        under_way = _Returning()
+        self._returning[slot.row] = ref(under_way, partial(self._returning.pop, slot.row))
         try:
             self._owned.pop(slot.row, None)
             if self.barrier:

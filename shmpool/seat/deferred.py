@@ -12,11 +12,8 @@ there pays for that at each call of the kernel until it has it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from itertools import count
 from sys import getrefcount
-from typing import Final
 
 from ..protocol.figures import DEFERRED, HELD_BY_VIEWS
 from ..protocol.ledger import GENERATION_FIELD, STATE_SHIFT
@@ -27,6 +24,11 @@ from .magazine import Slot
 from .openings import Openings
 from .tickets import Reader, Record, Ticket, release, ring
 from .windows import AT_REST
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
 
 _DONE: Final = CellState.DONE << STATE_SHIFT
 #: So many releases are looked at by the next call; older ones by the helper.
@@ -95,10 +97,12 @@ class DeferredReleases:
         and tells what is left."""
         recent = self._recent
         while len(recent) >= RECENT:
-            with suppress(KeyError, StopIteration, RuntimeError):  # another thread moves it
+            try:
                 number = next(iter(recent))
                 self._old[number] = recent[number]
                 del recent[number]
+            except (KeyError, StopIteration, RuntimeError):  # another thread moves it
+                pass
         ticket._last_fork = None
         recent[next(self._numbers)] = ticket
 

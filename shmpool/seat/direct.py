@@ -11,28 +11,31 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Protocol
 
 from ..errors import SharedMemoryFull
 from ..protocol.ledger import CHUNKS_SHIFT, LINK, TICKETS_SHIFT, birth_of
-from ..protocol.names import direct_name
+from ..protocol.names import SHM_DIR, direct_name
 from ..protocol.sizing import Tier, format_bytes
-from ..system import memory
 from ..system.descriptors import Descriptor
 from ..system.segments import open_segment
 from .magazine import Keeper, Slot
 from .windows import WRITE, Piece, Window
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
 
-class Stock(Protocol):
-    """Who keeps segments (`seat.segments`)."""
+    from ..system.memory import MemoryGroup
 
-    def keeps(self, slot: DirectSlot, /) -> bool:
-        """Whether one that is just published or released stays with its producer. Takes no lock that a
-        finalizer could meet."""
+    class Stock(Protocol):
+        """Who keeps segments (`seat.segments`)."""
 
-    def watch(self) -> None:
-        """Something is kept: it is to be looked at. Takes no lock."""
+        def keeps(self, slot: DirectSlot, /) -> bool:
+            """Whether one that is just published or released stays with its producer. Takes no lock that a
+            finalizer could meet."""
+
+        def watch(self) -> None:
+            """Something is kept: it is to be looked at. Takes no lock."""
 
 
 class DirectSlot(Slot):
@@ -71,19 +74,21 @@ class DirectSlot(Slot):
             self.close()
         return self.window
 
-    def reserve(self, groups: list[memory.MemoryGroup]) -> None:
+    def reserve(self, groups: list[MemoryGroup]) -> None:
         """Reserve the pages that it has not; *groups* limit the memory of this process. Raises
         SharedMemoryFull when there are none."""
         missing = self.size - 512 * os.fstat(self.open()).st_blocks
         if missing <= 0:  # it was a spare
             return
+        from ..system import memory
+
         try:
             memory.require(missing, groups)
             os.posix_fallocate(self.open(), 0, self.size)  # Python tries it again after a signal
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            text = error.strerror if error.strerror != os.strerror(errno.ENOSPC) else f"{memory.SHM_DIR} is full"
+            text = error.strerror if error.strerror != os.strerror(errno.ENOSPC) else f"{SHM_DIR} is full"
             raise SharedMemoryFull(f"a direct segment of {format_bytes(self.size)}: {text}") from None
 
     @property

@@ -12,7 +12,6 @@ import time
 from heapq import heappop, heappush
 from itertools import count
 from threading import RLock
-from typing import Final
 
 from ..errors import HandleUsed, StaleHandle
 from ..protocol.handle import Handle, unpack_handle
@@ -20,6 +19,10 @@ from ..protocol.ledger import NBYTES_BITS
 from ..protocol.messages import Take
 from . import tickets
 from .tickets import Reader
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 #: Seconds until a ticket that is open, or is being opened, is looked at again.
 AGAIN: Final = 1.0

@@ -14,20 +14,23 @@ nothing that was open or leased is used again, and another fork's children inher
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Collection
 from itertools import count
-from typing import Final
 
 from ..errors import ShmpoolError
+from ..log import log
 from ..protocol.names import header_name
 from ..system import heirs
 from ..system.here import COPIED, FORKING, FORKS, GUARDED, HERE, NOTED, OURS, UNSHARED
 from ..system.segments import open_segment
 from .seat import Seat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from typing import Final
 
 #: Guards of forks that left nothing behind are looked for when there are so many.
 MANY: Final = 16
@@ -35,8 +38,6 @@ MANY: Final = 16
 LONGEST_FORK: Final = 0.5
 #: Seconds from look to look whether another thread has noted the forks.
 _NOTING: Final = 0.0001
-
-_log: Final = logging.getLogger("shmpool")
 
 
 class Guard:
@@ -264,7 +265,7 @@ def _note_forks() -> bool:
         if 0 in _noting and _noting[0] is me:
             del _noting[0]
     for guard in uncertain:
-        _log.warning(
+        log().warning(
             "a fork could not be guarded (%s): what is open or leased is held until this process ends",
             guard.why_not or "its hook failed, or was before the pool's",
         )

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
 from sys import getrefcount
-from typing import Final
 
 from ..errors import BrokerUnavailable, LeaseTimeout, NameTaken, NotFound, ShmpoolError
 from ..link.refusals import discarded
@@ -27,6 +25,10 @@ from .guards import note_forks
 from .supply import Supply
 from .tickets import Record
 from .windows import AT_REST, Window
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 #: Seconds that a hold outlives its last view.
 LINGER: Final = 0.25
@@ -76,8 +78,10 @@ class Hold:
 
     def unpin(self) -> None:
         """One pin less. From the last one on the helper has to look whether a view is left. For finalizers, too."""
-        with suppress(IndexError):
+        try:
             self.pins.pop()
+        except IndexError:
+            pass
         if not self.pins and HERE[OURS]:
             self.record.session.wake_helper()
 

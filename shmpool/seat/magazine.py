@@ -11,9 +11,7 @@ that is in none of them belongs to the one thread that took it out.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from sys import getrefcount
-from typing import Any, Final, Protocol
 
 from ..protocol.handle import Handle
 from ..protocol.header import WANTED
@@ -33,6 +31,28 @@ from .guards import Guards
 from .seat import Seat
 from .windows import AT_REST, Window
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final, Protocol
+
+    class Deferral(Protocol):
+        """Where slots wait until their writers' views are gone (`seat.deferred`)."""
+
+        def add_slot(self, slot: Slot, go_on: Callable[[], None], /) -> None:
+            """A slot that its writer keeps a view of, or that a child has yet to copy, and what is to be done
+            after that."""
+
+        def look(self) -> None:
+            """Settle the youngest releases whose views are gone."""
+
+        def look_at_partings(self) -> None:
+            """Go on with those whose views are gone."""
+
+        def recover(self) -> None:
+            """Settle all that nothing looks at any more."""
+
+
 #: Publications looked at in one reap, when none of them is done.
 REAP_SCAN: Final = 64
 #: Slots that a recall leaves besides as many as are out with readers, if they were used lately.
@@ -40,23 +60,6 @@ KEPT: Final = 2
 _DONE: Final = CellState.DONE << STATE_SHIFT
 #: The last generation that a client uses, in its place in the grant word.
 LAST_BASE: Final = (MAX_GENERATION - 1) * ONE_GENERATION
-
-
-class Deferral(Protocol):
-    """Where slots wait until their writers' views are gone (`seat.deferred`)."""
-
-    def add_slot(self, slot: Slot, go_on: Callable[[], None], /) -> None:
-        """A slot that its writer keeps a view of, or that a child has yet to copy, and what is to be done
-        after that."""
-
-    def look(self) -> None:
-        """Settle the youngest releases whose views are gone."""
-
-    def look_at_partings(self) -> None:
-        """Go on with those whose views are gone."""
-
-    def recover(self) -> None:
-        """Settle all that nothing looks at any more."""
 
 
 class Keeper(Seat):

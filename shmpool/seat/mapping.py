@@ -7,7 +7,6 @@ Ledger and header are used word by word; slots are seen through windows of their
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from fcntl import fcntl
 
 from ..errors import ConfigError, PoolClosed
@@ -289,8 +288,10 @@ class Mapping:
     def unlock_seat(self) -> None:
         """Before the seat is given up: its next holder may be here before our descriptor
         is closed."""
-        with suppress(PoolClosed):  # it was closed, which unlocks it
+        try:
             fcntl(self._seat_fd, F_OFD_SETLK, UNLOCK_ALL)
+        except PoolClosed:  # it was closed, which unlocks it
+            pass
 
     def unmap(self) -> None:
         """Close the descriptors: who is just using one has it until then. Maps go with their last

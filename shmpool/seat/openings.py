@@ -13,16 +13,19 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from sys import getrefcount
-from typing import Final
 
 from ..protocol.ledger import EXTENT, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, nbytes_of
 from ..system.here import HERE, OURS
 from . import tickets
 from .references import KNOWN_TO_NOBODY, KNOWN_TO_ONE, references
 from .tickets import Reader, Record, Ticket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
 
 #: Idle records that are kept: each has a window, a map of the kernel's, of which a process has 65,530.
 MAX_RECORDS: Final = 8192

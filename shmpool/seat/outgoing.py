@@ -8,31 +8,33 @@ closed already, the session's helper does.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..errors import ShmpoolError
+from ..protocol.frozen import NamedTuple
 from ..protocol.ledger import FIRST_CELL, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, ROW_WORDS, STATE_SHIFT
 from ..protocol.states import CellState
 from . import tickets
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from weakref import ref
+    from _weakref import ref
+    from collections.abc import Callable
+    from typing import Final, Protocol
 
     from .magazine import Slot
 
+    class Writer(Protocol):
+        """Whose stream it is."""
+
+        @property
+        def closed(self) -> bool:
+            """Whether it has ended."""
+
+        def discard(self) -> None:
+            """Its pool is being closed."""
+
+
 _DONE: Final = CellState.DONE << STATE_SHIFT
-
-
-class Writer(Protocol):
-    """Whose stream it is."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether it has ended."""
-
-    def discard(self) -> None:
-        """Its pool is being closed."""
 
 
 def cell_of(tail: int) -> int:

@@ -8,8 +8,6 @@ can come by a slot that only the session knows. Lost tickets: `seat.openings`.
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from ..errors import ShmpoolError
 from ..protocol.ledger import (
     EXTENT,
@@ -55,7 +53,9 @@ def _discard(session: Reader, row: int, granted: int) -> None:
     """Close the tickets of a publication whose handles nobody got."""
     extent = session.words[row * ROW_WORDS + EXTENT]
     for cell in range(tickets_of(extent)):
-        with suppress(ShmpoolError):
+        try:
             ticket = tickets.make_ticket(session, (row << 4 | cell) << NBYTES_BITS)
             tickets.discard(ticket, granted, nbytes_of(extent))
+        except ShmpoolError:
+            pass
     session.ring(row)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from sys import getrefcount
-from typing import Any, Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 
 def references(table: dict[int, Any], key: int) -> int:

@@ -7,12 +7,14 @@ their seat besides stands in `seat.magazine.Keeper`, what tickets and buffers as
 
 from __future__ import annotations
 
-from typing import Final
-
 from ..protocol.figures import CATEGORIES, LATENCIES, LATENCY_WORDS, LEASES, STRATEGIES, TO_BUCKET, spread
 from ..protocol.messages import Message
 from .mapping import Mapping
 from .sites import Sites
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 #: With `detailed_metrics` so many leases of a category are told at once: they share what the stores cost.
 TOLD_AT_ONCE: Final = 512

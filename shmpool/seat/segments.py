@@ -12,13 +12,16 @@ back.
 from __future__ import annotations
 
 import time
-from typing import Final
 
 from ..protocol.ledger import EXTENT, LINK, ROW_WORDS, birth_of, generation_of, nbytes_of, seat_of, state_of
 from ..protocol.sizing import PAGE_SHIFT, Tier, page_round
 from ..protocol.states import State
 from .direct import DirectSlot
 from .magazine import Keeper, Magazine, Slot
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 #: A producer is steady that leases so soon, in seconds, after it published or released the last one.
 STEADY: Final = 0.5

@@ -8,9 +8,7 @@ paths of `lease` and `buffer` need lies ready in its attributes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from ..errors import BrokerUnavailable, LeaseReleased
 from ..link.connection import Connection
@@ -31,6 +29,11 @@ from .expiry import Expiry
 from .holds import HoldTable
 from .openings import Openings
 from .outgoing import Outgoing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 
 class Session(Ending):

@@ -4,12 +4,15 @@ that takes it for leaked."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from types import CodeType
-from typing import Final
 
 from ..protocol.ledger import GENERATION_FIELD, ROW_WORDS
 from ..protocol.messages import MAX_SITE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
 
 _PACKAGE: Final = __name__.partition(".")[0]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Final
 
 from ..errors import SharedMemoryFull
 from ..link.helper import Helper
@@ -15,10 +14,15 @@ from ..protocol.codes import Code
 from ..protocol.figures import MISSES, TIMEOUTS
 from ..protocol.messages import Direct, Message, Refill
 from ..protocol.sizing import TierKind
-from ..system.memory import MemoryGroup, memory_groups
 from .custody import Custody
 from .direct import DirectSlot
 from .magazine import Magazine, Slot
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from ..system.memory import MemoryGroup
 
 #: Seconds between two tries to reserve a direct segment's pages on a full host.
 _RETRY_SECONDS: Final = 0.02
@@ -115,6 +119,8 @@ class Supply(Custody):
     def _memory_groups(self) -> list[MemoryGroup]:
         """What limits the memory of this process, which is charged for direct segments."""
         if self._groups is None:
+            from ..system.memory import memory_groups
+
             self._groups = memory_groups()
         return self._groups
 

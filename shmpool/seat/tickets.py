@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from fcntl import fcntl
 from sys import getrefcount
-from typing import Final, Protocol, Self
 
 from ..errors import (
     HandleUsed,
@@ -67,26 +64,31 @@ from .guards import Guards
 from .seat import Seat
 from .windows import AT_REST, READ, Piece, Window
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final, Protocol, Self
+
+    class Deferral(Protocol):
+        """Where tickets wait until their readers' views are gone (`seat.deferred`)."""
+
+        def look(self) -> None:
+            """Settle those of the youngest whose views are gone."""
+
+        def add(self, ticket: Ticket, /) -> None:
+            """A ticket whose buffer was released while a view of it lives, or may live."""
+
+        def has(self, ticket: Ticket, /) -> bool:
+            """Whether it was added."""
+
+        def tell(self) -> None:
+            """Say what waits; the last step of who adds."""
+
+
 #: A ticket that somebody else is opening just now is waited for so long.
 BUSY_SECONDS: Final = 0.01
 _RETRY_SECONDS: Final = 0.0002
 _DONE: Final = CellState.DONE << STATE_SHIFT
-
-
-class Deferral(Protocol):
-    """Where tickets wait until their readers' views are gone (`seat.deferred`)."""
-
-    def look(self) -> None:
-        """Settle those of the youngest whose views are gone."""
-
-    def add(self, ticket: Ticket, /) -> None:
-        """A ticket whose buffer was released while a view of it lives, or may live."""
-
-    def has(self, ticket: Ticket, /) -> bool:
-        """Whether it was added."""
-
-    def tell(self) -> None:
-        """Say what waits; the last step of who adds."""
 
 
 class Reader(Seat):
@@ -314,10 +316,12 @@ def discard_unopened(session: Reader) -> int:
         for cell in range(min(tickets_of(extent), MAX_TICKETS)):
             pending = words[row * ROW_WORDS + FIRST_CELL + cell]
             if state_of(pending) == State.PUBLISHED and generation_of(pending) == generation_of(granted):
-                with suppress(HandleUsed, StaleHandle):  # somebody was faster
+                try:
                     tail = (row << 4 | cell) << NBYTES_BITS | nbytes_of(extent)
                     discard_handle(session, pending, tail, waits=True)
                     count += 1
+                except (HandleUsed, StaleHandle):  # somebody was faster
+                    pass
     return count
 
 

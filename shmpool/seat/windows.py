@@ -12,15 +12,19 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-import weakref
-from collections.abc import Iterable
+from _weakref import ref
 from sys import getrefcount
-from typing import Final, NamedTuple
 
+from ..protocol.frozen import NamedTuple
 from ..system import libc
 from ..system.descriptors import open_owned
 from ..system.heirs import Evidence
 from ..system.limits import refused
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Final
 
 READ: Final = mmap.PROT_READ
 WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE
@@ -48,7 +52,7 @@ class Window(mmap.mmap):
 
 #: The windows of all sessions, also of ended ones of which only a view is left. Sets of weak
 #: references, since a `WeakSet` has callbacks in Python.
-_all_alive: set[weakref.ref[Window]] = set()
+_all_alive: set[ref[Window]] = set()
 #: Where a writer's view is copied by hand, it is so many bytes at a time.
 _COPIED_AT_ONCE: Final = 1 << 20
 
@@ -103,7 +107,7 @@ def _copy(window: Window) -> None:
             except OSError:
                 pass  # what is not there is zeros
         libc.map_over(window.address, length, WRITE, fd, 0, private=True)
-    _all_alive.discard(weakref.ref(window))
+    _all_alive.discard(ref(window))
 
 
 def _copy_by_hand(window: Window) -> None:
@@ -136,7 +140,7 @@ class Windows:
         at = window.address = libc.address_of(window)
         window.owner, window.evidence = self, None
         window.is_sparse, window.is_writable = False, protection == WRITE
-        _all_alive.add(weakref.ref(window, _all_alive.discard))
+        _all_alive.add(ref(window, _all_alive.discard))
         for piece in pieces:
             libc.map_over(at, piece.length, protection, piece.fd, piece.offset)
             at += piece.length

@@ -5,9 +5,11 @@ of a pool (`verbs`). Each is imported when it is first used."""
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .copying import copy
     from .files import BufferFile, LeaseFile
     from .reading import StreamReader

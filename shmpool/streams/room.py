@@ -88,4 +88,4 @@ def _say(what: str, why: Exception) -> None:
     now = time.monotonic()
     if now - _said_at.get(what, float("-inf")) > _SAID_EVERY:
         _said_at[what] = now
-        log.warning("%s (%s)", what, why)
+        log().warning("%s (%s)", what, why)

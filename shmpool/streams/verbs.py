@@ -3,10 +3,9 @@ imported when they are first used."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..pool import BasePool
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..protocol.handle import Handle
     from .files import BufferFile, LeaseFile

@@ -7,15 +7,18 @@ A swap is atomic towards every process that maps the word, and orders all loads 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from functools import cache
-from typing import Any, Final
 
 from .libc import address_of
 
-#: ``swap(index, expected, wanted)`` stores *wanted* in a word that says *expected*, and tells whether it did. Raises
-#: IndexError for no word, ValueError for memory that was given up.
-Swap = Callable[[int, int, int], bool]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final
+
+    #: ``swap(index, expected, wanted)`` stores *wanted* in a word that says *expected*, and tells whether it did.
+    #: Raises IndexError for no word, ValueError for memory that was given up.
+    Swap = Callable[[int, int, int], bool]
 
 #: Makes swaps of words, once the compiled part is installed.
 compiled: Callable[[memoryview], Swap] | None = None

@@ -8,12 +8,15 @@ asks it for its number gets an error that says so.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NoReturn, cast
 
 from ..errors import PoolClosed
 from . import libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final, NoReturn
 
 
 class Descriptor(int):
@@ -21,7 +24,7 @@ class Descriptor(int):
 
     #: Its finalizer is a C callable, made and called in C: what a signal handler raises in Python code that
     #: a finalizer runs is thrown away.
-    __del__ = cast(Callable[..., None], property(partial(partial, libc.close)))
+    __del__: Callable[..., None] = property(partial(partial, libc.close))  # type: ignore[assignment]
 
 
 class Closed:

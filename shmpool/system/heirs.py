@@ -16,12 +16,16 @@ bytes nobody locks: a map of a file on overlayfs does not keep the lock. What is
 from __future__ import annotations
 
 import mmap
-from typing import Final, NamedTuple
 
+from ..protocol.frozen import NamedTuple
 from ..protocol.names import header_name
 from . import libc
 from .locks import any_locked, share_byte
 from .segments import open_segment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 READERS: Final = 1 << 61
 _COPIES: Final = READERS | 1 << 60

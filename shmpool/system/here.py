@@ -8,7 +8,10 @@ they say so from the child's first instruction on, at the price of a load.
 from __future__ import annotations
 
 import mmap
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 #: Linux 4.14, older than what the broker needs.
 _MADV_WIPEONFORK: Final = 18

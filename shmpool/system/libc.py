@@ -6,9 +6,12 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from typing import Any, Final
 
 from ..errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 PROT_NONE: Final = 0
 _MAP_FIXED: Final = 0x10

@@ -13,8 +13,8 @@ import mmap
 import os
 from typing import Final
 
+from ..protocol.names import SHM_DIR
 from . import libc
-from .memory import SHM_DIR
 
 _MADV_DONTFORK: Final = mmap.MADV_DONTFORK
 

@@ -4,10 +4,12 @@ with the limit's name: descriptors, address space, maps."""
 from __future__ import annotations
 
 import errno
-import resource
-from typing import Final
 
 from ..errors import ConfigError, SharedMemoryFull
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
 
@@ -24,10 +26,13 @@ def refused(error: OSError, doing: str) -> Exception:
 
 def explain(error: OSError) -> str:
     """What an error says, and for a limit which one it is and how it is raised."""
+    import resource
+
     text = error.strerror or str(error)
     if error.errno == errno.EMFILE:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return f"{text}: this process may have {soft} (`ulimit -n`; it may be raised to {_number(hard)})"
+        most = "any number" if hard == resource.RLIM_INFINITY else str(hard)
+        return f"{text}: this process may have {soft} (`ulimit -n`; it may be raised to {most})"
     if error.errno == errno.ENFILE:
         return f"{text}: the host's limit is fs.file-max"
     if error.errno == errno.ENOMEM:
@@ -36,7 +41,3 @@ def explain(error: OSError) -> str:
             return f"{text}: this process may have {soft // 2**20} MiB of address space (`ulimit -v`)"
         return f"{text}: too little memory, or more maps than vm.max_map_count"
     return text
-
-
-def _number(limit: int) -> str:
-    return "any number" if limit == resource.RLIM_INFINITY else str(limit)

@@ -12,11 +12,15 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Final, NamedTuple
 
+from ..protocol.frozen import NamedTuple
 from .descriptors import Descriptor, open_owned
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+    from typing import Final
 
 F_OFD_GETLK: Final = 36
 F_OFD_SETLK: Final = 37

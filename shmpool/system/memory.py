@@ -12,14 +12,17 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
-from typing import Final, NamedTuple
 
+from ..protocol.frozen import NamedTuple
+from ..protocol.names import SHM_DIR
 from ..protocol.sizing import KIB, MIB, format_bytes
 from .descriptors import open_owned
 
-#: Where named segments are files: shm_open's place on Linux.
-SHM_DIR: Final = "/dev/shm"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Final
+
 #: Left free in a cgroup, for the process's own growth and the kernel's batching.
 MARGIN: Final = 2 * MIB
 #: Version 1 writes a number about this large for "no limit".

@@ -13,9 +13,23 @@ import select
 import socket
 import struct
 from functools import cache
-from typing import Final, NamedTuple, Protocol
 
+from ..protocol.frozen import NamedTuple
 from . import libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, Protocol
+
+    class SocketLike(Protocol):
+        """As much of a socket as is needed here; asyncio's transport sockets have it too."""
+
+        def getsockopt(self, level: int, option: int, length: int, /) -> bytes:
+            """Read a socket option as bytes."""
+
+        def fileno(self) -> int:
+            """The descriptor."""
+
 
 #: Linux 6.5 and later. Python has no name for it yet.
 SO_PEERPIDFD: Final = 77
@@ -36,16 +50,6 @@ _GENERATIONS: Final = 4
 _INIT: Final = 1
 #: Field 22 of /proc/PID/stat, counted from the first field behind the command.
 _START_TIME_FIELD: Final = 22 - 3
-
-
-class SocketLike(Protocol):
-    """As much of a socket as is needed here; asyncio's transport sockets have it too."""
-
-    def getsockopt(self, level: int, option: int, length: int, /) -> bytes:
-        """Read a socket option as bytes."""
-
-    def fileno(self) -> int:
-        """The descriptor."""
 
 
 class Credentials(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 
+from ..protocol.names import SHM_DIR
 from .descriptors import Descriptor, open_owned
 from .limits import refused
-from .memory import SHM_DIR
 
 
 def open_segment(name: str, *, writable: bool) -> Descriptor:

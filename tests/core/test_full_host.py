@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from harness import CHUNKS, MEDIUM, SMALL, Client, World, small_settings
 
-from shmpool.protocol.codes import MEANINGS, Blame, Code
+from shmpool.protocol.codes import Code
+from shmpool.protocol.meanings import MEANINGS, Blame
 from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import State
 from shmpoold.core.actions import Warm

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shmpool.protocol.codes import MEANINGS, Blame, Code
+from shmpool.protocol.codes import Code
+from shmpool.protocol.meanings import MEANINGS, Blame
 
 
 @pytest.mark.parametrize("code", Code)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shmpool.protocol import states
-from shmpool.protocol.codes import MEANINGS, Code
+from shmpool.protocol import transitions
+from shmpool.protocol.codes import Code
+from shmpool.protocol.meanings import MEANINGS
 from shmpool.protocol.messages import FROM_CLIENT, SCHEMA
 
 ROOT = Path(__file__).parents[2]
@@ -29,4 +30,4 @@ def test_protocol_page_lists_every_code():
 
 
 def test_readme_picture_is_made_from_the_transition_table():
-    assert states.diagram() in (ROOT / "README.md").read_text()
+    assert transitions.diagram() in (ROOT / "README.md").read_text()

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from shmpool.protocol.states import ALLOWED, TRANSITIONS, Actor, State, Transition, diagram
+from shmpool.protocol.states import State
+from shmpool.protocol.transitions import ALLOWED, TRANSITIONS, Actor, Transition, diagram
 
 HELD = {State.IDLE, State.LEASED, State.PUBLISHED}
 
@@ -81,6 +82,6 @@ def test_the_diagram_shows_every_move() -> None:
 
 
 def test_the_diagram_can_be_printed_by_the_module() -> None:
-    command = [sys.executable, "-m", "shmpool.protocol.states"]
+    command = [sys.executable, "-m", "shmpool.protocol.transitions"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == diagram()

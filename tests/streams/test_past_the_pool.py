@@ -83,7 +83,7 @@ def test_a_file_to_write_is_chunked_where_its_segment_cannot_be_made(
     pool: shmpool.Pool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(room, "_said_at", {})
-    monkeypatch.setattr("shmpool.seat.direct.memory.require", no_segments)
+    monkeypatch.setattr("shmpool.system.memory.require", no_segments)
     before = pool.stats().strategies["chunked"]
     for _ in range(3):
         with caplog.at_level(logging.WARNING, logger="shmpool"), pool.open_writer(2 << 20) as file:
@@ -96,7 +96,7 @@ def test_a_file_to_write_is_chunked_where_its_segment_cannot_be_made(
 
 
 def test_a_file_that_grows_does_too(pool: shmpool.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shmpool.seat.direct.memory.require", no_segments)
+    monkeypatch.setattr("shmpool.system.memory.require", no_segments)
     with pool.open_writer() as file:
         for _ in range(3):
             file.write(CONTENT)

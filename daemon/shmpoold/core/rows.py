@@ -46,7 +46,8 @@ from shmpool.protocol.ledger import (
     state_of,
     tickets_of,
 )
-from shmpool.protocol.states import ALLOWED, CellState, State
+from shmpool.protocol.states import CellState, State
+from shmpool.protocol.transitions import ALLOWED
 
 _STATES: Final = frozenset(State)
 _SET: Final = re.compile(b"\1")

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from shmpool.protocol.header import END_OF_FACTS, SEATS_FILE, header_bytes
-from shmpool.protocol.names import PREFIX, header_name, lock_path, parse_pool_id, seats_path
+from shmpool.protocol.names import PREFIX, SHM_DIR, header_name, lock_path, parse_pool_id, seats_path
 from shmpool.protocol.sizing import format_bytes
 from shmpool.system.locks import TO_THE_END, FileId, FileLock, any_locked, pool_id_in
-from shmpool.system.memory import SHM_DIR
 
 from .leftovers import is_served, leftover_pools
 from .untracked import unlink_segment

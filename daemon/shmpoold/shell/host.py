@@ -15,6 +15,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from shmpool.errors import ConfigError
+from shmpool.protocol.names import SHM_DIR
 from shmpool.protocol.sizing import MIB, format_bytes
 from shmpool.system import memory
 from shmpool.system.memory import Place, fitting_limit, limiting_places, memory_groups, tightest_place
@@ -66,7 +67,7 @@ def require_place(config: Config) -> None:
     try:
         places = limiting_places(memory_groups())
     except OSError as error:
-        raise ConfigError(f"this host has no {memory.SHM_DIR}: {error.strerror}") from error
+        raise ConfigError(f"this host has no {SHM_DIR}: {error.strerror}") from error
     empty = [place._replace(free=place.total) for place in places]
     place = tightest_place(empty)
     if place is not None and place.total < config.memory_limit:

@@ -6,8 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterable
 
-from shmpool.protocol.names import header_name, parse_pool_id, pool_prefix
-from shmpool.system.memory import SHM_DIR
+from shmpool.protocol.names import SHM_DIR, header_name, parse_pool_id, pool_prefix
 
 from .untracked import unlink_segment
 

@@ -27,6 +27,7 @@ from shmpool.protocol.header import (
     read_tiers,
 )
 from shmpool.protocol.names import (
+    SHM_DIR,
     direct_name,
     header_name,
     ledger_name,
@@ -37,7 +38,6 @@ from shmpool.protocol.names import (
 from shmpool.protocol.sizing import Tier, TierKind, format_bytes, rows_of
 from shmpool.system import libc, memory
 from shmpool.system.locks import FileId
-from shmpool.system.memory import SHM_DIR
 
 from ..core.memory.holding import Holding
 from ..core.memory.spares import Spare

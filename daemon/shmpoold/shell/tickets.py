@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from shmpool.protocol.ledger import FIRST_CELL, GENERATION_FIELD, ROW_WORDS, STATE_SHIFT
 from shmpool.protocol.states import CellState
-from shmpool.system.atomics import Swap
 from shmpool.system.locks import ByteLocks
 
 from ..core.actions import CloseTicket, TakeTicket
+
+if TYPE_CHECKING:
+    from shmpool.system.atomics import Swap
 
 #: Seconds until a busy byte is tried again, doubled each time.
 FIRST_RETRY: Final = 0.01

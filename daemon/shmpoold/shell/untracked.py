@@ -15,7 +15,7 @@ import sys
 from multiprocessing.shared_memory import SharedMemory
 from typing import TYPE_CHECKING
 
-from shmpool.system.memory import SHM_DIR
+from shmpool.protocol.names import SHM_DIR
 
 
 class UntrackedSharedMemory(SharedMemory):

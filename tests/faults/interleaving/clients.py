@@ -33,6 +33,7 @@ import shmpool.seat.supply
 import shmpool.seat.tickets
 import shmpool.system.atomics
 import shmpool.system.heirs
+import shmpool.system.memory
 from shmpool import BrokerUnavailable, HandleUsed, LeaseTimeout, Pool, StaleHandle
 from shmpool.link.connection import ConnectionEnded
 from shmpool.link.hello import greet
@@ -278,7 +279,7 @@ def patched() -> Iterator[None]:
             (shmpool.seat.direct, "os", SimpleNamespace(fstat=fstat)),
             (shmpool.seat.segments, "time", SimpleNamespace(monotonic=float)),  # what follows is soon
             (shmpool.seat.segments, "LIFETIME", 0.0),  # and what was not used at two looks goes back
-            (shmpool.seat.supply, "memory_groups", list),
+            (shmpool.system.memory, "memory_groups", list),
             (shmpool.link.prefetch.Prefetch, "take", lambda *_: None),
             (shmpool.link.prefetch.Prefetch, "ask", lambda *_: None),
             (shmpool.link.sending, "make_eventfd", lambda: -1),

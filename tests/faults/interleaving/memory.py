@@ -25,7 +25,8 @@ from shmpool.protocol.ledger import (
     state_of,
     tickets_of,
 )
-from shmpool.protocol.states import ALLOWED, CellState, State
+from shmpool.protocol.states import CellState, State
+from shmpool.protocol.transitions import ALLOWED
 
 if TYPE_CHECKING:
     from .machines import Context
