@@ -3,7 +3,8 @@ and what do the stats cost those who lease?
 
 A miss is one `Pool.lease` whose magazine is empty: one message to the broker, one back, a
 window made over the slot (see `misses`). Its measure is the bare msgpack echo (see `echo`),
-interleaved with it. Each client is a process of its own. Given-back slots are part of what
+interleaved with it. A producer that begins with nothing and keeps what it leases misses once for each batch: what that
+is for each of its leases is shown beside. Each client is a process of its own. Given-back slots are part of what
 the broker does for each lease, so its CPU time is for a Refill, a Grant and a share of a
 Return; they are not in the latencies."""
 
@@ -26,7 +27,7 @@ from .cores import on_one_core
 from .crew import Crew, start_time, wait_until
 from .echo import EchoClient, EchoServer
 from .measure import Contestant, Lap, Series, interleave, percentile
-from .misses import REFILL, SETTINGS, Misses, check_all_missed
+from .misses import NBYTES, REFILL, SETTINGS, Misses, check_all_missed
 from .options import Options
 from .report import Bar, Column, Plot, Report, Table
 
@@ -38,6 +39,8 @@ STATS_PAUSES = {"never": None, "every 0.1 s": 0.1, "without a pause": 0.0}
 ROUNDS = 7
 SECONDS = 0.25
 MOST_OF_AN_ECHO = 1.6
+#: Slots that a producer grows to: those of its first two batches, and some of its third.
+GROWN = 16
 
 
 def run(options: Options) -> Report:
@@ -48,6 +51,8 @@ def run(options: Options) -> Report:
         _add_clients(report, broker, echo, rounds, seconds)
         _add_stats(report, broker, echo, rounds, seconds)
         check_all_missed(query(broker.address))
+    with EchoServer() as echo, shmpool.Broker(memory_limit="256MiB", buffer_lifetime=3600) as broker:
+        _add_growing(report, broker, echo, rounds, seconds)
     return report
 
 
@@ -69,6 +74,49 @@ def _add_miss(report: Report, broker: shmpool.Broker, echo: EchoServer, rounds: 
         name = f"magazine miss, times a bare echo, {cores}"
         report.bars.append(Bar(name, MOST_OF_AN_ECHO, of_echo.median, is_most=True, spread=(of_echo.low, of_echo.high)))
     report.tables.append(table)
+
+
+def _add_growing(report: Report, broker: shmpool.Broker, echo: EchoServer, rounds: int, seconds: float) -> None:
+    table = Table(
+        f"a producer that grows from nothing to {GROWN} slots: each of its leases, and a bare msgpack echo",
+        [Column("cores"), Column("lease", "s"), Column("echo", "s"), Column("lease / echo", "x")],
+    )
+    client = EchoClient(echo.address)
+    contestants = {
+        "growing": _lapped(lambda objects, _: _grow(broker, objects)),
+        "echo": _lapped(lambda objects, until: _echo(client, objects, until)),
+    }
+
+    def measure() -> tuple[Series, Series]:
+        series = interleave(contestants, rounds=rounds, seconds=seconds, least=GROWN)
+        return series["growing"], series["echo"]
+
+    apart = measure()
+    with on_one_core(broker.pid, echo.pid):
+        together = measure()
+    client.close()
+    for cores, (growing, bare) in {"where the kernel puts them": apart, "both on one core": together}.items():
+        of_echo = bare.ratio_to(growing)
+        table.rows.append([cores, growing.median, bare.median, of_echo])
+        name = f"a growing producer's lease, times a bare echo, {cores}"
+        report.bars.append(Bar(name, MOST_OF_AN_ECHO, of_echo.median, is_most=True, spread=(of_echo.low, of_echo.high)))
+    report.tables.append(table)
+
+
+def _grow(broker: shmpool.Broker, objects: int) -> list[float]:
+    """At least so many leases of producers that each begin with nothing: the seconds of each."""
+    clock, samples = time.perf_counter, []
+    while len(samples) < objects:
+        with broker.connect() as pool:
+            pool.lease(NBYTES + 1).release()  # of another size: what comes once for each process
+            held = []
+            for _ in range(GROWN):
+                started = clock()
+                held.append(pool.lease(NBYTES))
+                samples.append(clock() - started)
+            for lease in held:
+                lease.release()
+    return samples[:objects]
 
 
 def miss_and_echo(

@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 REAP_SCAN: Final = 64
 #: Slots that a recall leaves besides as many as are out with readers, if they were used lately.
 KEPT: Final = 2
+#: The first batch has no more bytes: slots that came and are not needed are leased by turns all the same, and so many
+#: fit into a core's nearest cache.
+FIRST_BYTES: Final = 64 << 10
 _DONE: Final = CellState.DONE << STATE_SHIFT
 #: The last generation that a client uses, in its place in the grant word.
 LAST_BASE: Final = (MAX_GENERATION - 1) * ONE_GENERATION
@@ -193,7 +196,7 @@ class Magazine:
         self.words = session.words
         self.ready: deque[Slot] = deque()
         self.published: deque[Slot] = deque()
-        self.batch = session.first_batch
+        self.batch = max(1, min(session.first_batch, FIRST_BYTES // max(1, self.size)))
         #: What lay in *ready* at the last look of the helper, to see what rests there.
         self.resting: list[tuple[Slot, int]] = []
         #: The newest publication at that look, with its generation.

@@ -96,7 +96,11 @@ def test_released_handle_is_used_until_the_row_is_reused_then_stale(connect: Con
     with pytest.raises(HandleUsed) as used:
         other.open(handle)
     assert isinstance(used.value, LookupError)
-    again = publish(pool, pattern(nbytes))
+    for _ in range(4):  # those that came with it are leased first
+        again = publish(pool, pattern(nbytes))
+        if again.row == handle.row:
+            break
+        pool.discard(again)
     assert again.row == handle.row, "the slot was not recycled: the test shows nothing"
     for party in (pool, other):
         for refused in (party.open, party.discard):

@@ -138,7 +138,7 @@ def test_writer_s_slot_is_kept_after_publish_while_its_view_lives(
     del kept
     gc.collect()
     if nbytes < MIB:
-        assert handles[0].row in rows_that_come(pool, nbytes, 8)
+        assert handles[0].row in rows_that_come(pool, nbytes, 12)
     else:
         eventually(lambda: out(pool.stats()) == 0)
 

@@ -200,11 +200,11 @@ class Config(BaseModel):
         description="A client holds ready at most so much of each slot size.",
     )
     magazine_first_batch: Annotated[int, Scope.RELOAD] = Field(
-        default=1,
+        default=4,
         strict=True,
         ge=1,
         le=GRANTED_PER_REQUEST,
-        description="How many slots of a size a client asks for first; each next time for twice as many.",
+        description="How many slots of a size a client asks for first (64 KiB at most); then for twice as many.",
     )
     magazine_max_batch: Annotated[int, Scope.RELOAD] = Field(
         default=64,

@@ -47,7 +47,7 @@ def to_settings(config: Config, tickets_file: tuple[int, int], seats_file: tuple
         handle_ttl=config.handle_ttl,
         give_back=config.give_back,
         magazine_bytes=config.magazine_bytes,
-        magazine_first_batch=config.magazine_first_batch,
+        magazine_first_batch=min(config.magazine_first_batch, config.magazine_max_batch),
         magazine_max_batch=config.magazine_max_batch,
         magazine_idle=config.magazine_idle,
         buffer_lifetime=config.buffer_lifetime,

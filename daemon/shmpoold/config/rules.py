@@ -37,7 +37,8 @@ def _check_access(config: Config) -> None:
 
 
 def _check_magazines(config: Config) -> None:
-    if config.magazine_first_batch > config.magazine_max_batch:
+    default = type(config).model_fields["magazine_first_batch"].default  # which gives way
+    if config.magazine_first_batch > max(config.magazine_max_batch, default):
         raise ValueError(
             f"magazine_first_batch is {config.magazine_first_batch}, more than magazine_max_batch,"
             f" {config.magazine_max_batch}: raise that, or lower it"
