@@ -17,8 +17,9 @@ turn, and asks again, has the others rest as after one in vain.
 
 Bounds, counted from when enough has come back in total: the waiter is served within `TURN` if
 it comes back that fast again, else within twice the time that it takes to; and later by two `AGE`, by
-the rest after the last turn (nine `TURN` at the longest, where that was in vain), and by as much for each
-other process for which enough has come back. A request that fits into what is free waits for two turns at
+the rest after the last turn (nine `TURN` at the longest, where that was in vain), by the turns in vain
+until one is as patient as returns are rare (three at most, and ten seconds with their rests), and by as
+much for each other process for which enough has come back. A request that fits into what is free waits for two turns at
 most. What a client recycles in its own magazines is not touched by any of this.
 """
 
@@ -42,6 +43,9 @@ TURN = 1.0
 #: lately, but not before so many seconds. What the pause is thought to be before anything came back,
 #: and what is left of a long one after a shorter one.
 SHORTEST_TURN, FIRST_PAUSE, FADING = 0.02, 0.02, 0.7
+#: A pause in which nobody worked is long, too, and others wait meanwhile: so a turn goes on in vain for so
+#: many seconds at first, and for twice as many after each one that was in vain, up to `TURN`.
+FIRST_PATIENCE = 0.15
 #: How many times as long as a turn that was in vain the others have then.
 FUTILE = 9
 #: How many processes are looked at for one that has a turn.
@@ -72,6 +76,8 @@ class Earmarks:
         #: Of which turns were in vain, by what they gathered: who wants as much, and since when it has to
         #: come back.
         self._in_vain: dict[int, tuple[int, float]] = {}
+        #: And how long the next one may go on in vain, where that is not `FIRST_PATIENCE`.
+        self._patience: dict[int, float] = {}
         #: No turn begins before this.
         self._rests_until = 0.0
         #: Nobody who waits has aged before this.
@@ -141,7 +147,9 @@ class Earmarks:
 
     @property
     def _turn_ends(self) -> float:
-        return min(self._began + TURN, self._best_at + max(2 * self._pause, SHORTEST_TURN))
+        assert self._waiter is not None
+        patience = min(2 * self._pause, self._patience.get(_kind(self._waiter), FIRST_PATIENCE))
+        return min(self._began + TURN, self._best_at + max(patience, SHORTEST_TURN))
 
     def tick(self, now: float) -> bool:
         """Begin or end a turn, if it is time. True when somebody may be served now who might not
@@ -211,11 +219,14 @@ class Earmarks:
         waiter.spent += self._took
         if self._best > waiter.gathered and waiter.spent < waiter.allowance:
             waiter.gathered = self._best
+            self._patience.pop(_kind(waiter), None)
             self._is_turn, self._kept = False, amount
             self._rests_until = now + self._took
         else:
             self._inventory.turnover.mark(now, exactly=True)
-            self._in_vain[_kind(waiter)] = _wanted(waiter), now
+            kind = _kind(waiter)
+            self._in_vain[kind] = _wanted(waiter), now
+            self._patience[kind] = min(TURN, 2 * self._patience.get(kind, FIRST_PATIENCE))
             waiter.awaits_since, waiter.spent = now, 0.0
             self._rest(now, FUTILE * self._took)
 
@@ -226,6 +237,7 @@ class Earmarks:
         if waiter.is_gone:
             self._rest(now, FUTILE * self._took)
         else:
+            self._patience.pop(_kind(waiter), None)
             self._rest(now, self._took if self._is_turn else 0.0)
 
     def forget(self, now: float) -> None:
