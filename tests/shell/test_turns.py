@@ -11,12 +11,14 @@ import itertools
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shmpool.protocol.codes import Code
 from shmpool.protocol.framing import encode_frame
 from shmpool.protocol.ledger import MAX_ROWS
 from shmpool.protocol.messages import (
@@ -24,6 +26,7 @@ from shmpool.protocol.messages import (
     Answer,
     Bell,
     Cancel,
+    Fault,
     Message,
     Query,
     Refill,
@@ -199,6 +202,44 @@ def test_connections_of_other_processes_have_turns_of_their_own() -> None:
         assert turns.join(again) is not one
 
     asyncio.run(flood())
+
+
+@pytest.mark.parametrize("is_core", [False, True], ids=["no message", "the core's"])
+def test_who_connects_anew_after_a_fault_has_no_turn_more_by_it(is_core: bool) -> None:
+    """A peer whose connection was ended has cost more than its frames; a new one waits for what that took."""
+
+    async def fault(owner: Owner, connection: Connection, theirs: socket.socket) -> None:
+        loop, again = asyncio.get_running_loop(), Peer(5, 0, 0, 1, "")
+        first = Connection(owner, 2, again, None)
+        near, far = socket.socketpair()
+        await loop.create_connection(lambda: first, sock=near)
+        if is_core:
+            owner.work = partial(_end, first)
+        first.data_received(encode_frame(encode(Cancel(1)) if is_core else b"no message"))
+        owner.work = lambda: None
+        owner.messages.clear()
+        far.close()
+        while first._share.connections:
+            await asyncio.sleep(0)
+        left, (near, far) = loop.time(), socket.socketpair()
+        second = Connection(owner, 3, again, None)
+        assert second._share is first._share and not second._share.is_left
+        await loop.create_connection(lambda: second, sock=near)
+        second.data_received(encode_frame(encode(Cancel(1))))
+        assert not owner.messages or loop.time() >= left + REST
+        await owner.until(1)
+        assert loop.time() >= left + REST
+        far.close()
+        while second._share.connections:
+            await asyncio.sleep(0)
+        assert owner.turns.join(again) is not second._share  # nothing is remembered of one that rests no longer
+
+    run(fault)
+
+
+def _end(connection: Connection) -> None:
+    connection.send(Fault(Code.BAD_MESSAGE, "no such ticket"))
+    connection.close()
 
 
 def test_a_turn_is_used_up_by_what_comes_bit_by_bit() -> None:

@@ -185,6 +185,8 @@ class Connection(asyncio.Protocol):
         if type(message) is Answer:
             self._allowance = min(self._allowance + len(frame), ANSWER_LIMIT)
             self._on_answer(message)
+        elif type(message) is Fault:
+            self._share.charge_ending()
         if pending + len(frame) > self._allowance:
             self._abort_slow_reader()
         else:
@@ -247,7 +249,7 @@ class Connection(asyncio.Protocol):
             return
         share, now = self._share, self._loop.time()
         share.renew(now, FRAMES_PER_TURN, CPU_PER_TURN)
-        ends = thread_time() + share.cpu_left
+        until = thread_time()
         try:
             while share.is_left and self._frames is not None and self._has_its_turn:
                 frame = next(self._frames, None)
@@ -256,7 +258,8 @@ class Connection(asyncio.Protocol):
                     return
                 share.frames_left -= 1 + len(frame) // BYTES_PER_FRAME
                 self._on_frame(frame)
-                share.cpu_left = ends - thread_time()
+                since, until = until, thread_time()
+                share.cpu_left -= until - since
         except FrameError as error:
             self.fail(Code.BAD_FRAME, str(error))
         except MessageError as error:
