@@ -102,13 +102,15 @@ class Sending:
             self.wake()
 
     def ring(self, row: int) -> None:
-        """Have the broker look at a row: at once, or by the helper where the socket is full. Not for
-        finalizers: they leave it to `bells`."""
+        """Have the broker look at a row: at once, or by the helper where the socket is full, or soon where
+        many ring. Not for finalizers: they leave it to `bells`."""
         connection = self.connection
-        if connection is not None and not connection.has_outbox:
+        if connection is None or connection.has_outbox:
+            self.bells.now(row)
+        elif self.bells.are_few():
             connection.send(Bell([row]))
         else:
-            self.bells.now(row)
+            self.bells.soon(row)
 
     def wake(self) -> None:
         """Make the helper look. From anywhere."""

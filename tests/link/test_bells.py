@@ -1,4 +1,4 @@
-"""Bells that an exception of a signal handler comes across: none is lost."""
+"""Bells that an exception of a signal handler comes across: none is lost. Those of who rings very often come soon."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from shmpool.link import bells
+from shmpool.link.bells import AT_ONCE, SOON
 from shmpool.link.connection import Connection
 from shmpool.link.link import Link
 from shmpool.protocol.framing import FrameDecoder
@@ -72,6 +74,28 @@ def test_no_bell_is_lost_wherever_a_send_is_interrupted(n: int) -> None:
         except Interrupt:
             link.send_bells()
         assert heard(theirs) == set(ROWS)
+    finally:
+        link.close()
+        theirs.close()
+
+
+def test_who_rings_very_often_is_heard_soon_instead_of_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each message has the broker look, and a process that works in a cycle while somebody waits would
+    have it do little else: it rang for each of 200,000 releases a second."""
+    now = 100.0
+    monkeypatch.setattr(bells.time, "monotonic", lambda: now)
+    mine, theirs = socket.socketpair()
+    link = Link(None)  # type: ignore[arg-type]
+    link.connection = Connection(mine)
+    try:
+        for at in range(1, 4):
+            now = 100.0 + 2 * at * SOON
+            for row in range(100 * at, 100 * at + 100):
+                link.ring(row)
+            assert heard(theirs) == set(range(100 * at, 100 * at + AT_ONCE))
+            assert link.bells.pause() == SOON  # the helper looks again
+            link.send_bells()
+            assert heard(theirs) == set(range(100 * at + AT_ONCE, 100 * at + 100))
     finally:
         link.close()
         theirs.close()
