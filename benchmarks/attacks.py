@@ -273,8 +273,8 @@ def ten_thousand_waiters(address: str) -> Steps:
 
 
 def runs_waiting(address: str) -> Steps:
-    """Waiters for runs of every length, of which some are granted and kept, so that there is memory for none of the
-    others; some are cancelled and asked again."""
+    """Waiters for long runs of every length, of which some are granted and kept, so that there is memory for none of
+    the others, and some for who asks for little; some are cancelled and asked again."""
     chance = random.Random(1)
     with _many(address, 8) as peers:
         for peer in peers:
@@ -282,7 +282,7 @@ def runs_waiting(address: str) -> Steps:
         chunk_tiers = [at for at, (kind, *_) in enumerate(_hear(peers[0], Welcome).tiers) if kind == TierKind.CHUNK]
         for number in itertools.cycle(range(1, 1001)):
             for peer in peers:
-                refill = Refill(number, chance.choice(chunk_tiers), chance.randrange(1, 4000), 1, True)
+                refill = Refill(number, chance.choice(chunk_tiers), chance.randrange(1500, 4000), 1, True)
                 peer.sendall(_frame(Cancel(number)) + _frame(refill))
             yield
 
