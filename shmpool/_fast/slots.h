@@ -175,6 +175,11 @@ static inline double nanoseconds(void) {
     return (double)now.tv_sec * 1e9 + (double)now.tv_nsec;
 }
 
+/* In how many bits a number is written. */
+static inline int bit_length(uint64_t number) {
+    return number ? 64 - __builtin_clzll(number) : 0;
+}
+
 /* Whether nobody but its owner has a view, nor an export of it. */
 static inline int is_alone(PyObject *view) {
     return Py_REFCNT(view) == 1 && ((PyMemoryViewObject *)view)->exports == 0;

@@ -32,7 +32,8 @@ from ..lease import EndedLease, Lease, ViewTaken
 from ..live_lease import LiveLease
 from ..objects.verbs import ObjectVerbs
 from ..pool import BasePool
-from ..protocol.figures import COUNTER_WORDS as _COUNTER_WORDS, DEFERRED as _DEFERRED, HELD_BY_VIEWS as _HELD_BY_VIEWS
+from ..protocol.figures import BUCKETS as _BUCKETS, COUNTER_WORDS as _COUNTER_WORDS, DEFERRED as _DEFERRED
+from ..protocol.figures import HELD_BY_VIEWS as _HELD_BY_VIEWS, LATENCIES as _LATENCIES, LATENCY_WORDS as _LATENCY_WORDS
 from ..protocol.figures import LEASES, SAMPLE_EVERY
 from ..protocol.handle import Handle
 from ..protocol.ledger import EXTENT as _EXTENT, GENERATION_FIELD as _GENERATION_FIELD
@@ -114,6 +115,7 @@ cdef extern from "slots.h":
     object new_instance(object)
     object new_handle(object, uint64_t, uint64_t, uint64_t)
     double nanoseconds()
+    int bit_length(uint64_t)
     object take_trace()
     int fill_view(PyObject *, object) except -1
     void signal_eventfd(int)
@@ -132,6 +134,7 @@ cdef uint64_t CHUNKED_LARGE = LEASES + 4 + 2, DIRECT_VERY_LARGE = LEASES + 8 + 3
 cdef int NBYTES_BITS = _NBYTES_BITS, PAGE_SHIFT = _PAGE_SHIFT
 cdef Py_ssize_t PAGE_LESS_ONE = (1 << _PAGE_SHIFT) - 1, REAP_SCAN = _REAP_SCAN
 cdef int OURS = _OURS, UNSHARED = _UNSHARED, COPIED = _COPIED, FORKS_NOTED = _FORKS_NOTED
+cdef uint64_t LATENCIES = _LATENCIES, LATENCY_WORDS = _LATENCY_WORDS, BUCKETS = _BUCKETS
 cdef uint64_t COUNTER_WORDS = _COUNTER_WORDS, DEFERRED = _DEFERRED, HELD_BY_VIEWS = _HELD_BY_VIEWS
 cdef Py_ssize_t MOST_RECENT = _MOST_RECENT
 cdef double LONG_PAUSE = _SOON
@@ -168,7 +171,7 @@ cdef Py_ssize_t POOL_ID = member(Mapping, "pool_id"), IS_WATCHED = member(Mappin
 cdef Py_ssize_t RECORDS = member(Mapping, "records"), LEFT = member(Mapping, "left"), FORKS = member(Mapping, "forks")
 cdef Py_ssize_t TICKETS_FD = member(Mapping, "tickets_fd"), IS_GATE_USED = member(Mapping, "is_gate_used")
 cdef Py_ssize_t SWAP = member(Mapping, "swap"), RELEASES = member(Mapping, "deferred"), STRICT = member(Mapping, "strict")
-cdef Py_ssize_t WARNED_OF_VIEWS = member(Mapping, "warned_of_views"), TIMED = member(Mapping, "_timed")
+cdef Py_ssize_t WARNED_OF_VIEWS = member(Mapping, "warned_of_views")
 
 cdef Py_ssize_t RECENT = member(DeferredReleases, "_recent"), OLD = member(DeferredReleases, "_old")
 cdef Py_ssize_t PARTINGS = member(DeferredReleases, "_partings"), NUMBERS = member(DeferredReleases, "_numbers")
@@ -251,7 +254,7 @@ cdef object _lease(PyObject *pool, object nbytes):
     cdef PyObject *window
     cdef PyObject *slot
     cdef uint64_t *words
-    cdef uint64_t count, counter, below, medium_from, leased, base, word, extent_word
+    cdef uint64_t count, counter, latencies, below, medium_from, leased, base, word, extent_word
     cdef object taken, made, view, proxy, held, shelf, exporter
     cdef Py_ssize_t size, category
     cdef bint is_timed
@@ -267,6 +270,7 @@ cdef object _lease(PyObject *pool, object nbytes):
             and read_word(session, MEDIUM_FROM, &medium_from) and read_word(session, LEASED, &leased)
             and words_of(get_member(session, WORDS), &words, &count)):
         return None
+    latencies = counter + LATENCIES
     if <uint64_t>size < below:
         table = get_member(session, POOLED)
         if table == NULL or not PyList_CheckExact(table) or (size + PAGE_LESS_ONE) >> PAGE_SHIFT >= PyList_GET_SIZE(table):
@@ -283,7 +287,8 @@ cdef object _lease(PyObject *pool, object nbytes):
         magazine = PyDict_GetItemWithError(<object>table, (size + PAGE_LESS_ONE) >> PAGE_SHIFT)
         category = 2 if <uint64_t>size < below else 3
         counter += CHUNKED_LARGE if category == 2 else DIRECT_VERY_LARGE
-    if not is_a(magazine, Magazine) or counter >= count:
+    latencies += LATENCY_WORDS * <uint64_t>category
+    if not is_a(magazine, Magazine) or counter >= count or latencies + LATENCY_WORDS > count:
         return None
     if not words[counter] & SAMPLE_MASK:
         return None  # one in 64 is timed and told in the plain way
@@ -299,7 +304,7 @@ cdef object _lease(PyObject *pool, object nbytes):
     ):
         made = (<object>pool)._make_lease(held, taken, nbytes, counter)
         if is_timed:
-            _note_time(session, category, started)
+            held.note_latency(category, <uint64_t>(nanoseconds() - started))
         return made
     exporter = <object>window
     try:
@@ -322,7 +327,7 @@ cdef object _lease(PyObject *pool, object nbytes):
     set_member(slot, SLOT_LEASE, <PyObject *>proxy)
     switch_class(<PyObject *>made, <PyObject *>LiveLease)
     if is_timed:
-        _note_time(session, category, started)
+        _note_time(words + latencies, nanoseconds() - started)
     return made
 
 
@@ -345,15 +350,13 @@ cdef inline bint _announce_next(PyObject *magazine, uint64_t *words, uint64_t co
     return True
 
 
-cdef bint _note_time(PyObject *session, Py_ssize_t category, double started) except -1:
-    """With `detailed_metrics`: a lease of a category was made just now."""
-    cdef PyObject *table = get_member(session, TIMED)
-    cdef PyObject *timed
-    if table != NULL and PyTuple_CheckExact(table) and category < PyTuple_GET_SIZE(table):
-        timed = PyTuple_GET_ITEM(table, category)
-        if PyList_CheckExact(timed):
-            PyList_Append(<object>timed, nanoseconds() - started)
-    return True
+cdef inline void _note_time(uint64_t *latencies, double took) noexcept:
+    """With `detailed_metrics`, where a category's latencies are: a lease took so many nanoseconds. Two stores at once,
+    in the place of what the plain client keeps for later, as they cost less here."""
+    cdef uint64_t whole = <uint64_t>took
+    cdef uint64_t bits = <uint64_t>bit_length(whole)
+    latencies[0] += whole
+    latencies[1 + min(bits - 8 if bits > 8 else 0, BUCKETS - 1)] += 1
 
 
 cdef object _take_slot(PyObject *magazine, uint64_t *words, uint64_t count):
