@@ -489,25 +489,43 @@ def test_exceptions_that_another_thread_sends_lose_nothing(broker: Daemon) -> No
     assert_all_is_back(broker.address)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_end_of_the_stack_loses_nothing(broker: Daemon, kind: str) -> None:
-    """The same work from every depth at which it does not fit any more."""
+def deep(levels: int, act: Callable[[], object]) -> None:
+    if levels:
+        deep(levels - 1, act)
+    else:
+        act()
 
-    def deep(levels: int, pool: shmpool.Pool) -> None:
-        if levels:
-            deep(levels - 1, pool)
+
+@pytest.mark.parametrize("kind", [*KINDS, "connect"])
+def test_the_end_of_the_stack_loses_nothing(broker: Daemon, kind: str, unraised: list[str]) -> None:
+    """The same work from every depth at which it does not fit any more: no descriptor stays open either, and no
+    finalizer fails for want of room."""
+
+    def work() -> None:
+        if kind == "connect":
+            shmpool.connect(broker.address).close()
         else:
             cycle(pool, KINDS[kind])
 
+    def descriptors() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    before, seats = helpers(), len(query(broker.address).clients)
     with shmpool.connect(broker.address) as pool:
-        limit, failed = sys.getrecursionlimit(), 0
-        for levels in range(limit - 60, limit, 2):
+        work()
+        misses(pool)  # the tiers' files stay open
+        limit, failed, opened = sys.getrecursionlimit(), 0, descriptors()
+        for levels in range(limit - 60, limit + 1):
             try:
-                deep(levels - len(inspect.stack(0)), pool)
-            except RecursionError:
+                deep(levels - len(inspect.stack(0)), work)
+            except (RecursionError, shmpool.BrokerUnavailable):  # where it drops the connection
                 failed += 1
         assert failed
         works_elsewhere(lambda: misses(pool))
+        eventually(lambda: helpers() == before + 1 and len(query(broker.address).clients) == seats + 1)
+        eventually(lambda: descriptors() <= opened, "none left", 10)
+    assert unraised == []
     nobody_sits(broker.address)
     assert_all_is_back(broker.address)
 
@@ -534,6 +552,9 @@ buffer, other, failed = pool.open(handle), None, 0
 for n in range(int(sys.argv[3]), int(sys.argv[5]), int(sys.argv[4])):
     if verb == "close":
         other = shmpool.connect(address)
+    if verb == "release":  # its publisher has gone: the broker is its custodian, and is told
+        with shmpool.connect(address) as publisher:
+            rings = pool.open(publisher.lease(5000).publish())
     pid = -1
     _testcapi.set_nomemory(n, n + 1)
     try:
@@ -541,6 +562,8 @@ for n in range(int(sys.argv[3]), int(sys.argv[5]), int(sys.argv[4])):
             shmpool.connect(address).close()
         elif verb == "close":
             other.close()
+        elif verb == "release":
+            rings.release()
         else:
             pid = os.fork()
             if pid == 0:
@@ -553,24 +576,28 @@ for n in range(int(sys.argv[3]), int(sys.argv[5]), int(sys.argv[4])):
         os.waitpid(pid, 0)
     if verb == "close":
         other.close()
+    if verb == "release":
+        rings.release()
+        del rings
     gc.collect()
 right = bytes(buffer.view) == b"\\x07" * 5000
 buffer.release()
 for nbytes in (70_000, 400_000, 3_000_000):
     pool.lease(nbytes, timeout=5).release()
 pool.close()
-print("end", failed > 0 or verb == "fork", right)
+print("end", failed > 0 or verb in ("fork", "release"), right)
 """
 
 
 @at_places
-@pytest.mark.parametrize("verb", ["connect", "close", "fork"])
-def test_memory_that_is_refused_to_a_connect_a_close_or_a_fork_leaves_nothing(
+@pytest.mark.parametrize("verb", ["connect", "close", "release", "fork"])
+def test_memory_that_is_refused_to_a_connect_a_close_a_release_or_a_fork_leaves_nothing(
     broker: Daemon, verb: str, many: bool
 ) -> None:
+    """At each allocation in turn in the long setting."""
     pytest.importorskip("_testcapi")
-    last = {"connect": 2000, "close": 600, "fork": 600}[verb]
-    step = 3 if many else last // 12
+    last = {"connect": 2000, "close": 600, "release": 120, "fork": 600}[verb]
+    step = 1 if many else last // 12
     first = str(random.randint(0, step))
     command = [sys.executable, "-c", NO_MEMORY_FOR, broker.address, verb, first, str(step), str(last)]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=900)
@@ -662,7 +689,7 @@ print("end", failed > 0)
 def test_memory_that_is_refused_loses_nothing(broker: Daemon, kind: str, many: bool) -> None:
     """At each allocation in turn, where the interpreter can be told to."""
     pytest.importorskip("_testcapi")
-    step = 3 if many else 37
+    step = 1 if many else 37
     first = str(random.randint(0, step))
     command = [sys.executable, "-c", NO_MEMORY, broker.address, str(KINDS[kind]), first, str(step)]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=900)
