@@ -97,6 +97,8 @@ class Helper:
         self._close_if_unused = close_if_unused
         #: The thread that is to run; one that finds another here, or none, ends.
         self.thread: threading.Thread | None = None
+        #: One whose start is under way; a fork may come in its middle.
+        self._starting: threading.Thread | None = None
         #: The kernel's thread that started it; its own under gevent.
         self._started_by = 0
         self._pause = 0.0
@@ -122,8 +124,14 @@ class Helper:
         thread = self.thread
         if thread is None or not thread.is_alive():
             self._started_by = threading.get_native_id()
-            self.thread = thread = threading.Thread(target=self._run, name="shmpool-helper", daemon=True)
-            thread.start()
+            thread = threading.Thread(target=self._run, name="shmpool-helper", daemon=True)
+            self.thread = self._starting = thread
+            try:
+                thread.start()
+            except RuntimeError:
+                if not self._seat.is_over:  # else a child of a fork in the middle of that (`abandon`)
+                    raise
+            self._starting = None
 
     def rest(self) -> bool:
         """Before a fork: wait until the thread does nothing, and will not before the fork is over. It waits
@@ -155,6 +163,14 @@ class Helper:
         gone = time.monotonic() + _LONGEST_EXIT
         while os.path.exists(f"/proc/self/task/{thread.native_id}") and time.monotonic() < gone:
             os.sched_yield()
+
+    def abandon(self) -> None:
+        """In a forked child. Who was just starting one goes on with that here, where threading has forgotten it: it
+        would end with a KeyError, or be waited for without an end. It does nothing instead."""
+        thread, self.thread, self._starting = self._starting, None, None
+        if thread is not None and not thread._started.is_set():  # type: ignore[attr-defined]
+            thread._bootstrap = thread._started.set  # type: ignore[attr-defined]
+            thread._started.set()  # type: ignore[attr-defined]
 
     def _is_meant(self) -> bool:
         return self.thread is threading.current_thread() and not self._seat.is_over

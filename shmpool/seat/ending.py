@@ -3,6 +3,7 @@ process forks."""
 
 from __future__ import annotations
 
+from ..link.helper import Helper
 from ..protocol.messages import Goodbye
 from ..system.descriptors import CLOSED
 from .deferred import DeferredReleases
@@ -18,6 +19,7 @@ class Ending(Joining):
 
     openings: Openings
     deferred: DeferredReleases
+    helper: Helper
     #: Tickets that are discarded when nobody opens them in time.
     expiry: Expiry
     #: The streams that are written here, and those whose chunks are still to be read.
@@ -78,6 +80,7 @@ class Ending(Joining):
         for slot in self.owned:
             if isinstance(slot, DirectSlot):
                 slot.close()  # else this process would keep the segment's memory
+        self.helper.abandon()
         self.link.abandon()
         self._forget_slots()
         self.expiry.abandon()

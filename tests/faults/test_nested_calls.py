@@ -14,6 +14,8 @@ import itertools
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from fault_helpers import Daemon, assert_all_is_back, eventually, pattern
+from fault_helpers import ENV, Daemon, assert_all_is_back, eventually, pattern
 from interrupter import Interrupter
 
 import shmpool
@@ -252,6 +254,48 @@ def visit(broker: Daemon, outer: Callable[[Things], None], inner: Callable[[Thin
         gc.collect()
         pool.close()
     return visitor
+
+
+STARTED_AFTER_A_FORK = """
+import os, sys, threading
+import shmpool
+
+def on_call(frame, event, argument):
+    if frame.f_code is threading.Thread.start.__code__:
+        return on_line
+
+def on_line(frame, event, argument):
+    global left
+    if event == "line":
+        left -= 1
+        if not left and (pid := os.fork()):
+            assert os.waitpid(pid, 0)[1] == 0
+    return on_line
+
+me, n, left = os.getpid(), 0, 0
+while left <= 0:
+    n += 1
+    left = n
+    sys.settrace(on_call)
+    pool = shmpool.connect(sys.argv[1])
+    sys.settrace(None)
+    if os.getpid() != me:
+        pool.open(pool.lease(1000).publish()).release()  # its own
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread():
+                thread.join(0.05)  # a helper that is to end has done so
+        os._exit(0)
+    pool.close()
+print("end", n > 5)
+"""
+
+
+def test_child_of_a_fork_in_the_middle_of_a_helper_s_start_has_its_own_and_is_silent(broker: Daemon) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", STARTED_AFTER_A_FORK, broker.address]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr, done.returncode) == ("end True\n", "", 0)
+    eventually(lambda: not query(broker.address).clients)
+    assert_all_is_back(broker.address)
 
 
 def helpers() -> int:
