@@ -6,7 +6,7 @@
 cdef bint _look(PyObject *deferred, PyObject *session) except -1:
     """As `DeferredReleases.look`."""
     cdef PyObject *table
-    if PyObject_Size(get_member(session, LEFT)):
+    if items_in(get_member(session, LEFT), pop.type):
         _look_at_left(deferred, session)
     table = get_member(deferred, RECENT)
     if PyDict_Size(<object>table):
@@ -82,9 +82,9 @@ cdef bint _look_at_left(PyObject *deferred, PyObject *session) except -1:
     cdef uint64_t *words
     cdef uint64_t count, counters, word, cell, taken, granted
     cdef object index, ticket, grant, kept
-    while PyObject_Size(left) > 0:
+    while items_in(left, pop.type) > 0:
         ticket = new_instance(Ticket)
-        index = (<object>left)[0] if PyObject_Size(left) > 0 else None
+        index = (<object>left)[0] if items_in(left, pop.type) > 0 else None
         records = get_member(session, RECORDS)
         record = NULL
         if index is not None and records != NULL and PyDict_CheckExact(records):

@@ -67,7 +67,9 @@ cdef class ShortWay:
 
     cdef object words, session, bell, gates
     cdef uint64_t *word
-    cdef uint64_t count, granules, mask, first, capacity, inline_limit, most_inline, name
+    #: The ledger's, for hints alone: they may be gone.
+    cdef uint64_t *row
+    cdef uint64_t rows, count, granules, mask, first, capacity, inline_limit, most_inline, name
     cdef uint64_t said[2]
     cdef void *gate[2]
     cdef bint may_get
@@ -83,6 +85,8 @@ def short_way(ring):
     way.words, way.session, way.bell, way.gates = ring.words, ring.session, ring.bell, []
     if not words_of(<PyObject *>way.words, &way.word, &way.count) or not isinstance(way.session, Mapping):
         return None
+    if not words_of(get_member(<PyObject *>way.session, WORDS), &way.row, &way.rows):
+        way.rows = 0
     way.granules, way.mask, way.first, way.capacity = ring.granules, ring.mask, ring.first // 8, ring.capacity
     way.inline_limit, way.most_inline = max(0, ring.inline_limit), ring.most_inline
     way.name, way.may_get = ring.tail_end.name, ring.members is None and ring.hands is None
@@ -155,6 +159,7 @@ cdef Py_ssize_t _store_items(ShortWay way, PyObject **items, Py_ssize_t most, ui
     cdef uint64_t *place
     cdef uint64_t tail, head, at, count, length
     cdef Py_ssize_t done = 0
+    announce(word + Q_TAIL)
     lock = _enter(way, TAIL_END)
     if lock == NULL:
         return 0
@@ -174,7 +179,7 @@ cdef Py_ssize_t _store_items(ShortWay way, PyObject **items, Py_ssize_t most, ui
             ):
                 break
             place = word + way.first + (at & way.mask) * GRANULE_WORDS
-            memcpy(place + 1, PyBytes_AS_STRING(<object>items[done]), length)
+            copy_bytes(place + 1, PyBytes_AS_STRING(<object>items[done]), length)
             store(place, at | length << LENGTH_SHIFT | kind << KIND_SHIFT)
             at = at + count & LOW
             tail = at << 32 | (tail + 1 & LOW)
@@ -209,7 +214,7 @@ def queue_put(self, obj, block=True, timeout=None):
     cdef PyObject *item
     cdef uint64_t kind
     cdef object data = obj, held
-    if isinstance(self, Queue):
+    if is_a(<PyObject *>self, Queue):
         ring = get_member(<PyObject *>self, QUEUE_RING)
         way = _way_of(ring)
         if way is not None:
@@ -236,7 +241,7 @@ def queue_put_many(self, objs, block=True, timeout=None):
     cdef uint64_t kind
     cdef list data
     cdef object held
-    if timeout is None and isinstance(self, Queue) and (type(objs) is list or type(objs) is tuple):
+    if timeout is None and is_a(<PyObject *>self, Queue) and (type(objs) is list or type(objs) is tuple):
         ring = get_member(<PyObject *>self, QUEUE_RING)
         way = _way_of(ring)
         if way is not None:
@@ -287,11 +292,12 @@ cdef Py_ssize_t _load_items(ShortWay way, PyObject **items, Py_ssize_t most, uin
     cdef uint64_t *word = way.word
     cdef uint64_t *lock
     cdef uint64_t *place
-    cdef uint64_t head, tail, at, count, length, kind, first
+    cdef uint64_t head, tail, at, count, length, kind, first, at_row
     cdef Py_ssize_t done = 0
     cdef PyObject *made = NULL
     cdef bint is_out_of_memory = False
     is_other[0], pickled[0] = False, 0
+    fetch(word + way.first + (load(word + Q_HEAD) >> 32 & way.mask) * GRANULE_WORDS)
     lock = _enter(way, HEAD_END)
     if lock == NULL:
         return 0
@@ -316,8 +322,13 @@ cdef Py_ssize_t _load_items(ShortWay way, PyObject **items, Py_ssize_t most, uin
             break
         if kind == TOKEN:
             made = new_token(<PyObject *>Handle, place[1], place[2], place[3])
+            at_row = (place[3] >> 4 + NBYTES_BITS) * ROW_WORDS
+            if at_row < way.rows:
+                announce(way.row + at_row)  # who gets it most likely opens it next
         else:
-            made = new_bytes(<const char *>(place + 1), <Py_ssize_t>length)
+            made = new_bytes(NULL, <Py_ssize_t>length)
+            if made != NULL:
+                copy_bytes(PyBytes_AS_STRING(<object>made), place + 1, length)
         if made == NULL:
             is_out_of_memory = True
             break
@@ -366,7 +377,7 @@ cdef bint _await_item(ShortWay way) except -1:
     cdef uint64_t tail = load(way.word + Q_TAIL)
     if load(way.word + Q_HEAD) != tail:
         return True
-    return watch(way.word + Q_TAIL, tail, 1e9 * patience.SPIN) if patience._may_spin else False
+    return watch(way.word + Q_TAIL, tail, 1e9 * patience.SPIN) if patience._MAY_SPIN else False
 
 
 def get_fast(self):
@@ -376,7 +387,7 @@ def get_fast(self):
 
 def queue_get(self, block=True, timeout=None):
     cdef object held, found
-    if isinstance(self, Queue):
+    if is_a(<PyObject *>self, Queue):
         way = _way_of(get_member(<PyObject *>self, QUEUE_RING))
         if way is not None and way.may_get:
             held = <object>get_member(<PyObject *>self, QUEUE_RING)
@@ -393,7 +404,7 @@ def queue_get(self, block=True, timeout=None):
 
 def queue_get_many(self, n, block=True, timeout=None):
     cdef object held, found
-    if isinstance(self, Queue) and PyLong_CheckExact(n) and n >= 1:
+    if is_a(<PyObject *>self, Queue) and PyLong_CheckExact(n) and n >= 1:
         way = _way_of(get_member(<PyObject *>self, QUEUE_RING))
         if way is not None and way.may_get:
             held = <object>get_member(<PyObject *>self, QUEUE_RING)

@@ -36,9 +36,9 @@ static inline void set_member(PyObject *object, Py_ssize_t offset, PyObject *val
 
 /* A whole number, 0 to 2**64 - 1, and whether it is one. Its digits are looked at in place: the call takes as long as
    ten of them. */
+#if PyLong_SHIFT == 30 && PY_VERSION_HEX < 0x030F0000
 static inline int word_of(PyObject *value, uint64_t *word) {
     if (!value || !PyLong_Check(value)) return 0;
-#if PyLong_SHIFT == 30 && PY_VERSION_HEX < 0x030F0000
 #if PY_VERSION_HEX < 0x030C0000
     const Py_ssize_t count = Py_SIZE(value);
     const digit *digits = ((PyLongObject *)value)->ob_digit;
@@ -47,24 +47,48 @@ static inline int word_of(PyObject *value, uint64_t *word) {
     const Py_ssize_t count = tag & 3 ? (tag & 3) == 1 ? 0 : -1 : (Py_ssize_t)(tag >> 3);
     const digit *digits = ((PyLongObject *)value)->long_value.ob_digit;
 #endif
-    if (count >= 0 && count <= 2) {
-        *word = count == 0 ? 0 : count == 1 ? digits[0] : digits[0] | (uint64_t)digits[1] << 30;
-        return 1;
+    switch (count) {
+        case 0: *word = 0; return 1;
+        case 1: *word = digits[0]; return 1;
+        case 2: *word = digits[0] | (uint64_t)digits[1] << 30; return 1;
+        case 3: *word = digits[0] | (uint64_t)digits[1] << 30 | (uint64_t)digits[2] << 60; return digits[2] < 16;
+        default: return 0;
     }
-    if (count == 3 && digits[2] < 16) {
-        *word = digits[0] | (uint64_t)digits[1] << 30 | (uint64_t)digits[2] << 60;
-        return 1;
-    }
-    return 0;
+}
 #else
+static inline int word_of(PyObject *value, uint64_t *word) {
+    if (!value || !PyLong_Check(value)) return 0;
     *word = PyLong_AsUnsignedLongLong(value);
     if (*word == (uint64_t)-1 && PyErr_Occurred()) { PyErr_Clear(); return 0; }
     return 1;
-#endif
 }
+#endif
 
 static inline int read_word(PyObject *object, Py_ssize_t offset, uint64_t *word) {
     return word_of(MEMBER(object, offset), word);
+}
+
+/* Whether there is an object of a class. That its own class is one of that was seen before, mostly, and stays so: to find it
+   among the bases takes four times as long. */
+static inline int is_a(PyObject *one, PyObject *cls) {
+    static struct { PyTypeObject *type, *cls; } known[32];
+    if (!one) return 0;
+    PyTypeObject *type = Py_TYPE(one);
+    if (type == (PyTypeObject *)cls) return 1;
+    size_t at = ((uintptr_t)type >> 4 ^ (uintptr_t)cls >> 6) % 32;
+    if (known[at].type == type && known[at].cls == (PyTypeObject *)cls) return 1;
+    if (!PyType_IsSubtype(type, (PyTypeObject *)cls)) return 0;
+    if (!known[at].type) {
+        Py_INCREF(type);  /* no other comes to lie there */
+        known[at].type = type;
+        known[at].cls = (PyTypeObject *)cls;
+    }
+    return 1;
+}
+
+/* Items of a `collections.deque`, or of whatever is in its place. */
+static inline Py_ssize_t items_in(PyObject *deque, PyTypeObject *type) {
+    return Py_IS_TYPE(deque, type) ? Py_SIZE(deque) : PyObject_Size(deque);
 }
 
 /* A method in C that takes no argument, or one: found once, since a look-up by name takes longer than what it does. */
@@ -185,8 +209,16 @@ static inline int is_alone(PyObject *view) {
     return Py_REFCNT(view) == 1 && ((PyMemoryViewObject *)view)->exports == 0;
 }
 
-/* This core is about to write here: the line comes while others are written. */
-static inline void announce(const void *at) { __builtin_prefetch(at, 1); }
+/* This core is about to write here, or to read: the line comes from the other's cache while something else is done. Hints:
+   an address that leads nowhere does no harm. */
+static inline void announce(const void *at) {
+#if defined(__x86_64__)
+    __asm__ __volatile__("prefetchw %0" : : "m"(*(const char *)at));  /* the builtin fetches it to be read, if not told more */
+#else
+    __builtin_prefetch(at, 1);
+#endif
+}
+static inline void fetch(const void *at) { __builtin_prefetch(at); }
 
 /* A traced build (`SHMPOOL_TRACED=1`) notes what it does to shared words, in order: tests/fast/test_traced.py compares that
    with what the plain code does, which the explorer of interleavings has proven. */
@@ -275,32 +307,70 @@ _Py_COMP_DIAG_POP
     return handle;
 }
 
-/* Copies of at least so many bytes let other threads run; of at least so many go past the caches: their reader is on
-   another core, and they do not fit. */
+/* Copies of at least so many bytes let other threads run. */
 #define MANY_BYTES (1 << 20)
-#define PAST_CACHES (4 << 20)
+/* From so many on AMD's `rep movsb`, which is memcpy there, is slower than loads and stores: by a twentieth to a fifth, and
+   by half where source and target lie 16 or 48 bytes off each other in their pages, as a `bytes` and a slot do. */
+#define WIDE_FROM 2048
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
-__attribute__((target("avx2"))) static void copy_past_caches(char *to, const char *from, size_t length) {
-    size_t at = (32 - (uintptr_t)to % 32) % 32;
-    memcpy(to, from, at);
+#define PAGE 4096
+
+/* Whether copies are wide, and whether they can go past the caches. */
+static int has_wide_copies(void) { return __builtin_cpu_supports("avx2"); }
+static int prefers_wide_copies(void) { return has_wide_copies() && (__builtin_cpu_is("amd")); }
+
+#define LINE(from, to, load_into, store_from) do { \
+    __m256i low = load_into((const void *)(from)), high = load_into((const void *)((from) + 32)); \
+    store_from((void *)(to), low); \
+    store_from((void *)((to) + 32), high); \
+} while (0)
+
+/* Two pages at a time from APART to MANY_BYTES: what a core fetches ahead ends with the page, and it does so for each. */
+#define APART (1 << 16)
+__attribute__((target("avx2"))) static void copy_wide(char *to, const char *from, size_t length) {
+    size_t at = 64 - (uintptr_t)to % 64;
+    LINE(from, to, _mm256_loadu_si256, _mm256_storeu_si256);
+    if (length >= APART && length < MANY_BYTES)
+        for (; at + 2 * PAGE <= length; at += PAGE)
+            for (size_t end = at + PAGE; at < end; at += 64) {
+                LINE(from + at, to + at, _mm256_loadu_si256, _mm256_store_si256);
+                LINE(from + at + PAGE, to + at + PAGE, _mm256_loadu_si256, _mm256_store_si256);
+            }
     for (; at + 128 <= length; at += 128) {
-        __m256i a = _mm256_loadu_si256((const void *)(from + at)), b = _mm256_loadu_si256((const void *)(from + at + 32));
-        __m256i c = _mm256_loadu_si256((const void *)(from + at + 64)), d = _mm256_loadu_si256((const void *)(from + at + 96));
-        _mm256_stream_si256((void *)(to + at), a);
-        _mm256_stream_si256((void *)(to + at + 32), b);
-        _mm256_stream_si256((void *)(to + at + 64), c);
-        _mm256_stream_si256((void *)(to + at + 96), d);
+        LINE(from + at, to + at, _mm256_loadu_si256, _mm256_store_si256);
+        LINE(from + at + 64, to + at + 64, _mm256_loadu_si256, _mm256_store_si256);
     }
-    _mm_sfence();  /* such stores are in no order with the one that says PUBLISHED */
-    memcpy(to + at, from + at, length - at);
+    if (at + 64 <= length) LINE(from + at, to + at, _mm256_loadu_si256, _mm256_store_si256);
+    LINE(from + length - 64, to + length - 64, _mm256_loadu_si256, _mm256_storeu_si256);
 }
-#define CAN_GO_PAST_CACHES __builtin_cpu_supports("avx2")
+
+__attribute__((target("avx2"))) static void copy_past_caches(char *to, const char *from, size_t length) {
+    size_t at = 64 - (uintptr_t)to % 64;
+    LINE(from, to, _mm256_loadu_si256, _mm256_storeu_si256);
+    for (; at + 64 <= length; at += 64) LINE(from + at, to + at, _mm256_loadu_si256, _mm256_stream_si256);
+    LINE(from + length - 64, to + length - 64, _mm256_loadu_si256, _mm256_storeu_si256);
+    _mm_sfence();  /* such stores are in no order with the one that says PUBLISHED */
+}
 #else
+static int has_wide_copies(void) { return 0; }
+static int prefers_wide_copies(void) { return 0; }
+#define copy_wide memcpy
 #define copy_past_caches memcpy
-#define CAN_GO_PAST_CACHES 0
 #endif
+
+/* Copies bytes that do not overlap. */
+static inline void copy_bytes(void *to, const void *from, size_t length) {
+    static int is_wide = -1;
+    if (length < WIDE_FROM) {
+        memcpy(to, from, length);
+        return;
+    }
+    if (is_wide < 0) is_wide = prefers_wide_copies();
+    if (is_wide) copy_wide(to, from, length);
+    else memcpy(to, from, length);
+}
 
 /* Whether elements of a format are nothing but their bytes: one letter of the struct module's. What has others (numpy's
    objects, records) is looked at in the plain way. */
@@ -321,7 +391,7 @@ static inline int no_buffer(void) {
 
 /* Fill *view* with the bytes of *data*; 0 where these are not one piece, in C order, of just as many, or the view is
    released. */
-static inline int fill_view(PyObject *view, PyObject *data) {
+static inline int fill_view(PyObject *view, PyObject *data, int is_past_caches) {
     Py_buffer from, to;
     if (PyObject_GetBuffer(data, &from, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) return no_buffer();
     /* An export of the view: who releases it meanwhile finds it in use, and so its slot. */
@@ -330,14 +400,17 @@ static inline int fill_view(PyObject *view, PyObject *data) {
         PyBuffer_Release(&from);
         return result;
     }
+    size_t length = (size_t)to.len;
     int fits = from.len == to.len && is_plain(from.format);
-    if (fits && from.len < MANY_BYTES) memmove(to.buf, from.buf, (size_t)from.len);
-    else if (fits) {
-        int overlap = (char *)from.buf < (char *)to.buf + to.len && (char *)to.buf < (char *)from.buf + from.len;
+    int overlap = (char *)from.buf < (char *)to.buf + length && (char *)to.buf < (char *)from.buf + length;
+    if (fits && length < MANY_BYTES) {
+        if (overlap) memmove(to.buf, from.buf, length);
+        else copy_bytes(to.buf, from.buf, length);
+    } else if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        if (overlap) memmove(to.buf, from.buf, (size_t)from.len);
-        else if (from.len >= PAST_CACHES && CAN_GO_PAST_CACHES) copy_past_caches(to.buf, from.buf, (size_t)from.len);
-        else memcpy(to.buf, from.buf, (size_t)from.len);
+        if (overlap) memmove(to.buf, from.buf, length);
+        else if (is_past_caches && has_wide_copies()) copy_past_caches(to.buf, from.buf, length);
+        else copy_bytes(to.buf, from.buf, length);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&to);

@@ -69,7 +69,7 @@ cdef extern from "Python.h":
     Py_ssize_t PyTuple_GET_SIZE(PyObject *)
     PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t)
     Py_ssize_t PyObject_Size(PyObject *) except -1
-    object PySequence_GetItem(PyObject *, Py_ssize_t)
+    int PySequence_DelItem(PyObject *, Py_ssize_t) except -1
     bint PyObject_IsTrue(PyObject *) except -1
     uint64_t PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
     PyTypeObject *Py_TYPE(PyObject *)
@@ -94,7 +94,9 @@ cdef extern from "slots.h":
     bint word_of(PyObject *, uint64_t *)
     bint read_word(PyObject *, Py_ssize_t, uint64_t *)
     ctypedef struct Method:
-        pass
+        PyTypeObject *type
+    bint is_a(PyObject *, object)
+    Py_ssize_t items_in(PyObject *, PyTypeObject *) except -1
     int find_method(Method *, object, str, bint) except -1
     object call(Method *, PyObject *, PyObject *)
     object guard_member(object, Py_ssize_t, const char *, object)
@@ -105,6 +107,7 @@ cdef extern from "slots.h":
     object view_of(PyObject *, Py_ssize_t)
     bint is_alone(PyObject *)
     void announce(void *)
+    void fetch(void *)
     uint64_t load(uint64_t *)
     void store(uint64_t *, uint64_t)
     void fence()
@@ -117,7 +120,8 @@ cdef extern from "slots.h":
     double nanoseconds()
     int bit_length(uint64_t)
     object take_trace()
-    int fill_view(PyObject *, object) except -1
+    void copy_bytes(void *, const void *, Py_ssize_t)
+    int fill_view(PyObject *, object, bint) except -1
     void signal_eventfd(int)
     void give_buffers(object, int (*)(PyObject *, Py_buffer *, int) noexcept)
 
@@ -140,6 +144,10 @@ cdef Py_ssize_t MOST_RECENT = _MOST_RECENT
 cdef double LONG_PAUSE = _SOON
 cdef object NO_FORK = -1
 cdef object ADAPTIVE = Strategy.ADAPTIVE
+
+#: What is as large goes past the caches when it is written; and what is smaller, where readers are so many bytes
+#: behind (docs/compiled.md says how that was measured).
+cdef uint64_t PAST_CACHES = 8 << 20, PAST_CACHES_BEHIND = 4 << 20, FAR_BEHIND = 24 << 20
 
 #: The page that a fork wipes: it stays where it is, in a child too, and when the interpreter ends, as arrays do then.
 cdef object the_page = HERE
@@ -179,6 +187,7 @@ cdef Py_ssize_t NOTED = member(DeferredReleases, "_noted"), PAUSE = member(Defer
 cdef Py_ssize_t LENT = member(DeferredReleases, "_lent")
 
 cdef Py_ssize_t READY = member(Magazine, "ready"), PUBLICATIONS = member(Magazine, "published")
+cdef Py_ssize_t TURNS = member(Magazine, "turns"), MAGAZINE_SIZE = member(Magazine, "size")
 
 cdef Py_ssize_t SLOT_SESSION = member(Slot, "session"), SLOT_BASE = member(Slot, "base"), SLOT_WORD = member(Slot, "word")
 cdef Py_ssize_t SLOT_EXTENT_WORD = member(Slot, "extent_word"), SLOT_TAIL = member(Slot, "tail")
@@ -214,10 +223,6 @@ part_with_slot, release_interrupted = LiveLease._part_with_slot, LiveBuffer._rel
 plain_release_to_views, plain_get, await_readers = LiveBuffer.release_to_views, ObjectVerbs.get, LiveLease._await_readers
 
 
-cdef inline bint is_a(PyObject *one, type cls):
-    return one != NULL and PyObject_TypeCheck(<object>one, <PyTypeObject *>cls)
-
-
 cdef inline bint is_row(uint64_t word, uint64_t count):
     """Whether the words of a row that begins there are among so many."""
     return count >= ROW_WORDS and word <= count - ROW_WORDS
@@ -239,7 +244,7 @@ cdef inline PyObject *living_session(PyObject *holder, Py_ssize_t offset):
 # --- lease --------------------------------------------------------------------------------------------------
 
 def lease(self, nbytes, *, strategy=ADAPTIVE, timeout=None):
-    if timeout is None and strategy is ADAPTIVE and PyLong_CheckExact(nbytes) and isinstance(self, BasePool):
+    if timeout is None and strategy is ADAPTIVE and PyLong_CheckExact(nbytes) and is_a(<PyObject *>self, BasePool):
         made = _lease(<PyObject *>self, nbytes)
         if made is not None:
             return made
@@ -328,24 +333,24 @@ cdef object _lease(PyObject *pool, object nbytes):
     switch_class(<PyObject *>made, <PyObject *>LiveLease)
     if is_timed:
         _note_time(words + latencies, nanoseconds() - started)
+    _announce_next(magazine, words, count)
     return made
 
 
 cdef inline bint _announce_next(PyObject *magazine, uint64_t *words, uint64_t count) except -1:
-    """What the next lease will write first is in the caches of who has read it: its row, and its first bytes."""
+    """What the next lease will write first, if it is there, is in the caches of who has read it: its row, and its first
+    bytes."""
     cdef PyObject *ready = get_member(magazine, READY)
-    cdef PyObject *slot
     cdef PyObject *window
     cdef uint64_t word, address
-    cdef Py_ssize_t size = PyObject_Size(ready)
-    cdef object next_slot
+    cdef Py_ssize_t size = items_in(ready, pop.type)
+    cdef object slot
     if size > 0:
-        next_slot = PySequence_GetItem(ready, size - 1)
-        slot = <PyObject *>next_slot
-        if is_a(slot, Slot) and read_word(slot, SLOT_WORD, &word) and word + ROW_WORDS <= count:
+        slot = (<object>ready)[size - 1]
+        if is_a(<PyObject *>slot, Slot) and read_word(<PyObject *>slot, SLOT_WORD, &word) and is_row(word, count):
             announce(words + word)
-            window = get_member(slot, SLOT_WINDOW)
-            if window != NULL and window != NONE and read_word(window, WINDOW_ADDRESS, &address):
+            window = get_member(<PyObject *>slot, SLOT_WINDOW)
+            if is_a(window, Window) and read_word(window, WINDOW_ADDRESS, &address):
                 announce(<void *>address)
     return True
 
@@ -367,10 +372,15 @@ cdef object _take_slot(PyObject *magazine, uint64_t *words, uint64_t count):
     cdef uint64_t first, last, done, base
     cdef Py_ssize_t left
     cdef object next_base, candidate, oldest
-    if PyObject_Size(ready) > 0:
+    cdef uint64_t turns
+    if items_in(ready, pop.type) > 0:
         return call(&pop, ready, NULL)
+    if read_word(magazine, TURNS, &turns) and turns < <uint64_t>items_in(published, pop.type):
+        oldest = _take_newest(magazine, words, count, turns)
+        if oldest is not None:
+            return oldest
     oldest = None
-    left = min(PyObject_Size(published), REAP_SCAN)
+    left = min(items_in(published, pop.type), REAP_SCAN)
     while left > 0:
         left -= 1
         candidate = (<object>published)[0]
@@ -396,6 +406,36 @@ cdef object _take_slot(PyObject *magazine, uint64_t *words, uint64_t count):
     return oldest
 
 
+cdef object _take_newest(PyObject *magazine, uint64_t *words, uint64_t count, uint64_t left):
+    """As `Magazine._reap_newest`; that one's where a publication has many readers."""
+    cdef PyObject *ready = get_member(magazine, READY)
+    cdef PyObject *published = get_member(magazine, PUBLICATIONS)
+    cdef PyObject *slot
+    cdef uint64_t first, last, done, base
+    cdef Py_ssize_t at = items_in(published, pop.type), least = max(0, at - REAP_SCAN)
+    cdef object next_base, candidate, oldest = None
+    while at > least and left:
+        at -= 1
+        candidate = (<object>published)[at]
+        slot = <PyObject *>candidate
+        if not (
+            is_a(slot, Slot) and read_word(slot, SLOT_FIRST_CELL, &first) and read_word(slot, SLOT_LAST_CELL, &last)
+            and read_word(slot, SLOT_DONE, &done) and read_word(slot, SLOT_BASE, &base)
+            and first == last and last < count and base + ONE_GENERATION <= LAST_BASE
+        ):
+            return oldest if oldest is not None else (<object>magazine).reap()
+        if load(words + first) != done:
+            continue
+        next_base = base + ONE_GENERATION
+        PySequence_DelItem(published, at)
+        set_member(slot, SLOT_BASE, <PyObject *>next_base)
+        if oldest is not None:
+            call(&append, ready, <PyObject *>oldest)
+        oldest = candidate
+        left -= 1
+    return oldest
+
+
 # --- write ----------------------------------------------------------------------------------------------------
 
 def write(self, data):
@@ -405,9 +445,40 @@ def write(self, data):
         view = get_member(lease, LEASE_VIEW)
         if view != NULL:
             held = <object>view
-            if fill_view(view, data):
+            if fill_view(view, data, _goes_past_caches(lease)):
                 return
     plain_write(self, data)
+
+
+cdef bint _goes_past_caches(PyObject *lease) except -1:
+    """Whether what is written there goes past the caches: they would not hold it until it is read."""
+    cdef PyObject *slot = get_member(lease, LEASE_SLOT)
+    cdef PyObject *magazine = get_member(slot, SLOT_MAGAZINE) if is_a(slot, Slot) else NULL
+    cdef PyObject *session = get_member(slot, SLOT_SESSION) if magazine != NULL else NULL
+    cdef PyObject *published
+    cdef PyObject *other
+    cdef uint64_t *words
+    cdef uint64_t count, nbytes, size, cell, done
+    cdef Py_ssize_t back
+    cdef object held
+    if not read_word(lease, LEASE_NBYTES, &nbytes) or nbytes < PAST_CACHES_BEHIND:
+        return False
+    if nbytes >= PAST_CACHES:
+        return True
+    if not (
+        session != NULL and is_a(session, Mapping) and is_a(magazine, Magazine) and read_word(magazine, MAGAZINE_SIZE, &size)
+        and size and words_of(get_member(session, WORDS), &words, &count)
+    ):
+        return False
+    published = get_member(magazine, PUBLICATIONS)
+    back = items_in(published, pop.type) - <Py_ssize_t>(FAR_BEHIND // size)
+    if back < 0:
+        return False
+    held = (<object>published)[back]
+    other = <PyObject *>held
+    return is_a(other, Slot) and read_word(other, SLOT_LAST_CELL, &cell) and read_word(other, SLOT_DONE, &done) and (
+        cell < count and load(words + cell) != done
+    )
 
 
 # --- publish, and the release of a lease ----------------------------------------------------------------------
@@ -544,7 +615,7 @@ include "lent.pxi"
 # --- open, and the release of a buffer ------------------------------------------------------------------------
 
 def open(self, handle, *, writable=False):
-    if not writable and isinstance(self, BasePool):
+    if not writable and is_a(<PyObject *>self, BasePool):
         buffer = _open(<PyObject *>self, handle, False)
         if buffer is not None:
             return buffer
@@ -574,7 +645,7 @@ cdef object _open(PyObject *pool, object handle, bint is_lent):
     session = living_session(pool, POOL_SESSION)
     if session == NULL or not is_true(session, IS_WATCHED):
         return None
-    if PyObject_Size(get_member(session, LEFT)):
+    if items_in(get_member(session, LEFT), pop.type):
         table = _deferred_of(session)
         if table == NULL:
             return None
@@ -600,6 +671,9 @@ cdef object _open(PyObject *pool, object handle, bint is_lent):
         and read_word(record, RECORD_SHAPE, &shape) and is_row(word, count) and is_cell(cell, word)
     ):
         return None
+    announce(words + word)
+    if is_a(window, Window) and read_word(window, WINDOW_ADDRESS, &at):
+        fetch(<void *>at)
     seen = <object>window
     if PyObject_Size(window) < <Py_ssize_t>(tail & MAX_NBYTES):  # it maps another shape
         return None

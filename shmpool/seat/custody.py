@@ -304,9 +304,7 @@ class Custody(Keeper, Reader):
             self._tell_untold()
         for magazine in self.all_magazines:
             magazine.newest = None  # it would keep a lost slot known
-            slot = magazine.reap(len(magazine.published))
-            if slot is not None:
-                magazine.ready.append(slot)
+            magazine.reap_all()
             slots = magazine.idle(everything=everything)
             magazine.batch = 1
             if slots:

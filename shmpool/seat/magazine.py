@@ -2,8 +2,9 @@
 
 A slot that was published comes back by reaping: its cells say DONE. Of those the oldest is
 leased first: the newest is still in its reader's cache, on another core, which costs the next
-writer more than fetching the oldest from the cache that they share (a fifth of the speed at
-128 and 256 KiB). What was released unpublished is in our own cache and is leased first of all.
+writer more than fetching the oldest from the cache that they share (64 KiB: four times as much). But no
+more of them take turns than that cache holds: who has more leaves the oldest where they are. What was
+released unpublished is in our own cache and is leased first of all.
 The deques are used without a lock: append and pop are atomic under the GIL, and a slot
 that is in none of them belongs to the one thread that took it out.
 """
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
             """Settle all that nothing looks at any more."""
 
 
+#: Bytes of done publications that take turns: more than one core's own cache holds, so that they have left it when
+#: their turn comes, and less than the cores' shared one.
+TURNS_BYTES: Final = 4 << 20
 #: Publications looked at in one reap, when none of them is done.
 REAP_SCAN: Final = 64
 #: Slots that a recall leaves besides as many as are out with readers, if they were used lately.
@@ -185,14 +189,17 @@ class Magazine:
     """
 
     __slots__ = (
-        "batch", "chunks", "newest", "published", "ready", "resting", "session", "size", "tier", "words",
+        "batch", "chunks", "newest", "published", "ready", "resting", "session", "size", "tier", "turns", "words",
     )  # fmt: skip
 
-    def __init__(self, session: Keeper, tier: Tier, chunks: int) -> None:
+    def __init__(self, session: Keeper, tier: Tier, chunks: int, size: int | None = None) -> None:
+        """*size*: of its slots, where it is not the tier's."""
         self.session = session
         self.tier = tier
         self.chunks = chunks
-        self.size = tier.size * chunks
+        self.size = tier.size * chunks if size is None else size
+        #: How many slots take turns, where more are done.
+        self.turns = max(1, TURNS_BYTES // self.size)
         self.words = session.words
         self.ready: deque[Slot] = deque()
         self.published: deque[Slot] = deque()
@@ -206,8 +213,20 @@ class Magazine:
         """Move done publications to *ready*; returns the oldest of them, leased out of it.
 
         Looks at the oldest first and stops at the first that is not done once one was; one
-        slow reader at the front holds nobody up.
+        slow reader at the front holds nobody up. Where there are more than take turns it looks at the newest
+        first, and leaves the others where they are once it has so many.
         """
+        if self.turns < len(self.published) and (slot := self._reap_newest(scan)) is not None:
+            return slot
+        return self._reap_oldest(scan)
+
+    def reap_all(self) -> None:
+        """Move done publications to *ready*, however many take turns."""
+        slot = self._reap_oldest(len(self.published))
+        if slot is not None:
+            self.ready.append(slot)
+
+    def _reap_oldest(self, scan: int) -> Slot | None:
         words, published, ready = self.words, self.published, self.ready
         oldest, left = None, len(published)
         if left > scan:
@@ -233,6 +252,28 @@ class Magazine:
                 published.append(slot)
         return oldest
 
+    def _reap_newest(self, scan: int) -> Slot | None:
+        words, published = self.words, self.published
+        oldest, left = None, self.turns
+        for slot in list(published)[: -scan - 1 : -1]:
+            if not slot.is_done(words):
+                continue
+            try:
+                published.remove(slot)
+            except ValueError:  # another thread took it
+                continue
+            slot.base += ONE_GENERATION
+            if slot.base > LAST_BASE:
+                self.session.return_to_broker([slot])
+                continue
+            if oldest is not None:
+                self.ready.append(oldest)
+            oldest = slot
+            left -= 1
+            if not left:
+                break
+        return oldest
+
     def pop(self) -> Slot | None:
         """The ready slot that is to be leased next."""
         try:
@@ -253,7 +294,7 @@ class Magazine:
         return batch
 
     def reap_rested(self) -> None:
-        """Reap, if nothing was published since the last call: who publishes reaps himself."""
+        """Reap all, if nothing was published since the last call: who publishes reaps himself."""
         try:
             slot = self.published[-1] if self.published else None
         except IndexError:  # another thread took it
@@ -261,8 +302,8 @@ class Magazine:
         if slot is None:
             return
         newest, self.newest = self.newest, (slot, slot.base)
-        if newest == self.newest and (done := self.reap(len(self.published))):
-            self.ready.append(done)
+        if newest == self.newest:
+            self.reap_all()
 
     def rested(self) -> list[Slot]:
         """Half of the slots that nobody used since the last call, the coldest first, taken

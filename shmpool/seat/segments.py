@@ -45,8 +45,7 @@ class Shelf(Magazine):
     __slots__ = ("bases",)
 
     def __init__(self, session: Keeper, tier: Tier, size: int) -> None:
-        super().__init__(session, tier, 1)
-        self.size = size
+        super().__init__(session, tier, 1, size)
         #: What was used here, at the last look: the newest generation of each row, added up.
         self.bases = 0
 
@@ -169,8 +168,7 @@ class Segments:
         self._next_look = now + LIFETIME
         unused: list[Slot] = []
         for shelf in self.in_use:
-            if (done := shelf.reap(len(shelf.published))) is not None:
-                shelf.ready.append(done)
+            shelf.reap_all()
             unused += _unused(shelf)
         if self._is_used():
             self._used_at = max(self._used_at, now - LIFETIME)  # since the look before, or later

@@ -15,14 +15,15 @@ FIRST_SLEEP: Final = 0.002
 LONGEST_SLEEP: Final = 0.05
 
 
-_may_spin = len(os.sched_getaffinity(0)) > 1
+#: Whether there is a core for the peer. Where this process may run does not say: who is pinned to one has a peer that
+#: is pinned to another, most likely; and if both have the same one, each look lets the other run.
+_MAY_SPIN: Final = (os.cpu_count() or 1) > 1
 
 
 def spin(words: memoryview[int], at: int, seen: int) -> bool:
     """Look again and again for a moment whether words[at] is another than was *seen*, where there is a core
     for that; lets others run. Whether it is."""
-    global _may_spin
-    if _may_spin:
+    if _MAY_SPIN:
         until = time.monotonic() + SPIN
         while words[at] == seen:
             os.sched_yield()
@@ -30,7 +31,6 @@ def spin(words: memoryview[int], at: int, seen: int) -> bool:
                 break
         else:
             return True
-    _may_spin = len(os.sched_getaffinity(0)) > 1  # it may have changed, and we have time
     return words[at] != seen
 
 
@@ -42,7 +42,7 @@ class Patience:
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
         now = time.monotonic()
-        self._spins_until = now + SPIN if len(os.sched_getaffinity(0)) > 1 else now
+        self._spins_until = now + SPIN if _MAY_SPIN else now
         self._pause = FIRST_SLEEP
 
     @property

@@ -156,3 +156,15 @@ def test_a_view_that_outlives_its_pool_keeps_its_bytes_over_restarts(
             lease.release()
         del array
         eventually(lambda: len(other.stats().clients) == 1, "the seat's end")
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="there is no core for a peer")
+def test_who_is_pinned_to_a_core_waits_like_any_other() -> None:
+    """Its peer is on another: one that sleeps at once costs each put a wake-up."""
+    told = run_script("""
+import os, time
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from shmpool.system.patience import Patience
+print(Patience(time.monotonic() + 60).spins)
+""")
+    assert told.stdout.split() == ["True"], told.stderr

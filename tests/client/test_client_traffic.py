@@ -186,3 +186,24 @@ def test_of_slots_whose_readers_are_done_the_oldest_is_leased_first(start: Start
         assert [handle.row for handle in again] == [handle.row for handle in handles]
         for handle in again:
             pool.discard(handle)
+
+
+@pytest.mark.parametrize("nbytes", [512 * KIB, MIB - 1])
+def test_no_more_take_turns_than_the_caches_hold(start: Start, nbytes: int) -> None:
+    """However many there are: the next object lies where one of the last ones lay, as soon as it is read."""
+    with start(memory_limit="64MiB", magazine_idle="1h").connect() as pool:
+        handles = [lease.publish() for lease in [pool.lease(nbytes) for _ in range(20)]]
+        slow = pool.open(handles.pop())
+        for handle in handles:
+            pool.open(handle).release()
+        places = set()
+        for _ in range(60):
+            handle = pool.lease(nbytes).publish()
+            pool.open(handle).release()
+            places.add(bytes(handle)[16:])  # its row, and the length
+        assert 2 <= len(places) <= 4 * MIB // nbytes
+        slow.release()
+        before = pool.stats().pool_misses
+        for lease in [pool.lease(nbytes) for _ in range(20)]:
+            lease.release()
+        assert pool.stats().pool_misses == before, "the others are still there"

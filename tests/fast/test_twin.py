@@ -339,3 +339,48 @@ def _say(racer: subprocess.Popen[bytes], what: bytes) -> None:
     rest = memoryview(what)
     while rest:  # its pipe is not buffered here
         rest = rest[racer.stdin.write(rest) :]
+
+
+@pytest.mark.parametrize("off", [0, 16, 48, 4080])
+def test_what_is_written_is_what_was_given_wherever_it_lies(off: int) -> None:
+    """Each way of copying, at its borders; and nothing is stored behind the end."""
+    sizes = [
+        2047,
+        2048,
+        2111,
+        4000,
+        65_471,
+        65_472,
+        65_536,
+        131_000,
+        (1 << 20) - 64,
+        1 << 20,
+        (8 << 20) - 1,
+        (8 << 20) + 77,
+    ]
+    source = memoryview(bytearray(os.urandom(sizes[-1] + 4096)))
+    with shmpool.Broker(memory_limit="128MiB", very_large_object_threshold="64MiB") as broker, broker.connect() as pool:
+        for nbytes in sizes:
+            part, behind = source[off : off + nbytes], b"\x55" * 64
+            with pool.lease(nbytes + 64) as lease:  # of as many pages, so the slot that is leased next
+                lease.view[nbytes:] = behind
+            with pool.lease(nbytes) as lease:
+                lease.write(part)
+                assert lease.view == part
+            with pool.lease(nbytes + 64) as lease:
+                assert lease.view[nbytes:] == behind
+
+
+def test_what_readers_are_far_behind_with_is_written_as_it_is() -> None:
+    """Past the caches, from 24 MiB on that nobody has read."""
+    nbytes = 4 << 20
+    content = [os.urandom(nbytes) for _ in range(3)]
+    with shmpool.Broker(memory_limit="128MiB", very_large_object_threshold="64MiB") as broker, broker.connect() as pool:
+        handles = []
+        for number in range(9):
+            with pool.lease(nbytes) as lease:
+                lease.write(content[number % 3])
+                handles.append(lease.publish())
+        for number, handle in enumerate(handles):
+            with pool.open(handle) as buffer:
+                assert buffer.view == content[number % 3]

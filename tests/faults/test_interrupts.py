@@ -191,15 +191,24 @@ def test_interrupted_queue_doubles_nothing_and_serves_others(
 class WhereItIsLookedAt(Interrupter):
     """Only where publications are taken up to be looked at or handed over."""
 
-    PLACES = ("Magazine.reap", "Custody.close_magazines", "DeferredReleases.look_at_partings")
+    PLACES = (
+        "Magazine._reap_oldest",
+        "Magazine._reap_newest",
+        "Custody.close_magazines",
+        "DeferredReleases.look_at_partings",
+    )
 
     def _come_to(self, frame: FrameType, where: str) -> None:
         if frame.f_code.co_qualname in self.PLACES:
             super()._come_to(frame, where)
 
 
-def test_interrupted_look_at_publications_takes_none_from_its_reader(broker: Daemon) -> None:
+@pytest.mark.parametrize("turns", [4 << 20, 1])
+def test_interrupted_look_at_publications_takes_none_from_its_reader(
+    broker: Daemon, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
     """What an exception took out of a magazine had its handles delivered: it is not given back."""
+    monkeypatch.setattr("shmpool.seat.magazine.TURNS_BYTES", turns)
 
     def act(interrupter: Interrupter, end: Callable[[shmpool.Pool], object]) -> None:
         with shmpool.connect(broker.address) as other:
