@@ -117,9 +117,11 @@ def interleave(
     first = next(turns)
     objects = {name: _warm_up(run, seconds, least) for name, run in contestants.items()}
     series = {name: Series() for name in contestants}
+    turn = list(contestants.items())
     for _ in chain((first,), turns):
-        for name, run in contestants.items():
+        for name, run in turn:
             series[name].add(run(objects[name]), objects[name])
+        turn.reverse()  # what comes before one comes behind it in the next round
     return series
 
 

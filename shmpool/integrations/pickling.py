@@ -39,7 +39,7 @@ from ..protocol.sizing import MIB, format_bytes
 from ..system.memory import shm_space
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 #: Seconds that an array may wait in a pipe: longer than tasks do, since memory that is lost costs speed only.
 TTL: Final = 3600.0
@@ -113,9 +113,11 @@ class Installation:
             return None
         self.passed += 1
         self.passed_bytes += nbytes
-        pending: list[Handle] | None = getattr(_pickling, "handles", None)
-        if pending is not None:
+        pending = _pickling.handles
+        if pending:
             pending.append(handle)
+        elif pending is not None:
+            _pickling.handles = [handle]
         return handle
 
     def _fall_back(self, reason: str, error: Exception) -> None:
@@ -124,7 +126,7 @@ class Installation:
             # Its text: a handler may keep the record, and with an error the frames of who pickles.
             log().warning("objects are pickled as without shmpool.install(), for now: %s", str(error))
 
-    def discard(self, handles: list[Handle]) -> None:
+    def discard(self, handles: Iterable[Handle]) -> None:
         """Take back what will not be sent."""
         for handle in handles:
             with suppress(ShmpoolError):
@@ -139,8 +141,15 @@ class Installation:
 
 #: The installation of this process; a forked child has its parent's.
 _present: Installation | None = None
-#: What the pickle that this thread is just making has put into the pool.
-_pickling = threading.local()
+
+
+class _Pickling(threading.local):
+    """What the pickle that this thread is just making has put into the pool; None between pickles."""
+
+    handles: list[Handle] | tuple[()] | None = None
+
+
+_pickling: Final = _Pickling()
 
 
 def install(
@@ -248,30 +257,39 @@ def _register(cls: type, reducer: Callable[[Any], Any]) -> None:
 
 def _register_loaded() -> dict[type, Any]:
     """Register the types of the modules that have been imported since; returns what is new."""
+    global _looked_at
     new: dict[type, Any] = {}
+    seen, is_whole = len(sys.modules), True
     for name in tuple(_to_register):
         module = sys.modules.get(name)
-        # One that is just being imported has not all of them.
-        if module is not None and not getattr(getattr(module, "__spec__", None), "_initializing", False):
-            types = _to_register.pop(name, None)
-            new |= types(module) if types else {}
+        if module is None:
+            continue
+        if getattr(getattr(module, "__spec__", None), "_initializing", False):  # it has not all of them yet
+            is_whole = False
+            continue
+        types = _to_register.pop(name, None)
+        new |= types(module) if types else {}
     for cls, reducer in new.items():
         _register(cls, reducer)
+    _looked_at = seen if is_whole else 0
     return new
 
 
-def _dump(pickler: ForkingPickler, obj: Any) -> None:
-    """`ForkingPickler.dump`: one that fails takes back what it had put into the pool."""
-    if _to_register:
+#: So many modules there were when each that is loaded had been looked at.
+_looked_at = 0
+
+
+def _dump(pickler: ForkingPickler, obj: Any, dump: Any = pickle.Pickler.dump, modules: Any = sys.modules) -> None:
+    """`ForkingPickler.dump`: one that fails takes back what it had put into the pool. What is pickled is mostly small,
+    so this takes little."""
+    if len(modules) != _looked_at and _to_register:
         pickler.dispatch_table.update(_register_loaded())  # a copy that it made before  # type: ignore[attr-defined]
-    outer = getattr(_pickling, "handles", None)
-    handles: list[Handle] = []
-    _pickling.handles = handles
+    outer, _pickling.handles = _pickling.handles, ()
     try:
-        pickle.Pickler.dump(pickler, obj)
+        dump(pickler, obj)
     except BaseException:
-        if handles and (installation := _present) is not None:
-            installation.discard(handles)
+        if _pickling.handles and (installation := _present) is not None:
+            installation.discard(_pickling.handles)
         raise
     finally:
         _pickling.handles = outer
