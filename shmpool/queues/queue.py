@@ -271,7 +271,7 @@ class Queue:
         return found
 
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Any]:
-        """Take up to *n* objects, what is there, at least one. Raises like `get`."""
+        """Take up to *n* objects of what is there, at least one, and no more than 64 at a time. Raises like `get`."""
         if type(n) is not int or n < 1:
             raise ValueError(f"n is a whole number from 1 on, not {n!r}")
         one = self._here()
