@@ -26,8 +26,9 @@ from ..seat.windows import (
     keep_readable,
 )
 from ..system.heirs import Evidence
-from ..system.here import COPIED, FORKING, FORKS, GUARDED, HERE, NOTED, OURS, UNSHARED, WORKING
+from ..system.here import COPIED, FORKING, FORKS, GUARDED, HELPERS, HERE, NOTED, OURS, UNSHARED, WORKING
 from .closing import sessions
+from .counted import COUNTS, before_fork
 from .lifetime import pools
 
 TYPE_CHECKING = False
@@ -57,6 +58,8 @@ def _before() -> None:
     HERE[UNSHARED] = HERE[COPIED] = HERE[NOTED] = 0
     if HERE[WORKING] or not HERE[GUARDED]:
         _make_ready()
+    if COUNTS:
+        before_fork()
 
 
 def _make_ready() -> None:
@@ -113,7 +116,7 @@ def _after_in_child() -> None:
         sessions.discard(session)
     guards.abandon_all()
     _stopped.clear()
-    HERE[FORKING] = HERE[WORKING] = 0
+    HERE[FORKING] = HERE[WORKING] = HERE[HELPERS] = 0
     HERE[UNSHARED] = HERE[COPIED] = HERE[NOTED] = HERE[GUARDED] = 1
     HERE[OURS] = 1  # last: it says that all this is done
 

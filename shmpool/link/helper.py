@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 import threading
 import time
 
 from ..log import log
 from ..system.descriptors import drain
-from ..system.here import FORKING, HERE, WORKING
+from ..system.here import FORKING, HELPERS, HERE, WORKING
 from .connection import Interruption
 from .hello import jitter
 from .link import Link
@@ -74,9 +73,6 @@ FIRST_PATIENCE: Final = 2.0
 LONGEST_PATIENCE: Final = 64.0
 #: Seconds that a thread which has ended is given to leave the kernel's list.
 _LONGEST_EXIT: Final = 1.0
-#: From 3.12 on a fork beside other threads is warned of. In 3.12 they are counted while the helper is stopped;
-#: later, after it was started again.
-_IS_COUNTED: Final = sys.version_info[:2] == (3, 12)
 #: Seconds from look to look whether the helper has come to rest.
 _COMING_TO_REST: Final = 0.0002
 #: A finalizer or a handler that forks in the middle of what its thread has a lock for waits for the helper so long: it
@@ -137,7 +133,7 @@ class Helper:
         """Before a fork: wait until the thread does nothing, and will not before the fork is over. It waits
         for no broker, so neither does this. False where it has to be stopped."""
         thread, link = self.thread, self._seat.link
-        if _IS_COUNTED or thread is threading.current_thread() or not thread or not thread.is_alive():
+        if thread is threading.current_thread() or not thread or not thread.is_alive():
             return False
         if thread.native_id == threading.get_native_id():
             return False  # under gevent
@@ -177,12 +173,15 @@ class Helper:
 
     def _run(self) -> None:
         HERE[WORKING] += 1
-        # One that a fork has to stop (`rest`) is never seen to rest.
-        self._seat.link.tells_rests = not _IS_COUNTED and threading.get_native_id() != self._started_by
+        # One that a fork has to stop (`rest`), under gevent, is never seen to rest, and no thread of the kernel's.
+        is_thread = threading.get_native_id() != self._started_by
+        self._seat.link.tells_rests = is_thread
+        HERE[HELPERS] += is_thread
         try:
             self._go_on()
         finally:
             HERE[WORKING] -= 1
+            HERE[HELPERS] -= is_thread
 
     def _go_on(self) -> None:
         failures, seat = 0, self._seat

@@ -13,11 +13,11 @@ from shmpool.life import forks
 from shmpool.seat import guards
 from shmpool.seat.session import Session
 from shmpool.system import heirs
-from shmpool.system.here import COPIED, FORKING, FORKS, GUARDED, HERE, NOTED, OURS, UNSHARED, WORKING
+from shmpool.system.here import COPIED, FORKING, FORKS, GUARDED, HELPERS, HERE, NOTED, OURS, UNSHARED, WORKING
 
 from .machines import Context
 
-WORDS = max(OURS, UNSHARED, COPIED, NOTED, FORKING, GUARDED, WORKING, FORKS) + 1
+WORDS = max(OURS, UNSHARED, COPIED, NOTED, FORKING, GUARDED, WORKING, FORKS, HELPERS) + 1
 
 
 class Page:
