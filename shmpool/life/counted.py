@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from typing import Any, Final
 
 from ..system.here import HELPERS, HERE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 #: Whether this CPython counts threads.
 COUNTS: Final = sys.version_info >= (3, 12)
