@@ -31,6 +31,7 @@ from client_helpers import (
     pattern,
     run_script,
 )
+from corners import sizes
 
 import shmpool
 from shmpool import Handle, LeaseReleased
@@ -182,7 +183,7 @@ def test_forks_while_the_pool_works(connect: Connect, forks: int) -> None:
     eventually(lambda: len(pool.stats().clients) == 2)
 
 
-@pytest.mark.parametrize("forks", [5, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("forks", sizes(5, 50, 200))
 def test_pools_that_come_and_go_beside_forks_leave_no_seat(
     start: Start, monkeypatch: pytest.MonkeyPatch, forks: int
 ) -> None:

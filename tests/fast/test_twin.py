@@ -14,6 +14,7 @@ from typing import Literal
 
 import pytest
 import twins
+from corners import sizes
 from patience import eventually
 
 import shmpool
@@ -53,8 +54,10 @@ def test_every_word_of_the_ledger_is_the_same(settings: dict[str, bool | str]) -
     _walk_twice(1, 600, settings)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("seed", range(2, 30))
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(seed, marks=pytest.mark.long if seed < 10 else pytest.mark.exhaustive) for seed in range(2, 30)],
+)
 def test_every_word_of_the_ledger_is_the_same_for_many_walks(seed: int) -> None:
     _walk_twice(seed, 4000, {"tickets": "cas"} if seed % 2 else {})
 
@@ -95,7 +98,7 @@ with shmpool.connect(sys.argv[1]) as pool:
 
 
 @pytest.mark.parametrize("way", ["locks", "cas"])
-@pytest.mark.parametrize("rounds", [1, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", sizes(1, 25, 100))
 def test_each_ticket_is_opened_once_by_installations_that_race(rounds: int, way: Literal["locks", "cas"]) -> None:
     """All have all handles, and go through them in the same order."""
     kinds, won = RACERS[way], Counter[str]()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import shmpool
+from shmpool.protocol.figures import DEFERRED
 
 SIZES = (0, 1, 100, 4096, 4097, 20_000, 32 * 1024, 100_000, 256 * 1024 - 1, 256 * 1024, 300_000, 700_000)
 
@@ -35,8 +36,9 @@ def walk(seed: int, steps: int, **settings: Any) -> list[str]:
         rows = session.tiers[-1].base * 16  # but for direct segments, whose custody passes at the broker's leisure
         # A digest that takes less than a millisecond: the words' sum, each times its own odd number.
         weights = np.random.default_rng(0).integers(0, 1 << 63, rows, dtype=np.uint64) << 1 | 1
+        aside = 0  # releases that the helper found while a view was left, or was too late for
         for _ in range(steps):
-            what = chance.choice(STEPS)
+            what, deferred = chance.choice(STEPS), session.words[session.counters + DEFERRED]
             try:
                 outcome = what(chance, pool, leases, handles, buffers, views)
             except Exception as error:
@@ -44,6 +46,9 @@ def walk(seed: int, steps: int, **settings: Any) -> list[str]:
             session.deferred.look_at_all()  # what the helper may do at any time is done
             words = int(np.dot(np.asarray(session.words[:rows]), weights))
             counters = session.words[session.counters : session.counters + 16].tolist()
+            if what is leave:
+                aside += counters[DEFERRED] - deferred
+            counters[DEFERRED] -= aside
             told.append(f"{what.__name__} {outcome} {words:x} {counters}")
         views.clear()
         for ended in (*buffers, *leases):

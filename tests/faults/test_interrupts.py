@@ -693,12 +693,17 @@ print("end", failed > 0)
 """
 
 
-@at_places
-@pytest.mark.parametrize("kind", KINDS)
-def test_memory_that_is_refused_loses_nothing(broker: Daemon, kind: str, many: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [
+        *((kind, 37) for kind in KINDS),
+        *(pytest.param(kind, 1, marks=pytest.mark.long) for kind in ("pooled", "chunked")),
+        pytest.param("direct", 7, marks=pytest.mark.long), pytest.param("direct", 1, marks=pytest.mark.exhaustive),
+    ],
+)  # fmt: skip
+def test_memory_that_is_refused_loses_nothing(broker: Daemon, kind: str, step: int) -> None:
     """At each allocation in turn, where the interpreter can be told to."""
     pytest.importorskip("_testcapi")
-    step = 1 if many else 37
     first = str(random.randint(0, step))
     command = [sys.executable, "-c", NO_MEMORY, broker.address, str(KINDS[kind]), first, str(step)]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=900)

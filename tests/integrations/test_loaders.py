@@ -85,7 +85,7 @@ class TestTorch:
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="needs a /dev/shm of its own")
     @pytest.mark.parametrize(
-        "batches", [pytest.param(60, marks=pytest.mark.long), pytest.param(500, marks=pytest.mark.exhaustive)]
+        "batches", [pytest.param(30, marks=pytest.mark.long), pytest.param(500, marks=pytest.mark.exhaustive)]
     )
     def test_batches_of_each_size_arrive_where_there_is_little(self, tmp_path: Path, batches: int) -> None:
         """256 descriptors, 64 MiB of /dev/shm: they wait in line for room."""

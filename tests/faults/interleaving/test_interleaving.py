@@ -3,7 +3,7 @@
 Covered: see the package. `pytest -s` shows the states and the speed of each exploration. The default
 setting explores the smaller scenarios whole, walks through the others at random, and looks for each
 mutant in one memory model; the long one goes as far as `MANY` states of each scenario in both, which is all of
-most under sequential consistency, and looks for each mutant in both. ``-m exhaustive`` explores all of them whole,
+the smaller ones, and looks for each mutant in both. ``-m exhaustive`` explores all of them whole,
 three parties with faults too, and everybody at once up to a bound.
 """
 
@@ -41,7 +41,7 @@ BY_WALKS = {
 }  # fmt: skip
 MUTANT_WALK, WALKS = 2_000, 20
 #: States of each scenario in the long setting, and of everybody at once.
-MANY, WHOLE_STATES = 5_000, 3_000_000
+MANY, WHOLE_STATES = 3_000, 3_000_000
 
 
 def show(result: Result) -> None:
@@ -80,19 +80,24 @@ def test_no_interleaving_of_many_breaks_the_protocol(scenario: Scenario, mode: s
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_mutant_is_found(mutant: Mutant) -> None:
-    first = BY_WALKS.get(mutant.name)
-    bound, walks = (None, [0]) if first is None else (MUTANT_WALK, [(first + n) % WALKS for n in range(WALKS)])
     with mutant.make():
-        results = (look_through(mutant.scenario, mutant.modes[-1], bound, walk) for walk in walks)
-        assert any(result.violation is not None for result in results)
+        assert is_found(mutant, mutant.modes[-1])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_mutant_is_found_in_its_modes_alone(mutant: Mutant) -> None:
     with mutant.make():
-        found = {mode for mode in MODES if look_through(mutant.scenario, mode).violation is not None}
+        found = {mode for mode in MODES if is_found(mutant, mode)}
     assert found == set(mutant.modes)
+
+
+def is_found(mutant: Mutant, mode: str) -> bool:
+    """That it is found in a mode is shown by a walk, where one is short; that it is not by all interleavings."""
+    first = BY_WALKS.get(mutant.name) if mode in mutant.modes else None
+    bound, walks = (None, [0]) if first is None else (MUTANT_WALK, [(first + n) % WALKS for n in range(WALKS)])
+    results = (look_through(mutant.scenario, mode, bound, walk) for walk in walks)
+    return any(result.violation is not None for result in results)
 
 
 def test_a_story_leads_to_its_violation() -> None:

@@ -113,7 +113,7 @@ class Ledger:
         for row in rows:
             raw = snapshot(self._rows.words, row, row + 1)
             found = read(self._rows.words, raw, self._inventory.granted[row].tier, row, held_rows(raw))
-            kept = [self._known(one) for one in found]
+            kept = [self._known(one) if one.is_shared or one.tier.kind is TierKind.DIRECT else one for one in found]
             census.add(kept)
             for one in kept:
                 if one.is_shared:
