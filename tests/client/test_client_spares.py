@@ -8,6 +8,7 @@ import itertools
 import os
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Iterator
 from types import FrameType
@@ -15,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from client_helpers import MIB, Common, eventually, pattern
+from client_helpers import MIB, PATIENCE, Common, eventually, pattern
 
 import shmpool
 from shmpool.live_lease import LiveLease
 from shmpool.protocol.names import direct_name
 from shmpool.seat import segments
 from shmpool.stats import query
+from shmpoold.core.memory.spares import LIFETIME
 
 SETTINGS = {"memory_limit": "128MiB"}
 
@@ -137,26 +139,44 @@ def test_a_steady_producers_next_object_costs_no_message_and_no_map(pool: shmpoo
 def test_what_one_producer_is_done_with_serves_the_next_as_it_lies(
     plenty: Common, pool: shmpool.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Producers of one object each: the broker hands the segment on, and readers' maps stay."""
+    """Producers of one object each: the broker hands the segment on, and readers' maps stay. It does so where three
+    of them ask within a quarter of a second, which a busy machine may leave to the next six."""
     monkeypatch.setattr("shmpool.seat.deferred.IDLE_PAUSE", 60.0)  # they would go if this took long
-    windows, inodes, stale = [], [], []
-    with contextlib.ExitStack() as stack:
-        for number in range(6):
-            producer = stack.enter_context(plenty.broker().connect())
-            with producer.lease(2 * MIB - number) as lease:
-                lease.write(pattern(2 * MIB - number, number))
-                handle = lease.publish()
-            inodes.append(inode_of(handle))
-            with pool.open(handle) as buffer:
-                assert buffer.view == pattern(2 * MIB - number, number)
-                windows.append(weakref.ref(buffer._record.window))  # kept, it would be a view
-            stale.append(handle)
-            eventually(lambda: has_nothing_out(pool), "the broker has it again")
-        assert len(set(inodes[2:])) == 1, "the first of all may be alone"
-        assert len({id(window()) for window in windows[2:]}) == 1 and windows[2]() is not None
+    seen, deadline = 0, time.monotonic() + PATIENCE
+    while seen < 3 and time.monotonic() < deadline:
+        with contextlib.ExitStack() as stack:
+            producers = [stack.enter_context(plenty.broker().connect()) for _ in range(6)]
+            seen += _hand_on(pool, producers)
+    assert seen >= 3, "no three of them asked soon enough after one another"
+
+
+def _hand_on(pool: shmpool.Pool, producers: list[shmpool.Pool]) -> int:
+    """How often a producer got the segment of the one before."""
+    asked, stale, times = list[float](), list[shmpool.Handle](), 0
+    inode_before: int | None = None
+    window_before: Any = None
+    for number, producer in enumerate(producers):
+        content = pattern(2 * MIB - number, number)
+        asked.append(time.monotonic())
+        lease = producer.lease(len(content))
+        is_soon = number > 1 and time.monotonic() - asked[-3] < LIFETIME
+        lease.write(content)
+        handle = lease.publish()
+        inode = inode_of(handle)
+        with pool.open(handle) as buffer:
+            assert buffer.view == content
+            window = weakref.ref(buffer._record.window)  # kept, it would be a view
+        if is_soon:
+            assert inode == inode_before, "another segment"
+            assert window() is not None and window() is window_before(), "another map"
+            times += 1
+        inode_before, window_before = inode, window
+        stale.append(handle)
+        eventually(lambda: has_nothing_out(pool), "the broker has it again")
     for handle in stale:
         with pytest.raises(LookupError):
             pool.open(handle)
+    return times
 
 
 def test_nothing_of_a_lone_object_is_kept(pool: shmpool.Pool) -> None:
