@@ -54,6 +54,7 @@ def write(folder: Path, minutes: float, names: Collection[str] = tuple(PARTS)) -
     """Run those that are named and write RESULTS.md and the plots into *folder*; whether all bars are met."""
     lines, is_met, ends = [_HEAD], True, time.monotonic() + minutes * 60
     left = [one for one in PARTS if one in names]
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="shmpool-results-") as scratch:
         while left:
             of_all = sum(WEIGHTS.get(one, 1.0) for one in left)
