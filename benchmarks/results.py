@@ -35,7 +35,16 @@ PARTS: dict[str, tuple[str, ...]] = {
     "stream": ("--sizes", "1KiB,4KiB,16KiB,64KiB,256KiB,512KiB,1MiB,4MiB,10MiB"),
 }
 #: Of the time: for those that have all peers beside them, or objects of many megabytes.
-WEIGHTS = {"stream": 8.0, "handoff": 5.0, "objects": 3.0, "queue": 3.0, "streams": 2.0, "strategies": 2.0}
+WEIGHTS = {
+    "footprint": 2.0,
+    "broker": 2.0,
+    "stream": 8.0,
+    "handoff": 5.0,
+    "objects": 3.0,
+    "queue": 3.0,
+    "streams": 2.0,
+    "strategies": 2.0,
+}
 MINUTES = 20.0
 #: Of its part of the time, what a benchmark is told to end within.
 PACE = 0.8
