@@ -73,6 +73,7 @@ try:
     from .pools import Pool
     from .protocol.handle import Handle
     from .protocol.sizing import SizeCategory, Sizing, Strategy, categorize, optimal_chunk_size, select_strategy
+    from .shared import Shared
 finally:
     if _collects:
         gc.enable()
@@ -89,7 +90,6 @@ if TYPE_CHECKING:
     from .integrations.pickling import install, uninstall
     from .objects import register_reducer
     from .queues import JoinableQueue, Queue
-    from .shared import Shared
     from .stats import Stats
     from .streams import ChunkedTeeReader, copy
 
@@ -154,7 +154,6 @@ _LAZY = {
     "Stats": "stats",
     "JoinableQueue": "queues",
     "Queue": "queues",
-    "Shared": "shared",
     "copy": "streams",
     "install": "integrations.pickling",
     "register_reducer": "objects",

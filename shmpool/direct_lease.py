@@ -7,7 +7,6 @@ keeps it for its next object (`seat.segments`), whose lease is then like that of
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 
 from . import layouts
 from .lease import EndedLease, Lease, ViewTaken, is_parents
@@ -21,7 +20,7 @@ from .system.here import HERE, OURS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable
     from types import MemberDescriptorType
     from typing import Any, Final
 
@@ -35,6 +34,32 @@ def _take(claim: list[None], taken: list[None]) -> bool:
     except IndexError:
         pass
     return bool(taken)
+
+
+def _claim(claim: list[None]) -> Generator[None]:
+    taken: list[None] = []
+    try:
+        if not _take(claim, taken):
+            raise ViewTaken
+        yield
+    finally:
+        claim.extend(taken)
+
+
+class _Claimed:
+    """The block in the middle of `_claim`. An exception may come before it begins: then the generator's end gives back
+    what was taken."""
+
+    __slots__ = ("_steps",)
+
+    def __init__(self, claim: list[None]) -> None:
+        self._steps = _claim(claim)
+
+    def __enter__(self) -> None:
+        next(self._steps)
+
+    def __exit__(self, *_: object) -> None:
+        self._steps.close()
 
 
 class DirectLease(LiveLease):
@@ -58,17 +83,10 @@ class DirectLease(LiveLease):
             _view.__set__(self, view)
         return view
 
-    @contextmanager
-    def _claimed(self) -> Iterator[None]:
+    def _claimed(self) -> _Claimed:
         """Nobody publishes or releases it meanwhile, and so nobody else has its segment: `Pool.close`
         leaves it to this thread. Raises LeaseReleased where somebody does already."""
-        claim, taken = self._slot.claim, list[None]()
-        try:
-            if not _take(claim, taken):
-                raise ViewTaken
-            yield
-        finally:
-            claim.extend(taken)
+        return _Claimed(self._slot.claim)
 
     def shorten(self, nbytes: int) -> None:
         check_shorter(self, nbytes)

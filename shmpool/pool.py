@@ -14,6 +14,7 @@ from operator import index
 from time import perf_counter, perf_counter_ns
 
 from .buffer import Buffer, EndedBuffer, LiveBuffer, SharedBuffer
+from .direct_lease import DirectLease
 from .errors import InvalidHandle, PoolClosed, ShmpoolError, StaleHandle
 from .lease import Lease, ViewTaken
 from .link.refusals import Forked
@@ -226,8 +227,6 @@ class BasePool:
         return lease
 
     def _make_direct_lease(self, session: Session, slot: DirectSlot, nbytes: int, counter: int) -> Lease:
-        from .direct_lease import DirectLease
-
         slot.claim = [None]
         session.words[slot.word] = slot.base | session.leased
         session.words[slot.word + EXTENT] = slot.extent_word | nbytes

@@ -293,13 +293,11 @@ HEAVY = {
 }  # fmt: skip
 #: What a worker that has connected and leased has not loaded either: of the standard library what a tenth of the time
 #: of its start would go to (annotations are not evaluated, so `typing` is for the type checker alone), and of ours what
-#: few need or what explains a failure.
+#: few need.
 UNLOADED = {
-    "typing", "re", "contextlib", "logging", "weakref", "queue", "resource", "traceback",
-    "shmpool.aio", "shmpool.checked", "shmpool.direct_lease", "shmpool.embedded", "shmpool.hints",
-    "shmpool.integrations", "shmpool.objects.exchange", "shmpool.protocol.meanings", "shmpool.protocol.transitions",
-    "shmpool.queues.queue", "shmpool.shared", "shmpool.stats", "shmpool.streams.writing", "shmpool.system.memory",
-    "shmpool.system.processes",
+    "typing", "re", "contextlib", "logging", "weakref", "queue", "traceback",
+    "shmpool.aio", "shmpool.checked", "shmpool.embedded", "shmpool.integrations", "shmpool.objects.exchange",
+    "shmpool.protocol.transitions", "shmpool.queues.queue", "shmpool.stats", "shmpool.streams.writing",
 }  # fmt: skip
 
 

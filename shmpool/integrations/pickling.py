@@ -28,10 +28,10 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from .. import log
 from ..connecting import connect
 from ..errors import BrokerUnavailable, HandleUsed, PoolClosed, ShmpoolError, StaleHandle
 from ..link.waiting import check_ttl
-from ..log import log
 from ..pools import Pool, of_address
 from ..protocol.handle import Handle
 from ..protocol.names import SHM_DIR
@@ -124,7 +124,7 @@ class Installation:
         self.fallbacks[reason] += 1
         if self.fallbacks[reason] == 1:
             # Its text: a handler may keep the record, and with an error the frames of who pickles.
-            log().warning("objects are pickled as without shmpool.install(), for now: %s", str(error))
+            log.warning("objects are pickled as without shmpool.install(), for now: %s", str(error))
 
     def discard(self, handles: Iterable[Handle]) -> None:
         """Take back what will not be sent."""

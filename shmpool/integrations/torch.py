@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from .. import log
 from ..errors import ShmpoolError
 from ..lease import Lease
 from ..link.waiting import check_ttl
-from ..log import log
 from ..pools import Pool
 
 #: Tensors begin at multiples of so many bytes.
@@ -55,7 +55,7 @@ class Collate:
         except (ShmpoolError, MemoryError) as error:
             self.spilled += 1
             if self.spilled == 1:
-                log().warning("batches go through the loader's queue, for now: %s", str(error))
+                log.warning("batches go through the loader's queue, for now: %s", str(error))
             return Batch(self._pool, plan.nbytes, b"", _stacked(structure, None), None)
 
 

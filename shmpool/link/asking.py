@@ -13,6 +13,7 @@ import time
 from ..protocol.messages import Cancel, Held, Turn
 from ..seat.magazine import Slot
 from ..system.descriptors import drain, signal
+from ..system.processes import process_state
 from .answers import Answers
 from .requests import Request, RequestState
 from .waiting import LONGEST_WAIT, Waiter
@@ -131,8 +132,6 @@ class Asking(Answers):
     def _await_word(self, request: Request) -> None:
         """The broker answers at once what does not queue or was cancelled, unless it is stopped or
         hangs. One that is just not given its turn by this host is waited for."""
-        from ..system.processes import process_state
-
         started = time.monotonic()
         self._wait(request, started + _WORD)
         asleep = 0

@@ -8,6 +8,7 @@ import socket
 import time
 from functools import partial
 
+from .. import hints
 from ..errors import (
     BrokerUnavailable,
     ConfigError,
@@ -17,6 +18,7 @@ from ..errors import (
     ShmpoolError,
 )
 from ..protocol.codes import Code
+from ..protocol.meanings import MEANINGS, Blame
 from ..protocol.messages import (
     HELLO_MAGIC,
     PROTOCOL_VERSION,
@@ -54,8 +56,6 @@ def dial(address: str, deadline: float, interruption: Interruption | None = None
     try:
         return reach(address, deadline, interruption)
     except OSError as error:  # it says all that the cause says
-        from .. import hints
-
         unavailable = BrokerUnavailable(hints.unreachable(address, error))
         unavailable.may_come = error.errno in _NOT_YET
         raise unavailable from None
@@ -203,8 +203,6 @@ def fault_error(fault: Fault) -> ShmpoolError:
         return QuotaExceeded(text)
     if code is Code.FORBIDDEN:
         return ConfigError(text)
-    from ..protocol.meanings import MEANINGS, Blame
-
     unavailable = BrokerUnavailable(
         text if MEANINGS[code].blame is not Blame.CLIENT else f"the broker ended it: {text}"
     )

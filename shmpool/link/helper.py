@@ -13,7 +13,7 @@ import select
 import threading
 import time
 
-from ..log import log
+from .. import log
 from ..system.descriptors import drain
 from ..system.here import FORKING, HELPERS, HERE, WORKING
 from .connection import Interruption
@@ -191,7 +191,7 @@ class Helper:
             except BaseException:  # the last resort: nobody else would do its work
                 if not self._is_meant():
                     return
-                log().exception("the helper of a shmpool seat drops its connection after an unexpected error")
+                log.exception("the helper of a shmpool seat drops its connection after an unexpected error")
                 seat.link.close_connection()
                 failures += 1
                 time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2**failures))
@@ -233,7 +233,7 @@ class Helper:
     def _tell_lost(self) -> None:
         if not self._is_lost and self._is_meant():
             self._is_lost = True
-            log().warning(
+            log.warning(
                 "the broker at %s is away; what is leased, published and open stays, and it is looked for",
                 self._seat.address,
             )
@@ -241,11 +241,11 @@ class Helper:
     def _tell_found(self) -> None:
         self._is_lost = False
         if self._seat.is_over:
-            log().warning(
+            log.warning(
                 "the broker at %s is back with another pool; leases of the old one are over", self._seat.address
             )
         else:
-            log().info("the broker at %s is back", self._seat.address)
+            log.info("the broker at %s is back", self._seat.address)
 
     def _is_called_off(self) -> bool:
         """Asked when something woke it: own slots that came back go to own waiters, too. A fork finds it at

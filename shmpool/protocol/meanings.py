@@ -1,11 +1,15 @@
-"""What the wire's codes mean: whose fault it was, and whether trying again can help. Looked up when there is one."""
+"""What the wire's codes mean: whose fault it was, and whether trying again can help."""
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final, NamedTuple
 
 from .codes import Code
+from .frozen import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 
 class Blame(IntEnum):

@@ -16,6 +16,7 @@ from ..errors import SharedMemoryFull
 from ..protocol.ledger import CHUNKS_SHIFT, LINK, TICKETS_SHIFT, birth_of
 from ..protocol.names import SHM_DIR, direct_name
 from ..protocol.sizing import Tier, format_bytes
+from ..system import memory
 from ..system.descriptors import Descriptor
 from ..system.segments import open_segment
 from .magazine import Keeper, Slot
@@ -80,8 +81,6 @@ class DirectSlot(Slot):
         missing = self.size - 512 * os.fstat(self.open()).st_blocks
         if missing <= 0:  # it was a spare
             return
-        from ..system import memory
-
         try:
             memory.require(missing, groups)
             os.posix_fallocate(self.open(), 0, self.size)  # Python tries it again after a signal

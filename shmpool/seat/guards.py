@@ -19,8 +19,8 @@ import time
 from collections import deque
 from itertools import count
 
+from .. import log
 from ..errors import ShmpoolError
-from ..log import log
 from ..protocol.names import header_name
 from ..system import heirs
 from ..system.here import COPIED, FORKING, FORKS, GUARDED, HERE, NOTED, OURS, UNSHARED
@@ -265,7 +265,7 @@ def _note_forks() -> bool:
         if 0 in _noting and _noting[0] is me:
             del _noting[0]
     for guard in uncertain:
-        log().warning(
+        log.warning(
             "a fork could not be guarded (%s): what is open or leased is held until this process ends",
             guard.why_not or "its hook failed, or was before the pool's",
         )

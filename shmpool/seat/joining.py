@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 
+from .. import hints
 from ..errors import BrokerUnavailable, ShmpoolError
 from ..link.connection import Connection, Interruption
 from ..link.hello import await_welcome, greet, reach
@@ -59,8 +60,6 @@ class Joining(Supply):
             self.link.close_connection(connection)
             return False
         except OSError as error:
-            from .. import hints
-
             raise BrokerUnavailable(hints.unmappable(self.address, error)) from None
         return True
 

@@ -14,6 +14,7 @@ from ..protocol.codes import Code
 from ..protocol.figures import MISSES, TIMEOUTS
 from ..protocol.messages import Direct, Message, Refill
 from ..protocol.sizing import TierKind
+from ..system.memory import memory_groups
 from .custody import Custody
 from .direct import DirectSlot
 from .magazine import Magazine, Slot
@@ -119,8 +120,6 @@ class Supply(Custody):
     def _memory_groups(self) -> list[MemoryGroup]:
         """What limits the memory of this process, which is charged for direct segments."""
         if self._groups is None:
-            from ..system.memory import memory_groups
-
             self._groups = memory_groups()
         return self._groups
 

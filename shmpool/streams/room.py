@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from .. import log
 from ..errors import (
     BrokerUnavailable,
     InvalidSize,
@@ -19,7 +20,6 @@ from ..errors import (
     SharedMemoryFull,
     ShmpoolError,
 )
-from ..log import log
 from ..protocol.figures import PAST_POOL
 from ..protocol.sizing import KIB, Strategy
 
@@ -88,4 +88,4 @@ def _say(what: str, why: Exception) -> None:
     now = time.monotonic()
     if now - _said_at.get(what, float("-inf")) > _SAID_EVERY:
         _said_at[what] = now
-        log().warning("%s (%s)", what, why)
+        log.warning("%s (%s)", what, why)

@@ -4,6 +4,7 @@ with the limit's name: descriptors, address space, maps."""
 from __future__ import annotations
 
 import errno
+import resource
 
 from ..errors import ConfigError, SharedMemoryFull
 
@@ -26,8 +27,6 @@ def refused(error: OSError, doing: str) -> Exception:
 
 def explain(error: OSError) -> str:
     """What an error says, and for a limit which one it is and how it is raised."""
-    import resource
-
     text = error.strerror or str(error)
     if error.errno == errno.EMFILE:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 
 from ..protocol.frozen import NamedTuple
 from ..protocol.names import SHM_DIR
@@ -136,6 +135,8 @@ def limiting_places(groups: list[MemoryGroup]) -> list[Place]:
 
 def host(proc: str = "/proc") -> Place | None:
     """The host's memory, and what of it the kernel thinks available; None where it does not say."""
+    import re  # brokers and commands only: a worker need not have it
+
     found = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", _read(proc, "meminfo"), re.MULTILINE))
     if len(found) < 2:
         return None
@@ -177,16 +178,18 @@ class Pressure(NamedTuple):
 def pressure(groups: list[MemoryGroup], proc: str = "/proc") -> Pressure | None:
     """The pressure of the innermost of *groups* that tells, else the host's; None where the
     kernel does not say."""
+    import re
+
     places = [(group.path, "memory.pressure") for group in groups]
     for path, name in [*places, (f"{proc}/pressure", "memory")]:
-        found = _PRESSURE.search(_read(path, name))
+        found = re.search(_PRESSURE, _read(path, name))
         if found:
             return Pressure(float(found[1]), float(found[3] or 0), int(found[2]))
     return None
 
 
 #: ``some avg10=0.00 avg60=0.00 avg300=0.00 total=0`` and the same for *full*, if there is that.
-_PRESSURE: Final = re.compile(r"some avg10=([\d.]+).* total=(\d+)(?:\nfull avg10=([\d.]+))?")
+_PRESSURE: Final = r"some avg10=([\d.]+).* total=(\d+)(?:\nfull avg10=([\d.]+))?"
 
 
 def require(nbytes: int, groups: list[MemoryGroup]) -> None:
