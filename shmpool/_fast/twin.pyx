@@ -333,26 +333,7 @@ cdef object _lease(PyObject *pool, object nbytes):
     switch_class(<PyObject *>made, <PyObject *>LiveLease)
     if is_timed:
         _note_time(words + latencies, nanoseconds() - started)
-    _announce_next(magazine, words, count)
     return made
-
-
-cdef inline bint _announce_next(PyObject *magazine, uint64_t *words, uint64_t count) except -1:
-    """What the next lease will write first, if it is there, is in the caches of who has read it: its row, and its first
-    bytes."""
-    cdef PyObject *ready = get_member(magazine, READY)
-    cdef PyObject *window
-    cdef uint64_t word, address
-    cdef Py_ssize_t size = items_in(ready, pop.type)
-    cdef object slot
-    if size > 0:
-        slot = (<object>ready)[size - 1]
-        if is_a(<PyObject *>slot, Slot) and read_word(<PyObject *>slot, SLOT_WORD, &word) and is_row(word, count):
-            announce(words + word)
-            window = get_member(<PyObject *>slot, SLOT_WINDOW)
-            if is_a(window, Window) and read_word(window, WINDOW_ADDRESS, &address):
-                announce(<void *>address)
-    return True
 
 
 cdef inline void _note_time(uint64_t *latencies, double took) noexcept:

@@ -209,26 +209,17 @@ class Magazine:
         #: The newest publication at that look, with its generation.
         self.newest: tuple[Slot, int] | None = None
 
-    def reap(self, scan: int = REAP_SCAN) -> Slot | None:
+    def reap(self, scan: int = REAP_SCAN, *, as_many: bool = False) -> Slot | None:
         """Move done publications to *ready*; returns the oldest of them, leased out of it.
 
         Looks at the oldest first and stops at the first that is not done once one was; one
         slow reader at the front holds nobody up. Where there are more than take turns it looks at the newest
-        first, and leaves the others where they are once it has so many.
+        first, and leaves the others where they are once it has so many; unless it is to move *as many* as are done.
         """
-        if self.turns < len(self.published) and (slot := self._reap_newest(scan)) is not None:
-            return slot
-        return self._reap_oldest(scan)
-
-    def reap_all(self) -> None:
-        """Move done publications to *ready*, however many take turns."""
-        slot = self._reap_oldest(len(self.published))
-        if slot is not None:
-            self.ready.append(slot)
-
-    def _reap_oldest(self, scan: int) -> Slot | None:
         words, published, ready = self.words, self.published, self.ready
         oldest, left = None, len(published)
+        if left > self.turns and not as_many and (slot := self._reap_newest(scan)) is not None:
+            return slot
         if left > scan:
             left = scan
         while left:
@@ -251,6 +242,12 @@ class Magazine:
             else:
                 published.append(slot)
         return oldest
+
+    def reap_all(self) -> None:
+        """Move done publications to *ready*, however many take turns."""
+        slot = self.reap(len(self.published), as_many=True)
+        if slot is not None:
+            self.ready.append(slot)
 
     def _reap_newest(self, scan: int) -> Slot | None:
         words, published = self.words, self.published

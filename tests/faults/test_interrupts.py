@@ -192,7 +192,7 @@ class WhereItIsLookedAt(Interrupter):
     """Only where publications are taken up to be looked at or handed over."""
 
     PLACES = (
-        "Magazine._reap_oldest",
+        "Magazine.reap",
         "Magazine._reap_newest",
         "Custody.close_magazines",
         "DeferredReleases.look_at_partings",

@@ -275,7 +275,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "the generation not bumped", ONE_HANDLE,
-        rewrite(Magazine, "_reap_oldest", ("slot.base += ONE_GENERATION", "slot.base += 0")),
+        rewrite(Magazine, "reap", ("slot.base += ONE_GENERATION", "slot.base += 0")),
     ),
     Mutant(
         "a run of tickets judged by its last", SCENARIO["readers of two tickets"],
@@ -343,7 +343,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a kept segment leased before its reader is done", SCENARIO["kept segment x reader"],
-        rewrite(Magazine, "_reap_oldest", ("if words[slot.last_cell] == slot.done and", "if True and")),
+        rewrite(Magazine, "reap", ("if words[slot.last_cell] == slot.done and", "if True and")),
     ),
     Mutant(
         "a kept segment returned before its reader is done", SCENARIO["kept segment x its look"],
