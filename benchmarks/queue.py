@@ -345,6 +345,11 @@ def _small(report: Report, options: Options, pool: shmpool.Pool) -> None:
                 _bar("1x1 10 B: of multiprocessing.Queue", 2.0, series[QUEUE], series[THEIRS]),
                 _bar("1x1 10 B: of SimpleQueue", 1.3, series[QUEUE], series[SIMPLE]),
             ]
+            if shmpool.__compiled__:
+                report.bars += [
+                    _bar("1x1 10 B, compiled: of multiprocessing.Queue", 3.0, series[QUEUE], series[THEIRS]),
+                    _bar("1x1 10 B, compiled: of Pipe", 1.0, series[QUEUE], series.get(PIPE)),
+                ]
     report.tables.append(table)
 
 
