@@ -15,7 +15,8 @@ from .errors import LeakedView, LeaseReleased
 from .protocol.figures import DEFERRED
 from .protocol.ledger import GENERATION_FIELD, SEAT_MASK, STATE_SHIFT
 from .protocol.states import CellState
-from .seat.tickets import GivenBack, Ticket, ring
+from .seat.records import GivenBack, Ticket
+from .seat.tickets import ring
 from .seat.windows import AT_REST
 from .system.here import HERE, OURS, UNSHARED
 

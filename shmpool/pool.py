@@ -39,9 +39,9 @@ from .protocol.sizing import (
 from .seat import private, tickets
 from .seat.direct import DirectSlot
 from .seat.magazine import Magazine, Slot
+from .seat.records import Record
 from .seat.seat import TOLD_AT_ONCE
 from .seat.session import Session
-from .seat.tickets import Record
 from .system.here import HERE, NOTED, OURS
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL
 
@@ -278,7 +278,7 @@ class BasePool:
             session.deferred.look()
         record = session.records.get(tail >> NBYTES_BITS)
         words = session.words
-        # In this order: see `tickets.map_record`.
+        # In this order: see `records.map_record`.
         if record is None or (record.links and not record.is_mapped_right) or record.window is None:
             record = session.openings.find(granted, tail)
         buffer = _new_buffer(LiveBuffer)  # before the ticket: from then on its end is seen

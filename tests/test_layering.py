@@ -151,7 +151,7 @@ STOREYS = (
     "errors log addresses layouts settings hints protocol system",
     "seat.windows seat.mapping seat.sites seat.references",
     "seat.seat",
-    "seat.guards seat.magazine seat.tickets",
+    "seat.guards seat.magazine seat.records seat.tickets",
     "seat.openings seat.outgoing seat.deferred seat.expiry seat.direct seat.segments seat.private seat.recovery",
     "seat.custody",
     "link",

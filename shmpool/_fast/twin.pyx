@@ -45,7 +45,8 @@ from ..protocol.states import CellState
 from ..seat.deferred import DeferredReleases, FIRST_PAUSE, RECENT as _MOST_RECENT, SOON as _SOON
 from ..seat.magazine import LAST_BASE as _LAST_BASE, REAP_SCAN as _REAP_SCAN, Magazine, Slot
 from ..seat.mapping import Mapping
-from ..seat.tickets import Record, Ticket, ring
+from ..seat.records import Record, Ticket
+from ..seat.tickets import ring
 from ..seat.windows import Window
 from ..system import atomics
 from ..system.descriptors import Descriptor

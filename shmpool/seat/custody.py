@@ -32,8 +32,8 @@ from . import recovery
 from .deferred import DeferredReleases
 from .direct import DirectSlot
 from .magazine import LAST_BASE, Keeper, Magazine, Slot
+from .records import Reader
 from .segments import Segments
-from .tickets import Reader
 from .windows import WRITE, Window
 
 TYPE_CHECKING = False

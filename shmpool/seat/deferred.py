@@ -22,7 +22,8 @@ from ..system.here import COPIED, HERE, UNSHARED
 from .guards import note_forks
 from .magazine import Slot
 from .openings import Openings
-from .tickets import Reader, Record, Ticket, release, ring
+from .records import Reader, Record, Ticket
+from .tickets import release, ring
 from .windows import AT_REST
 
 TYPE_CHECKING = False

@@ -18,7 +18,7 @@ from ..protocol.handle import Handle, unpack_handle
 from ..protocol.ledger import NBYTES_BITS
 from ..protocol.messages import Take
 from . import tickets
-from .tickets import Reader
+from .records import Reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from ..protocol.codes import Code
 from ..protocol.ledger import CHECKSUM, EXTENT, NBYTES_BITS, ROW_WORDS, generation_of, is_queue
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Held, Holds, LetGo, Refusal
 from ..system.here import HERE, OURS
-from . import tickets
+from . import records
 from .guards import note_forks
+from .records import Record
 from .supply import Supply
-from .tickets import Record
 from .windows import AT_REST, Window
 
 TYPE_CHECKING = False
@@ -152,8 +152,8 @@ class HoldTable:
         return hold if hold is not None and hold.granted == granted else None
 
     def _map(self, held: Held) -> Record:
-        record = tickets.make_ticket(self._session, held.row << 4 + NBYTES_BITS | held.nbytes)
-        tickets.map_record(record, held.word, held.nbytes)
+        record = records.make_record(self._session, held.row << 4 + NBYTES_BITS | held.nbytes)
+        records.map_record(record, held.word, held.nbytes)
         return record
 
     def _checksum_of(self, row: int) -> int | None:

@@ -18,9 +18,9 @@ from sys import getrefcount
 
 from ..protocol.ledger import EXTENT, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, nbytes_of
 from ..system.here import HERE, OURS
-from . import tickets
+from . import records, tickets
+from .records import Reader, Record, Ticket
 from .references import KNOWN_TO_NOBODY, KNOWN_TO_ONE, references
-from .tickets import Reader, Record, Ticket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,16 +56,16 @@ class Openings:
         with self.lock:
             record = self.records.get(index)
             if record is None:
-                record = tickets.make_ticket(self._session, tail)
+                record = records.make_record(self._session, tail)
                 record.left = self._finalizer(index)
             if explanation := tickets.why_not(self._session, record, granted, nbytes):
                 raise explanation
             if record.window is None or not record.is_mapped_right:
-                tickets.map_record(record, granted, nbytes)
+                records.map_record(record, granted, nbytes)
                 if record.is_direct:
                     self._segments.add(index)
             elif record.is_direct:  # the next object of another producer, where the last one lay
-                record.shape = tickets.shape_of(record)
+                record.shape = records.shape_of(record)
             if index not in self.records:
                 self._make_room()
                 if self.records.setdefault(index, record) is not record:  # a finalizer was faster

@@ -14,6 +14,7 @@ from ..protocol.frozen import NamedTuple
 from ..protocol.ledger import FIRST_CELL, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, ROW_WORDS, STATE_SHIFT
 from ..protocol.states import CellState
 from . import tickets
+from .records import Reader, make_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,9 +72,7 @@ class Outgoing:
 
     __slots__ = ("_table", "cell", "chunks", "granted", "has_lost", "is_settled", "session", "tail", "writer")
 
-    def __init__(
-        self, session: tickets.Reader, table: set[Outgoing], granted: int, tail: int, writer: ref[Writer]
-    ) -> None:
+    def __init__(self, session: Reader, table: set[Outgoing], granted: int, tail: int, writer: ref[Writer]) -> None:
         self.session, self._table = session, table
         self.granted, self.tail, self.cell = granted, tail, cell_of(tail)
         #: The chunks that travel round, the oldest first.
@@ -150,7 +149,7 @@ class Outgoing:
         session = self.session
         if session.words[cell] != granted or session.is_over:
             return False
-        record = tickets.make_ticket(session, tail)
+        record = make_record(session, tail)
         try:
             tickets.discard(record, granted, tail & MAX_NBYTES)
         except ShmpoolError:  # it was opened just now

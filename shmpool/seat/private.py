@@ -14,7 +14,7 @@ from ..protocol.sizing import TierKind, page_round
 from ..system import libc
 from ..system.limits import refused
 from ..system.segments import open_segment
-from .tickets import Ticket
+from .records import Ticket
 from .windows import WRITE
 
 

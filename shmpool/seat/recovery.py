@@ -21,8 +21,8 @@ from ..protocol.ledger import (
 from ..protocol.states import State
 from . import tickets
 from .magazine import Slot
+from .records import Reader, make_record
 from .references import KNOWN_TO_NOBODY, references
-from .tickets import Reader
 
 
 def left_slots(session: Reader, owned: dict[int, Slot]) -> list[Slot]:
@@ -54,7 +54,7 @@ def _discard(session: Reader, row: int, granted: int) -> None:
     extent = session.words[row * ROW_WORDS + EXTENT]
     for cell in range(tickets_of(extent)):
         try:
-            ticket = tickets.make_ticket(session, (row << 4 | cell) << NBYTES_BITS)
+            ticket = make_record(session, (row << 4 | cell) << NBYTES_BITS)
             tickets.discard(ticket, granted, nbytes_of(extent))
         except ShmpoolError:
             pass

@@ -2,7 +2,7 @@
 
 `Session` is the whole; nothing that a session is made of knows it. What slots and leases ask of
 their seat besides stands in `seat.magazine.Keeper`, what tickets and buffers ask in
-`seat.tickets.Reader`.
+`seat.records.Reader`.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def test_blocked_lease_succeeds_when_the_broker_comes_back(daemon: StartDaemon, 
 
 
 def test_own_slot_that_comes_back_serves_a_blocked_lease_without_a_broker(daemon: StartDaemon, address: str) -> None:
-    broker = daemon()
+    broker = daemon(magazine_first_batch=1)
     with shmpool.connect(address) as pool:
         lease = pool.lease(1000)
         broker.end(signal.SIGKILL)

@@ -27,6 +27,7 @@ import shmpool.seat.direct
 import shmpool.seat.guards
 import shmpool.seat.joining
 import shmpool.seat.mapping
+import shmpool.seat.records
 import shmpool.seat.segments
 import shmpool.seat.session
 import shmpool.seat.supply
@@ -273,8 +274,8 @@ def patched() -> Iterator[None]:
             (shmpool.seat.mapping, "Windows", Windows),
             (shmpool.seat.mapping.libc, "needs_barrier", lambda: False),
             (shmpool.seat.mapping.Mapping, "_make_words", _make_words),
-            (shmpool.seat.tickets, "open_segment", open_segment),
-            (shmpool.seat.tickets, "os", SimpleNamespace(fstat=fstat)),
+            (shmpool.seat.records, "open_segment", open_segment),
+            (shmpool.seat.records, "os", SimpleNamespace(fstat=fstat)),
             (shmpool.seat.direct, "open_segment", open_segment),
             (shmpool.seat.direct, "os", SimpleNamespace(fstat=fstat)),
             (shmpool.seat.segments, "time", SimpleNamespace(monotonic=float)),  # what follows is soon

@@ -24,7 +24,7 @@ from shmpool.pool import BasePool
 from shmpool.protocol.ledger import GENERATION_FIELD, ROW_WORDS, SEAT_LOCKS, STATE_SHIFT
 from shmpool.protocol.messages import Message
 from shmpool.protocol.states import CellState
-from shmpool.seat import deferred, tickets
+from shmpool.seat import deferred, records, tickets
 from shmpool.seat.deferred import DeferredReleases
 from shmpool.seat.guards import Guards
 from shmpool.seat.magazine import Magazine, Slot
@@ -355,13 +355,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a map believed whatever its segment is called", SCENARIO["kept segment x longer object"],
-        rewrite(tickets, "map_record",
+        rewrite(records, "map_record",
                 ("sizes, links = (len(window),), ((record.word + LINK, link),)",
                  "sizes, links = (len(window),), ()")),
     ),
     Mutant(
         "a segment found by its publication's generation", SCENARIO["kept segment x newcomer"],
-        rewrite(tickets, "map_record", ("birth_of(link), nbytes", "granted >> 24, nbytes")),
+        rewrite(records, "map_record", ("birth_of(link), nbytes", "granted >> 24, nbytes")),
     ),
     Mutant(
         "a dead producer's segment removed under its reader", KEPT_BY_THE_DEAD,

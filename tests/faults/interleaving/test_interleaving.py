@@ -33,7 +33,7 @@ BY_WALKS = {
     "the old socket's replies not discarded": 5, "expiry without the lock": 0, "expiry that stores": 10,
     "an answer believed": 0, "a reader that does not look for the custodian": 0, "custody passed on twice": 0,
     "a lock that is no barrier": 0, "a map believed whatever its segment is called": 0,
-    "a cell of another generation accepted": 5, "a dead reader's tickets left open": 1,
+    "a cell of another generation accepted": 5,
     "a dead reader's ticket given back under another generation": 4,
     "a segment found by its publication's generation": 0, "settled at once, whoever inherited": 6,
     "a dead writer's rows freed whoever has to copy them": 11, "a readers' byte given up with the seat's sweep": 12,
