@@ -74,6 +74,7 @@ try:
     from .protocol.handle import Handle
     from .protocol.sizing import SizeCategory, Sizing, Strategy, categorize, optimal_chunk_size, select_strategy
     from .shared import Shared
+    from .system.importing import door as _door
 finally:
     if _collects:
         gc.enable()
@@ -170,10 +171,11 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     """Import what most workers never need when it is first asked for."""
     if name in _LAZY or name in _MODULES:
-        from importlib import import_module
+        with _door:
+            from importlib import import_module
 
-        if name in _MODULES:
-            return import_module(f".{name}", __name__)
-        value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+            if name in _MODULES:
+                return import_module(f".{name}", __name__)
+            value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

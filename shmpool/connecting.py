@@ -10,6 +10,7 @@ from .link.hello import listens
 from .link.waiting import check_timeout
 from .pools import Pool, open_pool
 from .queues import defaults
+from .system.importing import door
 
 
 def connect(
@@ -37,7 +38,8 @@ def connect(
             return open_pool(path, timeout, strict)
     except BrokerUnavailable:
         pass
-    from .embedded import autostart as start
+    with door:
+        from .embedded import autostart as start
 
     return open_pool(start().address, timeout, strict)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, Unpack
 
 from .addresses import ENVIRONMENT
 from .launch import start, stop
+from .system.importing import door
 
 if TYPE_CHECKING:
     from .pools import Pool
@@ -57,7 +58,8 @@ class Broker:
     def connect(self, *, timeout: float = 5.0, strict: bool = False) -> Pool:
         """A `Pool` of this broker; the options are those of `shmpool.connect`. The pool keeps
         the broker until it is closed: ``shmpool.Broker().connect()`` serves as long."""
-        from .pools import open_pool
+        with door:
+            from .pools import open_pool
 
         pool = open_pool(self.address, timeout, strict)
         pool._broker = self

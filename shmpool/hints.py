@@ -8,6 +8,7 @@ import stat
 
 from .addresses import MAX_PATH, own_socket
 from .protocol.names import SHM_DIR
+from .system.importing import door
 from .system.limits import explain
 
 _WITHOUT = "or run this command under `shmpool run -- …`, or use shmpool.Broker() or connect(autostart=True)"
@@ -93,7 +94,8 @@ def _who_may(path: str) -> str:
 
 def user_name(uid: int) -> str:
     """For people."""
-    import pwd
+    with door:
+        import pwd
 
     try:
         return pwd.getpwuid(uid).pw_name
@@ -103,7 +105,8 @@ def user_name(uid: int) -> str:
 
 def group_name(gid: int) -> str:
     """For people."""
-    import grp
+    with door:
+        import grp
 
     try:
         return grp.getgrgid(gid).gr_name

@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 from operator import index
 
+from .system.importing import door
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -51,7 +53,8 @@ def buffer_of(data: Any) -> memoryview:
             hint = "; encode it" if isinstance(data, str) else ""
             raise TypeError(f"{_TAKES}, not {_kind(data)}{hint}") from error
     try:
-        import numpy
+        with door:
+            import numpy
 
         array: Any = numpy.asarray(data)
         if array.dtype.hasobject:
@@ -71,7 +74,8 @@ def flat(source: memoryview) -> memoryview | None:
         raise _has_objects(source.format)
     if not source.c_contiguous:
         return None
-    from pickle import PickleBuffer  # unlike `cast`, of any format, without elements too
+    with door:
+        from pickle import PickleBuffer  # unlike `cast`, of any format, without elements too
 
     return PickleBuffer(source).raw()
 
@@ -113,7 +117,8 @@ def _copy_by_numpy(target: memoryview, source: memoryview) -> bool:
 def as_ndarray(view: memoryview, dtype: DTypeLike, shape: int | Sequence[int]) -> NDArray[Any]:
     """An array over a view's bytes. Raises ValueError for another number of bytes, TypeError
     for elements that are references to Python objects."""
-    import numpy
+    with door:
+        import numpy
 
     kind = numpy.dtype(dtype)
     if kind.hasobject:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 from functools import cache
 
+from .system.importing import door
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from logging import Logger, LogRecord
@@ -50,7 +52,8 @@ def _logger() -> Logger | None:
 
 @cache
 def _make_logger() -> Logger:
-    import logging  # it is there
+    with door:
+        import logging  # it is there
 
     class ErrorsOnly(logging.Handler):
         """In the place of Python's last resort, which shows warnings too."""

@@ -43,6 +43,7 @@ from .seat.records import Record
 from .seat.seat import TOLD_AT_ONCE
 from .seat.session import Session
 from .system.here import HERE, NOTED, OURS
+from .system.importing import door
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL
 
 TYPE_CHECKING = False
@@ -387,7 +388,8 @@ class BasePool:
     def stats(self) -> Stats:
         """The broker's figures, the same as ``shmpool stats --json``. A round trip of its
         own to the broker; raises `BrokerUnavailable`, `PoolClosed`."""
-        from .stats import query
+        with door:
+            from .stats import query
 
         if self._is_closed:
             raise PoolClosed("the pool is closed; connect() makes a new one")

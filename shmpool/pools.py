@@ -14,6 +14,7 @@ from .pool import BasePool
 from .queues.verbs import QueueVerbs
 from .seat.session import Session
 from .streams.verbs import StreamVerbs
+from .system.importing import door
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,11 +44,13 @@ def _pool_class(has_checksums: bool, is_traced: bool) -> type[Pool]:
     """The class of a pool with these properties."""
     extras: list[type[BasePool]] = []
     if is_traced:
-        from .traced import TracedPool
+        with door:
+            from .traced import TracedPool
 
         extras.append(TracedPool)
     if has_checksums:
-        from .checked import CheckedPool
+        with door:
+            from .checked import CheckedPool
 
         extras.append(CheckedPool)
     return type("Pool", (*extras, Pool), {}) if extras else Pool

@@ -321,6 +321,29 @@ def test_a_worker_that_leases_has_loaded_nothing_heavy() -> None:
     assert HEAVY.isdisjoint(name.partition(".")[0] for name in loaded)
 
 
+IMPORTS = (ast.Import, ast.ImportFrom)
+DOOR = re.compile("_?door")
+#: What is imported in a function while no thread of ours can be, or by brokers and commands alone.
+BESIDE_THE_DOOR = {"shmpool.errors", "shmpool._fast", "shmpool._fast.build", "shmpool.protocol.names"}
+
+
+def test_what_a_call_imports_goes_through_the_door() -> None:
+    """`system.importing`: a fork in the middle of it by another thread would leave the child half a module."""
+    beside = []
+    for name, path in modules("shmpool").items():
+        if name in BESIDE_THE_DOOR or below(name, "shmpool.cli", "shmpool.demo"):
+            continue
+        tree = ast.parse(path.read_text())
+        functions = [one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+        late = {one for function in functions for one in ast.walk(function) if isinstance(one, IMPORTS)}
+        doors = [
+            one for one in ast.walk(tree) if isinstance(one, ast.With) and DOOR.fullmatch(ast.unparse(one.items[0]))
+        ]
+        behind = {one for door in doors for one in ast.walk(door)}
+        beside += [f"{name}:{one.lineno}" for one in late - behind]
+    assert beside == []
+
+
 def test_the_commands_module_loads_nothing_heavy_until_main_runs() -> None:
     """A spawned demo process imports it again as its __main__."""
     script = "import shmpool.cli, sys; print(*sys.modules)"

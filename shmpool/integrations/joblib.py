@@ -19,6 +19,7 @@ from joblib import register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, SequentialBackend
 
 from ..pools import Pool
+from ..system.importing import door
 from .executor import Executor
 
 try:
@@ -54,7 +55,8 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         if n_jobs is None:
             return 1
         if n_jobs < 0:
-            from joblib import cpu_count
+            with door:
+                from joblib import cpu_count
 
             return max(int(cpu_count()) + 1 + n_jobs, 1)
         return int(n_jobs)
@@ -63,7 +65,8 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         """Called by joblib before its first call."""
         workers = self.effective_n_jobs(n_jobs)
         if workers == 1:
-            from joblib.parallel import FallbackToBackend
+            with door:
+                from joblib.parallel import FallbackToBackend
 
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         if self._executor is None or self._workers != workers:

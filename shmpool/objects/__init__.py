@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from ..system.importing import door
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -27,5 +29,6 @@ _LAZY = {"Encoded": "encoding", "decode": "decoding", "encode": "encoding", "reg
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        with door:
+            return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from ..system.importing import door
 from . import layout, rebuilding
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def _dimensions(shape: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _numpy() -> Any:
-    import numpy as np
+    with door:
+        import numpy as np
 
     return np

@@ -5,31 +5,37 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..system.importing import door
+
 
 def array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: str) -> Any:
     """A numpy array over *buffer*."""
-    import numpy as np
+    with door:
+        import numpy as np
 
     return np.frombuffer(buffer, np.uint8).view(dtype).reshape(shape, order=order)
 
 
 def broadcast(compact: Any, shape: tuple[int, ...]) -> Any:
     """A numpy array that repeats *compact*, without its copies."""
-    import numpy as np
+    with door:
+        import numpy as np
 
     return np.broadcast_to(compact, shape)
 
 
 def masked(data: Any, mask: Any, fill_value: Any, is_hard: bool) -> Any:
     """A masked numpy array."""
-    import numpy as np
+    with door:
+        import numpy as np
 
     return np.ma.MaskedArray(data, mask, fill_value=fill_value, hard_mask=is_hard, copy=False)
 
 
 def table(stream: Any, kind: str) -> Any:
     """A pyarrow table, batch, array or chunked array out of an IPC stream."""
-    import pyarrow as pa
+    with door:
+        import pyarrow as pa
 
     read = pa.ipc.open_stream(pa.py_buffer(stream)).read_all()
     if kind == "table":
@@ -43,7 +49,8 @@ def table(stream: Any, kind: str) -> Any:
 
 def tensor(flat: Any, dtype: Any, shape: tuple[int, ...], requires_grad: bool) -> Any:
     """A torch tensor over *flat*, a numpy array of bytes."""
-    import torch
+    with door:
+        import torch
 
     made = torch.from_numpy(flat).view(dtype).reshape(shape)
     return made.requires_grad_() if requires_grad else made

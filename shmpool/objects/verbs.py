@@ -4,6 +4,7 @@ they are first used."""
 from __future__ import annotations
 
 from ..pool import BasePool
+from ..system.importing import door
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ _exchange: Any = None
 
 def _import_exchange() -> Any:
     global _exchange
-    from . import exchange
+    with door:
+        from . import exchange
 
     _exchange = exchange
     return exchange
@@ -112,7 +114,8 @@ class ObjectVerbs(BasePool):
         same array without a copy on either side. Its content is undefined until written. Best as a
         context manager: leaving the block unpublished gives the memory back. Raises like `Pool.lease`,
         `TypeError` for a *dtype* of objects, `ValueError` for a shape or dtype that no array has."""
-        from .arrays import empty
+        with door:
+            from .arrays import empty
 
         return empty(self, shape, dtype, order, timeout)
 
@@ -136,7 +139,8 @@ class ObjectVerbs(BasePool):
         dropped. Who holds it keeps it in any case. Raises what pickling raises, like `Pool.lease`, and
         `NameTaken`; nothing is shared then.
         """
-        from .sharing import share
+        with door:
+            from .sharing import share
 
         return share(self, obj, name, keep, ttl, timeout, pickler)
 
@@ -144,7 +148,8 @@ class ObjectVerbs(BasePool):
         """The shared publication of a name, held until it is opened or released. *timeout* in seconds is
         for a name that is still to come: 0 looks once, None waits for the configured ``lease_timeout``.
         Raises `NotFound`."""
-        from .sharing import find
+        with door:
+            from .sharing import find
 
         return find(self, name, timeout)
 
@@ -162,13 +167,15 @@ class ObjectVerbs(BasePool):
         shares what it returns, and the others wait for it, *timeout* seconds at most. A maker that dies or
         raises hands the turn to the next. Raises `NotFound` when nothing came in time, and what *make*
         raises."""
-        from .sharing import get_or_share
+        with door:
+            from .sharing import get_or_share
 
         return get_or_share(self, name, make, timeout, keep, ttl, pickler)
 
     def names(self) -> list[str]:
         """The names of all shared publications of this pool, sorted. A round trip to the broker."""
-        from ..stats import query_names
+        with door:
+            from ..stats import query_names
 
         self._live_session()
         return [str(line["name"]) for line in query_names(self.address, timeout=self._timeout)["names"]]
@@ -177,7 +184,8 @@ class ObjectVerbs(BasePool):
         """Free a name. What had it lives on while anybody holds it. For its maker's user and root:
         others may find and read what is shared in their pool, not drop it (`ShmpoolError`). Raises
         `NotFound`."""
-        from .sharing import drop
+        with door:
+            from .sharing import drop
 
         drop(self, name)
 
@@ -189,6 +197,7 @@ class ObjectVerbs(BasePool):
 
     def _share_lease(self, lease: LiveLease, name: str | None, keep: Any, ttl: float | None) -> Shared:
         """What `Lease.publish_shared` does."""
-        from .sharing import publish_shared
+        with door:
+            from .sharing import publish_shared
 
         return publish_shared(self, lease, name, keep, ttl)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from ..system.importing import door
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -16,5 +18,6 @@ __all__ = ["JoinableQueue", "Queue"]
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(import_module(".queue", __name__), name)
+        with door:
+            return getattr(import_module(".queue", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

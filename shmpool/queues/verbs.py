@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..objects.verbs import ObjectVerbs
 from ..protocol.ledger import EXTENT, QUEUE, ROW_WORDS, tickets_of
+from ..system.importing import door
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,19 +26,22 @@ class QueueVerbs(ObjectVerbs):
         """The queue of that name, made by who asks first; of all processes that ask for it, related or not.
         Without a name a new one. Raises NameTaken for the name of something else, ValueError for a queue that
         was made otherwise, and like `lease`."""
-        from .queue import Queue
+        with door:
+            from .queue import Queue
 
         return Queue(maxsize, pool=self, name=name, on_dead_consumer=on_dead_consumer, overflow=overflow, keep=keep)
 
     def drop(self, name: str) -> None:
         """As for all that is shared; a queue is shut down with it, and what is in it is freed."""
-        from ..objects.sharing import find_present
+        with door:
+            from ..objects.sharing import find_present
 
         shared = find_present(self, name)
         try:
             super().drop(name)
             if tickets_of(self._live_session().words[shared._row * ROW_WORDS + EXTENT]) & QUEUE:
-                from .queue import shut
+                with door:
+                    from .queue import shut
 
                 shut(self, shared)
         finally:

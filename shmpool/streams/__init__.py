@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from ..system.importing import door
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -30,6 +32,7 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        with door:
+            value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

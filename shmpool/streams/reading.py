@@ -16,6 +16,7 @@ from ..seat import tickets
 from ..seat.outgoing import cell_of
 from ..system import futex, libc
 from ..system.here import HERE, OURS
+from ..system.importing import door
 from ..system.patience import Patience
 from .control import (
     ANNOUNCED,
@@ -55,7 +56,8 @@ def open_reader(
     pool: Pool, handle: Handle | bytes | bytearray | memoryview, timeout: float | None
 ) -> BufferFile | StreamReader:
     """The file, or the reading end of the stream, that a handle names."""
-    from .files import BufferFile
+    with door:
+        from .files import BufferFile
 
     timeout = None if timeout is None else check_timeout(timeout)
     buffer = pool.open(handle)

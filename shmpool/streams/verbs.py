@@ -4,6 +4,7 @@ imported when they are first used."""
 from __future__ import annotations
 
 from ..pool import BasePool
+from ..system.importing import door
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ class StreamVerbs(BasePool):
         """A lease of *nbytes* bytes as a binary file (`io.BufferedIOBase`); None: it grows. Leaving
         the ``with`` block publishes what was written, and its ``handle`` names it; an exception
         gives it back. Raises like `lease`."""
-        from .files import LeaseFile
+        with door:
+            from .files import LeaseFile
 
         return LeaseFile(self, nbytes, timeout)
 
@@ -30,7 +32,8 @@ class StreamVerbs(BasePool):
         """A published buffer as a binary file (`io.BufferedIOBase`), given back when it is closed; of
         the handle of a `stream` its reading end, whose calls wait for the writer, *timeout* seconds
         each at the longest. Raises like `open`."""
-        from .reading import open_reader
+        with door:
+            from .reading import open_reader
 
         return open_reader(self, handle, timeout)
 
@@ -40,6 +43,7 @@ class StreamVerbs(BasePool):
         writer waits while the reader is behind, *timeout* seconds in each call at the longest (None: as
         long as somebody may read). *nbytes* are announced, and must be written then. Raises like `lease`.
         """
-        from .writing import StreamWriter
+        with door:
+            from .writing import StreamWriter
 
         return StreamWriter(self, nbytes, timeout)

@@ -16,6 +16,7 @@ from ..protocol.frozen import NamedTuple
 from ..protocol.names import SHM_DIR
 from ..protocol.sizing import KIB, MIB, format_bytes
 from .descriptors import open_owned
+from .importing import door
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ def limiting_places(groups: list[MemoryGroup]) -> list[Place]:
 
 def host(proc: str = "/proc") -> Place | None:
     """The host's memory, and what of it the kernel thinks available; None where it does not say."""
-    import re  # brokers and commands only: a worker need not have it
+    with door:
+        import re  # brokers and commands only: a worker need not have it
 
     found = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", _read(proc, "meminfo"), re.MULTILINE))
     if len(found) < 2:
@@ -178,7 +180,8 @@ class Pressure(NamedTuple):
 def pressure(groups: list[MemoryGroup], proc: str = "/proc") -> Pressure | None:
     """The pressure of the innermost of *groups* that tells, else the host's; None where the
     kernel does not say."""
-    import re
+    with door:
+        import re
 
     places = [(group.path, "memory.pressure") for group in groups]
     for path, name in [*places, (f"{proc}/pressure", "memory")]:

@@ -539,3 +539,72 @@ for nbytes in (1000, 300_000, 2 << 20):
         assert (done.returncode, done.stdout, done.stderr) == (0, "last\n", "")
     with broker.connect() as pool:
         eventually(lambda: out(pool.stats()) == 0)
+
+
+LATE = """if True:
+    import importlib.abc, os, sys, threading, time, traceback
+    import shmpool
+
+    pool, began, verdicts, over = shmpool.connect(sys.argv[1]), threading.Event(), [], []
+
+    class Slow(importlib.abc.MetaPathFinder):
+        '''Each import takes a while, in which others fork.'''
+
+        def find_spec(self, name, path=None, target=None):
+            if me == threading.get_ident():
+                began.set()
+                time.sleep(0.02)
+
+    def use():
+        with pool.lease(2 << 20) as lease:
+            pool.discard(lease.publish())
+        try:
+            pool.lease(1 << 40, timeout=0)
+        except shmpool.InvalidSize:
+            pass
+        assert pool.get(pool.put([b'x' * 5000] * 3)) == [b'x' * 5000] * 3
+        with pool.share({'a': 1}) as shared:
+            assert shared.get() == {'a': 1}
+        with pool.open_writer(10) as file:
+            file.write(b'abc')
+        pool.discard(file.handle)
+        queue = shmpool.Queue(pool=pool)
+        queue.put(7)
+        assert queue.get(timeout=20) == 7
+        queue.close()
+
+    def forks():
+        while began.wait() and not over:
+            began.clear()
+            pid = os.fork()
+            if not pid:
+                try:
+                    use()
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+            verdicts.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    forker, me = threading.Thread(target=forks), threading.get_ident()
+    forker.start()
+    sys.meta_path.insert(0, Slow())
+    use()
+    over.append(True)
+    began.set()
+    forker.join()
+    pool.close()
+    print(len(verdicts), set(verdicts))
+"""
+
+
+def test_a_child_of_a_fork_in_the_middle_of_a_late_import_has_the_whole_module(start: Start) -> None:
+    """A verb imports what is behind it when it is first called: half of that was the child's, and its import's lock
+    nobody's."""
+    broker = start(memory_limit="64MiB")
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, broker.address], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.stderr == ""
+    forks, verdicts = done.stdout.split(maxsplit=1)
+    assert int(forks) > 1 and verdicts.strip() == "{0}"
