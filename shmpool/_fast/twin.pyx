@@ -453,7 +453,7 @@ cdef bint _goes_past_caches(PyObject *lease) except -1:
     ):
         return False
     published = get_member(magazine, PUBLICATIONS)
-    back = items_in(published, pop.type) - <Py_ssize_t>(FAR_BEHIND // size)
+    back = items_in(published, pop.type) - max(<Py_ssize_t>1, <Py_ssize_t>(FAR_BEHIND // size))
     if back < 0:
         return False
     held = (<object>published)[back]

@@ -387,3 +387,9 @@ def test_what_readers_are_far_behind_with_is_written_as_it_is() -> None:
         for number, handle in enumerate(handles):
             with pool.open(handle) as buffer:
                 assert buffer.view == content[number % 3]
+        with pool.lease(30 << 20) as lease:  # of slots that are larger than that, of which none was published
+            lease.shorten(nbytes)
+            lease.write(content[0])
+            handle = lease.publish()
+        with pool.open(handle) as buffer:
+            assert buffer.view == content[0]
