@@ -208,7 +208,9 @@ def test_a_footprint_is_told_as_a_ratio_to_what_a_worker_cannot_do_without(tmp_p
     assert run.returncode in (0, 1), run.stderr
     [report] = json.loads(written.read_text())["reports"]
     start = report["tables"][1]
-    [[needed, imported, attached, ratio, *_]] = start["rows"]
-    assert [column["unit"] for column in start["columns"]][:4] == ["s", "s", "s", "x"]
-    assert 0 < needed < imported < attached
-    assert ratio == pytest.approx(attached / needed)
+    assert [column["unit"] for column in start["columns"]] == ["", "s", "s", "s", "x", "s", "s"]
+    whole, behind = start["rows"]
+    assert whole[2] is None
+    assert 0 < behind[2] < behind[3] < whole[3]
+    for _, needed, _, attached, ratio, *_ in (whole, behind):
+        assert ratio == pytest.approx(attached / needed)

@@ -34,10 +34,10 @@ def report_of(written: Path, name: str, *arguments: str) -> dict:
 
 def test_leases_that_miss_are_measured_with_up_to_64_clients(tmp_path):
     report = report_of(tmp_path / "broker.json", "broker", *QUICK)
-    one, many, stats = report["tables"]
+    one, many, stats, growing = report["tables"]
     assert [row[0] for row in many["rows"]] == [1, 4, 16, 64]
     assert all(row[1] > 0 and 0 < row[2] <= row[3] for row in many["rows"])
-    assert len(one["rows"]) == len(report["bars"]) == 2
+    assert len(one["rows"]) == len(growing["rows"]) == 2 and len(report["bars"]) == 4
     assert [row[0] for row in stats["rows"]] == ["nobody leases", "never", "every 0.1 s", "without a pause"]
 
 
