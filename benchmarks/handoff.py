@@ -20,8 +20,8 @@ THAN_FRESH = {256 * KIB: 6.0, 512 * KIB: 4.0, MIB: 1.5, 10 * MIB: 1.3}
 SMALL = 16 * KIB
 THAN_PIPE = 1 / 1.5
 THAN_ICEORYX2_EVENT = 1.0
-#: The compiled one with a queue for its tokens, where objects are small: Pipe and iceoryx2 have a channel of their own,
-#: too. And direct beside chunked, as small as direct ones are.
+#: The compiled one, where objects are small, with a pipe for its tokens and with a queue: Pipe and iceoryx2 have a
+#: channel of their own. And direct beside chunked, as small as direct ones are.
 COMPILED_THAN_PIPE = 1.2
 COMPILED_THAN_ICEORYX2 = 0.95
 DIRECT_THAN_CHUNKED = 1 / 1.5
@@ -59,8 +59,9 @@ def _bars(outcome: Outcome) -> Iterator[Bar]:
         yield from outcome.bar(THAN_FRESH[nbytes], OURS, FRESH)
     if nbytes <= SMALL:
         yield from outcome.bar(THAN_PIPE, OURS, PIPE)
-    if outcome.queued in outcome.series and nbytes <= SMALL:
-        yield from outcome.bar(COMPILED_THAN_PIPE, outcome.queued, PIPE)
-        yield from outcome.bar(COMPILED_THAN_ICEORYX2, outcome.queued, ICEORYX2)
+    for compiled in (COMPILED, outcome.queued):
+        if compiled in outcome.series and nbytes <= SMALL:
+            yield from outcome.bar(COMPILED_THAN_PIPE, compiled, PIPE)
+            yield from outcome.bar(COMPILED_THAN_ICEORYX2, compiled, ICEORYX2)
     if COMPILED in outcome.series and nbytes == MIB:
         yield from outcome.bar(DIRECT_THAN_CHUNKED, COMPILED, COMPILED_CHUNKED)
