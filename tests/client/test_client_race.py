@@ -12,7 +12,7 @@ from client_helpers import Connect, child, hear, pattern
 import shmpool
 from shmpool import Handle
 from shmpool.protocol.handle import unpack_handle
-from shmpool.seat import tickets
+from shmpool.seat import records
 
 MIB = 1 << 20
 
@@ -154,7 +154,7 @@ def test_who_opens_while_another_thread_maps_anew_never_looks_through_the_old_ma
     while (handle := publish(b"B", 5 * MIB)).row != old.row:
         other.open(handle).release()
     is_mapping, may_go_on, seen = threading.Event(), threading.Event(), []
-    map_direct = tickets._map_direct
+    map_direct = records._map_direct
 
     def slowly(*what: Any) -> Any:
         is_mapping.set()
@@ -168,7 +168,7 @@ def test_who_opens_while_another_thread_maps_anew_never_looks_through_the_old_ma
         except shmpool.HandleUsed:
             pass
 
-    monkeypatch.setattr(tickets, "_map_direct", slowly)
+    monkeypatch.setattr(records, "_map_direct", slowly)
     threads = [threading.Thread(target=read) for _ in range(2)]
     threads[0].start()
     assert is_mapping.wait(60)

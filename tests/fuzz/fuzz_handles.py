@@ -7,7 +7,9 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["shmpool.protocol.handle", "shmpool.seat.tickets", "shmpool.pool"]):
+with atheris.instrument_imports(
+    include=["shmpool.protocol.handle", "shmpool.seat.records", "shmpool.seat.tickets", "shmpool.pool"]
+):
     import shmpool
     from shmpool.protocol.handle import HANDLE_BYTES, Handle
 
