@@ -71,8 +71,8 @@ def main(address: str) -> None:
     with shmpool.connect(address) as pool:
         session: Any = pool._session
         sizes = (1000, 100_000, 300_000)
-        for size in sizes:  # the ways are warm, and a kept view was warned of
-            for _ in range(3):
+        for size in sizes:  # the ways are warm, all slots of a first batch were used, and a kept view was warned of
+            for _ in range(8):
                 lease = pool.lease(size)
                 view = lease.view[:1]
                 pool.open(lease.publish()).release()
