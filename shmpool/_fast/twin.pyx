@@ -389,7 +389,7 @@ cdef object _take_slot(PyObject *magazine, uint64_t *words, uint64_t count):
 
 
 cdef object _take_newest(PyObject *magazine, uint64_t *words, uint64_t count, uint64_t left):
-    """As `Magazine._reap_newest`; that one's where a publication has many readers."""
+    """As `Magazine._reap_newest`."""
     cdef PyObject *ready = get_member(magazine, READY)
     cdef PyObject *published = get_member(magazine, PUBLICATIONS)
     cdef PyObject *slot
@@ -403,10 +403,12 @@ cdef object _take_newest(PyObject *magazine, uint64_t *words, uint64_t count, ui
         if not (
             is_a(slot, Slot) and read_word(slot, SLOT_FIRST_CELL, &first) and read_word(slot, SLOT_LAST_CELL, &last)
             and read_word(slot, SLOT_DONE, &done) and read_word(slot, SLOT_BASE, &base)
-            and first == last and last < count and base + ONE_GENERATION <= LAST_BASE
+            and first <= last < count and base + ONE_GENERATION <= LAST_BASE
         ):
             return oldest if oldest is not None else (<object>magazine).reap()
-        if load(words + first) != done:
+        while first <= last and load(words + first) == done:
+            first += 1
+        if first <= last:
             continue
         next_base = base + ONE_GENERATION
         PySequence_DelItem(published, at)
