@@ -31,7 +31,11 @@ class Answers(Sending):
                 arrived.extend(connection.receive())
             self._handled = connection
             while arrived:
-                self.handle(arrived.popleft())
+                try:
+                    message = arrived.popleft()
+                except IndexError:  # who interrupted this just here has handled all of it
+                    break
+                self.handle(message)
             if not is_within:
                 self._handled, connection.is_in_pieces = None, False
         except (ConnectionEnded, ProtocolError):
