@@ -36,7 +36,14 @@ cdef class Lent:
     def __dealloc__(self):
         if self.is_open:
             self.is_open = False
-            _take_back(self)
+            _take_back(self, self.granted & GENERATION_FIELD | DONE)
+
+    cdef bint undo(self) except -1:
+        """There was no memory for the array: nobody has seen it, so its ticket is open again."""
+        if self.is_open:
+            self.is_open = False
+            _take_back(self, self.granted)
+        return True
 
 
 cdef object READ_ONLY = "what others read, too, is read-only; get(writable=True) gives a private copy"
@@ -52,8 +59,8 @@ cdef int _show(PyObject *lent, Py_buffer *buffer, int flags) noexcept:
 give_buffers(Lent, _show)
 
 
-cdef bint _take_back(Lent lent) except -1:
-    """Nobody looks any more at what was lent. In a child it was the parent's."""
+cdef bint _take_back(Lent lent, uint64_t mark) except -1:
+    """Nobody looks any more at what was lent: its cell has this *mark* from here on. In a child it was the parent's."""
     cdef PyObject *record = <PyObject *>lent.record
     cdef PyObject *session = get_member(record, RECORD_SESSION)
     cdef uint64_t *words
@@ -75,7 +82,7 @@ cdef bint _take_back(Lent lent) except -1:
         and load(words + word) == granted and not load(header + wanted)
     ):
         return _leave_to_helper(session, lent)
-    store(words + cell, granted & GENERATION_FIELD | DONE)
+    store(words + cell, mark)
     fence()
     if load(words + word) != granted or load(header + wanted):  # in this very moment: the one case of Python code
         ring(lent.record, granted)

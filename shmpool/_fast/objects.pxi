@@ -22,7 +22,11 @@ def get(self, handle, *, writable=False, copy=None, allow=None):
             _find_objects()
         lent = _open(<PyObject *>self, handle, True)
         if lent is not None:
-            return _take_apart(lent, copy)
+            try:
+                return _take_apart(lent, copy)
+            except MemoryError:
+                (<Lent>lent).undo()
+                raise
     return plain_get(self, handle, writable=writable, copy=copy, allow=allow)
 
 

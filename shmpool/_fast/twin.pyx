@@ -705,8 +705,12 @@ cdef object _open(PyObject *pool, object handle, bint is_lent):
     if not is_mine:
         return None  # the plain way says why
     if is_lent:
+        try:
+            _note_lent(session, record, True)
+        except BaseException:  # no memory: nobody has opened it, so whoever asks again may
+            store(words + cell, granted)
+            raise
         lent.is_open = True
-        _note_lent(session, record, True)
     else:
         switch_class(<PyObject *>buffer, <PyObject *>LiveBuffer)
     return buffer

@@ -155,3 +155,21 @@ sys.modules["kept"] = pool.get(pool.put(np.ones(30_000)), copy=False)
 def test_an_array_may_live_until_the_interpreter_ends() -> None:
     done = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not shmpool.__compiled__, reason="the plain client takes the ticket long before")
+def test_an_array_that_there_was_no_memory_for_is_had_by_who_asks_again(pool: shmpool.Pool) -> None:
+    testcapi = pytest.importorskip("_testcapi")
+    got(pool)
+    handle = pool.put(np.full(NBYTES, 7, np.uint8))
+    get, failed = pool.get, False
+    try:
+        testcapi.set_nomemory(1, 2)
+        get(handle)
+    except MemoryError:
+        failed = True
+    finally:
+        testcapi.remove_mem_hooks()
+    assert failed
+    assert pool.get(handle).max() == 7
+    eventually(lambda: pool.stats().held_by_views == pool.stats().active_buffers == 0, "the gauge")
