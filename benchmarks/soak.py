@@ -70,6 +70,8 @@ def run(options: Options) -> Report:
                 soak.load(seconds * WARM_UP)
                 before, soak.samples = soak.count(), []
                 soak.load(seconds * (1 - WARM_UP))
+                while len(soak.samples) < BLOCKS:  # a short one on a busy machine
+                    soak.load(seconds * WARM_UP)
                 after = soak.count()
         finally:
             exchange.close()
