@@ -2,8 +2,9 @@
 `shmpool.Executor`, and batches through torch's DataLoader?
 
 Each array goes into a worker and another of the same size comes out: one worker, so that what is measured is the way
-and not how many do the work. The same pool of workers serves all laps, with and without in turns; the workers
-know `install` from what they receive. A DataLoader's two workers fill batches that its user adds up."""
+and not how many do the work. With and without take turns, each with a worker of its own: one that has received
+something from an installed process is installed, and passes its results through the pool, whoever asks. A
+DataLoader's two workers fill batches that its user adds up."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +33,6 @@ BARS = {10 * KIB: 0.9, 1900 * KIB: 2.0, 8 * MIB: 2.0}
 ROUNDS, SECONDS = 5, 0.25
 #: So many times with workers of their own: how fast one pickles depends on what its allocator has seen.
 GENERATIONS = 3
-WAYS = ("Pool.map", "ProcessPoolExecutor")
 BATCHES = (9 * MIB, 37 * MIB)
 #: Batches of one lap of a DataLoader, and samples of a batch.
 LAP, SAMPLES = 40, 8
@@ -76,25 +78,31 @@ def _there_and_back(report: Report, pool: shmpool.Pool, nbytes: int, rounds: int
 
 
 def _with_new_workers(pool: shmpool.Pool, array: Any, rounds: int, seconds: float) -> dict[str, Series]:
-    with (
-        fork.Pool(1) as workers,
-        ProcessPoolExecutor(1, mp_context=fork) as futures,
-        shmpool.Executor(1, pool=pool, mp_context=fork) as ours,
-    ):
-        ways: dict[str, Callable[[list[Any]], Any]] = {
-            WAYS[0]: lambda arrays: workers.map(negative, arrays, chunksize=1),
-            WAYS[1]: lambda arrays: _mapped(futures, arrays),
-        }
+    with ExitStack() as stack:
         contestants: dict[str, Callable[[int], Lap]] = {}
-        for name, way in ways.items():
-            contestants[name] = _lap(way, array, None)
-            contestants[f"{name}, installed"] = _lap(way, array, pool)
-        contestants["shmpool.Executor"] = _lap(lambda arrays: _mapped(ours, arrays), array, None)
+        for name, way in WAYS.items():
+            for behind, installed in ("", None), (", installed", pool):
+                contestants[name + behind] = _lap(way(stack), array, installed)
+        ours = stack.enter_context(shmpool.Executor(1, pool=pool, mp_context=fork))
+        contestants["shmpool.Executor"] = _lap(partial(_mapped, ours), array, None)
         return interleave(contestants, rounds=rounds, seconds=seconds, least=8)
+
+
+def _pool_map(stack: ExitStack) -> Callable[[list[Any]], list[Any]]:
+    workers = stack.enter_context(fork.Pool(1))
+    return lambda arrays: workers.map(negative, arrays, chunksize=1)
+
+
+def _futures(stack: ExitStack) -> Callable[[list[Any]], list[Any]]:
+    return partial(_mapped, stack.enter_context(ProcessPoolExecutor(1, mp_context=fork)))
 
 
 def _mapped(executor: Executor, arrays: list[Any]) -> list[Any]:
     return list(executor.map(negative, arrays))
+
+
+#: Each with a worker of its own.
+WAYS = {"Pool.map": _pool_map, "ProcessPoolExecutor": _futures}
 
 
 def _lap(way: Callable[[list[Any]], Any], array: Any, pool: shmpool.Pool | None) -> Callable[[int], Lap]:

@@ -16,6 +16,7 @@ another pickler (cloudpickle, loky).
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import threading
@@ -141,6 +142,8 @@ class Installation:
 
 #: The installation of this process; a forked child has its parent's.
 _present: Installation | None = None
+#: The process that has called `uninstall` last: what arrives there installs nothing. A child may be told anew.
+_uninstalled_in = 0
 
 
 class _Pickling(threading.local):
@@ -188,10 +191,12 @@ def install(
 
 
 def uninstall() -> None:
-    """Undo `install` in this process: from here on multiprocessing pickles as before. What is on its way still
-    arrives. Without an installation it does nothing."""
-    global _present
+    """Undo `install` in this process: from here on multiprocessing pickles as before, whatever arrives. What is on its
+    way still does, and so do the results of workers that know of the installation: they go on with it. In a worker
+    it keeps what arrives from installing anything."""
+    global _present, _uninstalled_in
     installation, _present = _present, None
+    _uninstalled_in = os.getpid()
     if installation is None:
         return
     for cls in _registered:
@@ -238,8 +243,8 @@ def _reducers() -> dict[type, Any]:
 
 
 def _take_effect(installation: Installation) -> None:
-    global _present
-    _present = installation
+    global _present, _uninstalled_in
+    _present, _uninstalled_in = installation, 0
     _to_register["numpy"] = lambda np: {np.ndarray: _reduce_array}
     _to_register["pyarrow"] = lambda pa: {pa.Buffer: _reduce_arrow, pa.ResizableBuffer: _reduce_arrow}
     if installation.terms.tensors:
@@ -348,17 +353,19 @@ def _reduce_process(process: BaseProcess) -> Any:
 # --- and here --------------------------------------------------------------------------------------------
 
 
-def _here(terms: Terms) -> Installation:
-    """The installation of a process that receives something. One that has none takes effect."""
-    if _present is None:
+def _arrived(terms: Terms) -> None:
+    """A process that receives something is installed by it, unless it has said otherwise."""
+    if _present is None and _uninstalled_in != os.getpid():
         _take_effect(Installation(terms, None, is_own=False))
-    assert _present is not None
-    return _present
 
 
 def _pool_of(terms: Terms) -> Pool:
-    installation = _here(terms)
-    return installation.pool if installation.terms.address == terms.address else of_address(terms.address)
+    if _present is None:
+        _arrived(terms)
+    installation = _present
+    if installation is not None and installation.terms.address == terms.address:
+        return installation.pool
+    return of_address(terms.address)
 
 
 def _array_here(address: str, min_nbytes: int, ttl: float, tensors: bool, handle: bytes) -> Any:
@@ -383,5 +390,5 @@ def _received(terms: Terms, handle: bytes, *, writable: bool, copy: bool | None)
 
 def _process_here(terms: Terms, make: Any, arguments: Any) -> Any:
     """Unpickle the process that this one is to be."""
-    _here(terms)
+    _arrived(terms)
     return make(*arguments)

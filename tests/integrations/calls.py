@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ def fail(*_: Any) -> None:
 
 def send_made(pipe: Any, length: int) -> None:
     pipe.send(make(length))
+
+
+def receive(text: bytes) -> None:
+    """What came through some pipe of another process."""
+    ForkingPickler.loads(text)
 
 
 def wait_for(event: Any) -> int:

@@ -150,6 +150,34 @@ def test_uninstall_leaves_multiprocessing_as_it_was(pool: shmpool.Pool) -> None:
     shmpool.uninstall()
 
 
+def test_what_arrives_from_workers_does_not_undo_an_uninstall(pool: shmpool.Pool) -> None:
+    """They go on passing their results through the pool, which installed their parent anew."""
+    sent = [np.full(calls.HUGE, at) for at in range(3)]
+    shmpool.install(pool=pool)
+    with fork.Pool(1) as workers:
+        workers.map(calls.double, sent, chunksize=1)
+        shmpool.uninstall()
+        before = pool.stats().total_gets
+        for _ in range(2):
+            assert [got[0] for got in workers.map(calls.double, sent, chunksize=1)] == [0, 2, 4]
+    assert pool.stats().total_gets == before + 6  # the results, and no argument
+    assert len(ForkingPickler.dumps(sent[0])) > sent[0].nbytes
+    before = pool.stats().total_gets
+    with fork.Pool(1) as workers:  # which a child of it may be, by what arrives there
+        workers.apply(calls.receive, (on_its_way(pool, sent[0]),))
+        assert (workers.apply(calls.make, (calls.HUGE,)) == 7).all()
+    assert pool.stats().total_gets == before + 2
+
+
+def on_its_way(pool: shmpool.Pool, obj: Any) -> bytes:
+    """What an installed process sends."""
+    shmpool.install(pool=pool)
+    try:
+        return bytes(ForkingPickler.dumps(obj))
+    finally:
+        shmpool.uninstall()
+
+
 def test_a_forgotten_array_is_not_remembered_until_its_ttl(pool: shmpool.Pool) -> None:
     """A steady producer with a long ttl: what was read long ago takes no memory."""
     shmpool.install(1, pool=pool, ttl=3600)
