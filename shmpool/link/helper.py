@@ -71,6 +71,8 @@ LONGEST_PAUSE: Final = 2.0
 #: what it has to do for those who have gone is all that it gets done.
 FIRST_PATIENCE: Final = 2.0
 LONGEST_PATIENCE: Final = 64.0
+#: Seconds after which an unexpected error is forgotten: the pause after the next one is the first again.
+_FORGET: Final = 10.0
 #: Seconds that a thread which has ended is given to leave the kernel's list.
 _LONGEST_EXIT: Final = 1.0
 #: Seconds from look to look whether the helper has come to rest.
@@ -99,6 +101,8 @@ class Helper:
         self._started_by = 0
         self._pause = 0.0
         self._patience = FIRST_PATIENCE
+        #: The pause after the last unexpected error, and when it is forgotten.
+        self._setback, self._forgets_at = 0.0, 0.0
         #: The broker is away, and that was said.
         self._is_lost = False
 
@@ -112,8 +116,7 @@ class Helper:
         and a finalizer that comes in the helper and waits has another go on in its place.)"""
         if self.thread is threading.current_thread():
             self.thread = None
-        if self.thread is None:
-            self.start()
+        self.start()
 
     def start(self) -> None:
         """Start the thread, if there is none."""
@@ -173,30 +176,42 @@ class Helper:
 
     def _run(self) -> None:
         HERE[WORKING] += 1
-        # One that a fork has to stop (`rest`), under gevent, is never seen to rest, and no thread of the kernel's.
-        is_thread = threading.get_native_id() != self._started_by
-        self._seat.link.tells_rests = is_thread
-        HERE[HELPERS] += is_thread
+        is_thread = False
         try:
+            # One that a fork has to stop (`rest`), under gevent, is never seen to rest, and no thread of the kernel's.
+            is_thread = threading.get_native_id() != self._started_by
+            self._seat.link.tells_rests = is_thread
+            HERE[HELPERS] += is_thread
             self._go_on()
         finally:
             HERE[WORKING] -= 1
             HERE[HELPERS] -= is_thread
 
     def _go_on(self) -> None:
-        failures, seat = 0, self._seat
-        while self._is_meant():
+        is_meant = True
+        while is_meant:
             try:
                 self._look_after()
+                is_meant = self._is_meant()
             except BaseException:  # the last resort: nobody else would do its work
-                if not self._is_meant():
-                    return
-                log.exception("the helper of a shmpool seat drops its connection after an unexpected error")
-                seat.link.close_connection()
-                failures += 1
-                time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2**failures))
-        if self.thread is threading.current_thread() and seat.is_orphaned:
+                self._begin_anew()
+        if self.thread is threading.current_thread() and self._seat.is_orphaned:
             self._close_if_unused()  # the broker came back with another pool
+
+    def _begin_anew(self) -> None:
+        """Raises nothing: where memory was refused, it may be so here again."""
+        try:
+            if self._is_meant():
+                now = time.monotonic()
+                self._setback = min(LONGEST_PAUSE, 2 * self._setback) if now < self._forgets_at else FIRST_PAUSE
+                self._forgets_at = now + _FORGET
+                try:
+                    log.exception("the helper of a shmpool seat drops its connection after an unexpected error")
+                finally:
+                    self._seat.link.close_connection()
+                    self._wait(self._setback)
+        except BaseException:
+            pass
 
     def _look_after(self) -> None:
         seat, link = self._seat, self._seat.link
@@ -254,7 +269,7 @@ class Helper:
         return not self._is_meant() or HERE[FORKING] != 0
 
     def _reconnect(self) -> bool:
-        """One attempt, after a pause that grows; False when there is no connection yet."""
+        """One attempt, and a pause that grows; False when there is no connection yet."""
         seat, link = self._seat, self._seat.link
         gives_up = time.monotonic() + self._patience
         if seat.reconnect(self._patience, Interruption(self._is_called_off, link.wakeup)):
@@ -265,15 +280,20 @@ class Helper:
         if time.monotonic() >= gives_up:
             self._patience = min(LONGEST_PATIENCE, 2 * self._patience)
         self._pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
+        self._wait(self._pause * jitter())
+        return False
+
+    def _wait(self, seconds: float) -> None:
+        """Without a connection. Own slots that come back go to own waiters, and a fork finds it at rest."""
+        seat, link = self._seat, self._seat.link
         poll = select.poll()
         poll.register(link.wakeup, select.POLLIN)
-        until = time.monotonic() + self._pause * jitter()
+        until = time.monotonic() + seconds
         while self._is_meant() and (left := until - time.monotonic()) > 0:
             if seat.is_orphaned:
                 left = min(left, UNUSED_POLL)
                 if self._close_if_unused():
-                    return False
+                    return
             if link.rest(poll, left, self._is_meant):
                 drain(link.wakeup)
                 link.serve()
-        return False

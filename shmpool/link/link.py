@@ -83,8 +83,10 @@ class Link(Asking):
             self._set_resting(False)
             while HERE[FORKING] and is_meant():
                 self._set_resting(True)
-                time.sleep(_FORKING)
-                self._set_resting(False)
+                try:
+                    time.sleep(_FORKING)
+                finally:
+                    self._set_resting(False)
         return ready
 
     def _set_resting(self, is_resting: bool) -> None:

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -613,6 +614,39 @@ def test_memory_that_is_refused_to_a_connect_a_close_a_release_or_a_fork_leaves_
     assert (done.stdout, done.returncode) == ("end True True\n", 0), done.stderr
     nobody_sits(broker.address)
     assert_all_is_back(broker.address)
+
+
+NO_MEMORY_FOR_THE_HELPER = """
+import logging, sys, threading, time
+import _testcapi, shmpool
+logging.basicConfig()
+nbytes = iter(range(1_100_000, 2_000_000, 4096))  # nothing is ready of these sizes: each asks the broker
+pool = shmpool.connect(sys.argv[1])
+for refused in range(6, 13):
+    pool.lease(1000).release()  # what is idle is looked after
+    _testcapi.set_nomemory(1, refused + 1)
+    time.sleep(0.03)
+    _testcapi.remove_mem_hooks()
+    pool.lease(next(nbytes), timeout=20).release()
+    names = [thread.name for thread in threading.enumerate()]
+    assert "shmpool-helper" in names, refused
+pool.close()
+print("end")
+"""
+
+
+def test_helper_that_is_refused_memory_again_and_again_goes_on(tmp_path: Path) -> None:
+    """Those in what it does about the first one, too: it would end, and nobody would answer a recall."""
+    pytest.importorskip("_testcapi")
+    one = Daemon(str(tmp_path / "broker.sock"), **SETTINGS, magazine_idle="10ms")
+    try:
+        command = [sys.executable, "-c", NO_MEMORY_FOR_THE_HELPER, one.address]
+        done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
+        assert (done.stdout, done.returncode) == ("end\n", 0), done.stderr
+        nobody_sits(one.address)
+        assert_all_is_back(one.address)
+    finally:
+        one.end(signal.SIGTERM)
 
 
 CTRL_C = """
