@@ -153,14 +153,17 @@ def test_what_cannot_be_read_is_refused_and_the_lease_goes_on(pool: shmpool.Pool
             os.close(fd)
 
 
-@pytest.mark.long
-def test_an_object_of_several_gibibytes_is_filled_read_and_given_back() -> None:
-    """Longer than one call of the kernel's moves, and than 32 bits count."""
-    nbytes = (4 << 30) + 12345
+@pytest.mark.parametrize(
+    "gibibytes", [pytest.param(2, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.exhaustive)]
+)
+def test_an_object_of_several_gibibytes_is_filled_read_and_given_back(gibibytes: int) -> None:
+    """Longer than one call of the kernel's moves, and on demand than 32 bits count."""
+    nbytes = (gibibytes << 30) + 12345
+    marks = {0, (1 << 31) - 3, (gibibytes << 30) - 3, nbytes - 6}
     fd = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR)
     try:
         os.truncate(fd, nbytes)
-        for at in (0, (1 << 31) - 3, (1 << 32) - 3, nbytes - 6):
+        for at in marks:
             os.pwrite(fd, b"mark%02d" % (at % 97), at)
         with shmpool.Broker(memory_limit=nbytes + 64 * MIB) as broker, broker.connect() as pool:
             with pool.lease(nbytes) as lease:
@@ -168,7 +171,7 @@ def test_an_object_of_several_gibibytes_is_filled_read_and_given_back() -> None:
                 handle = lease.publish()
             with pool.open(handle) as buffer:
                 assert buffer.nbytes == nbytes
-                for at in (0, (1 << 31) - 3, (1 << 32) - 3, nbytes - 6):
+                for at in marks:
                     assert buffer.view[at : at + 6] == b"mark%02d" % (at % 97)
     finally:
         os.close(fd)

@@ -183,7 +183,7 @@ def test_forks_while_the_pool_works(connect: Connect, forks: int) -> None:
     eventually(lambda: len(pool.stats().clients) == 2)
 
 
-@pytest.mark.parametrize("forks", sizes(5, 50, 200))
+@pytest.mark.parametrize("forks", sizes(5, 20, 200))
 def test_pools_that_come_and_go_beside_forks_leave_no_seat(
     start: Start, monkeypatch: pytest.MonkeyPatch, forks: int
 ) -> None:

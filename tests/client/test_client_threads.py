@@ -18,6 +18,7 @@ from typing import Any
 import client_workers
 import pytest
 from client_helpers import KIB, MIB, PATIENCE, Connect, Start, child, eventually, hear
+from corners import sizes
 
 import shmpool
 from shmpool.seat.session import Session
@@ -243,7 +244,7 @@ class Meanwhile:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # a lease was open when its pool was closed
-@pytest.mark.parametrize("step", [31, pytest.param(5, marks=pytest.mark.long)])
+@pytest.mark.parametrize("step", sizes(31, 13, 1))
 def test_lease_whose_pool_another_thread_closes_meanwhile_says_so(connect: Connect, step: int) -> None:
     """At any line of what is done with it: it ends well or raises, and nothing is left."""
     verbs: dict[str, Callable[[shmpool.Lease], Any]] = {

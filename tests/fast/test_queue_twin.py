@@ -32,9 +32,10 @@ def test_every_word_of_a_queue_is_the_same() -> None:
     _walk_twice(1, 300, {"maxsize": 60})
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("seed", range(2, 4))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(2, marks=pytest.mark.long), *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (3, 4))]
+)
 def test_every_word_of_a_queue_is_the_same_for_many_walks(seed: int, options: dict[str, Any]) -> None:
     _walk_twice(seed, 800, options)
 

@@ -2,8 +2,8 @@
 
 One call goes on, and at its n-th place another one begins and ends, in the same thread: at a place where the
 interpreter looks for signals (since 3.12 for garbage, too), or at any line. Neither may wait for the other for ever;
-both are right; afterwards everything is given back. By default some places of each, from a random one on; with
-``-m long`` all of them.
+both are right; afterwards everything is given back. By default a place of some, drawn; with ``-m long`` some places
+of each, from a random one on; with ``-m exhaustive``, for minutes each, all of them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from corners import sizes
 from fault_helpers import ENV, Daemon, assert_all_is_back, eventually, pattern
 from interrupter import Interrupter
 
@@ -33,12 +34,12 @@ from shmpool.stats import query
 MIB = 1024 * 1024
 #: Seconds after which a call waits for ever.
 FOR_EVER = 8
-SOME = 3
+#: Pairs of a call and a way of visiting it that are tried by default, and places of each in the long setting.
+SOME, MANY = 3, 5
 #: Nothing else is ready of these sizes: each asks the broker.
 UNUSED = itertools.cycle(range(1_100_000, 1_900_000, 4096))
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # of what is collected
-at_places = pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.long)], ids=["some", "all"])
 
 
 class Hangs(BaseException):
@@ -302,18 +303,18 @@ def helpers() -> int:
     return sum(thread.name == "shmpool-helper" for thread in threading.enumerate())
 
 
-@at_places
+@pytest.mark.parametrize("reach", sizes("some", "many", "all"))
 @pytest.mark.parametrize("inner", INNER, ids=lambda act: act.__name__)
 def test_a_call_in_the_middle_of_another_waits_for_nothing_of_its_own(
-    broker: Daemon, inner: Callable[[Things], None], many: bool
+    broker: Daemon, inner: Callable[[Things], None], reach: str
 ) -> None:
     before = helpers()
     pairs = [(outer, lines) for outer in OUTER for lines in (False, True)]
-    for outer, lines in pairs if many else random.sample(pairs, SOME):
+    for outer, lines in random.sample(pairs, SOME) if reach == "some" else pairs:
         idle = visit(broker, outer, lambda things: None, partial(Visitor, -1, lines=lines))
         count = -1 - idle.left
         assert count > 3 or shmpool.__compiled__
-        step = 1 if many else count
+        step = {"some": count, "many": max(1, count // MANY), "all": 1}[reach]
         for n in range(random.randint(1, step), count + 1, step):
             place: list[Visitor] = []
 
