@@ -24,7 +24,7 @@ from shmpool.system import patience
 from .measure import Lap, Ratio, Series, interleave, percentile
 from .options import Options
 from .plan import payload
-from .queue_kills import KILLS, longest_pause
+from .queue_kills import KILLS, storm
 from .render import console
 from .report import Bar, Column, Report, Table
 from .units import KIB, MIB, size_name
@@ -415,11 +415,15 @@ def _in_flight(report: Report, options: Options, pool: shmpool.Pool) -> None:
 
 def _killed(report: Report, options: Options, pool: shmpool.Pool) -> None:
     kills = options.more.get("kills") or KILLS
-    pause, objects = longest_pause(pool, kills)
-    table = Table("producers and consumers are killed", [Column("kills"), Column("objects"), Column("pause", "s")])
-    table.rows.append([kills, objects, pause])
+    found = storm(pool, kills)
+    columns = [Column("kills"), Column("objects"), Column("lost"), Column("consumers killed"), Column("pause", "s")]
+    table = Table("producers and consumers are killed; none came twice or out of order", columns)
+    table.rows.append([kills, found.objects, found.lost, found.consumers, found.pause])
     report.tables.append(table)
-    report.bars.append(Bar(f"the longest pause in {kills} kills, s", 0.25, pause, is_most=True))
+    report.bars += [
+        Bar(f"the longest pause in {kills} kills, s", 0.25, found.pause, is_most=True),
+        Bar("objects lost for each killed consumer", 1.0, found.lost / found.consumers, is_most=True),
+    ]
 
 
 def _times(mine: Series, other: Series) -> float:

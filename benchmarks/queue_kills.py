@@ -1,5 +1,5 @@
 """The pause that killed producers and consumers make: two of each, of which one at a time is killed at a random
-moment and replaced, and the longest time in which nothing came out of the other end."""
+moment and replaced, and the longest time in which nothing came out of the other end; and what became of the objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
-from typing import Any
+from queue import Empty
+from typing import NamedTuple
 
 import shmpool
 
@@ -19,8 +20,44 @@ KILLS = 100
 _BETWEEN = 20
 
 
-def longest_pause(pool: shmpool.Pool, kills: int, seed: int = 14) -> tuple[float, int]:
-    """In seconds, and how many objects came. Raises RuntimeError for one that came twice."""
+class Storm(NamedTuple):
+    """*pause* is the longest, in seconds; *objects* came; *lost* are those that did not, though later ones of their
+    producer did, and *consumers* were killed, each of which may lose what it has in its hands."""
+
+    pause: float
+    objects: int
+    lost: int
+    consumers: int
+
+
+class _Seen:
+    """What came, and in which order."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, set[int]] = {}
+        self._last: dict[tuple[int, int], int] = {}
+
+    def add(self, consumer: int, producer: int, number: int) -> None:
+        """Raises RuntimeError for one that came twice, or behind a later one of its producer by the same way."""
+        numbers = self._numbers.setdefault(producer, set())
+        if number in numbers:
+            raise RuntimeError(f"object {number} of producer {producer} came twice")
+        if number < self._last.get((consumer, producer), 0):
+            raise RuntimeError(f"object {number} of producer {producer} came out of order by consumer {consumer}")
+        numbers.add(number)
+        self._last[consumer, producer] = number
+
+    @property
+    def objects(self) -> int:
+        return sum(map(len, self._numbers.values()))
+
+    @property
+    def lost(self) -> int:
+        return sum(max(numbers) + 1 - len(numbers) for numbers in self._numbers.values())
+
+
+def storm(pool: shmpool.Pool, kills: int, seed: int = 14) -> Storm:
+    """Raises RuntimeError for an object that came twice or out of order, Empty when none came for a minute."""
     chance = random.Random(seed)
     one, results = shmpool.Queue(32, pool=pool), shmpool.Queue(pool=pool)
     names = count()
@@ -29,9 +66,9 @@ def longest_pause(pool: shmpool.Pool, kills: int, seed: int = 14) -> tuple[float
         for number in count():
             one.put((name, number, b"x" * (6000 if number % 3 == 0 else 10)))
 
-    def consume(_: int) -> None:
+    def consume(name: int) -> None:
         while True:
-            results.put(one.get()[:2])
+            results.put((name, *one.get()[:2]))
 
     alive: dict[int, Callable[[int], None]] = {}
 
@@ -51,7 +88,7 @@ def longest_pause(pool: shmpool.Pool, kills: int, seed: int = 14) -> tuple[float
 
     for body in (produce, produce, consume, consume):
         start(body)
-    seen: set[Any] = set()
+    seen, consumers = _Seen(), 2
     longest, moment = 0.0, 0.0
     try:
         for _ in range(kills):
@@ -60,16 +97,24 @@ def longest_pause(pool: shmpool.Pool, kills: int, seed: int = 14) -> tuple[float
             while came < _BETWEEN or time.monotonic() < until:
                 found = results.get(timeout=60)
                 now = time.monotonic()
-                if found in seen:
-                    raise RuntimeError(f"{found} came twice")
-                seen.add(found)
+                seen.add(*found)
                 longest, moment = max(longest, now - moment) if moment else 0.0, now
                 came += 1
-            start(end(chance.choice(list(alive))))
+            body = end(chance.choice(list(alive)))
+            consumers += body is consume
+            start(body)
             moment = time.monotonic()  # to fork is no pause of the queue's
+        for pid in list(alive):
+            end(pid)
+        with suppress(Empty):  # what they had passed on, and then what they had left
+            while True:
+                seen.add(*results.get(timeout=0))
+        with suppress(Empty):
+            while True:
+                seen.add(next(names), *one.get(timeout=0)[:2])
     finally:
         for pid in list(alive):
             end(pid)
         one.close()
         results.close()
-    return longest, len(seen)
+    return Storm(longest, seen.objects, seen.lost, consumers)
