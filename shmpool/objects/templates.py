@@ -65,6 +65,8 @@ class _Prototype:
 def of(array: Any) -> Template | None:
     """The template of a numpy array, if it has one."""
     dtype, flags = array.dtype, array.flags
+    if dtype.metadata is not None:  # it is equal to one without, and pickle keeps it
+        return None
     is_fortran = flags.fnc
     found = _by_kind.get((dtype, array.shape, is_fortran))
     if found is None:

@@ -28,6 +28,18 @@ def test_with_a_template_and_without_it_comes_out_the_same(array: np.ndarray) ->
         assert not got.size or not got.flags.writeable or got.nbytes < templates.SMALLEST
 
 
+def test_a_dtype_with_metadata_is_another_than_its_equal_without() -> None:
+    units = np.dtype("f8", metadata={"unit": "m"})
+    arrays = np.ones(3210), np.ones(3210, units), np.ones(3211, units), np.ones(3211)
+    for _ in range(3):
+        for array in arrays:
+            raw = memoryview(laid_out(array))
+            template = templates.find(raw)
+            got = decode(raw) if template is None else template.array(raw, template.offset)
+            templates.learn(got)
+            assert got.dtype.metadata == array.dtype.metadata
+
+
 def test_a_reader_learns_a_template_by_unpickling_two_and_forgets_when_there_are_too_many() -> None:
     raw = memoryview(laid_out(np.arange(777.0)))
     templates._by_kind.clear()
