@@ -14,7 +14,7 @@ cdef extern from "semaphores.h":
 
 cdef extern from *:
     PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *, Py_ssize_t)
-    PyObject *new_token "new_handle"(PyObject *, uint64_t, uint64_t, uint64_t)
+    PyObject *new_token "new_handle"(uint64_t, uint64_t, uint64_t)
     void set_item "PyList_SET_ITEM"(PyObject *, Py_ssize_t, PyObject *)
     PyObject **items_of(PyObject *)
     void forget "Py_DECREF"(PyObject *)
@@ -321,7 +321,7 @@ cdef Py_ssize_t _load_items(ShortWay way, PyObject **items, Py_ssize_t most, uin
             is_other[0] = not done
             break
         if kind == TOKEN:
-            made = new_token(<PyObject *>Handle, place[1], place[2], place[3])
+            made = new_token(place[1], place[2], place[3])
             at_row = (place[3] >> 4 + NBYTES_BITS) * ROW_WORDS
             if at_row < way.rows:
                 announce(way.row + at_row)  # who gets it most likely opens it next

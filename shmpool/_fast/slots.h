@@ -117,13 +117,14 @@ static inline int is_false(PyObject *object, Py_ssize_t offset) { return MEMBER(
 static inline int is_true(PyObject *object, Py_ssize_t offset) { return MEMBER(object, offset) == Py_True; }
 
 /* A member that raises *taken* where it is not set: what `__getattr__` says of it, which has every look-up of the class
-   go a longer way. */
-typedef struct { Py_ssize_t offset; PyObject *taken; } Guarded;
+   go a longer way. Where it is None, it is made when it is first asked for. */
+typedef struct { Py_ssize_t offset; PyObject *taken; PyObject *(*make)(PyObject *); } Guarded;
 
 static PyObject *get_guarded(PyObject *object, void *closure) {
     Guarded *guarded = closure;
     PyObject *value = MEMBER(object, guarded->offset);
     if (!value) { PyErr_SetNone(guarded->taken); return NULL; }
+    if (value == Py_None) return guarded->make(object);
     Py_INCREF(value);
     return value;
 }
@@ -135,10 +136,12 @@ static int set_guarded(PyObject *object, PyObject *value, void *closure) {
     return 0;
 }
 
-static inline PyObject *guard_member(PyObject *type, Py_ssize_t offset, const char *name, PyObject *taken) {
+static inline PyObject *guard_member(
+    PyObject *type, Py_ssize_t offset, const char *name, PyObject *taken, PyObject *(*make)(PyObject *)
+) {
     static Guarded guarded;
     static PyGetSetDef definition;
-    guarded = (Guarded){offset, taken};
+    guarded = (Guarded){offset, taken, make};
     definition = (PyGetSetDef){name, get_guarded, set_guarded, NULL, &guarded};
     Py_INCREF(taken);
     return PyDescr_NewGetSet((PyTypeObject *)type, &definition);
@@ -294,10 +297,39 @@ static inline PyObject *new_instance(PyObject *type) {
     return ((PyTypeObject *)type)->tp_alloc((PyTypeObject *)type, 0);
 }
 
-/* An instance of a subclass of bytes, which has no members, of three words. */
-static inline PyObject *new_handle(PyObject *type, uint64_t first, uint64_t second, uint64_t third) {
-    PyObject *handle = ((PyTypeObject *)type)->tp_alloc((PyTypeObject *)type, 24);
-    if (!handle) return NULL;
+/* Handles, instances of a subclass of bytes that has no members, are three words each. The memory of a few that are no more is
+   kept for the next ones, as CPython does it with its own classes: what it does at the end of an object of a class in
+   Python takes longer than what a publication does to shared words. */
+#define MOST_SPARE 16
+static struct { PyTypeObject *type; int spares; PyObject *spare[MOST_SPARE]; } handles;
+
+static void end_handle(PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+    PyObject_GC_UnTrack(object);
+    if (type == handles.type && Py_SIZE(object) == 24 && handles.spares < MOST_SPARE) handles.spare[handles.spares++] = object;
+    else type->tp_free(object);
+    Py_DECREF(type);
+}
+
+static inline int keep_handles(PyObject *cls) {
+    PyTypeObject *type = (PyTypeObject *)cls;
+    if (type->tp_finalize || type->tp_del || type->tp_dictoffset || type->tp_weaklistoffset || !PyType_IS_GC(type)) {
+        PyErr_Format(PyExc_ImportError, "%s is not a class of nothing but bytes", type->tp_name);
+        return -1;
+    }
+    Py_INCREF(type);
+    handles.type = type;
+    type->tp_dealloc = end_handle;
+    return 0;
+}
+
+static inline PyObject *new_handle(uint64_t first, uint64_t second, uint64_t third) {
+    PyTypeObject *type = handles.type;
+    PyObject *handle;
+    if (handles.spares) {
+        handle = (PyObject *)PyObject_InitVar((PyVarObject *)handles.spare[--handles.spares], type, 24);
+        PyObject_GC_Track(handle);
+    } else if (!(handle = type->tp_alloc(type, 24))) return NULL;
     uint64_t words[3] = {first, second, third};
     memcpy(PyBytes_AS_STRING(handle), words, 24);
 _Py_COMP_DIAG_PUSH
@@ -389,32 +421,27 @@ static inline int no_buffer(void) {
     return 0;
 }
 
-/* Fill *view* with the bytes of *data*; 0 where these are not one piece, in C order, of just as many, or the view is
-   released. */
-static inline int fill_view(PyObject *view, PyObject *data, int is_past_caches) {
-    Py_buffer from, to;
-    if (PyObject_GetBuffer(data, &from, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) return no_buffer();
-    /* An export of the view: who releases it meanwhile finds it in use, and so its slot. */
-    if (PyObject_GetBuffer(view, &to, PyBUF_WRITABLE) < 0) {
-        int result = no_buffer();
-        PyBuffer_Release(&from);
-        return result;
-    }
-    size_t length = (size_t)to.len;
-    int fits = from.len == to.len && is_plain(from.format);
-    int overlap = (char *)from.buf < (char *)to.buf + length && (char *)to.buf < (char *)from.buf + length;
+/* Fill the first *nbytes* bytes of an exporter, a view or a window, with those of *data*, which was asked for its buffer
+   before: that may have run anything. 0 where these are not one piece, in C order, of just as many, or the exporter gives
+   no memory any more. */
+static inline int fill(PyObject *exporter, Py_buffer *from, Py_ssize_t nbytes, int is_past_caches) {
+    Py_buffer to;
+    /* An export: who ends the lease meanwhile finds its slot in use. */
+    if (PyObject_GetBuffer(exporter, &to, PyBUF_WRITABLE) < 0) return no_buffer();
+    size_t length = (size_t)nbytes;
+    int fits = from->len == nbytes && nbytes <= to.len && is_plain(from->format);
+    int overlap = (char *)from->buf < (char *)to.buf + length && (char *)to.buf < (char *)from->buf + length;
     if (fits && length < MANY_BYTES) {
-        if (overlap) memmove(to.buf, from.buf, length);
-        else copy_bytes(to.buf, from.buf, length);
+        if (overlap) memmove(to.buf, from->buf, length);
+        else copy_bytes(to.buf, from->buf, length);
     } else if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        if (overlap) memmove(to.buf, from.buf, length);
-        else if (is_past_caches && has_wide_copies()) copy_past_caches(to.buf, from.buf, length);
-        else copy_bytes(to.buf, from.buf, length);
+        if (overlap) memmove(to.buf, from->buf, length);
+        else if (is_past_caches && has_wide_copies()) copy_past_caches(to.buf, from->buf, length);
+        else copy_bytes(to.buf, from->buf, length);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&to);
-    PyBuffer_Release(&from);
     return fits;
 }
 

@@ -13,7 +13,7 @@ garbage, and so runs finalizers and other threads), so all are made before the f
 cimport cython
 from cpython.object cimport PyObject, PyTypeObject, PyObject_TypeCheck
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.buffer cimport Py_buffer, PyBUF_WRITABLE
+from cpython.buffer cimport Py_buffer, PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE
 from cpython.dict cimport PyDict_DelItem, PyDict_GetItemWithError, PyDict_SetItem, PyDict_Size
 from cpython.set cimport PySet_Add, PySet_Discard, PySet_GET_SIZE
 from libc.stdint cimport uint64_t
@@ -69,6 +69,8 @@ cdef extern from "Python.h":
     bint PyDict_CheckExact(PyObject *)
     Py_ssize_t PyTuple_GET_SIZE(PyObject *)
     PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t)
+    int PyObject_GetBuffer(object, Py_buffer *, int)
+    void PyBuffer_Release(Py_buffer *)
     Py_ssize_t PyObject_Size(PyObject *) except -1
     int PySequence_DelItem(PyObject *, Py_ssize_t) except -1
     bint PyObject_IsTrue(PyObject *) except -1
@@ -100,7 +102,7 @@ cdef extern from "slots.h":
     Py_ssize_t items_in(PyObject *, PyTypeObject *) except -1
     int find_method(Method *, object, str, bint) except -1
     object call(Method *, PyObject *, PyObject *)
-    object guard_member(object, Py_ssize_t, const char *, object)
+    object guard_member(object, Py_ssize_t, const char *, object, object (*)(PyObject *))
     bint is_false(PyObject *, Py_ssize_t)
     bint is_true(PyObject *, Py_ssize_t)
     bint has_references(PyObject *, Py_ssize_t)
@@ -117,12 +119,14 @@ cdef extern from "slots.h":
     void unlock_all(int)
     void switch_class(PyObject *, PyObject *)
     object new_instance(object)
-    object new_handle(object, uint64_t, uint64_t, uint64_t)
+    object new_handle(uint64_t, uint64_t, uint64_t)
+    int keep_handles(object) except -1
     double nanoseconds()
     int bit_length(uint64_t)
     object take_trace()
     void copy_bytes(void *, const void *, Py_ssize_t)
-    int fill_view(PyObject *, object, bint) except -1
+    int fill(PyObject *, Py_buffer *, Py_ssize_t, bint) except -1
+    int no_buffer() except -1
     void signal_eventfd(int)
     void give_buffers(object, int (*)(PyObject *, Py_buffer *, int) noexcept)
 
@@ -261,7 +265,7 @@ cdef object _lease(PyObject *pool, object nbytes):
     cdef PyObject *slot
     cdef uint64_t *words
     cdef uint64_t count, counter, latencies, below, medium_from, leased, base, word, extent_word
-    cdef object taken, made, view, proxy, held, shelf, exporter
+    cdef object taken, made, proxy, held, shelf
     cdef Py_ssize_t size, category
     cdef bint is_timed
     cdef double started = 0
@@ -312,10 +316,8 @@ cdef object _lease(PyObject *pool, object nbytes):
         if is_timed:
             held.note_latency(category, <uint64_t>(nanoseconds() - started))
         return made
-    exporter = <object>window
     try:
         made = new_instance(EndedLease)  # it has no finalizer until it is whole
-        view = view_of(window, size)
         proxy = PyWeakref_NewProxy(made, NULL)
     except BaseException:
         call(&append, get_member(magazine, READY), <PyObject *>taken)
@@ -329,7 +331,7 @@ cdef object _lease(PyObject *pool, object nbytes):
     words[counter] += 1
     set_member(<PyObject *>made, LEASE_SLOT, slot)
     set_member(<PyObject *>made, LEASE_NBYTES, <PyObject *>nbytes)
-    set_member(<PyObject *>made, LEASE_VIEW, <PyObject *>view)
+    set_member(<PyObject *>made, LEASE_VIEW, NONE)
     set_member(slot, SLOT_LEASE, <PyObject *>proxy)
     switch_class(<PyObject *>made, <PyObject *>LiveLease)
     if is_timed:
@@ -423,29 +425,68 @@ cdef object _take_newest(PyObject *magazine, uint64_t *words, uint64_t count, ui
 # --- write ----------------------------------------------------------------------------------------------------
 
 def write(self, data):
-    cdef PyObject *lease = <PyObject *>self
+    if not _write(<PyObject *>self, data):
+        plain_write(self, data)
+
+
+cdef bint _write(PyObject *lease, object data) except -1:
+    """False where it is the plain one's. A view that nobody has asked for yet is not made: the window is written."""
     cdef PyObject *view
-    if Py_TYPE(lease) == <PyTypeObject *>LiveLease and here[OURS]:
-        view = get_member(lease, LEASE_VIEW)
-        if view != NULL:
-            held = <object>view
-            if fill_view(view, data, _goes_past_caches(lease)):
-                return
-    plain_write(self, data)
+    cdef PyObject *slot
+    cdef PyObject *window
+    cdef uint64_t nbytes
+    cdef Py_buffer source
+    cdef object held, exporter
+    if Py_TYPE(lease) != <PyTypeObject *>LiveLease or get_member(lease, LEASE_VIEW) == NULL:
+        return False
+    if PyObject_GetBuffer(data, &source, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0:
+        no_buffer()
+        return False
+    try:
+        view, slot = get_member(lease, LEASE_VIEW), get_member(lease, LEASE_SLOT)
+        window = get_member(slot, SLOT_WINDOW) if is_a(slot, Slot) else NULL
+        if (
+            Py_TYPE(lease) != <PyTypeObject *>LiveLease or view == NULL or window == NULL or window == NONE
+            or not here[OURS] or not read_word(lease, LEASE_NBYTES, &nbytes)
+        ):
+            return False
+        held, exporter = <object>slot, <object>(window if view == NONE else view)
+        return fill(<PyObject *>exporter, &source, <Py_ssize_t>nbytes, _goes_past_caches(slot, nbytes))
+    finally:
+        PyBuffer_Release(&source)
 
 
-cdef bint _goes_past_caches(PyObject *lease) except -1:
-    """Whether what is written there goes past the caches: they would not hold it until it is read."""
+cdef object _make_view(PyObject *lease):
+    """The view of a lease whose view nobody has asked for before. The plain client makes it with the lease."""
     cdef PyObject *slot = get_member(lease, LEASE_SLOT)
-    cdef PyObject *magazine = get_member(slot, SLOT_MAGAZINE) if is_a(slot, Slot) else NULL
+    cdef PyObject *window = get_member(slot, SLOT_WINDOW) if is_a(slot, Slot) else NULL
+    cdef PyObject *other
+    cdef uint64_t nbytes
+    cdef object held, view
+    if window == NULL or window == NONE or not read_word(lease, LEASE_NBYTES, &nbytes):
+        raise ViewTaken
+    held = <object>window
+    view = view_of(<PyObject *>held, <Py_ssize_t>nbytes)
+    other = get_member(lease, LEASE_VIEW)  # that may have run anything
+    if other == NULL:
+        raise ViewTaken
+    if other == NONE:
+        set_member(lease, LEASE_VIEW, <PyObject *>view)
+        return view
+    return <object>other
+
+
+cdef bint _goes_past_caches(PyObject *slot, uint64_t nbytes) except -1:
+    """Whether so many bytes that are written there go past the caches: they would not hold them until they are read."""
+    cdef PyObject *magazine = get_member(slot, SLOT_MAGAZINE)
     cdef PyObject *session = get_member(slot, SLOT_SESSION) if magazine != NULL else NULL
     cdef PyObject *published
     cdef PyObject *other
     cdef uint64_t *words
-    cdef uint64_t count, nbytes, size, cell, done
+    cdef uint64_t count, size, cell, done
     cdef Py_ssize_t back
     cdef object held
-    if not read_word(lease, LEASE_NBYTES, &nbytes) or nbytes < PAST_CACHES_BEHIND:
+    if nbytes < PAST_CACHES_BEHIND:
         return False
     if nbytes >= PAST_CACHES:
         return True
@@ -470,14 +511,19 @@ cdef bint _goes_past_caches(PyObject *lease) except -1:
 cdef bint _drop_view(PyObject *holder, Py_ssize_t offset) except -1:
     """Take the view away from everybody else. Who kept it for himself finds it released, unless something hangs
     on it: the window's reference count tells."""
-    view = <object>get_member(holder, offset)
+    cdef object view = <object>get_member(holder, offset)
     set_member(holder, offset, NULL)
-    if not has_references(<PyObject *>view, 1):
+    if view is not None and not has_references(<PyObject *>view, 1):
         try:
             view.release()
         except BufferError:
             pass
     return True
+
+
+cdef inline bint is_view(PyObject *view):
+    """Whether it is a lease's, made or still to be made: who has taken it away has the lease."""
+    return view != NULL and (view == NONE or PyMemoryView_Check(view))
 
 
 def publish(self, *, ttl=None):
@@ -497,7 +543,7 @@ cdef object _publish(PyObject *lease):
     cdef uint64_t *words
     cdef uint64_t count, base, published, pool_id, tail, nbytes, word, cell, granted
     cdef object done, handle, held, made
-    if not is_a(slot, Slot) or view == NULL or not PyMemoryView_Check(view):
+    if not is_a(slot, Slot) or not is_view(view):
         return None
     session = living_session(slot, SLOT_SESSION) if here[COPIED] else NULL
     if session == NULL or not (
@@ -511,10 +557,10 @@ cdef object _publish(PyObject *lease):
     granted = base | published
     done = base | DONE
     held = <object>slot
-    handle = new_handle(Handle, pool_id, granted, tail | nbytes)
+    handle = new_handle(pool_id, granted, tail | nbytes)
     # That may have run anything: who has ended the lease meanwhile has taken its view.
     view = get_member(lease, LEASE_VIEW)
-    if Py_TYPE(lease) != <PyTypeObject *>LiveLease or view == NULL or not PyMemoryView_Check(view):
+    if Py_TYPE(lease) != <PyTypeObject *>LiveLease or not is_view(view):
         return None
     session = living_session(slot, SLOT_SESSION) if here[COPIED] else NULL
     magazine, window = get_member(slot, SLOT_MAGAZINE), get_member(slot, SLOT_WINDOW)
@@ -556,7 +602,7 @@ cdef bint _release_lease(PyObject *lease) except -1:
     cdef uint64_t *header
     cdef uint64_t count, header_count, base, idle, word, wanted
     cdef object next_base, held
-    if not is_a(slot, Slot) or view == NULL or not PyMemoryView_Check(view):
+    if not is_a(slot, Slot) or not is_view(view):
         return False
     session = living_session(slot, SLOT_SESSION) if here[COPIED] else NULL
     magazine, window = get_member(slot, SLOT_MAGAZINE), get_member(slot, SLOT_WINDOW)
@@ -899,7 +945,8 @@ def install():
     """Put the twins in the place of the plain methods; those of queues when these are imported."""
     from ..queues import compiled
     _put_in_place(_TWINS)
-    LiveLease.view = guard_member(LiveLease, LEASE_VIEW, b"view", ViewTaken)
+    keep_handles(Handle)
+    LiveLease.view = guard_member(LiveLease, LEASE_VIEW, b"view", ViewTaken, _make_view)
     del LiveLease.__getattr__
     atomics.compiled = Swap
     compiled.install = install_queues

@@ -122,7 +122,7 @@ ENDED_BY_A_FINALIZER = """
 import gc, sys
 import shmpool
 pool = shmpool.connect(sys.argv[1])
-ended = []
+verb, ended = sys.argv[2], []
 
 def end(phase, info):
     if phase == "start" and end.lease is not None:
@@ -141,6 +141,9 @@ for number in range(40):
     counted = [[] for _ in range(number % 8)]
     gc.set_threshold(threshold, 0, 0)
     try:
+        if verb == "view":
+            lease.view[0] = 1
+            gc.set_threshold(0)
         handle = publish(lease)
     except shmpool.LeaseReleased:
         refused += 1
@@ -152,13 +155,51 @@ print("end", refused <= len(ended))
 """
 
 
-def test_lease_that_a_finalizer_ends_while_it_is_published_is_refused(tmp_path: Path) -> None:
-    """What is allocated for the handle may collect garbage, and so run anything."""
+@pytest.mark.parametrize("verb", ["publish", "view"])
+def test_lease_that_a_finalizer_ends_in_the_middle_is_refused(verb: str) -> None:
+    """What is allocated for its handle, or for its view, may collect garbage, and so run anything."""
     with shmpool.Broker(memory_limit="16MiB") as broker:
         done = subprocess.run(
-            [sys.executable, "-c", ENDED_BY_A_FINALIZER, broker.address], capture_output=True, text=True, timeout=60
-        )
+            [sys.executable, "-c", ENDED_BY_A_FINALIZER, broker.address, verb],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
         assert (done.stdout, done.returncode) == ("end True\n", 0), done.stderr
+        assert not query_invariants(broker.address)
+
+
+WRITTEN_WITHOUT_A_VIEW = """
+import gc, sys
+import shmpool
+pool = shmpool.connect(sys.argv[1])
+for _ in range(20):  # each slot has its window from here on
+    pool.open(pool.lease(5000).publish()).release()
+
+def is_viewed(lease):
+    return any(isinstance(one, memoryview) for one in gc.get_referents(lease))
+
+lease = pool.lease(5000)
+lease.write(b"a" * 5000)
+print(is_viewed(lease), lease.view is lease.view, is_viewed(lease), bytes(lease.view[:2]), len(lease.view))
+lease.shorten(2)
+lease.write(b"bc")
+kept = lease.view
+with pool.open(lease.publish()) as buffer:
+    print(bytes(buffer))
+try:
+    kept[0]
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_view_is_made_when_it_is_asked_for_and_is_one() -> None:
+    """Who writes the payload at once has no use for one. The plain client makes it with the lease."""
+    with shmpool.Broker(memory_limit="16MiB") as broker:
+        done = subprocess.run(
+            [sys.executable, "-c", WRITTEN_WITHOUT_A_VIEW, broker.address], capture_output=True, text=True, timeout=60
+        )
+    ended = "operation forbidden on released memoryview object"
+    assert done.stdout.splitlines() == ["False True True b'aa' 5000", "b'bc'", ended], done.stderr
 
 
 FORKED_BY_A_FINALIZER = """
