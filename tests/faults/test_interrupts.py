@@ -3,8 +3,8 @@
 Each test does one thing again and again, and has it end at its n-th place (`interrupter`). The
 exception must arrive at the caller; afterwards the pool works on from another thread, so that no
 lock is kept; what the exception left behind goes back when somebody needs it or the pool is closed,
-and no finalizer complains. By default some places of each, from a random one on; all of them
-with ``-m long``.
+and no finalizer complains. By default some places of each, from a random one on, more of them with ``-m long``, all
+with ``-m exhaustive``.
 
 Then the same from outside: exceptions that another thread sends, Ctrl-C, memory that is refused, the
 end of the stack. Not covered: the helper thread, since signal handlers run in the main thread.
@@ -28,6 +28,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from corners import sizes
 from fault_helpers import ENV, Daemon, assert_all_is_back, eventually, pattern
 from interrupter import Interrupt, Interrupter
 
@@ -35,8 +36,9 @@ import shmpool
 from shmpool.stats import query
 
 MIB = 1024 * 1024
-#: So many places of each kind are tried by default, and about so many in the long setting: which, is drawn.
-SOME, MANY = 5, 150
+#: So many places of each kind are tried by default, and about so many in the long setting: which, is drawn. On demand
+#: all of them are.
+SOME, MANY, ALL = 5, 40, 10**9
 SETTINGS = {"on_stop": "remove", "handle_ttl": "50ms", "memory_limit": "64MiB"}
 KINDS = {"pooled": 1000, "chunked": 300_000, "direct": 2 * MIB}
 
@@ -59,15 +61,15 @@ def unraised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def places(act: Callable[[Interrupter], None], *, many: bool, least: int = 5) -> None:
-    """Have *act* end at many of its places, or at some of them. It says where it was, or that there
+def places(act: Callable[[Interrupter], None], *, most: int, least: int = 5) -> None:
+    """Have *act* end at about *most* of its places. It says where it was, or that there
     was none."""
     whole = Interrupter(-1)
     act(whole)
     count = -1 - whole.left
     # No signal handler comes in the middle of the compiled part.
     assert count >= least or shmpool.__compiled__, "nothing was traced"
-    step = max(1, count // (MANY if many else SOME))
+    step = max(1, count // most)
     for n in range(random.randint(1, step), count + 1, step):
         interrupter = Interrupter(n)
         try:
@@ -132,14 +134,13 @@ def helpers() -> int:
     return sum(thread.name == "shmpool-helper" for thread in threading.enumerate())
 
 
-LONG = [False, pytest.param(True, marks=pytest.mark.long)]
-at_places = pytest.mark.parametrize("many", LONG, ids=["some", "many"])
+at_places = pytest.mark.parametrize("most", sizes(SOME, MANY, ALL), ids=["some", "many", "all"])
 
 
 @at_places
 @pytest.mark.parametrize("readers", [1, 2])
 @pytest.mark.parametrize("kind", ["pooled", "chunked"])
-def test_interrupted_cycle_loses_nothing(broker: Daemon, kind: str, readers: int, many: bool) -> None:
+def test_interrupted_cycle_loses_nothing(broker: Daemon, kind: str, readers: int, most: int) -> None:
     def act(interrupter: Interrupter) -> None:
         with shmpool.connect(broker.address) as pool:
             cycle(pool, KINDS[kind], readers)
@@ -147,14 +148,14 @@ def test_interrupted_cycle_loses_nothing(broker: Daemon, kind: str, readers: int
             works_elsewhere(lambda: cycle(pool, KINDS[kind], readers))
         nobody_sits(broker.address)
 
-    places(act, many=many)
+    places(act, most=most)
     assert_all_is_back(broker.address)
 
 
 @at_places
 @pytest.mark.parametrize("options", [{}, {"on_dead_consumer": "requeue"}], ids=["drop", "requeue"])
 def test_interrupted_queue_doubles_nothing_and_serves_others(
-    broker: Daemon, options: dict[str, str], many: bool
+    broker: Daemon, options: dict[str, str], most: int
 ) -> None:
     """At most what was in hand is lost, all is in order, and both its ends are free."""
 
@@ -185,7 +186,7 @@ def test_interrupted_queue_doubles_nothing_and_serves_others(
             one.close()
         nobody_sits(broker.address)
 
-    places(act, many=many)
+    places(act, most=most)
     assert_all_is_back(broker.address)
 
 
@@ -259,7 +260,7 @@ def test_interrupted_look_at_publications_takes_none_from_its_reader(
 @at_places
 @pytest.mark.parametrize("kind", KINDS)
 def test_interrupted_lease_that_asks_the_broker_leaves_a_pool_that_asks(
-    broker: Daemon, kind: str, many: bool, unraised: list[str]
+    broker: Daemon, kind: str, most: int, unraised: list[str]
 ) -> None:
     def act(interrupter: Interrupter) -> None:
         with shmpool.connect(broker.address) as pool:
@@ -267,13 +268,13 @@ def test_interrupted_lease_that_asks_the_broker_leaves_a_pool_that_asks(
             works_elsewhere(lambda: misses(pool))
         nobody_sits(broker.address)
 
-    places(act, many=many)
+    places(act, most=most)
     assert_all_is_back(broker.address)
     assert unraised == []
 
 
 @at_places
-def test_interrupted_producer_of_direct_segments_goes_on_at_once(broker: Daemon, many: bool) -> None:
+def test_interrupted_producer_of_direct_segments_goes_on_at_once(broker: Daemon, most: int) -> None:
     """Its next segment is asked for ahead: a request that was remembered and never sent must hold
     nobody up."""
 
@@ -285,14 +286,14 @@ def test_interrupted_producer_of_direct_segments_goes_on_at_once(broker: Daemon,
             works_elsewhere(lambda: pool.lease(2 * MIB, timeout=5).release())
         nobody_sits(broker.address)
 
-    places(act, many=many)
+    places(act, most=most)
     assert_all_is_back(broker.address)
 
 
 @at_places
 @pytest.mark.parametrize("what", ["buffer", "lease"])
 def test_interrupted_release_that_rings_serves_who_waits(
-    tmp_path_factory: pytest.TempPathFactory, what: str, many: bool
+    tmp_path_factory: pytest.TempPathFactory, what: str, most: int
 ) -> None:
     one = Daemon(
         str(tmp_path_factory.mktemp("run") / "broker.sock"),
@@ -321,7 +322,7 @@ def test_interrupted_release_that_rings_serves_who_waits(
         nobody_sits(one.address)
 
     try:
-        places(act, many=many)
+        places(act, most=most)
         assert_all_is_back(one.address)
     finally:
         one.end(signal.SIGTERM)
@@ -346,7 +347,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     "what", ["lease", "publish", "publish_many", "buffer", "give_back", "array", "lease array", "publish array"]
 )
 def test_an_object_that_is_kept_though_its_end_was_interrupted_keeps_no_memory(
-    small: Daemon, what: str, kind: str, many: bool, caplog: pytest.LogCaptureFixture
+    small: Daemon, what: str, kind: str, most: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody calls it again: the next who needs the memory has it. *array*: of a buffer that is released
     while one lives on it, or of what is released or published so."""
@@ -396,26 +397,26 @@ def test_an_object_that_is_kept_though_its_end_was_interrupted_keeps_no_memory(
 
     with shmpool.connect(small.address) as pool:
         is_had(pool)
-    places(act, many=many, least=3)
+    places(act, most=most, least=3)
     nobody_sits(small.address)
     assert "unexpected error" not in caplog.text
 
 
 @at_places
-def test_interrupted_connect_leaves_no_seat(broker: Daemon, many: bool) -> None:
+def test_interrupted_connect_leaves_no_seat(broker: Daemon, most: int) -> None:
     def act(interrupter: Interrupter) -> None:
         before = helpers()
         interrupted(interrupter, lambda: shmpool.connect(broker.address).close())
         nobody_sits(broker.address)
         eventually(lambda: helpers() == before)
 
-    places(act, many=many)
+    places(act, most=most)
     assert_all_is_back(broker.address)
 
 
 @at_places
 @pytest.mark.parametrize("has_view", [False, True])
-def test_second_close_finishes_what_the_first_began(broker: Daemon, has_view: bool, many: bool) -> None:
+def test_second_close_finishes_what_the_first_began(broker: Daemon, has_view: bool, most: int) -> None:
     def act(interrupter: Interrupter) -> None:
         pool = shmpool.connect(broker.address)
         cycle(pool, 1000)
@@ -434,13 +435,13 @@ def test_second_close_finishes_what_the_first_began(broker: Daemon, has_view: bo
         nobody_sits(broker.address)
 
     before = helpers()
-    places(act, many=many)
+    places(act, most=most)
     eventually(lambda: helpers() == before)
     assert_all_is_back(broker.address)
 
 
 @at_places
-def test_interrupted_fork_leaves_a_parent_that_works(broker: Daemon, many: bool, unraised: list[str]) -> None:
+def test_interrupted_fork_leaves_a_parent_that_works(broker: Daemon, most: int, unraised: list[str]) -> None:
     """CPython prints what a hook of a fork raises, and goes on."""
 
     def act(interrupter: Interrupter) -> None:
@@ -460,7 +461,7 @@ def test_interrupted_fork_leaves_a_parent_that_works(broker: Daemon, many: bool,
             works_elsewhere(lambda: cycle(pool, 1000))
         nobody_sits(broker.address)
 
-    places(act, many=many)
+    places(act, most=most)
     assert_all_is_back(broker.address)
 
 
@@ -602,12 +603,12 @@ print("end", failed > 0 or verb in ("fork", "release"), right)
 @at_places
 @pytest.mark.parametrize("verb", ["connect", "close", "release", "fork"])
 def test_memory_that_is_refused_to_a_connect_a_close_a_release_or_a_fork_leaves_nothing(
-    broker: Daemon, verb: str, many: bool
+    broker: Daemon, verb: str, most: int
 ) -> None:
-    """At each allocation in turn in the long setting."""
+    """At some allocations, at every seventh one, or at each in turn."""
     pytest.importorskip("_testcapi")
     last = {"connect": 2000, "close": 600, "release": 120, "fork": 600}[verb]
-    step = 1 if many else last // 12
+    step = {SOME: last // 12, MANY: 7, ALL: 1}[most]
     first = str(random.randint(0, step))
     command = [sys.executable, "-c", NO_MEMORY_FOR, broker.address, verb, first, str(step), str(last)]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=900)
@@ -731,8 +732,8 @@ print("end", failed > 0)
     ("kind", "step"),
     [
         *((kind, 37) for kind in KINDS),
-        *(pytest.param(kind, 1, marks=pytest.mark.long) for kind in ("pooled", "chunked")),
-        pytest.param("direct", 7, marks=pytest.mark.long), pytest.param("direct", 1, marks=pytest.mark.exhaustive),
+        *(pytest.param(kind, 7, marks=pytest.mark.long) for kind in KINDS),
+        *(pytest.param(kind, 1, marks=pytest.mark.exhaustive) for kind in KINDS),
     ],
 )  # fmt: skip
 def test_memory_that_is_refused_loses_nothing(broker: Daemon, kind: str, step: int) -> None:
