@@ -133,6 +133,8 @@ class Mapping:
         self.ticket_gate = threading.RLock()
         self.is_gate_used = False
         self.gate_use = GateUse(self)
+        #: The cell that was stored to under the lock of its byte, as long as that may be locked.
+        self.settled = -1
 
     @property
     def is_nested(self) -> bool:

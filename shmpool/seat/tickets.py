@@ -222,28 +222,34 @@ def _locked(record: Record, granted: int, nbytes: int, mark: int) -> None:
     session = record.session
     with session.ticket_gate, session.gate_use:
         try:
-            _wait_for_lock(session.tickets_fd, record)
-            if explanation := why_not(session, record, granted, nbytes):
-                raise explanation
-            session.words[record.cell] = granted & GENERATION_FIELD | mark
-        finally:  # all of this descriptor's: one byte, since we have the gate
-            fcntl(session.tickets_fd, F_OFD_SETLK, UNLOCK_ALL)
+            _under_lock(session.tickets_fd, record, granted, nbytes, mark)
+        finally:
+            session.settled = -1
 
 
 def _locked_within(record: Record, granted: int, nbytes: int, mark: int) -> None:
     """In the middle of what this thread does behind the gate: the interrupted call may have a byte locked, so this one
-    locks through an open file of its own, and the kernel keeps the two apart as it does processes. The seat does not
-    end meanwhile: who ends it wants the gate."""
+    locks through an open file of its own, and the kernel keeps the two apart as it does processes. Where nothing is
+    left of that call but the lock, its row may have been leased and published anew, so its byte is wanted here: it
+    is locked once more through the same file. The seat does not end meanwhile: who ends it wants the gate."""
     session = record.session
     if session.is_over:
         raise PoolClosed("the pool was closed, or its broker came back with another one")
-    fd = open_beside(session.address, tickets_path, FileId.of(session.tickets_fd), session.pool_id)  # type: ignore[arg-type]
+    fd = session.tickets_fd
+    if session.settled != record.cell:
+        fd = open_beside(session.address, tickets_path, FileId.of(fd), session.pool_id)  # type: ignore[arg-type]
+    _under_lock(fd, record, granted, nbytes, mark)
+
+
+def _under_lock(fd: Descriptor | Closed, record: Record, granted: int, nbytes: int, mark: int) -> None:
+    session = record.session
     try:
         _wait_for_lock(fd, record)
         if explanation := why_not(session, record, granted, nbytes):
             raise explanation
-        session.words[record.cell] = granted & GENERATION_FIELD | mark
-    finally:  # not with the descriptor: what is raised keeps this frame, and with it that, until it is collected
+        settled = record.cell if fd is session.tickets_fd else session.settled
+        session.words[record.cell], session.settled = granted & GENERATION_FIELD | mark, settled  # in one step
+    finally:  # all of this descriptor's, which are one byte. (What is raised keeps this frame, and with it that.)
         fcntl(fd, F_OFD_SETLK, UNLOCK_ALL)
 
 

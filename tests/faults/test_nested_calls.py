@@ -192,6 +192,13 @@ def opens_another(things: Things) -> None:
     read(things.pool, things.theirs, seed=2)
 
 
+def opens_many(things: Things) -> None:
+    """One of them in the row that was just given up."""
+    handles = [published(things.pool, seed=9) for _ in range(12)]
+    for handle in handles:
+        read(things.pool, handle, seed=9)
+
+
 def opens_the_same(things: Things) -> None:
     with contextlib.suppress(shmpool.HandleUsed, shmpool.StaleHandle):
         read(things.pool, things.mine)
@@ -296,6 +303,16 @@ def test_child_of_a_fork_in_the_middle_of_a_helper_s_start_has_its_own_and_is_si
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr, done.returncode) == ("end True\n", "", 0)
     eventually(lambda: not query(broker.address).clients)
+    assert_all_is_back(broker.address)
+
+
+def test_what_is_published_anew_in_the_middle_of_a_discard_is_opened_there(broker: Daemon) -> None:
+    """At each of its last lines: the discarded row may be leased again while the discard has yet to unlock it."""
+    before = helpers()
+    idle = visit(broker, discards, lambda things: None, partial(Visitor, -1, lines=True))
+    for n in range(max(1, -1 - idle.left - 20), -idle.left):
+        visit(broker, discards, opens_many, lambda act, n=n: Visitor(n, act, lines=True))
+    eventually(lambda: helpers() == before)
     assert_all_is_back(broker.address)
 
 
