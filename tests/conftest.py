@@ -98,6 +98,8 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.get_closest_marker("exhaustive"):  # by one of its parameters; another one alone would make it long
+            item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "long"]
         for setting, seconds in TIMEOUTS.items():
             if item.get_closest_marker(setting) and not item.get_closest_marker("timeout"):
                 item.add_marker(pytest.mark.timeout(seconds))

@@ -408,7 +408,7 @@ def test_open_that_a_recall_meets_keeps_its_bytes(start: Start, nbytes: int) -> 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # a buffer is open when its pool is closed
 @pytest.mark.parametrize("tickets", ["locks", pytest.param("cas", marks=pytest.mark.long)])
-@pytest.mark.parametrize(("verb", "within"), [("open", "open"), ("discard", "_locked")])
+@pytest.mark.parametrize(("verb", "within"), [("open", "open"), ("discard", "_under_lock")])
 def test_ticket_is_taken_before_the_seat_ends_or_not_at_all(
     start: Start, monkeypatch: pytest.MonkeyPatch, verb: str, within: str, tickets: str
 ) -> None:

@@ -351,7 +351,7 @@ def test_an_object_that_is_kept_though_its_end_was_interrupted_keeps_no_memory(
 ) -> None:
     """Nobody calls it again: the next who needs the memory has it. *array*: of a buffer that is released
     while one lives on it, or of what is released or published so."""
-    kept, most = [], [0]
+    kept, all_of_it = [], [0]
 
     def act(interrupter: Interrupter) -> None:
         with shmpool.connect(small.address) as pool:
@@ -389,8 +389,8 @@ def test_an_object_that_is_kept_though_its_end_was_interrupted_keeps_no_memory(
             with contextlib.suppress(shmpool.LeaseTimeout):
                 while True:
                     leases.append(pool.lease(KEPT["pooled"], timeout=0.1))  # who waits has recalled what is idle
-            most[0] = max(most[0], len(leases))
-            return len(leases) == most[0]
+            all_of_it[0] = max(all_of_it[0], len(leases))
+            return len(leases) == all_of_it[0]
         finally:
             for lease in leases:
                 lease.release()

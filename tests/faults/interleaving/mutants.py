@@ -283,7 +283,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a ticket closed without a look", SCENARIO["reader x discard"],
-        rewrite(tickets, "_locked", ("if explanation :=", "if mark == session.taken and (explanation :="),
+        rewrite(tickets, "_under_lock", ("if explanation :=", "if mark == session.taken and (explanation :="),
                 ("granted, nbytes):\n                raise", "granted, nbytes)):\n                raise")),
     ),
     Mutant(
