@@ -94,6 +94,7 @@ def test_both_clients_are_measured_beside_each_other(tmp_path):
 
 
 def test_the_results_are_written_by_one_command_and_say_what_was_cut_off(tmp_path):
+    pytest.importorskip("matplotlib")  # it draws
     run = benchmarks("results", "--only", "memcpy", "--minutes", "2", "--folder", str(tmp_path / "new"))
     assert run.returncode in (0, 1), run.stderr
     written = (tmp_path / "new" / "RESULTS.md").read_text()
