@@ -690,7 +690,7 @@ pool.close()
     [
         (15, 100_000),
         (15, 4 * MIB),
-        *(pytest.param(*one, marks=pytest.mark.long) for one in ((750, 100_000), (150, 4 * MIB))),
+        *(pytest.param(*one, marks=pytest.mark.long) for one in ((300, 100_000), (60, 4 * MIB))),
     ],
 )
 def test_ctrl_c_arrives_however_often_and_nothing_stays_held(broker: Daemon, times: int, nbytes: int) -> None:
