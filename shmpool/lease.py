@@ -6,7 +6,7 @@ import sys
 from itertools import accumulate
 
 from . import layouts
-from .errors import LeaseReleased
+from .errors import LeakedView, LeaseReleased
 from .layouts import COPIED_ASIDE
 from .link.waiting import check_ttl
 from .protocol.handle import Handle
@@ -215,7 +215,16 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        self._release_after(kind)
+
+    def _release_after(self, kind: type[BaseException] | None) -> None:
+        """Release it. An exception of the block, which keeps the block's views, is not hidden by what strict mode
+        says of these."""
+        try:
+            self.release()
+        except LeakedView:
+            if kind is None:
+                raise
 
     def __repr__(self) -> str:
         return f"<Lease of {self.nbytes} bytes, {self.strategy.value}, row {self._slot.row}>"

@@ -11,6 +11,7 @@ from zlib import crc32
 
 from .buffer import SharedBuffer
 from .errors import ChecksumError, StaleHandle
+from .link.requests import Request
 from .protocol.ledger import generation_of
 from .protocol.messages import Held, Refusal
 from .protocol.messages import Hold as HoldMessage
@@ -100,13 +101,17 @@ class Shared:
         raise ChecksumError.of(self.nbytes, self._row, actual, stored)
 
     def _hold(self, session: Session) -> None:
-        request = session.holds.ask(
-            HoldMessage(session.link.next_number(), self._row, generation_of(self._granted)), None, what="open"
-        )
-        if isinstance(request.refusal, Refusal):
-            raise StaleHandle(request.refusal.text)
-        assert isinstance(request.answer, Held)
-        hold = session.holds.keep(request.answer)
+        message = HoldMessage(session.link.next_number(), self._row, generation_of(self._granted))
+        asked: list[Request] = []
+        try:
+            request = session.holds.ask(message, None, what="open", asked=asked)
+            if isinstance(request.refusal, Refusal):
+                raise StaleHandle(request.refusal.text)
+            assert isinstance(request.answer, Held)
+            hold = session.holds.keep(request.answer)
+        except BaseException:
+            session.holds.let_go_of(asked)
+            raise
         if hold.granted != self._granted:
             raise StaleHandle("the shared publication is gone, and its place was used again")
 
@@ -121,7 +126,7 @@ class Shared:
     def _unpin(self) -> None:
         pin, self._pin = self._pin, None
         if pin is not None:
-            pin[0].unpin()
+            pin[0].unpin(self)
 
     def __del__(self) -> None:
         if getattr(self, "_pin", None) is not None:

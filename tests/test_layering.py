@@ -148,7 +148,7 @@ def test_configuration_stays_in_the_broker() -> None:
 #: Each stands on those above it in this list. What calls upwards is given a callback, or asks what it
 #: was made of (`Seat`, `Keeper`, `Reader` are a session as its parts see it).
 STOREYS = (
-    "errors log addresses layouts settings hints protocol system",
+    "errors log addresses layouts settings hints protocol system uncopied",
     "seat.windows seat.mapping seat.sites seat.references",
     "seat.seat",
     "seat.guards seat.magazine seat.records seat.tickets",

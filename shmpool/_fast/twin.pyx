@@ -28,6 +28,7 @@ import sys
 from collections import deque
 
 from ..buffer import Buffer, EndedBuffer, LiveBuffer
+from ..errors import LeakedView
 from ..lease import EndedLease, Lease, ViewTaken
 from ..live_lease import LiveLease
 from ..objects.verbs import ObjectVerbs
@@ -895,16 +896,24 @@ def exit_lease(self, kind, value, trace):
     cdef PyTypeObject *cls = Py_TYPE(<PyObject *>self)
     if cls == <PyTypeObject *>EndedLease:
         return
-    if not (cls == <PyTypeObject *>LiveLease and _release_lease(<PyObject *>self)):
-        self.release()
+    try:
+        if not (cls == <PyTypeObject *>LiveLease and _release_lease(<PyObject *>self)):
+            self.release()
+    except LeakedView:
+        if kind is None:
+            raise
 
 
 def exit_buffer(self, kind, value, trace):
     cdef PyTypeObject *cls = Py_TYPE(<PyObject *>self)
     if cls == <PyTypeObject *>EndedBuffer:
         return
-    if not (cls == <PyTypeObject *>LiveBuffer and _release_buffer(<PyObject *>self)):
-        self.release()
+    try:
+        if not (cls == <PyTypeObject *>LiveBuffer and _release_buffer(<PyObject *>self)):
+            self.release()
+    except LeakedView:
+        if kind is None:
+            raise
 
 
 # --- for tests ----------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from ..protocol.sizing import Strategy
 from ..queues import Queue as SyncQueue
 from ..seat.session import Session
 from ..shared import Shared
+from ..uncopied import Uncopied
 from .acquiring import Acquiring
 from .attempts import Attempts
 from .queue import Queue
@@ -57,10 +58,12 @@ def connect(
     return Acquiring(acquire, Pool.close)
 
 
-class Pool:
+class Pool(Uncopied):
     """A pool of one event loop. Made by `connect`; `close` it, or ``async with`` it. Its verbs raise RuntimeError in
     another loop. Copying is done in the loop's thread; what is very large is better put in by
     `asyncio.to_thread` with `sync`, the same pool for threads."""
+
+    _why = "it belongs to its loop: send its `sync`, which is a pool for threads, or connect there"
 
     def __init__(self, sync: SyncPool) -> None:
         #: The same pool, for threads.
@@ -203,6 +206,8 @@ class Pool:
         timeout: float | None,
         turn: int,
     ) -> Shared:
+        session = await self._ready()
+        await self._make(lambda left: session.link.await_connection(left), timeout)
         with await self.lease(encoded.nbytes, timeout=timeout) as lease:
             lease._write_placed(encoded.parts)
             announced = sharing.announce(lease, self.sync, name, keep, ttl, turn)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from ..link.waiting import check_timeout
 from ..queues import Queue as SyncQueue
+from ..uncopied import Uncopied
 
 T = TypeVar("T")
 
@@ -24,9 +25,11 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01
 _LOOK_AGAIN: Final = 1.0
 
 
-class Queue:
+class Queue(Uncopied):
     """The awaitable form of a `shmpool.Queue`, which is *sync*. For one event loop; made by `Pool.queue`, or of any
     queue that there is. Leaving ``async with`` closes it."""
+
+    _why = "it belongs to its loop: send its `sync`, which is the same queue for threads"
 
     def __init__(self, sync: SyncQueue) -> None:
         #: The same queue, for threads.

@@ -21,6 +21,7 @@ from ..objects.encoding import PicklerClass
 from ..pools import Pool
 from ..protocol.ledger import MAX_TICKETS
 from ..system.memory import limiting_places, memory_groups, tightest_place
+from ..uncopied import Uncopied
 from .crew import Crew, Task
 from .workers import Duty
 
@@ -33,7 +34,7 @@ _LEFT: Final = 0.25
 _MORE_CLIENTS: Final = 16
 
 
-class Executor(futures.Executor):
+class Executor(Uncopied, futures.Executor):
     """Runs calls in worker processes; large arguments and results lie in a pool of its own.
 
     What CPython's `ProcessPoolExecutor` does it does too, and its errors are the same. Besides:
@@ -52,6 +53,8 @@ class Executor(futures.Executor):
 
     Thread-safe; of no use in a forked child. Raises ValueError and TypeError for arguments, and like `Broker`.
     """
+
+    _why = "one process owns its workers: submit to it here"
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ import select
 import threading
 import time
 
-from ..protocol.messages import Cancel, Held, Turn
+from ..protocol.messages import Cancel, Find, Held, Turn
 from ..seat.magazine import Slot
 from ..system.descriptors import drain, signal
 from ..system.processes import process_state
@@ -86,7 +86,8 @@ class Asking(Answers):
         slot, request.slot = request.slot, None
         answer, request.answer = request.answer, None
         self._seat.return_unwanted(slot)
-        if isinstance(answer, Held | Turn):
+        is_unheard = cancel is not None and isinstance(request.message, Find)  # its answer may go with the connection
+        if is_unheard or isinstance(answer, Held | Turn):
             self._seat.let_go(request.number)
         if cancel is not None:
             self.send(cancel)
@@ -116,6 +117,13 @@ class Asking(Answers):
         if self.attempts and (attempt := self.attempts.get(threading.get_ident())) is not None:
             attempt.pause(seconds)
         time.sleep(seconds)
+
+    def await_connection(self, timeout: float | None) -> None:
+        """Wait for a broker that is away, at the most *timeout* seconds: one that restarts, or whose connection an
+        exception has ended here, is back in a moment."""
+        deadline = time.monotonic() + (self._seat.lease_timeout if timeout is None else timeout)
+        while self.connection is None and not self.is_discarding and time.monotonic() < deadline:
+            self.pause(_LOOK_AGAIN)
 
     def _await_answer(self, request: Request, seconds: float) -> None:
         """Wait until a request is answered, or given up at its deadline."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
 from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from ..errors import LeaseReleased
 from ..system.importing import door
+from ..uncopied import Uncopied
 from . import layout, rebuilding
 
 if TYPE_CHECKING:
@@ -22,10 +25,12 @@ if TYPE_CHECKING:
 _ORDERS = ("C", "F")
 
 
-class ArrayLease:
+class ArrayLease(Uncopied):
     """A leased array. Made by `Pool.empty`, used by one thread at a time, like a `Lease`."""
 
     __slots__ = ("__weakref__", "_lease", "array")
+
+    _why = "one buffer has one writer: publish it and send the handle that publish() returns"
 
     #: Writable, over the leased memory; gone once it is published or released. Arrays and slices of it
     #: that live on delay the next use of the memory, as views of a lease do.
@@ -47,13 +52,17 @@ class ArrayLease:
             return self._lease.publish_many(n, ttl=ttl)
         except BaseException:
             if array is not None:  # in strict mode, or with a wrong number, the lease goes on
-                self.array = array()
+                with suppress(LeaseReleased):
+                    self.array = array()
             raise
 
     def release(self) -> None:
         """Give the memory back unpublished. After the end it does nothing."""
+        self._release_after(None)
+
+    def _release_after(self, kind: type[BaseException] | None) -> None:
         self._release_array()
-        self._lease.release()
+        self._lease._release_after(kind)
 
     def _release_array(self) -> Any:
         """Drop our own array, which is a view like any other; returns what makes it anew."""
@@ -72,7 +81,7 @@ class ArrayLease:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        self._release_after(kind)
 
     def __repr__(self) -> str:
         return f"<ArrayLease over {self._lease!r}>"

@@ -68,6 +68,6 @@ def take_apart(opened: Buffer, writable: bool, copy: bool | None, allow: Collect
         del view
         opened.release_to_views()
         return obj
-    except BaseException:
-        opened.release()
+    except BaseException as error:
+        opened._release_after(type(error))
         raise

@@ -8,6 +8,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from ..errors import BrokerUnavailable, LeakedView, LeaseReleased
+from ..link.requests import Request
 from ..link.waiting import check_timeout, check_ttl
 from ..protocol.ledger import (
     CACHED,
@@ -28,10 +29,8 @@ from ..system.here import HERE, OURS
 from .encoding import PicklerClass, encode
 
 if TYPE_CHECKING:
-    from ..link.requests import Request
     from ..live_lease import LiveLease
     from ..pool import BasePool
-    from ..seat.holds import Hold
     from ..seat.session import Session
     from ..seat.windows import Window
 
@@ -40,10 +39,10 @@ Keep = bool | Literal["cache"]
 _KEEP: Final = {False: 0, True: KEPT, "cache": CACHED}
 
 
-def _made(pool: BasePool, session: Session, hold: Hold, *, until_opened: bool) -> Shared:
-    """A Shared that holds it by itself, by the pin that *hold* was kept with."""
-    shared = Shared(pool, session.pool_id, hold.record.row, hold.granted, hold.nbytes, hold.name)
-    shared._pin = hold, until_opened
+def _made(pool: BasePool, session: Session, held: Held, written: Window | None = None, *, until_opened: bool) -> Shared:
+    """A Shared that holds by itself what the broker holds for us."""
+    shared = Shared(pool, session.pool_id, held.row, held.word, held.nbytes, held.name)
+    shared._pin = session.holds.keep(held, written, holder=shared), until_opened
     return shared
 
 
@@ -64,23 +63,24 @@ def share(
     check(pool, name, keep, ttl)
     encoded = encode(obj, pickler)
     session = pool._live_session()
-    number = turn or claim(session, name)
+    session.link.await_connection(timeout)
+    asked: list[Request] = []
     try:
+        number = turn or claim(session, name, asked)
         with pool.lease(encoded.nbytes, timeout=timeout) as lease:
             lease._write_placed(encoded.parts)
             return publish(lease, pool, name, keep, ttl, number)  # type: ignore[arg-type]
     except BaseException:
-        if number and not turn:
-            session.let_go(number)
+        session.holds.let_go_of(asked)
         raise
 
 
-def claim(session: Session, name: str | None) -> int:
+def claim(session: Session, name: str | None, asked: list[Request] | None = None) -> int:
     """Have the turn to make what is to have a name: its number. Raises NameTaken."""
     if name is None:
         return 0
     message = Find(session.link.next_number(), name, Purpose.CLAIM, False)
-    request = session.holds.ask(message, None, what=f"share {name!r}")
+    request = session.holds.ask(message, None, what=f"share {name!r}", asked=asked)
     if request.refusal is not None:
         raise refused(request.refusal)
     assert isinstance(request.answer, Turn)
@@ -93,12 +93,12 @@ def publish_shared(
     """What `Lease.publish_shared` does; *mark* says what else it is (`QUEUE`)."""
     check(pool, name, keep, ttl)
     session = pool._live_session()
-    number = claim(session, name)
+    session.link.await_connection(None)
+    asked: list[Request] = []
     try:
-        return publish(lease, pool, name, keep, ttl, number, mark)
+        return publish(lease, pool, name, keep, ttl, claim(session, name, asked), mark)
     except BaseException:
-        if number:
-            session.let_go(number)
+        session.holds.let_go_of(asked)
         raise
 
 
@@ -117,7 +117,12 @@ def publish(
 ) -> Shared:
     """Custody passes to the broker with the publishing store; then it is told, and holds it for us."""
     announced = announce(lease, pool, name, keep, ttl, turn, mark)
-    return made(pool, announced, announced.session.holds.ask(announced.message, None, what="share"))
+    holds, asked = announced.session.holds, list[Request]()
+    try:
+        return made(pool, announced, holds.ask(announced.message, None, what="share", asked=asked))
+    except BaseException:
+        holds.let_go_of(asked)
+        raise
 
 
 def announce(
@@ -156,8 +161,7 @@ def made(pool: BasePool, announced: Announced, request: Request) -> Shared:
         raise refused(request.refusal)
     assert isinstance(request.answer, Held)
     assert request.answer.word == announced.granted
-    hold = announced.session.holds.keep(request.answer, announced.written, is_pinned=True)
-    return _made(pool, announced.session, hold, until_opened=False)
+    return _made(pool, announced.session, request.answer, announced.written, until_opened=False)
 
 
 # --- finding ---------------------------------------------------------------------------------------------
@@ -180,11 +184,16 @@ def find_present(pool: BasePool, name: str) -> Shared:
 def _find(pool: BasePool, name: str, timeout: float | None, *, awaits_name: bool) -> Shared:
     session = pool._live_session()
     message = Find(session.link.next_number(), name, Purpose.OPEN, awaits_name)
-    request = session.holds.ask(message, timeout, what=f"find {name!r}")
-    if request.refusal is not None:
-        raise refused(request.refusal)
-    assert isinstance(request.answer, Held)
-    return _made(pool, session, session.holds.keep(request.answer, is_pinned=True), until_opened=True)
+    asked: list[Request] = []
+    try:
+        request = session.holds.ask(message, timeout, what=f"find {name!r}", asked=asked)
+        if request.refusal is not None:
+            raise refused(request.refusal)
+        assert isinstance(request.answer, Held)
+        return _made(pool, session, request.answer, until_opened=True)
+    except BaseException:
+        session.holds.let_go_of(asked)
+        raise
 
 
 def get_or_share(
@@ -197,19 +206,20 @@ def get_or_share(
     pickler: PicklerClass | None,
 ) -> Shared:
     """Hold what has a name, or have the turn to make it."""
-    found = find_or_turn(pool, name, keep, ttl, timeout)
-    if isinstance(found, Shared):
-        return found
-    session, number = found
+    session, asked = pool._live_session(), list[Request]()
     try:
+        found = find_or_turn(pool, name, keep, ttl, timeout, asked)
+        if isinstance(found, Shared):
+            return found
+        session, number = found
         return share(pool, make(), name, keep, ttl, timeout, pickler, turn=number)
     except BaseException:
-        session.let_go(number)  # the next in line makes it
+        session.holds.let_go_of(asked)  # the next in line makes it
         raise
 
 
 def find_or_turn(
-    pool: BasePool, name: str, keep: Keep, ttl: float | None, timeout: float | None
+    pool: BasePool, name: str, keep: Keep, ttl: float | None, timeout: float | None, asked: list[Request] | None = None
 ) -> Shared | tuple[Session, int]:
     """Hold what has a name, or have the turn to make it, by its number: it has to be shared, or let go."""
     check_name(pool, name)
@@ -217,11 +227,11 @@ def find_or_turn(
     timeout = None if timeout is None else check_timeout(timeout)
     session = pool._live_session()
     message = Find(session.link.next_number(), name, Purpose.MAKE, timeout != 0)
-    request = session.holds.ask(message, timeout, what=f"get_or_share {name!r}")
+    request = session.holds.ask(message, timeout, what=f"get_or_share {name!r}", asked=asked)
     if request.refusal is not None:
         raise refused(request.refusal)
     if isinstance(request.answer, Held):
-        return _made(pool, session, session.holds.keep(request.answer, is_pinned=True), until_opened=True)
+        return _made(pool, session, request.answer, until_opened=True)
     assert isinstance(request.answer, Turn)
     return session, request.answer.request
 

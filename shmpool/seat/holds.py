@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import threading
 import time
+from _weakref import ref
+from collections import deque
 from sys import getrefcount
 
 from ..errors import BrokerUnavailable, LeaseTimeout, NameTaken, NotFound, ShmpoolError
@@ -18,7 +20,7 @@ from ..link.refusals import discarded
 from ..link.requests import Question, Request
 from ..protocol.codes import Code
 from ..protocol.ledger import CHECKSUM, EXTENT, NBYTES_BITS, ROW_WORDS, generation_of, is_queue
-from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Held, Holds, LetGo, Refusal
+from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Held, Holds, LetGo, Refusal, Turn
 from ..system.here import HERE, OURS
 from . import records
 from .guards import note_forks
@@ -60,8 +62,8 @@ class Hold:
         self.name = held.name
         self.fork = fork
         self.written = written
-        #: As many items as pins: `append` and `pop` are what a finalizer may call.
-        self.pins: list[None] = []
+        #: For whom it is pinned, by his id. Whom an exception kept from having the hold is no more, and pins nothing.
+        self.pins: dict[int, ref[object]] = {}
         self.idle_since: float | None = None
         #: Nobody may look through it any more, unless it is found to be in use after all.
         self.is_ending = False
@@ -74,14 +76,11 @@ class Hold:
     @property
     def is_in_use(self) -> bool:
         """Whether a view or a pin keeps it."""
-        return bool(self.pins) or self.is_looked_through
+        return any(holder() is not None for holder in list(self.pins.values())) or self.is_looked_through
 
-    def unpin(self) -> None:
+    def unpin(self, holder: object) -> None:
         """One pin less. From the last one on the helper has to look whether a view is left. For finalizers, too."""
-        try:
-            self.pins.pop()
-        except IndexError:
-            pass
+        self.pins.pop(id(holder), None)
         if not self.pins and HERE[OURS]:
             self.record.session.wake_helper()
 
@@ -97,6 +96,8 @@ class HoldTable:
         self.lock = threading.RLock()
         #: A connection was lost and not everything was told again: see `messages`.
         self._told: list[int] = []
+        #: The last that were let go of one by one: the word may have been lost with its connection, or there was none.
+        self._parted: deque[int] = deque(maxlen=MAX_ROWS_PER_MESSAGE)
         #: When a hold last came, was found idle or ended, in monotonic seconds.
         self._changed_at = 0.0
 
@@ -105,12 +106,17 @@ class HoldTable:
 
     # --- asking ---------------------------------------------------------------------------------------
 
-    def ask(self, message: Question, timeout: float | None, *, what: str) -> Request:
+    def ask(
+        self, message: Question, timeout: float | None, *, what: str, asked: list[Request] | None = None
+    ) -> Request:
         """Send a question to the broker and wait; the request has its answer or its refusal. Raises
-        LeaseTimeout and BrokerUnavailable when there is neither in time."""
+        LeaseTimeout and BrokerUnavailable when there is neither in time. *asked* is told of the request first: an
+        exception that comes behind this leaves it to `let_go_of`."""
         session = self._session
         session.helper.stand_by()
         request = Request(message)
+        if asked is not None:
+            asked.append(request)
         session.link.ask(request, timeout)
         if request.answer is None and request.refusal is None:
             if session.link.is_discarding:
@@ -121,9 +127,9 @@ class HoldTable:
             raise LeaseTimeout(f"{what}: the broker did not answer within {waited:.3g} s")
         return request
 
-    def keep(self, held: Held, written: Window | None = None, *, is_pinned: bool = False) -> Hold:
-        """Map what the broker holds for us. If another thread was faster, its hold counts. Nothing is held
-        when it raises. What is not pinned has to be looked through soon."""
+    def keep(self, held: Held, written: Window | None = None, *, holder: object = None) -> Hold:
+        """Map what the broker holds for us, pinned for a *holder*. If another thread was faster, its hold counts.
+        Nothing is held when it raises. What is not pinned has to be looked through soon."""
         session = self._session
         try:
             with self.lock:
@@ -136,14 +142,14 @@ class HoldTable:
                         self._table[held.row] = hold = made
                 hold.is_ending = False
                 if hold.number != held.request:
-                    self._let_go(held.request)
+                    self.let_go(held.request)
                 self._changed_at = time.monotonic()
-                if is_pinned:  # in one step: who gives back what is idle does not come in between
-                    hold.pins.append(None)
+                if holder is not None:  # under the lock: who gives back what is idle does not come in between
+                    hold.pins[id(holder)] = ref(holder)
         except BaseException:
-            self._let_go(held.request)
+            self.let_go(held.request)
             raise
-        if not is_pinned:  # else at the end of the last pin: a helper that is woken here runs before the caller
+        if holder is None:  # else at the end of the last pin: a helper that is woken here runs before the caller
             session.wake_helper()
         return hold
 
@@ -218,8 +224,17 @@ class HoldTable:
             session.link.send(LetGo(ended[at : at + MAX_ROWS_PER_MESSAGE]))
         return bool(ended)
 
-    def _let_go(self, number: int) -> None:
+    def let_go(self, number: int) -> None:
+        """A turn that is not taken, or a hold that is not kept."""
+        self._parted.append(number)
         self._session.link.send(LetGo([number]))
+
+    def let_go_of(self, asked: list[Request]) -> None:
+        """What was asked, and is not made or kept: an exception came behind the answer."""
+        for request in asked:
+            kept = {hold.number for hold in list(self._table.values())}
+            if isinstance(request.answer, Turn) or (isinstance(request.answer, Held) and request.number not in kept):
+                self.let_go(request.number)
 
     @property
     def in_use(self) -> bool:
@@ -237,11 +252,14 @@ class HoldTable:
         return [Holds(part, part is parts[-1]) for part in parts]
 
     def after_telling(self) -> None:
-        """What was told, and let go of before there was a connection to say so."""
+        """What was told, and let go of before there was a connection to say so; and turns, which nothing else tells
+        of. To let go of something twice does nothing."""
+        if self._parted:
+            self._session.link.send(LetGo(list(self._parted)))
         numbers = {hold.number for hold in list(self._table.values())}
         for number in self._told:
             if number not in numbers:
-                self._let_go(number)
+                self.let_go(number)
 
     def abandon(self) -> None:
         """In a forked child: the parent's views are all that is left of it."""

@@ -101,6 +101,7 @@ class Mapping:
 
     #: The socket that was dialled.
     address: str
+    is_over: bool
 
     #: What the hot paths read of a session: members with a place of their own, which the compiled twin
     #: finds without a look-up.
@@ -276,8 +277,14 @@ class Mapping:
         tier = self.tier_of(row)
         key = tier.index, writable
         fd = self._fds.get(key)
-        if fd is None:  # threads may open it twice: one of them stays
-            fd = self._fds.setdefault(key, open_segment(tier_name(self.pool_id, tier.index), writable=writable))
+        if fd is None:
+            try:
+                opened = open_segment(tier_name(self.pool_id, tier.index), writable=writable)
+            except FileNotFoundError:
+                if self.is_over:  # another thread has just closed the pool, and its broker is gone
+                    raise PoolClosed("the pool was closed, or its broker came back with another one") from None
+                raise
+            fd = self._fds.setdefault(key, opened)  # threads may open it twice: one of them stays
         return Piece(fd, (row - tier.base) * tier.size, count * tier.size)
 
     def is_seated(self, seat: int) -> bool:

@@ -20,7 +20,7 @@ from ..link.requests import Request
 from ..protocol.figures import DEFERRED, TICKETS_ASKED
 from ..protocol.handle import Handle
 from ..protocol.header import BROKER_PID
-from ..protocol.messages import Account, LetGo, Take
+from ..protocol.messages import Account, Take
 from ..system.limits import explain
 from . import guards
 from .deferred import DeferredReleases
@@ -116,7 +116,7 @@ class Session(Ending):
     def let_go(self, number: int) -> None:
         """What was held, or was to be made, under this number is nobody's here. A broker that is away is
         told what is held, and so of this, when it is back."""
-        self.send(LetGo([number]))
+        self.holds.let_go(number)
 
     # --- what is seen of it --------------------------------------------------------------------------
 

@@ -173,18 +173,27 @@ def ring(record: Record, granted: int) -> None:
 
 
 def _change(record: Record, granted: int, nbytes: int, mark: int) -> None:
-    session, wanted = record.session, granted & GENERATION_FIELD | mark
+    session = record.session
     if session.swap is None:
         if session.is_nested:
             _locked_within(record, granted, nbytes, mark)
         else:
             _locked(record, granted, nbytes, mark)
-        return
-    with session.ticket_gate, session.gate_use:
-        while True:  # another turn only where the ticket was taken and given back in between
-            pending = _pending(session, record, granted, nbytes)
-            if session.swap(record.cell, pending, wanted):
-                return
+    elif session.is_nested:  # the gate stays in use until the interrupted call is done: else the seat might end before
+        _swapped(record, granted, nbytes, mark)
+    else:
+        with session.ticket_gate, session.gate_use:
+            _swapped(record, granted, nbytes, mark)
+
+
+def _swapped(record: Record, granted: int, nbytes: int, mark: int) -> None:
+    """For who has the gate."""
+    session, swap = record.session, record.session.swap
+    assert swap is not None
+    while True:  # another turn only where the ticket was taken and given back in between
+        pending = _pending(session, record, granted, nbytes)
+        if swap(record.cell, pending, granted & GENERATION_FIELD | mark):
+            return
 
 
 def _ask(record: Record, granted: int, nbytes: int, mark: int) -> None:

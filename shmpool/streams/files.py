@@ -12,6 +12,7 @@ from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..uncopied import Uncopied
 from .room import lease_by_any
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _BLOCK = 8192
 
 
-class _MemoryFile(io.BufferedIOBase):
+class _MemoryFile(Uncopied, io.BufferedIOBase):
     """Reading and seeking in a memoryview; what is in it ends at `_end`."""
 
     _view: memoryview
@@ -121,6 +122,8 @@ class BufferFile(_MemoryFile):
     """A published object as a file; made by `Pool.open_reader`. Closing it gives the buffer back,
     once the last memoryview of `getbuffer` is gone."""
 
+    _why = "its buffer's ticket is used up: send what `getvalue` returns, or a handle for each reader"
+
     def __init__(self, buffer: Buffer) -> None:
         super().__init__()
         self._buffer = buffer
@@ -137,10 +140,18 @@ class BufferFile(_MemoryFile):
 
     def close(self) -> None:
         """Give the buffer back. Nothing happens the second time."""
+        self._close(None)
+
+    def _close(self, kind: type[BaseException] | None) -> None:
         if not self.closed:
             super().close()
             del self._view
-            self._buffer.release()
+            self._buffer._release_after(kind)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close(kind)
 
     def __repr__(self) -> str:
         return f"<shmpool.streams.BufferFile of {self.nbytes} bytes{', closed' if self.closed else ''}>"
@@ -155,6 +166,8 @@ class LeaseFile(_MemoryFile):
     unknown one the memory grows by a larger lease, at the price of a copy.
     """
 
+    _why = "one buffer has one writer: close it and send its handle"
+
     #: The published object, for one reader; None until the file was closed.
     handle: Handle | None = None
 
@@ -164,7 +177,12 @@ class LeaseFile(_MemoryFile):
         self._timeout = timeout
         self._may_grow = nbytes is None
         self._lease: Lease = lease_by_any(pool, pool.default_buffer_size if nbytes is None else nbytes, timeout)
-        self._view, self._end = self._lease.view, 0
+        self._end = 0
+
+    @property
+    def _view(self) -> memoryview:  # type: ignore[override]
+        """Raises LeaseReleased where the lease is over: its pool was closed, maybe by another thread."""
+        return self._lease.view
 
     @property
     def nbytes(self) -> int:
@@ -184,11 +202,16 @@ class LeaseFile(_MemoryFile):
         end = self._at + len(source)
         if not source:
             return 0
-        if end > len(self._view):
-            self._grow(end)
+        view = self._view
+        if end > self._lease.nbytes:
+            view = self._grow(end)
         if self._at > self._end:
-            self._view[self._end : self._at] = bytes(self._at - self._end)
-        self._view[self._at : end] = source
+            view[self._end : self._at] = bytes(self._at - self._end)
+        try:
+            view[self._at : end] = source
+        except ValueError:
+            self._view  # noqa: B018
+            raise
         self._at, self._end = end, max(self._end, end)
         return len(source)
 
@@ -205,7 +228,6 @@ class LeaseFile(_MemoryFile):
         """Publish what was written. Nothing happens the second time."""
         if not self.closed:
             super().close()
-            del self._view
             self._lease.shorten(self._end)
             self.handle = self._lease.publish()
 
@@ -213,7 +235,6 @@ class LeaseFile(_MemoryFile):
         """Close it and give the lease back unpublished."""
         if not self.closed:
             super().close()
-            del self._view
             self._lease.release()
 
     def __exit__(
@@ -221,21 +242,23 @@ class LeaseFile(_MemoryFile):
     ) -> None:
         if kind is None:
             self.close()
-        else:
-            self.discard()
+        elif not self.closed:
+            super().close()
+            self._lease._release_after(kind)
 
     def __del__(self) -> None:
-        if getattr(self, "_view", None) is not None:
+        if hasattr(self, "_lease"):
             self.discard()  # like a file that nobody closed: but half an object is not published
 
-    def _grow(self, nbytes: int) -> None:
+    def _grow(self, nbytes: int) -> memoryview:
+        leased = self._lease.nbytes
         if not self._may_grow:
-            raise OSError(errno.ENOSPC, f"{nbytes} bytes are more than the {len(self._view)} that were leased")
-        larger = lease_by_any(self._pool, max(nbytes, 2 * len(self._view)), self._timeout)
+            raise OSError(errno.ENOSPC, f"{nbytes} bytes are more than the {leased} that were leased")
+        larger = lease_by_any(self._pool, max(nbytes, 2 * leased), self._timeout)
         larger.view[: self._end] = self._view[: self._end]
-        self._view = larger.view
         self._lease, smaller = larger, self._lease
         smaller.release()
+        return larger.view
 
     def __repr__(self) -> str:
         return f"<shmpool.streams.LeaseFile of {self._end} bytes{', closed' if self.closed else ''}>"

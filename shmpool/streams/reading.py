@@ -18,6 +18,7 @@ from ..system import futex, libc
 from ..system.here import HERE, OURS
 from ..system.importing import door
 from ..system.patience import Patience
+from ..uncopied import Uncopied
 from .control import (
     ANNOUNCED,
     BYTES,
@@ -71,7 +72,7 @@ class _PutBack(NamedTuple):
     at: int
 
 
-class StreamReader(io.BufferedIOBase):
+class StreamReader(Uncopied, io.BufferedIOBase):
     """The reading end of a stream as a file; made by `Pool.open_reader`, for one thread at a time.
 
     What is read is copied out of chunks that go back to the writer. Where nothing has come yet, reading waits;
@@ -80,6 +81,8 @@ class StreamReader(io.BufferedIOBase):
     that it had handed in, but what it withdrew. A call that raises (Ctrl-C too) has read nothing: the next
     one begins where it began. Closing it early tells the writer. In a forked child: `LeaseReleased`.
     """
+
+    _why = "one stream has one reader: send what was read"
 
     def __init__(self, pool: Pool, buffer: Buffer, timeout: float | None) -> None:
         super().__init__()

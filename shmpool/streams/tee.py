@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InvalidSize, TeeError
 from ..protocol.sizing import optimal_chunk_size
+from ..uncopied import Uncopied
 from .copying import rest_written
 from .room import OwnRoom, take_room
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ..pool import BasePool
 
 
-class ChunkedTeeReader(io.RawIOBase):
+class ChunkedTeeReader(Uncopied, io.RawIOBase):
     """Reads from *reader*, and writes everything that was read to *writer*, byte for byte.
 
     An `io.RawIOBase`: wrap it in `io.BufferedReader` for lines. ``readinto`` fills the caller's
@@ -34,6 +35,8 @@ class ChunkedTeeReader(io.RawIOBase):
         "_chunk", "_ended", "_passed", "_pool", "_read", "_reader", "_readinto", "_size", "_started", "_write",
         "_writer", "_written", "chunks_used",
     )  # fmt: skip
+
+    _why = "it has a chunk of its pool, and what was read is read: make one where the reader is"
 
     def __init__(self, reader: Any, writer: Any, pool: BasePool, size: int | None = None) -> None:
         super().__init__()

@@ -31,6 +31,7 @@ from ..seat.outgoing import Chunk, Outgoing, cell_of
 from ..system import futex, libc
 from ..system.here import HERE, OURS
 from ..system.patience import Patience
+from ..uncopied import Uncopied
 from .control import (
     ANNOUNCED,
     BYTES,
@@ -68,7 +69,7 @@ _BOUND: Final = CellState.BOUND << STATE_SHIFT
 _SHARE: Final = 16
 
 
-class StreamWriter(io.BufferedIOBase):
+class StreamWriter(Uncopied, io.BufferedIOBase):
     """A stream as a file to write; made by `Pool.stream`, for one thread at a time.
 
     `handle` names it from the beginning: a reader opens it with `Pool.open_reader` while this goes on
@@ -81,6 +82,8 @@ class StreamWriter(io.BufferedIOBase):
     discarded the handle, and `StreamTimeout` when no chunk came back in time: `tell` says then how
     many bytes were taken, and the stream goes on. In a forked child it cannot be used (`LeaseReleased`).
     """
+
+    _why = "one stream has one writer: send its handle"
 
     #: Names the stream, for one reader.
     handle: Handle

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import pickle
 import warnings
 from collections.abc import Callable
@@ -35,6 +36,42 @@ def test_leases_and_buffers_are_refused_and_stay_what_they_are(
     for over in (lease, buffer):
         with pytest.raises(TypeError, match="cannot be copied"):
             way(over)
+
+
+def read_stream(pool: shmpool.Pool) -> Any:
+    with pool.stream() as writer:
+        writer.write(b"x")
+    return pool.open_reader(writer.handle)
+
+
+MAKERS: list[Callable[[shmpool.Pool], Any]] = [
+    lambda pool: pool.open_writer(100),
+    lambda pool: pool.stream(),
+    lambda pool: pool.open_reader(pool.lease(100).publish()),
+    read_stream,
+    lambda pool: pool.empty(100, "u1"),
+    lambda pool: pool.share(b"x").open(),
+    lambda pool: shmpool.ChunkedTeeReader(io.BytesIO(b"x"), io.BytesIO(), pool),
+]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("make", MAKERS)
+def test_what_is_made_over_a_buffer_is_refused_and_stays_what_it_is(
+    pool: shmpool.Pool, make: Callable[[shmpool.Pool], Any]
+) -> None:
+    """A shallow copy gave the memory of the first back with its own end."""
+    one = make(pool)
+    name = type(one).__name__.removeprefix("Shared")
+    for way in WAYS:
+        with pytest.raises(TypeError, match=rf"a {name} cannot be copied or pickled"):
+            way(one)
+    gc.collect()
+    getattr(one, "close", getattr(one, "release", None))()
+    del one
+    gc.collect()
+    pool.reclaim()
+    eventually(lambda: pool.stats().active_buffers == 0)
 
 
 def test_brokers_are_refused_and_their_address_is_what_to_send() -> None:

@@ -246,6 +246,30 @@ def test_strict_release_of_a_buffer_raises_and_the_slot_comes_back_with_the_view
     eventually(lambda: active(pool) == 0)
 
 
+@pytest.mark.parametrize("way", ["lease", "buffer", "array", "writer", "reader"])
+def test_strict_block_that_raises_says_what_it_raised(connect: Connect, way: str) -> None:
+    """What is raised keeps the block's frame, and so its arrays: that they are alive must not hide it."""
+    pool = connect(strict=True)
+    block: Any = {
+        "lease": lambda: pool.lease(1000),
+        "buffer": lambda: pool.open(publish(pool, pattern(1000))),
+        "array": lambda: pool.empty(1000, "u1"),
+        "writer": lambda: pool.open_writer(1000),
+        "reader": lambda: pool.open_reader(publish(pool, pattern(1000))),
+    }[way]()
+
+    def fail(block: Any) -> None:
+        with block as one:
+            kept = one.getbuffer() if way in ("writer", "reader") else getattr(one, "array", None)
+            kept = one.view[:3] if kept is None else kept[:3]
+            raise KeyboardInterrupt(len(kept))
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        fail(block)
+    del raised, block
+    eventually(lambda: active(pool) == 0)
+
+
 def test_strict_mode_by_the_environment(pool: shmpool.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     for value, outcome in (("1", "leaked"), ("0", "published"), ("", "published")):
         monkeypatch.setenv("SHMPOOL_STRICT", value)

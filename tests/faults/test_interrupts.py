@@ -16,7 +16,9 @@ import contextlib
 import ctypes
 import gc
 import inspect
+import itertools
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -27,6 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 from corners import sizes
 from fault_helpers import ENV, Daemon, assert_all_is_back, eventually, pattern
@@ -39,6 +42,7 @@ MIB = 1024 * 1024
 #: So many places of each kind are tried by default, and about so many in the long setting: which, is drawn. On demand
 #: all of them are.
 SOME, MANY, ALL = 5, 40, 10**9
+NUMBERS = itertools.count()
 SETTINGS = {"on_stop": "remove", "handle_ttl": "50ms", "memory_limit": "64MiB"}
 KINDS = {"pooled": 1000, "chunked": 300_000, "direct": 2 * MIB}
 
@@ -150,6 +154,69 @@ def test_interrupted_cycle_loses_nothing(broker: Daemon, kind: str, readers: int
 
     places(act, most=most)
     assert_all_is_back(broker.address)
+
+
+def puts(pool: shmpool.Pool) -> None:
+    assert pool.get(pool.put(np.arange(30_000)))[-1] == 29_999
+
+
+def shares(pool: shmpool.Pool) -> None:
+    with pool.share(np.arange(3000)) as shared:
+        assert shared.get()[-1] == 2999
+
+
+def makes_once(pool: shmpool.Pool) -> None:
+    pool.get_or_share("once", lambda: "made").release()
+
+
+def finds(pool: shmpool.Pool) -> None:
+    name = f"found {next(NUMBERS)}"  # an interrupted one's lingers
+    with pool.share(np.arange(3000), name):
+        with pool.find(name) as found:
+            assert found.get()[-1] == 2999
+        assert pickle.loads(pickle.dumps(found)).get()[-1] == 2999
+
+
+def fills_in_place(pool: shmpool.Pool) -> None:
+    with pool.empty(3000, "f8") as made:
+        made.array[...] = 1
+        handle = made.publish()
+    assert pool.get(handle)[-1] == 1
+
+
+def writes_in_private(pool: shmpool.Pool) -> None:
+    with pool.lease(70_000, timeout=5) as lease:
+        lease.write(pattern(70_000))
+        handle = lease.publish()
+    with pool.open(handle, writable=True) as buffer:
+        buffer.view[0] = 1
+
+
+def tells_figures(pool: shmpool.Pool) -> None:
+    assert pool.stats().clients
+
+
+VERBS = [puts, shares, makes_once, finds, fills_in_place, writes_in_private, tells_figures]
+
+
+@at_places
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+def test_interrupted_verb_is_done_again_at_once_and_loses_nothing(
+    broker: Daemon, verb: Callable[[shmpool.Pool], None], most: int, unraised: list[str]
+) -> None:
+    """Also while the connection, which the exception may have ended, is made anew."""
+
+    def act(interrupter: Interrupter) -> None:
+        with shmpool.connect(broker.address) as pool:
+            verb(pool)
+            interrupted(interrupter, lambda: verb(pool))
+            works_elsewhere(lambda: verb(pool))
+            pool.reclaim()
+        nobody_sits(broker.address)
+
+    places(act, most=most)
+    assert_all_is_back(broker.address)
+    assert unraised == []
 
 
 @at_places

@@ -92,6 +92,18 @@ def test_a_file_that_nobody_closed_publishes_nothing(pool: shmpool.Pool) -> None
     assert pool.stats().active_buffers == 0
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_file_whose_pool_was_closed_says_so(module_broker: shmpool.Broker) -> None:
+    pool = module_broker.connect()
+    file = pool.open_writer(10)
+    file.write(b"x")
+    pool.close()
+    for use in (lambda: file.write(b"y"), file.read, file.getvalue):
+        with pytest.raises(shmpool.LeaseReleased, match="over"):
+            use()
+    file.discard()
+
+
 def test_closed_files_raise_as_python_s_own_do(pool: shmpool.Pool) -> None:
     with pool.open_writer(10) as writer:
         writer.write(b"x")
@@ -288,7 +300,7 @@ class Memory:
         buffer.view, buffer.nbytes = memoryview(content), len(content)
         return BufferFile(buffer)  # type: ignore[arg-type]
 
-    def release(self) -> None:
+    def _release_after(self, kind: type[BaseException] | None) -> None:
         self.view.release()
 
 

@@ -75,7 +75,7 @@ class ByteLocks:
         return bool(self._context.ask("lock", offset))
 
     def unlock(self, offset: int) -> None:
-        self._context.ask("unlock", offset)
+        self._context.ask("unlock", (offset,))
 
 
 class Loop:

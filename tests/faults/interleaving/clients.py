@@ -35,7 +35,7 @@ import shmpool.seat.tickets
 import shmpool.system.atomics
 import shmpool.system.heirs
 import shmpool.system.memory
-from shmpool import BrokerUnavailable, HandleUsed, LeaseTimeout, Pool, StaleHandle
+from shmpool import BrokerUnavailable, HandleUsed, LeaseTimeout, Pool, PoolClosed, StaleHandle
 from shmpool.link.connection import ConnectionEnded
 from shmpool.link.hello import greet
 from shmpool.link.link import Link
@@ -55,11 +55,13 @@ from . import forking
 from .fingerprints import fingerprint
 from .machines import Context
 from .memory import Words
+from .nesting import Visit
 from .start import NBYTES, Start, nonce_of
 
 _FLOCK = struct.Struct("hhqqi4x")
-#: The descriptors of the tickets' file, in the order in which a session opens them.
-TICKETS, SEAT = 1_000_002, 1_000_003
+#: The descriptors of the tickets' file, in the order in which a session opens them; and that of the open file which a
+#: call in the middle of another one has for itself.
+TICKETS, SEAT, BESIDE = 1_000_002, 1_000_003, 1_000_004
 
 
 class Gone(Exception):
@@ -173,12 +175,17 @@ def fcntl(fd: int, command: int, lock: bytes) -> None:
     context = _context()
     if context.memory is not None:
         return  # the seat's byte: it is locked when the scenario starts
+    if not isinstance(fd, int):
+        fd.fileno()  # it was closed: that is an error
+    locked = context.locking.setdefault(fd, [])
     if lock == UNLOCK_ALL:
-        context.ask("unlock", context.locking[fd])
+        context.ask("unlock", tuple(locked), fd == BESIDE)
+        locked.clear()
         return
-    offset = context.locking[fd] = offset_of(lock)
-    if not context.ask("lock", offset):
+    offset = offset_of(lock)
+    if not context.ask("lock", offset, fd == BESIDE):
         raise BlockingIOError
+    locked.append(offset)
 
 
 def swap_of(words: Words) -> Callable[[int, int, int], bool] | None:
@@ -221,7 +228,7 @@ def _dial(address: str, deadline: float, interruption: Any = None) -> Connection
 def _make_words(session: Session, welcome: Any) -> None:
     context, start = _context(), _context().machine.start
     context.seat = welcome.seat
-    context.locking = {SEAT: SEAT_LOCKS + welcome.seat}
+    context.locking = {SEAT: [SEAT_LOCKS + welcome.seat]}
     session.words = Words(context, start.layout.ledger, start.layout.searched, start.ledger)  # type: ignore[assignment]
     session.header = Words(context, start.layout.header, {}, start.header)  # type: ignore[assignment]
     session.counters = len(start.ledger) - COUNTER_WORDS
@@ -266,6 +273,8 @@ def patched() -> Iterator[None]:
         for module, name, stand_in in (
             (shmpool.pool, "fcntl", fcntl),
             (shmpool.seat.tickets, "fcntl", fcntl),
+            (shmpool.seat.tickets, "open_beside", lambda *_: BESIDE),
+            (shmpool.seat.tickets, "FileId", SimpleNamespace(of=lambda fd: fd)),
             (shmpool.seat.tickets, "time", Clock),
             (shmpool.seat.custody, "time", SimpleNamespace(monotonic=float)),  # recalls come one upon the other
             (shmpool.seat.custody, "KEPT_FOR", 0.0),  # and long enough: what is idle goes back
@@ -330,7 +339,10 @@ class Client:
         self.pool = pool = object.__new__(Pool)
         pool.address, pool._strict, pool._is_closed = "here", False, False
         pool._connecting, pool._session, pool._closing = threading.Lock(), session, None
-        self.handle = b""
+        #: What is open beside the buffer.
+        self._next: Any = None
+        #: What was received last, and before.
+        self.handle = self.earlier = b""
         if start.forks:
             context.process.sessions.add(session)
             session.guards.begin()
@@ -363,16 +375,20 @@ class Client:
 
     def _mark(self) -> None:
         context, session = self._context, self.session
+        if context.is_visited:
+            return  # what goes on around it counts, too
         process = None if context.process is None else context.process.key
-        context.cut((self._step, self.handle, fingerprint(session, context.lease, context.buffer), process))
+        rest = context.visit is None, fingerprint(session, context.lease, context.buffer, self._next), process
+        context.cut((self._step, self.handle, self.earlier, *rest))
 
     # --- writing -----------------------------------------------------------------------------------
 
-    def lease(self) -> bool:
-        """False when it timed out."""
+    def lease(self, act: Callable[[], None] | None = None) -> bool:
+        """False when it timed out. *act* may come in its middle."""
         self._cut()
         try:
-            self._context.lease = self.pool.lease(NBYTES)
+            with self._visited_by(act):
+                self._context.lease = self.pool.lease(NBYTES)
         except LeaseTimeout:
             return False
         return True
@@ -396,10 +412,11 @@ class Client:
             self.publish()
             self.turn()
 
-    def publish(self, tickets: int = 1) -> None:
+    def publish(self, tickets: int = 1, act: Callable[[], None] | None = None) -> None:
         """Publish, and post the handles."""
         lease = self._context.lease
-        handles = [lease.publish()] if tickets == 1 else lease.publish_many(tickets)
+        with self._visited_by(act):
+            handles = [lease.publish()] if tickets == 1 else lease.publish_many(tickets)
         self._context.lease = None
         self.handle = handles[0]
         for handle in handles:
@@ -442,11 +459,12 @@ class Client:
                 magazine.ready.append(done)
             self.produce(1, tickets)
 
-    def discard(self) -> None:
+    def discard(self, act: Callable[[], None] | None = None) -> None:
         """Discard the first ticket of the last publication."""
         self._cut()
         try:
-            self.pool.discard(self.handle)  # type: ignore[arg-type]
+            with self._visited_by(act):
+                self.pool.discard(self.handle)  # type: ignore[arg-type]
         except (StaleHandle, HandleUsed):
             pass
         self.turn()
@@ -456,25 +474,113 @@ class Client:
     def receive(self, number: int) -> bytes:
         """The handle that was posted as the so-manieth; waits for it."""
         self._cut()
-        self.handle = self._context.ask("fetch", number)
+        self.earlier, self.handle = self.handle, self._context.ask("fetch", number)
         return self.handle
 
-    def open(self) -> bool:
-        """Open the handle; False when it is refused."""
+    def open(self, act: Callable[[], None] | None = None) -> bool:
+        """Open the handle; False when it is refused. *act* may come in its middle."""
         self._cut()
+        with self._visited_by(act):
+            self._context.buffer = self._open(self.handle)
+        return self._context.buffer is not None
+
+    def _open(self, handle: bytes) -> Any:
+        """The buffer; None when it is refused."""
         context = self._context
         try:
-            context.buffer = self.pool.open(self.handle)  # type: ignore[arg-type]
+            buffer = self.pool.open(handle)  # type: ignore[arg-type]
         except (StaleHandle, HandleUsed):
-            return False
-        _, granted, tail = unpack_handle(self.handle)
-        if context.machine.start.is_direct and context.buffer._record.window.length < context.buffer.nbytes:
-            raise Wrong("a map is shorter than what was opened")
-        context.won |= {(granted, (tail >> NBYTES_BITS & 15) + FIRST_CELL)}
-        return True
+            return None
+        except PoolClosed:
+            if not self.session.is_closing:
+                raise
+            return None
+        _, granted, tail = unpack_handle(handle)
+        ticket = granted, (tail >> NBYTES_BITS & 15) + FIRST_CELL
+        is_short = context.machine.start.is_direct and buffer._record.window.length < buffer.nbytes  # type: ignore[attr-defined]
+        if is_short or ticket in context.won:
+            context.buffer = buffer  # it is kept until the party is forgotten
+            raise Wrong("a map is shorter than what was opened" if is_short else "a ticket was opened twice here")
+        context.won |= {ticket}
+        return buffer
 
-    def release(self) -> None:
-        self._context.buffer.release()
+    @property
+    def has_buffer(self) -> bool:
+        return self._context.buffer is not None
+
+    def look(self) -> None:
+        """Read for a while: the payload is looked at in every state."""
+        self._context.ask("pass")
+
+    def open_next(self, act: Callable[[], None] | None = None) -> bool:
+        """Open the handle while something is open already."""
+        self._cut()
+        with self._visited_by(act):
+            self._next = self._open(self.handle)
+        return self._next is not None
+
+    def release_next(self) -> None:
+        self._context.visitor = self._next  # what is looked through just now
+        self.look()
+        self._next.release()
+        self._context.visitor = self._next = None
+
+    # --- in the middle of a call ------------------------------------------------------------------------
+
+    @contextmanager
+    def _visited_by(self, act: Callable[[], None] | None) -> Iterator[None]:
+        if act is None:
+            yield
+            return
+        with Visit(self._context, act):
+            yield
+
+    def read_within(self, handle: bytes) -> None:
+        """Open, hold and release."""
+        context = self._context
+        context.visitor = self._open(handle)
+        if context.visitor is not None:
+            context.ask("pass")
+            context.visitor.release()
+            context.visitor = None
+
+    def discard_within(self, handle: bytes) -> None:
+        try:
+            self.pool.discard(handle)  # type: ignore[arg-type]
+        except (StaleHandle, HandleUsed):
+            pass
+
+    def produce_within(self) -> None:
+        """Lease what there is at once, write and publish it; nobody learns the handle."""
+        context = self._context
+        try:
+            context.visitor = self.pool.lease(NBYTES, timeout=0)
+        except LeaseTimeout:
+            return
+        slot = context.visitor._slot
+        context.store(context.machine.start.layout.payloads[0], slot.base | self.session.published)
+        context.ask("pass")
+        handle = context.visitor.publish()
+        context.visitor = None
+        context.ask("post", bytes(handle))
+
+    def close_within(self) -> None:
+        """`Pool.close`; what is in use then is ended by the helper (`_help`)."""
+        self.session.is_closing = self.session.is_orphaned = self.pool._is_closed = True
+        self._end()
+
+    def _end(self) -> None:
+        """`closing.close_unused`, if nothing is in use."""
+        session = self.session
+        session.close_magazines()
+        session.look_after_views()
+        if not session.is_in_use and session.say_goodbye():
+            self._context.seat = None
+            session.close_descriptors()
+
+    def release(self, act: Callable[[], None] | None = None) -> None:
+        with self._visited_by(act):
+            self._context.buffer.release()
         self._context.buffer = None
 
     def give_back(self, number: int) -> None:
@@ -536,8 +642,10 @@ class Client:
             session.segments.pause()
             session.look_after_views()
             session.openings.forget_segments()
-        elif session.guards:
+        elif session.guards or session.deferred.any:
             session.look_after_views()
+        if session.is_orphaned and not session.is_over:
+            self._end()
         if session.is_wanted:
             session.answer_recall()
         session.link.send_bells()
@@ -554,7 +662,7 @@ class Client:
     def serve(self) -> None:
         """Nothing more to do: only the helper goes on."""
         self._cut()
-        while True:
+        while not self.session.is_over:
             self.pump()
 
     def close(self) -> None:

@@ -11,11 +11,12 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from . import nesting
 from .clients import patched
 from .memory import Violation
 from .states import State_
@@ -58,7 +59,8 @@ def explore(
     scenario: Scenario, *, is_tso: bool, max_states: int | None = None, seed: int = 0, kind: type[World] = World
 ) -> Result:
     """Visit every state of a world of that kind; ends at the first violation, or at *max_states*."""
-    with patched(), kind.patched(), _no_collections():
+    places = nesting.visited() if scenario.has_visits else nullcontext()
+    with patched(), kind.patched(), places, _no_collections():
         world = kind(scenario, is_tso=is_tso)
         try:
             return _Search(world, max_states, random.Random(seed)).run()

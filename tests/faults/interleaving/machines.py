@@ -44,8 +44,8 @@ class Context:
         self.memory: list[int] | None = None
         self.inbox: list[bytes] = []
         self.now = 0.0
-        #: By descriptor: the byte that is locked through it, or was to be.
-        self.locking: dict[int, int] = {}
+        #: By descriptor: the bytes that are locked through it.
+        self.locking: dict[int, list[int]] = {}
         self.lease: Any = None
         self.buffer: Any = None
         self.won: frozenset[tuple[int, int]] = frozenset()
@@ -60,9 +60,15 @@ class Context:
         self.inherited: Holds = None
         #: Bytes whose pages went with their last reference, and the world does not know yet.
         self.unmapped: list[int] = []
+        #: Who may come in the middle of what goes on here (`nesting`), what he holds, and whether he is here.
+        self.visit: Any = None
+        self.visitor: Any = None
+        self.is_visited = False
 
     def ask(self, *request: Any) -> Any:
         """One step: the world answers when its turn comes."""
+        if self.visit is not None and not self.is_dead and request[0] != "pass":
+            self.visit.may_come()
         while self.unmapped and not self.is_dead:
             self.hub.switch(("unmap", self.unmapped.pop()))
         if self.is_dead:
@@ -97,6 +103,8 @@ class Context:
         if self.inherited is not None:
             return self.inherited
         lease, buffer = self.lease, self.buffer
+        if self.visitor is not None:  # in the same slot, if both have any
+            lease, buffer = self.visitor, self.visitor
         if type(lease).__name__ == "DirectLease" and lease._slot.claim:  # its view is made when it is asked for
             return "W", lease._slot.base, 0
         if type(lease).__name__ == "LiveLease" and hasattr(lease, "view"):

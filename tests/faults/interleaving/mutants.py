@@ -26,6 +26,7 @@ from shmpool.protocol.messages import Message
 from shmpool.protocol.states import CellState
 from shmpool.seat import deferred, records, tickets
 from shmpool.seat.deferred import DeferredReleases
+from shmpool.seat.ending import Ending
 from shmpool.seat.guards import Guards
 from shmpool.seat.magazine import Magazine, Slot
 from shmpool.seat.segments import Segments
@@ -79,6 +80,7 @@ def rewritten(function: Any, *replacements: tuple[str, str]) -> Any:
     code = compile(source, f"<mutant of {function.__qualname__}>", "exec", __future__.annotations.compiler_flag)
     made: dict[str, Any] = {}
     exec(code, function.__globals__, made)
+    made[function.__name__].source = source
     return made[function.__name__]
 
 
@@ -335,6 +337,20 @@ MUTANTS: tuple[Mutant, ...] = (
                 ("        while session.words[cell] != taken:\n", "        if session.words[cell] != taken:\n"),
                 ("        if session.words[cell] != taken:\n                pending",
                  "        if False:\n                pending")),
+    ),
+    # A call in the middle of another one of its thread.
+    Mutant(
+        "a seat that ends in the middle of its own open", SCENARIO["close within open"],
+        rewrite(Ending, "say_goodbye", ("    if self.is_nested:\n", "    if False:\n")),
+    ),
+    Mutant(
+        "a swap in the middle of an open that says the gate is free",
+        SCENARIO["discard and close within open, by swaps"],
+        rewrite(tickets, "_change", ("elif session.is_nested:", "elif False:")),
+    ),
+    Mutant(
+        "an open in the middle of another that unlocks its byte", SCENARIO["open within open x reader"],
+        rewrite(BasePool, "open", ("if session.is_gate_used and session.is_nested:", "if False:")),
     ),
     # Direct segments, kept and spare.
     Mutant(

@@ -100,7 +100,7 @@ def _lock(fd: int, command: int, lock: bytes) -> None:
     """One byte of the seats' file."""
     context = _context()
     if int.from_bytes(lock[:2], sys.byteorder) == F_UNLCK:
-        context.ask("unlock", offset_of(lock))
+        context.ask("unlock", (offset_of(lock),))
     elif not context.ask("lock", offset_of(lock)):
         raise BlockingIOError
 

@@ -47,6 +47,8 @@ class Scenario:
     by: str = "locks"
     #: The row is of direct segments.
     is_direct: bool = False
+    #: Somebody calls the pool in the middle of a call of his own (`nesting`).
+    has_visits: bool = False
 
     @property
     def forks(self) -> bool:
@@ -236,6 +238,89 @@ def fork_and_leave(client: Client) -> None:
         client.fork()
         client.release_lease()
     client.return_idle()
+    client.serve()
+
+
+# A finalizer or a signal handler comes in the middle of a call, or not.
+
+
+def open_visited(*numbers: int, by: Callable[[Client], Callable[[], None]]) -> Role:
+    """Open the last of these handles, in the middle of which comes what *by* makes."""
+
+    def role(client: Client) -> None:
+        for number in numbers:
+            client.receive(number)
+        if client.open(by(client)):
+            client.look()
+            client.release()
+        client.turn()
+        client.serve()
+
+    return role
+
+
+def reads_earlier(client: Client) -> Callable[[], None]:
+    return lambda: client.read_within(client.earlier)
+
+
+def reads_same(client: Client) -> Callable[[], None]:
+    return lambda: client.read_within(client.handle)
+
+
+def discards_earlier(client: Client) -> Callable[[], None]:
+    return lambda: client.discard_within(client.earlier)
+
+
+def closes(client: Client) -> Callable[[], None]:
+    return client.close_within
+
+
+def discards_and_closes(client: Client) -> Callable[[], None]:
+    def act() -> None:
+        client.discard_within(client.earlier)
+        client.close_within()
+
+    return act
+
+
+def release_within_open(client: Client) -> None:
+    """Open one, and then the next, in the middle of which the first is released."""
+    client.receive(0)
+    is_open = client.open()
+    client.receive(1)
+    if client.open_next(client.release if is_open else None):
+        client.release_next()
+    if is_open and client.has_buffer:
+        client.release()
+    client.turn()
+    client.serve()
+
+
+def open_within_release(client: Client) -> None:
+    """Release what is open, in the middle of which the next is read."""
+    client.receive(0)
+    is_open = client.open()
+    client.receive(1)
+    if is_open:
+        client.release(lambda: client.read_within(client.handle))
+    client.turn()
+    client.serve()
+
+
+def open_within_discard(client: Client) -> None:
+    """Discard a ticket, in the middle of which the other is read."""
+    client.receive(1)
+    client.receive(0)
+    client.discard(lambda: client.read_within(client.earlier))
+    client.serve()
+
+
+def lease_visited(client: Client) -> None:
+    """Lease, write and publish, in the middle of each of which another is published, if there is one."""
+    if client.lease(client.produce_within):
+        client.write()
+        client.publish(act=client.produce_within)
+    client.turn()
     client.serve()
 
 
@@ -447,6 +532,29 @@ _DIRECT: tuple[Scenario, ...] = (
     ),
 )  # fmt: skip
 
+# --- a finalizer or a handler in the middle of a call --------------------------------------------------
+
+
+def _nested(what: str, visited: Role, *others: Role, publisher: Role | None = None) -> Scenario:
+    readers = [(f"reader{number}", role) for number, role in enumerate(others)]
+    roles = ("publisher", publisher or produce(tickets=2)), ("visited", visited), *readers
+    return Scenario(what, roles, tickets=2, has_visits=True)
+
+
+_NESTED: tuple[Scenario, ...] = (
+    _nested("open within open", open_visited(1, 0, by=reads_earlier)),
+    _nested("open within open x reader", open_visited(1, 0, by=reads_earlier), read(0)),
+    _nested("open within open x its reader", open_visited(1, 0, by=reads_earlier), read(1)),
+    _nested("open of the same within open x reader", open_visited(0, by=reads_same), read(0)),
+    _nested("release within open", release_within_open, publisher=recycle_for_two),
+    _nested("open within release", open_within_release, publisher=recycle_for_two),
+    _nested("discard within open x reader", open_visited(1, 0, by=discards_earlier), read(0)),
+    _nested("open within discard x reader", open_within_discard, read(0)),
+    _nested("close within open", open_visited(0, by=closes)),
+    _nested("discard and close within open", open_visited(1, 0, by=discards_and_closes)),
+    Scenario("lease within lease", (("publisher", lease_visited), ("reader", read(0))), has_visits=True),
+)  # fmt: skip
+
 # --- the same by compare-and-swap -----------------------------------------------------------------------
 
 
@@ -473,6 +581,8 @@ _MORE = (
 SCENARIOS: tuple[Scenario, ...] = (
     *_UNDER_LOCKS,
     *_DIRECT,
+    *_NESTED,
+    *(by_swaps(scenario) for scenario in _NESTED),
     *(by_swaps(scenario) for scenario in _UNDER_LOCKS if scenario.name in _RACES + _MORE),
     *(by_asking(scenario) for scenario in _UNDER_LOCKS if scenario.name in _RACES),
 )

@@ -36,6 +36,8 @@ from .states import Conn, Draft, Interned, State_, Step
 #: Requests that others may have to answer; every other one is answered at once, in one way.
 WAITING = frozenset({"receive", "born", "fetch", "until", "await"})
 AT_ONCE: list[tuple[str, Any]] = [("step", None)]
+#: The open file that a party has for a call in the middle of another is told from its own by so much.
+BESIDE = 1 << 16
 
 
 class World:
@@ -115,6 +117,9 @@ class World:
     def successors(self, state: State_) -> Iterator[Step]:
         """Every next state. Raises Violation when a step leads to none that may be."""
         before = Draft(self, state)
+        if self.scenario.has_visits and (visited := self._visited(before)) is not None:
+            yield from self._visits(before, visited)
+            return
         for party, node in enumerate(before.nodes):
             if self.is_tso and before.buffers[party]:
                 draft = before.copy()
@@ -128,6 +133,23 @@ class World:
                 yield self._finish(before.copy(), kind, party, what, self._perform, choice)
             if node.request[0] != "read":
                 yield from self._fates_of(before, party, node)
+
+    def _visited(self, draft: Draft) -> int | None:
+        """Who asks whether he has a visit. Nobody else can tell, so nobody goes on before he knows."""
+        for party, node in enumerate(draft.nodes):
+            if node.request[0] == "visit" and draft.alive >> party & 1:
+                return party
+        return None
+
+    def _visits(self, draft: Draft, party: int) -> Iterator[Step]:
+        """The visit comes at one of the places that follow one another, or goes by until others can tell."""
+        count = 0
+        while draft.nodes[party].request[0] == "visit":
+            count += 1
+            yield self._finish(draft.copy(), "step", party, ("visit", f"at the place {count}"), self._follow, True)
+            draft = draft.copy()
+            self._follow(draft, party, False)
+        yield self._finish(draft, "step", party, ("visit", "not yet"), lambda *_: None)
 
     def _finish(
         self, draft: Draft, kind: str, party: int, what: tuple[Any, ...], act: Callable[..., None], *args: Any
@@ -286,14 +308,18 @@ class World:
 
     # --- the kernel -------------------------------------------------------------------------------------
 
-    def _on_lock(self, draft: Draft, party: int, choice: Any, offset: int) -> bool:
+    def _on_lock(self, draft: Draft, party: int, choice: Any, offset: int, is_beside: bool = False) -> bool:
+        """Two open files exclude each other, one party's too."""
+        owner = party + BESIDE * is_beside
         if offset not in draft.locks:
-            draft.locks = {**draft.locks, offset: party}
-        return draft.locks[offset] == party
+            draft.locks = {**draft.locks, offset: owner}
+        return draft.locks[offset] == owner
 
-    def _on_unlock(self, draft: Draft, party: int, choice: Any, offset: int) -> None:
-        if draft.locks.get(offset) == party:
-            draft.locks = {at: holder for at, holder in draft.locks.items() if at != offset}
+    def _on_unlock(
+        self, draft: Draft, party: int, choice: Any, offsets: tuple[int, ...], is_beside: bool = False
+    ) -> None:
+        owner = party + BESIDE * is_beside
+        draft.locks = {at: holder for at, holder in draft.locks.items() if holder != owner or at not in offsets}
 
     def _on_swap(self, draft: Draft, party: int, choice: Any, number: int, expected: int, value: int) -> bool:
         """It is a barrier, too: a processor's own stores come before it."""
@@ -440,7 +466,7 @@ class World:
         draft.nodes[party] = self.machines[party].still(draft.nodes[party], "dead")
 
     def _free_locks(self, draft: Draft, party: int) -> None:
-        draft.locks = {offset: holder for offset, holder in draft.locks.items() if holder != party}
+        draft.locks = {offset: holder for offset, holder in draft.locks.items() if holder % BESIDE != party}
 
     def _restart(self, draft: Draft) -> None:
         faults, restarts = draft.budget
