@@ -8,12 +8,17 @@ sends nothing: `system.here` says so from its first instruction on, before any h
 A signal handler may raise where a hook begins, and what a hook raises is thrown away. So each hook is there
 twice, and does each of its steps once: what an exception keeps the first from doing, the second does.
 Not covered: a fork made in C, without Python's hooks.
+
+What a fork costs are pages: each that is written behind it, be it a reference count, the kernel copies, and before the
+next it faults anew. So there is one hook of ours on each side, in the parent most often one of C's that only stores.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from functools import partial
+from operator import setitem
 from threading import get_ident
 
 from ..errors import ShmpoolError
@@ -25,15 +30,16 @@ from ..seat.windows import (
     Windows,
     keep_readable,
 )
+from ..system import importing
 from ..system.heirs import Evidence
-from ..system.here import COPIED, FORKING, FORKS, GUARDED, HELPERS, HERE, NOTED, OURS, UNSHARED, WORKING
+from ..system.here import COPIED, FORKING, FORKS, GUARDED, HELPERS, HERE, IMPORTING, NOTED, OURS, UNSHARED, WORKING
 from .closing import sessions
 from .counted import COUNTS, before_fork
 from .lifetime import pools
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Any, Final
 
     from ..seat.session import Session
 
@@ -48,14 +54,15 @@ _stopped: set[Session] = set()
 def _before() -> None:
     # In this order: what was open or leased is not used again at once; then each seat has a guard, which the
     # child inherits; only then the fork. A guard that came after it would be the parent's alone, and what the
-    # child reads would be given away. Each page that is touched here is one that the kernel copies anew at
-    # each fork, so what is ready is not looked at.
+    # child reads would be given away. What is ready is not looked at.
     me = get_ident()
     while HERE[FORKING] and HERE[FORKING] != me:
         time.sleep(_ITS_TURN)
     HERE[FORKING] = me  # nothing is called between the look and this store: one forks at a time
     HERE[FORKS] += 1
     HERE[UNSHARED] = HERE[COPIED] = HERE[NOTED] = 0
+    if HERE[IMPORTING]:
+        importing.wait_for_imports()
     if HERE[WORKING] or not HERE[GUARDED]:
         _make_ready()
     if COUNTS:
@@ -64,6 +71,7 @@ def _before() -> None:
 
 def _make_ready() -> None:
     HERE[GUARDED] = 0
+    _after_in_parent.__setstate__(_GOES_ON)
     is_guarded = guards.stand_ready()
     HERE[UNSHARED] = HERE[COPIED] = HERE[NOTED] = 0  # who was just noting forks may have said otherwise
     # A child must find no helper in the middle of anything.
@@ -71,24 +79,26 @@ def _make_ready() -> None:
         if session.helper.is_running and not session.helper.rest():
             _stopped.add(session)
             session.helper.stop()
-    HERE[GUARDED] = is_guarded and not _stopped
-
-
-def _after_in_parent() -> None:
-    if HERE[FORKING] == get_ident():  # else all is done, and another thread may fork by now
-        if HERE[GUARDED]:
-            HERE[FORKING] = 0
-        else:
-            _go_on()
+    if is_guarded and not _stopped:
+        HERE[GUARDED] = 1
+        _after_in_parent.__setstate__(_IS_OVER)
 
 
 def _go_on() -> None:
+    if HERE[FORKING] != get_ident():
+        return  # all is done, and another thread may fork by now
     while _stopped:
         session = next(iter(_stopped))
         session.helper.start()
         _stopped.discard(session)
     HERE[FORKING] = 0
     guards.note_forks()  # at once, for some can be seen by nobody
+
+
+#: What is done in the parent: where each seat has a guard one store, by C, which nothing interrupts.
+_IS_OVER: Final[Any] = (setitem, (HERE, FORKING, 0), {}, None)
+_GOES_ON: Final[Any] = (_go_on, (), {}, None)
+_after_in_parent: Final[Any] = partial(setitem, HERE, FORKING, 0)
 
 
 def _after_in_child() -> None:
@@ -115,7 +125,9 @@ def _after_in_child() -> None:
         session.abandon()
         sessions.discard(session)
     guards.abandon_all()
+    importing.abandon()
     _stopped.clear()
+    _after_in_parent.__setstate__(_IS_OVER)
     HERE[FORKING] = HERE[WORKING] = HERE[HELPERS] = 0
     HERE[UNSHARED] = HERE[COPIED] = HERE[NOTED] = HERE[GUARDED] = 1
     HERE[OURS] = 1  # last: it says that all this is done

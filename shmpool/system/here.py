@@ -28,6 +28,7 @@ _page.madvise(_MADV_WIPEONFORK)
 #: `HERE[GUARDED]`: each seat has a guard that stands ready for the next fork, or there is none.
 #: `HERE[WORKING]`: how many helpers are not at rest; one that never is counts until it ends.
 #: `HERE[HELPERS]`: how many helpers there are, each a thread of the kernel's.
+#: `HERE[IMPORTING]`: a thread has come to the door of late imports since a fork found nobody there.
 HERE: Final = memoryview(_page).cast("Q")
 OURS: Final = 0
 UNSHARED: Final = 1
@@ -38,4 +39,5 @@ GUARDED: Final = 5
 WORKING: Final = 6
 FORKS: Final = 7
 HELPERS: Final = 8
+IMPORTING: Final = 9
 HERE[OURS] = HERE[UNSHARED] = HERE[COPIED] = HERE[NOTED] = HERE[GUARDED] = 1

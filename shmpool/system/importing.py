@@ -1,32 +1,88 @@
 """The door of imports that come late: in a call, when it first needs them.
 
 A module that one thread is just importing is half a module in the child of a fork by another, and the lock of its
-import is held there by nobody who lives. So whoever imports in a call holds the `door`, and so does a fork: it waits
-for what is being imported, and what would be imported meanwhile waits for the fork. A thread that forks in the middle
-of its own import goes on, as its child does.
+import is held there by nobody who lives. So whoever imports in a call goes through the `door`, and a fork waits for who
+is in it, as who comes meanwhile waits for the fork. A thread that forks in the middle of its own import goes on, as its
+child does.
+
+Each thread holds a lock of its own there. A fork looks at them where anybody came since the last; so it has nothing to
+take, nor to give back, and of what it touches the kernel has nothing to copy.
 """
 
 from __future__ import annotations
 
-import os
-from _thread import RLock
+import time
+from _thread import allocate_lock, get_ident
 
-#: Held around each import statement that stands in a function.
-door = RLock()
-#: That a fork holds it: an exception may come where it waits for that.
-_forking: list[None] = []
+from .here import FORKING, HERE, IMPORTING
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _thread import LockType
+    from collections.abc import Callable
+    from typing import Final
+
+#: Seconds from look to look whether another thread's fork, or import, is over.
+_ITS_TURN: Final = 0.0002
+#: Seconds that a fork waits at most: an import may wait itself for what another hook of the fork has taken (logging's
+#: takes all handlers' locks).
+LONGEST_IMPORT: Final = 5.0
+#: A lock for each thread that ever came; `get_ident` may count greenlets.
+_locks: Final[dict[int, LockType]] = {}
 
 
-def _before() -> None:
-    door.acquire()
-    _forking.append(None)
+class _Door:
+    """``with door:`` around each import statement that stands in a function. May be nested.
+
+    What enters and leaves are the methods of a lock, in C: an exception cannot come between. Both are looked up first,
+    in an order that depends on the version, and from the last look on nothing is called until the lock is held; so no
+    fork begins there."""
+
+    @property
+    def __enter__(self) -> Callable[[], object]:
+        lock = _come()
+        return lock.__enter__ if lock is not None else _pass
+
+    @property
+    def __exit__(self) -> Callable[..., None]:
+        lock = _come()
+        return lock.__exit__ if lock is not None else _pass
 
 
-def _after() -> None:
-    """In the child, too: its only thread is the one that forked."""
-    if _forking:
-        _forking.pop()
-        door.release()
+def _come() -> LockType | None:
+    """Announce this thread and wait for another's fork; None where it is in the door already."""
+    me = get_ident()
+    lock = _locks.get(me) or _locks.setdefault(me, allocate_lock())
+    if lock.locked():
+        return None
+    HERE[IMPORTING] = 1
+    while HERE[FORKING] and HERE[FORKING] != me:
+        time.sleep(_ITS_TURN)
+        HERE[IMPORTING] = 1
+    return lock
 
 
-os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after)
+def _pass(*_: object) -> None:
+    """This thread is in the door already."""
+
+
+door: Final = _Door()
+
+
+def wait_for_imports() -> None:
+    """For who forks, and has said so: wait until no other thread imports."""
+    me, gives_up = get_ident(), time.monotonic() + LONGEST_IMPORT
+    for thread, lock in _locks.copy().items():
+        while thread != me and lock.locked() and time.monotonic() < gives_up:
+            time.sleep(_ITS_TURN)
+    HERE[IMPORTING] = any(lock.locked() for lock in _locks.copy().values())  # who comes now says so again
+
+
+def abandon() -> None:
+    """In a forked child: no other thread of its parent's is there."""
+    me = get_ident()
+    for thread in _locks.copy():
+        if thread != me:
+            del _locks[thread]
+        elif _locks[me].locked():
+            HERE[IMPORTING] = 1

@@ -611,3 +611,105 @@ def test_a_child_of_a_fork_in_the_middle_of_a_late_import_has_the_whole_module(s
     assert done.stderr == ""
     forks, verdicts = done.stdout.split(maxsplit=1)
     assert int(forks) > 1 and verdicts.strip() == "{0}"
+
+
+LOGS = """if True:
+    import importlib.abc, os, sys, threading
+    from importlib.machinery import PathFinder
+    import shmpool
+
+    pool, imports, forks = shmpool.connect(sys.argv[1]), threading.Event(), threading.Event()
+    os.register_at_fork(before=lambda: forks.set())
+    import logging  # its hook, which takes all its locks, comes first then, and ours last
+
+    class Loader(importlib.abc.Loader):
+        def __init__(self, loader):
+            self.loader = loader
+        def create_module(self, spec):
+            return self.loader.create_module(spec)
+        def exec_module(self, module):
+            imports.set()
+            forks.wait()
+            logging.getLogger(module.__name__)  # as many a module does
+            self.loader.exec_module(module)
+
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            spec = PathFinder.find_spec(name, path)
+            if spec is not None:
+                spec.loader = Loader(spec.loader)
+            return spec
+
+    sys.meta_path.insert(0, Finder())
+    puts = threading.Thread(target=lambda: pool.discard(pool.put([1])))
+    puts.start()
+    imports.wait()
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    puts.join()
+    pool.close()
+"""
+
+
+@pytest.mark.long
+def test_a_fork_and_a_late_import_that_wait_for_one_another_go_on(start: Start) -> None:
+    """What another hook of the fork has taken, the import wants: the fork does not wait for it without an end."""
+    broker = start(memory_limit="64MiB")
+    done = subprocess.run(
+        [sys.executable, "-c", LOGS, broker.address], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+INTERRUPTED = """if True:
+    import os, sys, threading
+    import shmpool
+
+    class Interrupted(BaseException):
+        pass
+
+    def imports_late(place):  # whether an exception came at that place in the door
+        seen = 0
+        def trace(frame, event, arg):
+            nonlocal seen
+            if not frame.f_code.co_filename.endswith("importing.py"):
+                return trace
+            frame.f_trace_opcodes = True
+            seen += 1
+            if seen == place:
+                sys.settrace(None)
+                raise Interrupted
+            return trace
+        vars(shmpool).pop("Stats", None)  # a lazy export is looked up anew, once it is gone
+        sys.settrace(trace)
+        try:
+            shmpool.Stats
+        except Interrupted:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    def forks():
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    place = 1
+    while imports_late(place):
+        fork = threading.Thread(target=forks)
+        fork.start()
+        fork.join(5)
+        assert not fork.is_alive(), place  # nobody is in the door
+        place += 1
+    print(place > 20)
+"""
+
+
+def test_an_exception_in_the_door_of_late_imports_leaves_it() -> None:
+    """At any bytecode: a fork of another thread would wait for who had gone."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")

@@ -405,12 +405,11 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "the guard made after the fork", SCENARIO["fork x publisher"],
-        together(
-            rewrite(forks, "_make_ready",
-                    ("guards.stand_ready()",
-                     "[setattr(one, 'standing', guards.Guard()) for one in guards._seats] != []")),
-            rewrite(forks, "_after_in_parent", ("if HERE[GUARDED]:", "if guards.stand_ready():")),
-        ),
+        rewrite(forks, "_make_ready",
+                ("guards.stand_ready()",
+                 "[setattr(one, 'standing', guards.Guard()) for one in guards._seats] != []"),
+                ("setstate__(_IS_OVER)",
+                 "setstate__((lambda: (guards.stand_ready(), setitem(HERE, FORKING, 0)), (), {}, None))")),
     ),
     Mutant(
         "the guard dropped before the fork", SCENARIO["fork x publisher"],
