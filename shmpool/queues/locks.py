@@ -54,7 +54,7 @@ _FIRST_PAUSE: Final = 50e-6
 _LONGEST_PAUSE: Final = 1e-3
 #: Seconds of waiting after which to look whether a holder has died, and whether there is any.
 _LOOK_AFTER: Final = 0.001
-_MEND_AFTER: Final = 0.25
+_MEND_AFTER: Final = 0.1
 
 
 class Life:
