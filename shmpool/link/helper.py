@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import threading
 import time
 
@@ -125,9 +126,12 @@ class Helper:
             self._started_by = threading.get_native_id()
             thread = threading.Thread(target=self._run, name="shmpool-helper", daemon=True)
             self.thread = self._starting = thread
+            handled = sys.exception()
             try:
                 thread.start()
-            except RuntimeError:
+            except RuntimeError as error:
+                if error.__context__ not in (None, handled):  # in CPython's wait, whose lock's error took its place
+                    raise error.__context__ from None
                 if not self._seat.is_over:  # else a child of a fork in the middle of that (`abandon`)
                     raise
             self._starting = None

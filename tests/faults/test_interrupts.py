@@ -481,6 +481,31 @@ def test_interrupted_connect_leaves_no_seat(broker: Daemon, most: int) -> None:
     assert_all_is_back(broker.address)
 
 
+def test_interrupt_in_the_wait_for_a_helper_s_start_arrives(broker: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython's wait on a condition raises RuntimeError in the place of what comes behind its release of the lock."""
+    release, me, raised = threading.Condition._release_save, threading.get_ident(), [False]  # type: ignore[attr-defined]
+
+    def release_and_raise(condition: threading.Condition) -> Any:
+        saved = release(condition)
+        if threading.get_ident() == me and not raised[0]:
+            raised[0] = True
+            raise Interrupt
+        return saved
+
+    monkeypatch.setattr(threading.Condition, "_release_save", release_and_raise)
+
+    def connect() -> None:
+        while not raised[0]:  # the thread may have begun before it was waited for
+            shmpool.connect(broker.address).close()
+
+    with pytest.raises(Interrupt):
+        connect()
+    monkeypatch.undo()
+    nobody_sits(broker.address)
+    with shmpool.connect(broker.address) as pool:
+        cycle(pool, 1000)
+
+
 @at_places
 @pytest.mark.parametrize("has_view", [False, True])
 def test_second_close_finishes_what_the_first_began(broker: Daemon, has_view: bool, most: int) -> None:
