@@ -251,13 +251,15 @@ class Magazine:
 
     def _reap_newest(self, scan: int) -> Slot | None:
         words, published = self.words, self.published
-        oldest, left = None, self.turns
-        for slot in list(published)[: -scan - 1 : -1]:
-            if not slot.is_done(words):
-                continue
+        oldest, left, busy = None, self.turns, list[Slot]()
+        while left and scan:
+            scan -= 1
             try:
-                published.remove(slot)
-            except ValueError:  # another thread took it
+                slot = published.pop()
+            except IndexError:  # another thread took it
+                break
+            if words[slot.last_cell] != slot.done or (slot.last_cell != slot.first_cell and not slot.is_done(words)):
+                busy.append(slot)
                 continue
             slot.base += ONE_GENERATION
             if slot.base > LAST_BASE:
@@ -267,8 +269,8 @@ class Magazine:
                 self.ready.append(oldest)
             oldest = slot
             left -= 1
-            if not left:
-                break
+        if busy:
+            published.extend(reversed(busy))
         return oldest
 
     def pop(self) -> Slot | None:
