@@ -200,7 +200,7 @@ class Config(BaseModel):
         description="A client holds ready at most so much of each slot size.",
     )
     magazine_first_batch: Annotated[int, Scope.RELOAD] = Field(
-        default=4,
+        default=8,
         strict=True,
         ge=1,
         le=GRANTED_PER_REQUEST,

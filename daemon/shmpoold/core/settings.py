@@ -57,7 +57,7 @@ class Settings:
     #: A client's magazine of one tier grows to so many bytes at most.
     magazine_bytes: int = MIB
     #: It asks for so many slots first, then for twice as many each time, up to the other.
-    magazine_first_batch: int = 4
+    magazine_first_batch: int = 8
     magazine_max_batch: int = 64
     #: What a magazine did not use for so long goes back, half of it each time.
     magazine_idle: float = 1.0
