@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import os
+import pickle
 import random
 import signal
 from collections.abc import Awaitable, Callable
@@ -180,6 +182,9 @@ def test_a_pool_belongs_to_its_loop(broker: shmpool.Broker) -> None:
                 await verb
 
     asyncio.run(use())
+    for way in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"Pool cannot be copied or pickled.*send its `sync`"):
+            way(pool)
     pool.close()
 
 
@@ -387,6 +392,9 @@ def test_a_queue_belongs_to_its_loop(broker: shmpool.Broker) -> None:
                 queue.put_nowait(1)
 
         asyncio.run(use())
+        for way in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match=r"Queue cannot be copied or pickled.*send its `sync`"):
+                way(queue)
         assert one.empty()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Iterator
@@ -206,6 +208,13 @@ def test_a_forked_child_is_told_that_it_is_its_parent_s(executor: shmpool.Execut
             os._exit(7)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_it_is_not_copied_or_sent(executor: shmpool.Executor) -> None:
+    for way in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="Executor cannot be copied or pickled, since one process owns its workers"):
+            way(executor)
+    assert executor.submit(abs, -1).result() == 1
 
 
 def test_many_threads_submit(executor: shmpool.Executor) -> None:
