@@ -56,9 +56,13 @@ def dial(address: str, deadline: float, interruption: Interruption | None = None
     try:
         return reach(address, deadline, interruption)
     except OSError as error:  # it says all that the cause says
-        unavailable = BrokerUnavailable(hints.unreachable(address, error))
-        unavailable.may_come = error.errno in _NOT_YET
-        raise unavailable from None
+        raise _unavailable(hints.unreachable(address, error), may_come=error.errno in _NOT_YET) from None
+
+
+def _unavailable(said: str, *, may_come: bool) -> BrokerUnavailable:
+    unavailable = BrokerUnavailable(said)
+    unavailable.may_come = may_come
+    return unavailable
 
 
 def reach(address: str, deadline: float, interruption: Interruption | None = None) -> Connection:
@@ -132,11 +136,8 @@ def greet(
         return answer
     except ConnectionEnded as error:
         connection.close()
-        unavailable = BrokerUnavailable(
-            f"the broker{address} did not answer Hello: {error}; it is stopped, or another program listens there"
-        )
-        unavailable.may_come = True
-        raise unavailable from None
+        said = f"the broker{address} did not answer Hello: {error}; it is stopped, or another program listens there"
+        raise _unavailable(said, may_come=True) from None
     except RemoteProtocolError as error:
         connection.close()
         raise RemoteProtocolError(f"{error}; is what listens{address} a shmpool broker?") from None

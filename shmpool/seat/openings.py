@@ -58,8 +58,7 @@ class Openings:
             if record is None:
                 record = records.make_record(self._session, tail)
                 record.left = self._finalizer(index)
-            if explanation := tickets.why_not(self._session, record, granted, nbytes):
-                raise explanation
+            tickets.check(self._session, record, granted, nbytes)
             if record.window is None or not record.is_mapped_right:
                 records.map_record(record, granted, nbytes)
                 if record.is_direct:

@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
+    from ..errors import ShmpoolError
     from ..system.memory import MemoryGroup
 
 #: Seconds between two tries to reserve a direct segment's pages on a full host.
@@ -151,10 +152,12 @@ class Supply(Custody):
         if self.link.is_discarding:
             raise discarded(is_closing=self.is_closing, is_abandoned=self.is_abandoned)
         waited = time.monotonic() - started
-        error = refused(request.refusal, nbytes, waited, "" if self.link.connection else self.address)
+        raise self._counted(refused(request.refusal, nbytes, waited, "" if self.link.connection else self.address))
+
+    def _counted(self, error: ShmpoolError) -> ShmpoolError:
         if isinstance(error, TimeoutError):
             self.count(TIMEOUTS)
-        raise error
+        return error
 
     # --- to the broker -------------------------------------------------------------------------------
 

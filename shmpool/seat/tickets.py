@@ -81,9 +81,8 @@ def discard(record: Record, granted: int, nbytes: int, *, waits: bool = False) -
         _change(record, granted, nbytes, _DONE)
     elif waits:
         _ask(record, granted, nbytes, _DONE)
-    elif explanation := why_not(session, record, granted, nbytes):
-        raise explanation
     else:
+        check(session, record, granted, nbytes)
         session.close_soon(granted, record.cell - FIRST_CELL << NBYTES_BITS | nbytes)
 
 
@@ -221,8 +220,7 @@ def _pending(session: Reader, record: Record, granted: int, nbytes: int) -> int:
     """What the cell says of a ticket that can be taken. Raises why it cannot."""
     if session.is_over:
         raise PoolClosed("the pool was closed, or its broker came back with another one")
-    if explanation := why_not(session, record, granted, nbytes):
-        raise explanation
+    check(session, record, granted, nbytes)
     cell = session.words[record.cell]
     return cell if cell == granted & ~SEAT_MASK else granted
 
@@ -254,8 +252,7 @@ def _under_lock(fd: Descriptor | Closed, record: Record, granted: int, nbytes: i
     session = record.session
     try:
         _wait_for_lock(fd, record)
-        if explanation := why_not(session, record, granted, nbytes):
-            raise explanation
+        check(session, record, granted, nbytes)
         settled = record.cell if fd is session.tickets_fd else session.settled
         session.words[record.cell], session.settled = granted & GENERATION_FIELD | mark, settled  # in one step
     finally:  # all of this descriptor's, which are one byte. (What is raised keeps this frame, and with it that.)
@@ -272,6 +269,16 @@ def _wait_for_lock(fd: Descriptor | Closed, record: Record) -> None:
             if time.monotonic() > deadline:
                 raise HandleUsed("the handle's ticket is being opened elsewhere") from error
         time.sleep(_RETRY_SECONDS)
+
+
+def check(session: Reader, record: Record, granted: int, nbytes: int) -> None:
+    """Raise why this ticket cannot be taken, if so. Certain only under the lock."""
+    explanation = why_not(session, record, granted, nbytes)
+    if explanation is not None:
+        try:
+            raise explanation
+        finally:
+            del explanation  # or it and this frame keep one another, and with them the views of all who have called
 
 
 def why_not(session: Reader, record: Record, granted: int, nbytes: int) -> ShmpoolError | None:

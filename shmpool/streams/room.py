@@ -80,7 +80,10 @@ def lease_by_any(pool: BasePool, nbytes: int, timeout: float | None, *, pooled: 
             _say(f"a stream is served {lease.strategy.value}: its strategy could not be had", refused)
             return lease
     if timeout == 0:
-        raise refused
+        try:
+            raise refused
+        finally:
+            del refused  # or it and this frame keep one another
     return pool.lease(nbytes, timeout=timeout)
 
 

@@ -285,8 +285,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a ticket closed without a look", SCENARIO["reader x discard"],
-        rewrite(tickets, "_under_lock", ("if explanation :=", "if mark == session.taken and (explanation :="),
-                ("granted, nbytes):\n            raise", "granted, nbytes)):\n            raise")),
+        rewrite(tickets, "_under_lock", ("check(session", "mark == session.taken and check(session")),
     ),
     Mutant(
         "a dead reader's tickets left open", SCENARIO["restart x sweep"],
