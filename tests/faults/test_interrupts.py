@@ -303,7 +303,7 @@ def test_interrupted_look_at_publications_takes_none_from_its_reader(
         nobody_sits(broker.address)
 
     def lease_more(pool: shmpool.Pool) -> None:
-        [pool.lease(1000, timeout=5) for _ in range(3)].clear()  # the third is none that lies ready
+        [pool.lease(1000, timeout=5) for _ in range(7)].clear()  # the seventh is none that lies ready
 
     def close(pool: shmpool.Pool) -> None:
         pool.close()
