@@ -541,6 +541,9 @@ for nbytes in (1000, 300_000, 2 << 20):
         eventually(lambda: out(pool.stats()) == 0)
 
 
+#: 3.12 warns of forks beside threads.
+UNWARNED = (sys.executable, "-W", "ignore::DeprecationWarning")
+
 LATE = """if True:
     import importlib.abc, os, sys, threading, time, traceback
     import shmpool
@@ -603,7 +606,7 @@ def test_a_child_of_a_fork_in_the_middle_of_a_late_import_has_the_whole_module(s
     nobody's."""
     broker = start(memory_limit="64MiB")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", LATE, broker.address],
+        [*UNWARNED, "-c", LATE, broker.address],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -657,9 +660,7 @@ LOGS = """if True:
 def test_a_fork_and_a_late_import_that_wait_for_one_another_go_on(start: Start) -> None:
     """What another hook of the fork has taken, the import wants: the fork does not wait for it without an end."""
     broker = start(memory_limit="64MiB")
-    done = subprocess.run(
-        [sys.executable, "-c", LOGS, broker.address], capture_output=True, text=True, timeout=PATIENCE
-    )
+    done = subprocess.run([*UNWARNED, "-c", LOGS, broker.address], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
@@ -711,5 +712,5 @@ INTERRUPTED = """if True:
 
 def test_an_exception_in_the_door_of_late_imports_leaves_it() -> None:
     """At any bytecode: a fork of another thread would wait for who had gone."""
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([*UNWARNED, "-c", INTERRUPTED], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
