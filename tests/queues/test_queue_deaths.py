@@ -373,7 +373,7 @@ def test_names(pool: shmpool.Pool, module_broker: shmpool.Broker, tmp_path: Any)
     one = pool.queue("first")
     with pytest.raises(shmpool.NameTaken):
         pool.share([1], name="first")
-    with pytest.raises(shmpool.FormatError):
+    with pytest.raises(shmpool.FormatError, match=r"pool\.queue"):
         pool.find("first").get()
     with pytest.raises(ValueError, match="first"):
         pool.queue("first", on_dead_consumer="requeue")
