@@ -34,6 +34,12 @@ import preloaded  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from patience import settle  # noqa: E402
 
+#: Characters of TMPDIR: pytest's folder of a test, with its worker's and its user's name, has 80 more, and a socket's
+#: path at most 107. Build servers make longer ones.
+MOST_OF_TMPDIR = 20
+if len(tempfile.gettempdir()) > MOST_OF_TMPDIR:
+    os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
+
 #: Of this process: each worker of pytest-xdist has its own. Its path must leave room for a socket's name.
 RUNTIME = tempfile.mkdtemp(prefix="shmpool-tests-")
 # Before shmpool is imported. All that a test starts inherits it.

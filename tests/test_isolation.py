@@ -72,6 +72,18 @@ def test_a_prefix_that_could_be_taken_for_another_is_refused(prefix: str) -> Non
     assert "ConfigError: SHMPOOL_PREFIX is" in run("-c", "import shmpool", SHMPOOL_PREFIX=prefix)
 
 
+def test_sockets_have_room_however_long_the_path_of_temporary_files_is(tmp_path: Path) -> None:
+    longer = tmp_path / ("as-build-servers-make-them-" + "x" * 100)
+    longer.mkdir()
+    code = (
+        f"import os, sys, tempfile; sys.path.insert(0, {str(TESTS)!r}); import conftest;"
+        " print(tempfile.gettempdir(), os.environ['TMPDIR'], os.path.dirname(conftest.RUNTIME));"
+        " conftest.pytest_unconfigure()"
+    )
+    assert run("-c", code, TMPDIR=str(longer)).split() == ["/tmp"] * 3
+    assert run("-c", code, TMPDIR="/var/tmp").split() == ["/var/tmp"] * 3
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGHUP])
 def test_what_a_test_starts_does_not_ignore_signals(number: signal.Signals) -> None:
     """Though this run may have been started in the background of a script, or under nohup."""

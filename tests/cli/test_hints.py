@@ -144,9 +144,10 @@ def test_who_may_not_make_a_socket_there_is_told_of_a_path_that_works() -> None:
 
 @pytest.fixture
 def alone_with_ann() -> Iterator[None]:
-    """Her folder in /tmp has one name: one test at a time, of whatever run."""
+    """Her folder in /tmp has one name: one test at a time, of whatever run. One that was killed has left it there."""
     with open(f"/tmp/shmpool-tests-{ANN}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        shutil.rmtree(f"/tmp/shmpool-{ANN}", ignore_errors=True)
         yield
 
 
