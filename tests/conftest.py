@@ -59,6 +59,8 @@ pytest_plugins = ["cpu"]
 launch.subprocess = preloaded.standin  # type: ignore[assignment]
 
 SHM = "/dev/shm"
+#: Bytes of it that some broker of the tests may take. Containers have 64 MiB, if nothing is said.
+NEEDED = 1 << 30
 #: Seconds for a whole test of these settings; pyproject.toml has the default's.
 TIMEOUTS = {"long": 900, "exhaustive": 7200}
 #: Helpers of multiprocessing that live as long as the process.
@@ -73,6 +75,11 @@ settings.load_profile("shmpool")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if (free := shutil.disk_usage(SHM).free) < NEEDED:
+        raise pytest.UsageError(
+            f"the tests need {NEEDED >> 20} MiB in {SHM}, and {free >> 20} MiB are free: make room,"
+            f" or mount -o remount,size=2G {SHM} (containers: --shm-size=2g)"
+        )
     config.addinivalue_line("markers", "broker(**settings): settings of the broker fixture")
     config.addinivalue_line("markers", "keeps_buffers: this test leaves buffers out on purpose")
     config.addinivalue_line("markers", "fresh: brokers and commands are new interpreters, not forks of one that waits")

@@ -290,14 +290,14 @@ def test_pool_keeps_its_checksums_while_its_clients_live(start_broker: StartBrok
 def test_limit_below_the_tables_of_a_pool_that_is_kept_is_raised_and_said_so(
     start_broker: StartBroker, address: str
 ) -> None:
-    broker = start_broker("--set", "on_stop=keep", "--set", "memory_limit=4GiB")
+    broker = start_broker("--set", "on_stop=keep", "--set", "memory_limit=1GiB")
     with shmpool.connect(address) as pool:
         broker.signal(signal.SIGTERM)
-        broker = start_broker("--set", "memory_limit=12MiB")
+        broker = start_broker("--set", "memory_limit=4MiB")
         with shmpool.connect(address) as other, other.lease(4096) as lease:
             assert len(lease.view) == 4096
             with pytest.raises(shmpool.ShmpoolError) as refused:
                 other.lease(64 * MIB)
             assert "-" not in str(refused.value).split("can ever hold")[-1]
         assert pool.stats().memory["limit"] >= pool.stats().memory["held"]
-    assert "memory_limit = 12 MiB is less than the tables of pool" in broker.signal(signal.SIGTERM)
+    assert "memory_limit = 4 MiB is less than the tables of pool" in broker.signal(signal.SIGTERM)
