@@ -86,9 +86,11 @@ def test_no_command_is_a_usage_error() -> None:
     assert "CMD" in done.stderr
 
 
+#: A signal comes as soon as the first line was read, in the middle of that line's print: one in the handler would be an
+#: error, as the buffer is in use.
 TELL_SIGNAL = (
     "import os, signal, sys, time\n"
-    "def told(number, frame): print(signal.Signals(number).name, flush=True); sys.exit(5)\n"
+    "def told(number, frame): os.write(1, signal.Signals(number).name.encode() + b'\\n'); sys.exit(5)\n"
     "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1): signal.signal(number, told)\n"
     "print(os.getpid(), flush=True)\n"
     "while True: time.sleep(1)"
@@ -110,10 +112,10 @@ def test_signals_are_passed_on_and_waited_for(number: signal.Signals) -> None:
 def test_ctrl_c_of_a_terminal_reaches_the_command_once() -> None:
     """The terminal signals the whole group; passed on as well, it would come twice."""
     count = (
-        "import signal, sys\n"
+        "import os, signal, sys\n"
         "seen = []\n"
-        "signal.signal(signal.SIGINT, lambda *_: (seen.append(1), print('interrupted', flush=True)))\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: (print(f'{len(seen)} times', flush=True), sys.exit()))\n"
+        "signal.signal(signal.SIGINT, lambda *_: (seen.append(1), os.write(1, b'interrupted\\n')))\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: (os.write(1, b'%d times\\n' % len(seen)), sys.exit()))\n"
         "print('ready', flush=True)\n"
         "while True: signal.pause()\n"
     )

@@ -92,8 +92,9 @@ def test_socket_of_another_user_is_refused_and_left_alone(start_broker: StartBro
 @needs_root
 def test_who_may_not_look_into_a_pool_is_told_so_by_cleanup_and_goes_on(start_broker: StartBroker) -> None:
     broker = start_broker()
-    nobody = "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534);"
-    command = [sys.executable, "-c", nobody + "from shmpoold.cli import main; main()", "--cleanup", "--socket", "/none"]
+    # Imported before: the interpreter may lie where another user cannot read.
+    as_nobody = "import os; from shmpoold.cli import main; os.setgroups([]); os.setgid(65534); os.setuid(65534); main()"
+    command = [sys.executable, "-c", as_nobody, "--cleanup", "--socket", "/none"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"pool {broker.pool_id:016x}: kept, it cannot be seen whether anybody uses it" in done.stdout
