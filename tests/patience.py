@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -34,3 +34,13 @@ def eventually(look: Callable[[], T], what: str = "it", seconds: float = PATIENC
 
     assert not settle(unseen, seconds), f"{what} did not happen within {seconds} s; last seen: {seen[0]!r}"
     return seen[0]
+
+
+def rounds(least: int, has_happened: Callable[[], bool], seconds: float = PATIENCE) -> Iterator[int]:
+    """The numbers of so many rounds, and of more until *has_happened*: a race that one side won each time, as a busy
+    machine may let it, shows nothing. AssertionError after *seconds*."""
+    deadline, number = time.monotonic() + seconds, 0
+    while number < least or not has_happened():
+        assert number < least or time.monotonic() < deadline, f"it did not happen within {number} rounds"
+        yield number
+        number += 1

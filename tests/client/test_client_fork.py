@@ -289,7 +289,7 @@ with warnings.catch_warnings(record=True) as told:
     if not os.fork():
         os._exit(0)
     os.wait()
-print(len(told))
+print(len(told), flush=True)
 os._exit(0)
 """
     done = run_script(script, start().address)

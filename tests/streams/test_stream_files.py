@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test import test_io, test_memoryio
 
 import shmpool
 
@@ -194,12 +193,16 @@ WRITING = [
 ]  # fmt: skip
 
 
+def cpythons(module: str) -> Any:
+    return pytest.importorskip(f"test.{module}", reason="this CPython is installed without its own tests")
+
+
 def run_cpythons(name: str, make: Any) -> None:
     """One of CPython's own tests of `io.BytesIO`, on files that *make* makes of bytes. Left out are
     those of its constructor, of pickling it, and that it cannot grow under a `getbuffer` (ours can:
     the memory of the old view stays)."""
 
-    class Suite(test_memoryio.PyBytesIOTest):
+    class Suite(cpythons("test_memoryio").PyBytesIOTest):  # type: ignore[misc]
         ioclass = staticmethod(make)
 
     suite = Suite()
@@ -252,7 +255,9 @@ def test_a_reader_passes_cpython_s_tests_of_bufferedreader(pool: shmpool.Pool, n
             writer.write(content)
         return opened.enter_context(pool.open_reader(writer.handle))
 
-    class Suite(test_io.BufferedReaderTest):  # type: ignore[misc]
+    test_io = cpythons("test_io")
+
+    class Suite(test_io.BufferedReaderTest):  # type: ignore[misc,name-defined]
         tp = staticmethod(make)
         MockRawIO, MockFileIO = test_io.CMockRawIO, test_io.CMockFileIO
         FileIO, UnsupportedOperation = io.FileIO, io.UnsupportedOperation
