@@ -169,10 +169,10 @@ def query_buffers(address: str, *, timeout: float = 5.0) -> dict[str, Any]:
     the order of the ledger."""
     found = _ask(address, Topic.BUFFERS, timeout)
     tiers, seats = found["tiers"], found["seats"]
-    nobody = [None, ""]
+    nobody: list[Any] = [None, "", []]
     leases = []
     for row, tier, state, seat, nbytes, unread, readers, age, is_in_custody in found["leases"]:
-        pid, command = seats.get(str(seat), nobody)
+        pid, command, _ = seats.get(str(seat), nobody)
         leases.append({
             "row": row,
             "state": state,
@@ -184,6 +184,7 @@ def query_buffers(address: str, *, timeout: float = 5.0) -> dict[str, Any]:
             "bytes": nbytes,
             "tickets": unread,
             "readers": [seats.get(str(reader), nobody)[0] for reader in readers],
+            "children": sorted({pid for reader in readers for pid in seats.get(str(reader), nobody)[2]}),
             "age_seconds": age,
             "custodian": "broker" if is_in_custody else "client",
         })  # fmt: skip

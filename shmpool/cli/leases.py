@@ -153,10 +153,17 @@ def _buffers(leases: list[dict[str, Any]]) -> Any:
             format_bytes(lease["bytes"]),
             _age(lease),
             str(lease["pid"] or "-"),
-            ", ".join(str(pid or "-") for pid in dict.fromkeys(lease["readers"])),
-            _command(lease),
+            _open_in(lease),
+            _command(lease | {"children": []}),
         )
     return shown
+
+
+def _open_in(lease: dict[str, Any]) -> str:
+    """Who has it open, and the forked children that may read on what their parent had, it or another's."""
+    readers = ", ".join(str(pid or "-") for pid in dict.fromkeys(lease["readers"]))
+    children = ", ".join(map(str, lease["children"]))
+    return f"{readers}, its fork {children}" if children else readers
 
 
 def _age(lease: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from corners import across, corner
 
 import shmpool
 from shmpool import Handle
-from shmpool.stats import query, query_leases
+from shmpool.stats import query, query_buffers, query_leases
 
 SIZES = [4000, 300_000, 2 * MIB]
 #: One of them in the default setting.
@@ -285,6 +285,8 @@ def test_children_that_read_on_are_shown_with_their_pids(start: Start) -> None:
             expected.remove(child.pid)
             child.kill()
         assert f"in its fork {deep}" in shmpool_command("leases", "--socket", broker.address)
+        each = shmpool_command("leases", "--each", "--socket", broker.address)
+        assert each.count(f"{os.getpid()}, its fork {deep}") == len(buffers)
         grandchild.end()
         eventually(lambda: pool.stats().active_buffers == 0)
         assert children_shown(broker.address) == []
@@ -298,6 +300,8 @@ def test_child_of_a_killed_parent_is_shown_with_its_pid(start: Start) -> None:
     assert (line["pid"], line["connected"]) == (process.pid, False)
     (pid,) = line["children"]
     assert pid != process.pid and os.path.exists(f"/proc/{pid}")
+    (buffer,) = query_buffers(broker.address)["leases"]
+    assert (buffer["readers"], buffer["children"]) == ([process.pid], [pid])
     let_go(process)
     eventually(lambda: open_lines(broker.address) == [])
 

@@ -234,7 +234,7 @@ class Reports:
         seats, clock = self._seats, lambda: self._chores.now
         if topic is Topic.LEASES:
             return holders.lines(self.ledger, self._inventory.tiers, seats, clock)
-        return holders.each(self.ledger, self._inventory, self._shared, seats.taken, clock)
+        return holders.each(self.ledger, self._inventory, self._shared, seats, clock)
 
     def _leaks(self) -> Report:
         """What a look finds now; what a client was only asked about now has no site yet."""

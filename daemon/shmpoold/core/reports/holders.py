@@ -4,7 +4,7 @@ keeps most for a message that has to name somebody."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
@@ -43,7 +43,7 @@ class Process:
     use: Use
     seats: list[Seat] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
-    #: Pids of forked processes that read on; only what is open is theirs.
+    #: Pids of forked processes that read on; only what is open or held is theirs.
     children: list[int] = field(default_factory=list)
 
     def keeps_most(self, scale: int = 1) -> str:
@@ -70,7 +70,7 @@ def by_process(census: Census, seats: Seats) -> Generator[int, None, list[Proces
         process = found.setdefault((key, use), Process(use))
         if seat is not None:
             process.seats.append(seat)
-            if use is Use.OPEN:
+            if use in (Use.OPEN, Use.HELD):
                 process.children += seats.children_of(number)
         process.tally.join(tally)
         yield HELD_ROW
@@ -109,12 +109,13 @@ def _line(process: Process, tiers: tuple[Tier, ...], now: float) -> dict[str, An
 
 
 def each(
-    ledger: Ledger, inventory: Inventory, shared: Shared, seats: Mapping[int, Seat], clock: Callable[[], float]
+    ledger: Ledger, inventory: Inventory, shared: Shared, seats: Seats, clock: Callable[[], float]
 ) -> Generator[int, None, dict[str, Any]]:
     """A report: a line for each buffer, in the order of the ledger. Who holds what is shared stands
-    among its readers."""
+    among its readers. Of these each has the pids of its forked children that read on."""
     total = 0
     shown: list[bytes] = []
+    readers: set[int] = set()
     for found in ledger.find():
         if isinstance(found, int):
             yield found
@@ -122,11 +123,14 @@ def each(
         for kept in found.kept:
             total += 1
             if len(shown) < MOST_LINES:
-                shown.append(_buffer(kept, found, clock(), shared.holders_of(kept.row)))
+                holders = shared.holders_of(kept.row)
+                readers.update(kept.readers if holders is None else holders)
+                shown.append(_buffer(kept, found, clock(), holders))
         yield len(found.kept) * BUFFER
     peers = {}
-    for number, seat in list(seats.items()):
-        peers[str(number)] = [seat.peer.pid, seat.peer.command]
+    for number, seat in list(seats.taken.items()):
+        children = list(seats.children_of(number)) if number in readers else []
+        peers[str(number)] = [seat.peer.pid, seat.peer.command, children]
         yield 1
     tiers = [[tier.label(), STRATEGY_OF_KIND[tier.kind].value] for tier in inventory.tiers]
     return {"total": total, "shown": len(shown), "tiers": tiers, "seats": peers, "leases": shown}
