@@ -113,16 +113,21 @@ class Buffer(Ticket):
         if session.is_over or not HERE[OURS]:
             self.__class__ = EndedBuffer
             return
+        if isinstance(self, EndedBuffer):
+            return  # by a handler, in the middle of this
         is_leaked, deferred = getrefcount(record.window) != AT_REST, session.deferred
-        waiting = self if ticket is None else ticket
+        # Not this object itself: somebody may keep it when the ticket has long been settled.
+        waiting = Ticket.of(record, self._granted, self._fork) if ticket is None else ticket
         try:
             deferred.look()
             deferred.add(waiting)
             self.__class__ = EndedBuffer
+            self._record = record.ended
         except BaseException:  # its view is gone: somebody may keep this object, and never come back
             if not deferred.has(waiting):
                 deferred.add(waiting)
             self.__class__ = EndedBuffer
+            self._record = record.ended
             raise
         if not is_leaked:
             deferred.look()
@@ -197,6 +202,7 @@ class LiveBuffer(Buffer):
             if words[record.cell] == granted & GENERATION_FIELD | session.taken:  # else a handler has released it
                 words[record.cell] = granted & GENERATION_FIELD | _DONE
             self.__class__ = EndedBuffer  # type: ignore[assignment]
+            self._record = record.ended
             if words[record.word] != granted or session.header[record.wanted]:
                 ring(record, granted)
         except BaseException:
@@ -216,18 +222,21 @@ class LiveBuffer(Buffer):
             del self.view
         except AttributeError:
             pass
-        deferred = self._record.session.deferred
-        if not deferred.has(self):
-            deferred.add(self)
+        record = self._record
+        record.session.deferred.add(Ticket.of(record, self._granted, self._fork))
         self.__class__ = EndedBuffer  # type: ignore[assignment]
+        self._record = record.ended
 
     def release_to_views(self) -> None:
-        del self.view  # with nobody else's eyes on it, it is gone
-        self._release_slowly(to_views=True)
+        try:
+            del self.view  # with nobody else's eyes on it, it is gone
+            self._release_slowly(to_views=True)
+        except BaseException:
+            LiveBuffer._release_interrupted(self)  # it may have ended
+            raise
 
     def give_back(self) -> None:
-        ticket = GivenBack.of(self._record, self._granted)
-        ticket._fork = self._fork
+        ticket = GivenBack.of(self._record, self._granted, self._fork)
         try:
             try:
                 self.view.release()
@@ -284,7 +293,8 @@ class SharedBuffer(Buffer):
 
 
 class EndedBuffer(Buffer):
-    """A buffer that is over: released, or of a parent process."""
+    """A buffer that is over: released, or of a parent process. Of one that was released here its record is none of
+    the session's (`EndedRecord`)."""
 
     __slots__ = ()
 

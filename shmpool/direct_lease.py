@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 
 from . import layouts
-from .lease import EndedLease, Lease, ViewTaken, is_parents
+from .lease import EndedLease, Lease, is_parents
 from .live_lease import LiveLease, check_shorter, store_length
 from .protocol.handle import Handle
 from .protocol.ledger import ONE_GENERATION, SEAT_MASK, STATE_SHIFT
 from .protocol.states import State
 from .seat.direct import DirectSlot
+from .seat.magazine import ViewTaken
 from .system import filling
 from .system.here import HERE, OURS
 

@@ -11,7 +11,7 @@ from .layouts import COPIED_ASIDE
 from .link.waiting import check_ttl
 from .protocol.handle import Handle
 from .protocol.sizing import STRATEGY_OF_KIND, SizeCategory, Strategy, categorize
-from .seat.magazine import Slot
+from .seat.magazine import Slot, ViewTaken
 from .system import filling
 from .system.here import HERE, OURS
 
@@ -230,13 +230,6 @@ class Lease:
         return f"<Lease of {self.nbytes} bytes, {self.strategy.value}, row {self._slot.row}>"
 
 
-class ViewTaken(LeaseReleased, AttributeError):
-    """Another thread has taken the view, to publish or to release the lease."""
-
-    def __init__(self) -> None:
-        super().__init__("the lease is being published or released, by another thread or as its pool is closed")
-
-
 def _raise_if_taken(view: memoryview) -> None:
     """Say so where a view was released by another thread."""
     try:
@@ -251,7 +244,8 @@ def is_parents() -> NoReturn:
 
 
 class EndedLease(Lease):
-    """A lease that is over: published, given back, or of a parent process."""
+    """A lease that is over: published, given back, or of a parent process. Its slot it knows no more, in this process:
+    only what kind it was (`Origin`)."""
 
     __slots__ = ()
 

@@ -12,12 +12,12 @@ from functools import partial
 from sys import getrefcount
 
 from .errors import InvalidSize, LeakedView, LeaseReleased
-from .lease import EndedLease, Lease, ViewTaken
+from .lease import EndedLease, Lease
 from .protocol.figures import DEFERRED
 from .protocol.handle import Handle, pack_handle
 from .protocol.ledger import CHUNKS_SHIFT, EXTENT, MAX_TICKETS, NBYTES_BITS, STATE_SHIFT, TICKETS_SHIFT
 from .protocol.states import CellState, State
-from .seat.magazine import Keeper, Slot
+from .seat.magazine import Keeper, Slot, ViewTaken
 from .seat.windows import AT_REST
 from .system.here import COPIED, HERE, OURS
 
@@ -70,6 +70,7 @@ class LiveLease(Lease):
                 session.barrier()
             words[word] = granted
             self.__class__ = EndedLease  # type: ignore[assignment]
+            self._slot = slot.origin
             slot.last_cell = slot.first_cell
             slot.done = slot.base | _DONE
             slot.magazine.published.append(slot)  # type: ignore[union-attr]
@@ -139,6 +140,7 @@ class LiveLease(Lease):
             session.barrier()
         words[slot.word] = granted
         self.__class__ = EndedLease  # type: ignore[assignment]
+        self._slot = slot.origin
         slot.last_cell = slot.first_cell
         slot.done = slot.base | _DONE
         if not session.is_over:  # as in `Seat.count`
@@ -198,6 +200,7 @@ class LiveLease(Lease):
         self._store_grant(granted)
         slot.last_cell = slot.first_cell + tickets - 1
         self.__class__ = EndedLease  # type: ignore[assignment]
+        self._slot = slot.origin
         if tickets == 1:
             return [Handle(pack_handle(session.pool_id, granted, slot.tail | self.nbytes))]
         cells = range(slot.row << 4, (slot.row << 4) + tickets)
@@ -222,6 +225,7 @@ class LiveLease(Lease):
         slot.prepare_return()
         session.return_soon(slot, State.PUBLISHED)
         self.__class__ = EndedLease  # type: ignore[assignment]
+        self._slot = slot.origin
         session.keep_window(slot)
 
     @staticmethod
@@ -251,6 +255,7 @@ class LiveLease(Lease):
                 self._release_otherwise()
                 return
             self.__class__ = EndedLease  # type: ignore[assignment]
+            self._slot = slot.origin
             session.return_unpublished(slot)
         except BaseException as error:
             LiveLease._part_with_slot(self, error)  # it may have ended
@@ -272,17 +277,16 @@ class LiveLease(Lease):
 
     def _part_with_slot(self, error: BaseException) -> None:
         """What was to end the lease was ended itself, by an exception. Whoever needs the slot finds it
-        (`recovery`), also while somebody keeps this object, which knows one like it from here on. A lease
-        that goes on, in strict mode, has its view again."""
+        (`recovery`), also while somebody keeps this object. A lease that goes on, in strict mode, has its view
+        again."""
         if isinstance(error, LeakedView | Warning):
             return
-        slot = self._slot
         self.__class__ = EndedLease  # type: ignore[assignment]
         try:
             _view.__delete__(self)
         except AttributeError:  # it was taken away already
             pass
-        self._slot = Slot(slot.session, slot.tier, slot.extents, slot.size, slot.base)
+        self._slot = self._slot.origin
 
     def _release_otherwise(self) -> None:
         slot = self._slot
@@ -293,6 +297,7 @@ class LiveLease(Lease):
         else:
             returned = partial(self._return, slot)
             self.__class__ = EndedLease  # type: ignore[assignment]
+            self._slot = slot.origin
             returned()
 
     def _release_later(self) -> None:
@@ -300,6 +305,7 @@ class LiveLease(Lease):
         slot = self._slot
         session, go_on, has_views = slot.session, partial(self._return, slot), slot.has_views
         self.__class__ = EndedLease  # type: ignore[assignment]
+        self._slot = slot.origin
         session.deferred.add_slot(slot, go_on)
         if session.is_at_exit or not has_views:
             return

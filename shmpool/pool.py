@@ -16,7 +16,7 @@ from time import perf_counter, perf_counter_ns
 from .buffer import Buffer, EndedBuffer, LiveBuffer, SharedBuffer
 from .direct_lease import DirectLease
 from .errors import InvalidHandle, PoolClosed, ShmpoolError, StaleHandle
-from .lease import Lease, ViewTaken
+from .lease import Lease
 from .link.refusals import Forked
 from .link.waiting import check_timeout
 from .live_lease import LiveLease
@@ -38,7 +38,7 @@ from .protocol.sizing import (
 )
 from .seat import private, tickets
 from .seat.direct import DirectSlot
-from .seat.magazine import Magazine, Slot
+from .seat.magazine import Magazine, Slot, ViewTaken
 from .seat.records import Record
 from .seat.seat import TOLD_AT_ONCE
 from .seat.session import Session

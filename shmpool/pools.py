@@ -84,7 +84,7 @@ def of_address(address: str, timeout: float = 5.0, strict: bool = False) -> Pool
     received = _received.get((address, strict))
     if received is not None and not received.closed:
         return received
-    for pool in list(lifetime.pools):
+    for pool in lifetime.open_pools():
         if (pool.address, pool._strict) == (address, strict) and not pool.closed and isinstance(pool, Pool):
             return pool
     pool = _received[address, strict] = Pool(address, timeout=timeout, strict=strict)

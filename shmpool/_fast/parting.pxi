@@ -28,7 +28,7 @@ cdef bint _look_at_recent(PyObject *deferred, PyObject *session) except -1:
     cdef uint64_t granted
     cdef object number, ticket
     while PyDict_Next(recent, &at, &key, &value):
-        if Py_TYPE(value) == <PyTypeObject *>EndedBuffer or Py_TYPE(value) == <PyTypeObject *>Ticket:
+        if Py_TYPE(value) == <PyTypeObject *>Ticket:
             record = get_member(value, TICKET_RECORD)
         else:
             record = NULL
@@ -193,9 +193,10 @@ cdef PyObject *_deferred_of(PyObject *session):
 cdef bint _leave_to_views(PyObject *buffer, PyObject *session, bint is_counted) except -1:
     """As `Buffer._release_slowly` where a view lives on; False where it is that one's."""
     cdef PyObject *deferred = _deferred_of(session)
+    cdef PyObject *record = get_member(buffer, TICKET_RECORD)
     cdef uint64_t *words
     cdef uint64_t count, counters
-    cdef object kept = <object>session
+    cdef object kept = <object>session, of, ticket
     if (
         deferred == NULL or not here[OURS] or not here[UNSHARED] or not is_false(session, IS_OVER)
         or (is_counted and not is_false(session, STRICT))
@@ -203,9 +204,14 @@ cdef bint _leave_to_views(PyObject *buffer, PyObject *session, bint is_counted) 
         or not (read_word(session, COUNTERS, &counters) and counters + COUNTER_WORDS <= count)
     ):
         return False
+    of = <object>record
+    ticket = new_instance(Ticket)  # not this object itself: somebody may keep it when the ticket has long been settled
+    set_member(<PyObject *>ticket, TICKET_RECORD, record)
+    set_member(<PyObject *>ticket, TICKET_GRANTED, get_member(buffer, TICKET_GRANTED))
+    set_member(<PyObject *>ticket, TICKET_FORK, get_member(buffer, TICKET_FORK))
     _look(deferred, session)
-    _add(deferred, buffer)
-    switch_class(buffer, <PyObject *>EndedBuffer)
+    _add(deferred, <PyObject *>ticket)
+    _end_buffer(buffer, record)
     _tell(deferred, session)
     if is_counted:
         words[counters + DEFERRED] += 1
@@ -238,6 +244,7 @@ cdef object _publish_with_views(PyObject *lease, PyObject *slot, PyObject *sessi
     store(words + cell, granted)
     store(words + word, granted)
     switch_class(lease, <PyObject *>EndedLease)
+    set_member(lease, LEASE_SLOT, get_member(slot, SLOT_ORIGIN))
     set_member(slot, SLOT_LAST_CELL, get_member(slot, SLOT_FIRST_CELL))
     set_member(slot, SLOT_DONE, <PyObject *>done)
     _tell(deferred, session)

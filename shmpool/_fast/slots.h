@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -283,6 +284,28 @@ static inline void unlock_all(int fd) {
     struct flock lock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
     note('u', 0, 0);
     fcntl(fd, F_OFD_SETLK, &lock);
+}
+
+/* A page of a class of mmap's, out of reach, over an open file of its own in which a byte is locked for reading; None
+   where anything fails. */
+static inline PyObject *hold_byte(PyObject *type, PyObject *how, PyObject *options, const char *path, uint64_t offset) {
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = 1};
+    PyObject *page = NULL;
+    Py_buffer buffer;
+    int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC), held = 0;
+    if (fd >= 0) {
+        if (fcntl(fd, F_OFD_SETLK, &lock) == 0 && (page = PyObject_Call(type, how, options))) {
+            if (PyObject_GetBuffer(page, &buffer, PyBUF_SIMPLE) == 0) {
+                held = mmap(buffer.buf, (size_t)buffer.len, PROT_NONE, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED;
+                PyBuffer_Release(&buffer);
+            }
+        }
+        close(fd);
+    }
+    if (held) return page;
+    PyErr_Clear();
+    Py_XDECREF(page);
+    return Py_NewRef(Py_None);
 }
 
 /* `object.__class__ = type`, for classes that differ in nothing but what they do. */

@@ -24,12 +24,14 @@ cdef object _MAX_NBYTES
 cdef type BasePool, Buffer, DeferredReleases, EndedBuffer, EndedLease, Handle, Lease, LiveBuffer, LiveLease, Magazine
 cdef type Descriptor, Mapping, ObjectVerbs, Record, Slot, Ticket, Window
 
+import mmap
 import sys
+from _thread import get_ident
 from collections import deque
 
 from ..buffer import Buffer, EndedBuffer, LiveBuffer
 from ..errors import LeakedView
-from ..lease import EndedLease, Lease, ViewTaken
+from ..lease import EndedLease, Lease
 from ..live_lease import LiveLease
 from ..objects.verbs import ObjectVerbs
 from ..pool import BasePool
@@ -44,14 +46,16 @@ from ..protocol.ledger import SEAT_MASK as _SEAT_MASK, SHAPE_MASK as _SHAPE_MASK
 from ..protocol.sizing import PAGE_SHIFT as _PAGE_SHIFT, Strategy
 from ..protocol.states import CellState
 from ..seat.deferred import DeferredReleases, FIRST_PAUSE, RECENT as _MOST_RECENT, SOON as _SOON
-from ..seat.magazine import LAST_BASE as _LAST_BASE, REAP_SCAN as _REAP_SCAN, Magazine, Slot
+from ..seat.magazine import LAST_BASE as _LAST_BASE, REAP_SCAN as _REAP_SCAN, Magazine, Slot, ViewTaken
 from ..seat.mapping import Mapping
 from ..seat.records import Record, Ticket
 from ..seat.tickets import ring
 from ..seat.windows import Window
-from ..system import atomics
+from ..system import atomics, heirs
 from ..system.descriptors import Descriptor
-from ..system.here import COPIED as _COPIED, HERE, NOTED as _FORKS_NOTED, OURS as _OURS, UNSHARED as _UNSHARED
+from ..system.here import COPIED as _COPIED, FORKING as _FORKING, FORKS as _FORKS, GUARDED as _GUARDED, HERE
+from ..system.here import IMPORTING as _IMPORTING, NOTED as _FORKS_NOTED, OURS as _OURS, UNSHARED as _UNSHARED
+from ..system.here import WORKING as _WORKING
 
 cdef extern from "Python.h":
     object PyWeakref_NewProxy(object, PyObject *)
@@ -82,6 +86,7 @@ cdef extern from "Python.h":
     PyObject *_PyType_Lookup(PyTypeObject *, object)
     bint PyDict_Next(PyObject *, Py_ssize_t *, PyObject **, PyObject **)
     object PyMethod_New(object, object)
+    unsigned long PyThread_get_thread_ident()
     bint PyFloat_CheckExact(PyObject *)
     double PyFloat_AS_DOUBLE(PyObject *)
 
@@ -128,6 +133,7 @@ cdef extern from "slots.h":
     void copy_bytes(void *, const void *, Py_ssize_t)
     int fill(PyObject *, Py_buffer *, Py_ssize_t, bint) except -1
     int no_buffer() except -1
+    object hold_byte(object, object, object, const char *, uint64_t)
     void signal_eventfd(int)
     void give_buffers(object, int (*)(PyObject *, Py_buffer *, int) noexcept)
 
@@ -200,6 +206,7 @@ cdef Py_ssize_t SLOT_EXTENT_WORD = member(Slot, "extent_word"), SLOT_TAIL = memb
 cdef Py_ssize_t SLOT_FIRST_CELL = member(Slot, "first_cell"), SLOT_LAST_CELL = member(Slot, "last_cell")
 cdef Py_ssize_t SLOT_DONE = member(Slot, "done"), SLOT_WANTED = member(Slot, "wanted"), SLOT_LEASE = member(Slot, "lease")
 cdef Py_ssize_t SLOT_WINDOW = member(Slot, "window"), SLOT_MAGAZINE = member(Slot, "magazine")
+cdef Py_ssize_t SLOT_ORIGIN = member(Slot, "origin")
 
 cdef Py_ssize_t LEASE_SLOT = member(Lease, "_slot"), LEASE_NBYTES = member(Lease, "nbytes"), LEASE_VIEW = member(Lease, "view")
 
@@ -212,6 +219,7 @@ cdef Py_ssize_t RECORD_SESSION = member(Record, "session"), RECORD_WINDOW = memb
 cdef Py_ssize_t RECORD_WORD = member(Record, "word"), RECORD_CELL = member(Record, "cell"), RECORD_SHAPE = member(Record, "shape")
 cdef Py_ssize_t RECORD_LINKS = member(Record, "links"), RECORD_WANTED = member(Record, "wanted")
 cdef Py_ssize_t RECORD_IS_DIRECT = member(Record, "is_direct"), RECORD_LEFT = member(Record, "left")
+cdef Py_ssize_t RECORD_ENDED = member(Record, "ended")
 
 cdef Py_ssize_t WINDOW_ADDRESS = member(Window, "address")
 
@@ -581,6 +589,7 @@ cdef object _publish(PyObject *lease):
     store(words + cell, granted)
     store(words + word, granted)
     switch_class(lease, <PyObject *>EndedLease)
+    set_member(lease, LEASE_SLOT, get_member(slot, SLOT_ORIGIN))
     set_member(slot, SLOT_LAST_CELL, get_member(slot, SLOT_FIRST_CELL))
     set_member(slot, SLOT_DONE, <PyObject *>done)
     call(&append, get_member(magazine, PUBLICATIONS), <PyObject *>held)
@@ -630,6 +639,7 @@ cdef bint _release_lease(PyObject *lease) except -1:
             raise
         return True
     switch_class(lease, <PyObject *>EndedLease)
+    set_member(lease, LEASE_SLOT, get_member(slot, SLOT_ORIGIN))
     set_member(slot, SLOT_BASE, <PyObject *>next_base)
     store(words + word, base | idle)
     call(&append, get_member(magazine, READY), <PyObject *>held)
@@ -777,6 +787,12 @@ cdef object _buffer_of(PyObject *record, PyObject *window, uint64_t granted, uin
     return buffer
 
 
+cdef inline void _end_buffer(PyObject *buffer, PyObject *record):
+    """For who has a reference to the record."""
+    switch_class(buffer, <PyObject *>EndedBuffer)
+    set_member(buffer, TICKET_RECORD, get_member(record, RECORD_ENDED))
+
+
 def release_buffer(self):
     if not (Py_TYPE(<PyObject *>self) == <PyTypeObject *>LiveBuffer and _release_buffer(<PyObject *>self)):
         plain_release_buffer(self)
@@ -819,7 +835,7 @@ cdef bint _release_buffer(PyObject *buffer) except -1:
     # The view is gone, then DONE, then the look who is custodian. A publisher that leaves stores the
     # broker's custody and then looks at the cells: one of the two sees what the other has stored.
     store(words + cell, granted & GENERATION_FIELD | DONE)
-    switch_class(buffer, <PyObject *>EndedBuffer)
+    _end_buffer(buffer, record)
     fence()
     if load(words + word) != granted or load(header + wanted):
         ring(kept, grant)
@@ -850,10 +866,15 @@ cdef bint _release_to_views(PyObject *buffer) except -1:
     set_member(buffer, BUFFER_VIEW, NULL)  # with nobody else's eyes on it, it is gone
     window = get_member(record, RECORD_WINDOW)
     if has_references(window, 1) and here[UNSHARED] and is_false(session, IS_OVER):
-        switch_class(buffer, <PyObject *>EndedBuffer)
+        _end_buffer(buffer, record)
         _finish(record, session, granted)
-    elif not _leave_to_views(buffer, session, False):
-        (<object>buffer)._release_slowly(to_views=True)
+        return True
+    try:
+        if not _leave_to_views(buffer, session, False):
+            (<object>buffer)._release_slowly(to_views=True)
+    except BaseException:
+        release_interrupted(<object>buffer)
+        raise
     return True
 
 
@@ -862,6 +883,8 @@ include "parting.pxi"
 include "objects.pxi"
 
 include "queues.pxi"
+
+include "forks.pxi"
 
 
 # --- words --------------------------------------------------------------------------------------------------
@@ -959,6 +982,8 @@ def install():
     del LiveLease.__getattr__
     atomics.compiled = Swap
     compiled.install = install_queues
+    install_before_fork()
+    heirs.compiled = hold_anew
 
 
 def _put_in_place(twins):

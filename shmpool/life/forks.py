@@ -6,7 +6,9 @@ a copy; everything else is out of its reach, and its pools connect anew on first
 sends nothing: `system.here` says so from its first instruction on, before any hook.
 
 A signal handler may raise where a hook begins, and what a hook raises is thrown away. So each hook is there
-twice, and does each of its steps once: what an exception keeps the first from doing, the second does.
+twice, and does each of its steps once: what an exception keeps the first from doing, the second does. Before a
+fork for which all is ready the compiled hook alone runs, and in the parent behind it one of C's: no handler comes in
+between, so what it raises arrives at the caller.
 Not covered: a fork made in C, without Python's hooks.
 
 What a fork costs are pages: each that is written behind it, be it a reference count, the kernel copies, and before the
@@ -15,6 +17,7 @@ next it faults anew. So there is one hook of ours on each side, in the parent mo
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from functools import partial
@@ -35,7 +38,7 @@ from ..system.heirs import Evidence
 from ..system.here import COPIED, FORKING, FORKS, GUARDED, HELPERS, HERE, IMPORTING, NOTED, OURS, UNSHARED, WORKING
 from .closing import sessions
 from .counted import COUNTS, before_fork
-from .lifetime import pools
+from .lifetime import open_pools
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,6 +109,16 @@ def _after_in_child() -> None:
     # than it must.
     if HERE[OURS]:
         return
+    collects = gc.isenabled()
+    try:
+        gc.disable()  # what is looked at for garbage would be copied, too, and may be all that there is
+        _abandon_parents()
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _abandon_parents() -> None:
     for session in sessions:
         _abandon_leases(session)
         session.openings.abandon()
@@ -118,7 +131,7 @@ def _after_in_child() -> None:
         session.guards.has_copied()
     for window in kept:
         _keep(window, owners.get(window.owner), evidence)
-    for pool in list(pools):
+    for pool in open_pools():
         pool.abandon()
     while sessions:
         session = next(iter(sessions))
@@ -162,5 +175,8 @@ def _keep(window: Window, session: Session | None, ours: dict[Evidence, Evidence
         window.evidence = ours[inherited]
 
 
+#: What is called: the compiled part puts its own in its place.
+before: Final[Any] = partial(_before)
+
 for _ in range(2):
-    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+    os.register_at_fork(before=before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -7,7 +7,6 @@ import threading
 import time
 import warnings
 from _weakref import ref
-from _weakrefset import WeakSet
 from functools import partial
 
 from ..addresses import resolve
@@ -41,7 +40,7 @@ class PoolLife(BasePool):
         self._broker: object = None
         self._name = ""
         self._connect(address, timeout)
-        pools.add(self)
+        _pools.add(ref(self, _pools.discard))
 
     def _connect(self, address: str | None, timeout: float) -> Session:
         """A session, if there is none; None is the default address, looked for anew at each try."""
@@ -118,7 +117,7 @@ class PoolLife(BasePool):
         if session is not None:  # another thread may close it, too
             closing.close(session)
             self._closing = None
-        pools.discard(self)
+        _pools.discard(ref(self))
         self._broker = None
 
     def abandon(self) -> None:
@@ -173,5 +172,11 @@ def _share(pool: ref[PoolLife], lease: object, name: str | None, keep: object, t
     return alive._share_lease(lease, name, keep, ttl)
 
 
-#: Every open pool of this process.
-pools: Final[WeakSet[PoolLife]] = WeakSet()
+#: Every open pool of this process. Weak references in a plain set: a `WeakSet` has callbacks in Python, and what a
+#: signal handler raises there is thrown away.
+_pools: Final[set[ref[PoolLife]]] = set()
+
+
+def open_pools() -> list[PoolLife]:
+    """Every open pool of this process."""
+    return [pool for reference in list(_pools) if (pool := reference()) is not None]

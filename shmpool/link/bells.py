@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from itertools import repeat
 
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Bell
 
@@ -71,19 +72,15 @@ class Bells:
         self._is_watched = self._quiet_looks < QUIET_LOOKS
         return SOON if self._is_watched or self._rows else None
 
-    def take(self) -> list[Bell]:
-        """The messages that ring them all. By any thread."""
+    def take(self, rows: set[int]) -> list[Bell]:
+        """The messages that ring them all. By any thread. They are in *rows* from the step on that takes them: the
+        broker does not look by itself at what a living client has given back, so who has them when an exception
+        comes rings them again."""
         if not self._rows:
             return []
-        rows: set[int] = set()
         try:
-            try:
-                while self._rows:
-                    rows.add(self._rows.popleft())
-            except IndexError:  # another thread takes them, too
-                pass
-            ordered = sorted(rows)
-            return [Bell(ordered[at : at + MAX_ROWS_PER_MESSAGE]) for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE)]
-        except BaseException:
-            self._rows.extend(rows)
-            raise
+            rows.update(map(deque.popleft, repeat(self._rows)))
+        except IndexError:  # these are all
+            pass
+        ordered = sorted(rows)
+        return [Bell(ordered[at : at + MAX_ROWS_PER_MESSAGE]) for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE)]

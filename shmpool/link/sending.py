@@ -90,13 +90,11 @@ class Sending:
             self._send(connection)
 
     def _send(self, connection: Connection, *messages: Message) -> None:
-        bells: list[Bell] = []
+        rows: set[int] = set()
         try:
-            bells = self.bells.take()
-            connection.send(*bells, *messages)
-        except BaseException:  # a bell that rings twice does nothing, one that is lost is found late
-            for bell in bells:
-                self.bells.now(*bell.rows)
+            connection.send(*self.bells.take(rows), *messages)
+        except BaseException:  # a bell that rings twice does nothing, one that is lost is found at the seat's end
+            self.bells.now(*rows)
             raise
         if connection.has_outbox:
             self.wake()

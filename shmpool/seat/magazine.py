@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from sys import getrefcount
 
+from ..errors import LeaseReleased
 from ..protocol.handle import Handle
 from ..protocol.header import WANTED
 from ..protocol.ledger import (
@@ -35,7 +36,7 @@ from .windows import AT_REST, Window
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Final, Protocol
+    from typing import Any, Final, NoReturn, Protocol
 
     class Deferral(Protocol):
         """Where slots wait until their writers' views are gone (`seat.deferred`)."""
@@ -118,19 +119,47 @@ class Keeper(Seat):
         raise NotImplementedError
 
 
+class ViewTaken(LeaseReleased, AttributeError):
+    """Another thread has taken the view, to publish or to release the lease."""
+
+    def __init__(self) -> None:
+        super().__init__("the lease is being published or released, by another thread or as its pool is closed")
+
+
+class Origin:
+    """What a lease that is over knows of its slot. Somebody may keep such a lease for long, and a slot that anybody
+    knows is not found when an exception loses it (`recovery`)."""
+
+    __slots__ = ("row", "session", "tier")
+
+    def __init__(self, session: Keeper, tier: Tier, row: int) -> None:
+        self.session = session
+        self.tier = tier
+        self.row = row
+
+    @property
+    def origin(self) -> Origin:
+        return self
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """What else a slot has is asked for by a thread under which another has ended the lease."""
+        raise ViewTaken
+
+
 class Slot:
     """A slot, a run or a direct segment whose custodian is this client.
 
     *base* is its generation in its place in the grant word; *word* the index of its row's
     first word, *first_cell* that of its first cell, *wanted* that of its tier in the header;
-    *extents* its extents as (first row, chunks); *extent_word* and *tail* what the extent word and a handle
-    of a publication for one reader say besides its length; *done* what a finished cell of
-    its last publication says, *last_cell* the index of that publication's last cell.
+    *extents* its extents as (first row, chunks); *origin* what is left of it to a lease that is over;
+    *extent_word* and *tail* what the extent word and a handle of a publication for one reader say besides its
+    length; *done* what a finished cell of its last publication says, *last_cell* the index of that
+    publication's last cell.
     """
 
     __slots__ = (
-        "base", "done", "extent_word", "extents", "first_cell", "last_cell", "lease", "magazine", "row", "session",
-        "size", "tail", "tier", "wanted", "window", "word",
+        "base", "done", "extent_word", "extents", "first_cell", "last_cell", "lease", "magazine", "origin", "row",
+        "session", "size", "tail", "tier", "wanted", "window", "word",
     )  # fmt: skip
 
     #: A weak proxy of the lease that has it, or had it last; it costs half as much as a `ref`.
@@ -143,6 +172,7 @@ class Slot:
         self.tier = tier
         self.extents = extents
         self.row = extents[0][0]
+        self.origin: Any = Origin(session, tier, self.row)
         self.word = self.row * ROW_WORDS
         self.first_cell = self.word + FIRST_CELL
         self.extent_word = 1 << TICKETS_SHIFT | extents[0][1] << CHUNKS_SHIFT

@@ -77,10 +77,12 @@ class Record:
     """What a reader knows of one cell: *word* and *cell* index the ledger, *shape* is the
     extent word without length and tickets, *sizes* are the bytes of its extents, *links* are
     (word, value) pairs that hold while the run is the one that *window* maps, *wanted* indexes
-    the header, *left* is called when a buffer is collected unreleased."""
+    the header, *left* is called when a buffer is collected unreleased; *ended* is what a buffer that is
+    over knows of it."""
 
     __slots__ = (
-        "cell", "is_direct", "left", "links", "lock", "row", "session", "shape", "sizes", "wanted", "window", "word",
+        "cell", "ended", "is_direct", "left", "links", "lock", "row", "session", "shape", "sizes", "wanted", "window",
+        "word",
     )  # fmt: skip
 
     session: Reader
@@ -95,6 +97,7 @@ class Record:
     wanted: int
     is_direct: bool
     left: Callable[[], object]
+    ended: Record
 
     @property
     def is_taken(self) -> bool:
@@ -129,6 +132,22 @@ class Record:
         return words[self.word + EXTENT] & SHAPE_MASK & ~MAX_NBYTES == self.shape
 
 
+class EndedRecord(Record):
+    """The same cell, without a window. Somebody may keep a buffer that is over for long, and a ticket whose record
+    anybody knows is not found when an exception loses it (`seat.openings`)."""
+
+    __slots__ = ()
+
+    def __init__(self, record: Record) -> None:
+        self.session, self.row, self.window = record.session, record.row, None
+        self.word, self.cell, self.lock, self.wanted = record.word, record.cell, record.lock, record.wanted
+        self.shape, self.sizes, self.links, self.is_direct = 0, (), (), False
+
+    @property
+    def ended(self) -> Record:  # type: ignore[override]
+        return self
+
+
 class Ticket:
     """A ticket that was taken: its record, the grant word of the publication, and the last forks
     that had ended before it was taken and begun before its views were gone: children of those
@@ -145,10 +164,10 @@ class Ticket:
     is_given_back = False
 
     @classmethod
-    def of(cls, record: Record, granted: int) -> Self:
-        """The ticket of a cell whose buffer is no more, opened before or after any fork."""
+    def of(cls, record: Record, granted: int, fork: int = -1) -> Self:
+        """The ticket of a cell whose buffer is no more, opened before or after any fork, or behind a certain one."""
         ticket = cls()
-        ticket._record, ticket._granted, ticket._fork, ticket._last_fork = record, granted, -1, None
+        ticket._record, ticket._granted, ticket._fork, ticket._last_fork = record, granted, fork, None
         return ticket
 
 
@@ -172,6 +191,7 @@ def make_record(session: Reader, tail: int) -> Record:
     record.word, record.cell = row * ROW_WORDS, row * ROW_WORDS + FIRST_CELL + cell
     record.lock = lock_bytes(index)
     record.wanted = WANTED + session.tier_of(row).index
+    record.ended = EndedRecord(record)
     return record
 
 

@@ -18,13 +18,14 @@ from __future__ import annotations
 import mmap
 
 from ..protocol.frozen import NamedTuple
-from ..protocol.names import header_name
+from ..protocol.names import SHM_DIR, header_name
 from . import libc
 from .locks import any_locked, share_byte
 from .segments import open_segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
 READERS: Final = 1 << 61
@@ -49,9 +50,17 @@ def hold(fd: int, offset: int) -> Page:
     return page
 
 
+#: The compiled part's `hold_anew`, for the path of a segment: None where it does not succeed. In a forked child each
+#: function of Python is pages that the kernel copies.
+compiled: Callable[[type[Page], bytes, int], Page | None] | None = None
+
+
 def hold_anew(pool_id: int, offset: int) -> Page:
     """The same in an open file of its own. Raises OSError."""
-    return hold(open_segment(header_name(pool_id), writable=False), offset)
+    name = header_name(pool_id)
+    if compiled is not None and (page := compiled(Page, f"{SHM_DIR}/{name}".encode(), offset)) is not None:
+        return page
+    return hold(open_segment(name, writable=False), offset)
 
 
 def hold_fork(pool_id: int, seat: int, fork: int) -> tuple[Page, Page]:

@@ -128,9 +128,10 @@ def test_a_steady_producers_next_object_costs_no_message_and_no_map(pool: shmpoo
             handle = lease.publish()
         with pool.open(handle) as buffer:
             assert buffer.view == pattern(MIB + number, number)
+            window = id(buffer._record.window)
         if number > 2:
             rows.add(handle.row)
-            records.add(id(buffer._record.window))
+            records.add(window)
             generations.append(handle.generation)
     assert len(rows) <= 2 and len(records) <= 2
     assert sorted(generations)[-1] > 4
@@ -276,8 +277,9 @@ def test_kept_segments_are_summed_where_the_pool_asks_for_checksums() -> None:
         steady(pool, MIB)
         with pool.lease(MIB) as lease:
             lease.write(pattern(MIB, 1))
+            slot = lease._slot
             handle = lease.publish()
-            window = lease._slot.window
+        window: Any = slot.window
         window[4096:4097] = bytes([window[4096] ^ 1])
         with pytest.raises(shmpool.ChecksumError):
             pool.open(handle)
@@ -310,8 +312,9 @@ def test_memory_goes_back_although_readers_still_map_it(pool: shmpool.Pool) -> N
             handle = lease.publish()
         buffer = pool.open(handle)
         assert buffer.view[0] == pattern(1, 1)[0]
+        record = buffer._record
         buffer.release()
-    assert buffer._record.window is not None
+    assert record.window is not None
     files = [os.open(path, os.O_RDONLY) for path in paths_of(pool)]
     try:
         assert files and sum(os.fstat(fd).st_blocks for fd in files)
@@ -343,7 +346,8 @@ def test_a_row_whose_ticket_is_closed_while_it_is_published_is_stored_to_no_more
     store, others, theirs = LiveLease._store_publication, list[shmpool.Lease](), list[shmpool.Handle]()
 
     def interrupted(self: LiveLease, tickets: int, *, is_kept: bool = False) -> list[shmpool.Handle]:
-        handles, row = store(self, tickets, is_kept=is_kept), self._slot.row
+        row = self._slot.row
+        handles = store(self, tickets, is_kept=is_kept)
         pool.reclaim()
         while not others or others[-1]._slot.row != row:
             others.append(other.lease(4096, strategy="direct"))
