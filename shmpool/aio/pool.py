@@ -189,7 +189,7 @@ class Pool(Uncopied):
         sharing.check(self.sync, name, keep, ttl)
         encoded = encode(obj, pickler)
         session = await self._ready()
-        number = await self._make(lambda left: sharing.claim(session, name), None)
+        number = await self._make(lambda left: sharing.claim(session, name, timeout=left), timeout)
         try:
             return await self._share(encoded, name, keep, ttl, timeout, number)
         except BaseException:
@@ -210,10 +210,15 @@ class Pool(Uncopied):
         await self._make(lambda left: session.link.await_connection(left), timeout)
         with await self.lease(encoded.nbytes, timeout=timeout) as lease:
             lease._write_placed(encoded.parts)
-            announced = sharing.announce(lease, self.sync, name, keep, ttl, turn)  # type: ignore[arg-type]
-        holds, message = announced.session.holds, announced.message
-        request = await self._make(lambda left: holds.ask(message, left, what="share"), None)
-        return sharing.made(self.sync, announced, request)
+            session = self.sync._live_session()
+            message = sharing.share_message(session, lease, ttl, turn)  # type: ignore[arg-type]
+            try:
+                announced = sharing.announce(message, lease, self.sync, name, keep, ttl)  # type: ignore[arg-type]
+                request = await self._make(lambda left: session.holds.ask(message, left, what="share"), timeout)
+                return sharing.made(self.sync, announced, request)
+            except BaseException:
+                session.holds.disown(message)
+                raise
 
     async def find(self, name: str, timeout: float | None = 0) -> Shared:
         """The shared publication of a name, as `shmpool.Pool.find` finds it; waiting for it suspends."""

@@ -134,8 +134,8 @@ class Asking(Answers):
             if not request.is_waiting or self.is_discarding:
                 return
             self.send(Cancel(request.number))  # its answer, a refusal that says why or a grant, still comes
-        if self.connection is not None:
-            self._await_word(request)
+        if self.connection is not None or process_state(self._seat.broker_pid()) in ("R", "D", "S"):
+            self._await_word(request)  # an exception may have ended the connection here: it is back in a moment
 
     def _await_word(self, request: Request) -> None:
         """The broker answers at once what does not queue or was cancelled, unless it is stopped or

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -61,26 +62,32 @@ def share(
 ) -> Shared:
     """Pickle first: what cannot be pickled claims no name and leases nothing."""
     check(pool, name, keep, ttl)
+    until = None if timeout is None else time.monotonic() + check_timeout(timeout)
     encoded = encode(obj, pickler)
     session = pool._live_session()
-    session.link.await_connection(timeout)
+    session.link.await_connection(_left(until))
     asked: list[Request] = []
     try:
-        number = turn or claim(session, name, asked)
-        with pool.lease(encoded.nbytes, timeout=timeout) as lease:
+        number = turn or claim(session, name, asked, _left(until))
+        with pool.lease(encoded.nbytes, timeout=_left(until)) as lease:
             lease._write_placed(encoded.parts)
-            return publish(lease, pool, name, keep, ttl, number)  # type: ignore[arg-type]
+            return publish(lease, pool, name, keep, ttl, number, timeout=_left(until))  # type: ignore[arg-type]
     except BaseException:
         session.holds.let_go_of(asked)
         raise
 
 
-def claim(session: Session, name: str | None, asked: list[Request] | None = None) -> int:
+def _left(until: float | None) -> float | None:
+    """Of a timeout, in seconds; None is what each step has by itself."""
+    return None if until is None else max(0.0, until - time.monotonic())
+
+
+def claim(session: Session, name: str | None, asked: list[Request] | None = None, timeout: float | None = None) -> int:
     """Have the turn to make what is to have a name: its number. Raises NameTaken."""
     if name is None:
         return 0
     message = Find(session.link.next_number(), name, Purpose.CLAIM, False)
-    request = session.holds.ask(message, None, what=f"share {name!r}", asked=asked)
+    request = session.holds.ask(message, timeout, what=f"share {name!r}", asked=asked)
     if request.refusal is not None:
         raise refused(request.refusal)
     assert isinstance(request.answer, Turn)
@@ -103,32 +110,46 @@ def publish_shared(
 
 
 class Announced(NamedTuple):
-    """A publication that is the broker's already, and what is to be asked of it; *written* is the window through
-    which its maker may still see it."""
+    """A publication that is the broker's already; *written* is the window through which its maker may still see it."""
 
     session: Session
-    message: Share
     granted: int
     written: Window | None
 
 
 def publish(
-    lease: LiveLease, pool: BasePool, name: str | None, keep: Keep, ttl: float | None, turn: int, mark: int = 0
+    lease: LiveLease,
+    pool: BasePool,
+    name: str | None,
+    keep: Keep,
+    ttl: float | None,
+    turn: int,
+    mark: int = 0,
+    *,
+    timeout: float | None = None,
 ) -> Shared:
     """Custody passes to the broker with the publishing store; then it is told, and holds it for us."""
-    announced = announce(lease, pool, name, keep, ttl, turn, mark)
-    holds, asked = announced.session.holds, list[Request]()
+    session, asked = pool._live_session(), list[Request]()
+    message = share_message(session, lease, ttl, turn)
     try:
-        return made(pool, announced, holds.ask(announced.message, None, what="share", asked=asked))
+        announced = announce(message, lease, pool, name, keep, ttl, mark)
+        return made(pool, announced, session.holds.ask(message, timeout, what="share", asked=asked))
     except BaseException:
-        holds.let_go_of(asked)
+        session.holds.let_go_of(asked)
+        session.holds.disown(message)
         raise
 
 
+def share_message(session: Session, lease: LiveLease, ttl: float | None, turn: int) -> Share:
+    """What is to be asked of the broker once the lease is published."""
+    milliseconds = ceil(ttl * 1000) if ttl and ttl != float("inf") else 0
+    return Share(session.link.next_number(), lease._slot.row, turn, milliseconds)
+
+
 def announce(
-    lease: LiveLease, pool: BasePool, name: str | None, keep: Keep, ttl: float | None, turn: int, mark: int = 0
+    message: Share, lease: LiveLease, pool: BasePool, name: str | None, keep: Keep, ttl: float | None, mark: int = 0
 ) -> Announced:
-    """The publishing store. Nobody holds it yet: the message has to be asked."""
+    """The publishing store. Nobody holds it yet: the message has to be asked, and disowned where this or that fails."""
     slot, session = lease._slot, pool._live_session()
     if slot.session is not session or not HERE[OURS]:
         raise LeaseReleased("the lease's seat is gone: the pool was closed, or the broker came back with a new one")
@@ -149,10 +170,9 @@ def announce(
         lease.nbytes | (SHARED | _KEEP[keep] | mark) << TICKETS_SHIFT | slot.first_chunks << CHUNKS_SHIFT
     )
     granted = slot.base | State.PUBLISHED << STATE_SHIFT
+    session.holds.begin_sharing(message, granted)  # first: what an exception comes behind is found there
     lease._return_shared()
-    number = session.link.next_number()
-    milliseconds = ceil(ttl * 1000) if ttl and ttl != float("inf") else 0
-    return Announced(session, Share(number, slot.row, turn, milliseconds), granted, written)
+    return Announced(session, granted, written)
 
 
 def made(pool: BasePool, announced: Announced, request: Request) -> Shared:

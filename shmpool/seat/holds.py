@@ -20,7 +20,7 @@ from ..link.refusals import discarded
 from ..link.requests import Question, Request
 from ..protocol.codes import Code
 from ..protocol.ledger import CHECKSUM, EXTENT, NBYTES_BITS, ROW_WORDS, generation_of, is_queue
-from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Held, Holds, LetGo, Refusal, Turn
+from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Held, Holds, LetGo, Refusal, Share, Turn
 from ..system.here import HERE, OURS
 from . import records
 from .guards import note_forks
@@ -98,6 +98,11 @@ class HoldTable:
         self._told: list[int] = []
         #: The last that were let go of one by one: the word may have been lost with its connection, or there was none.
         self._parted: deque[int] = deque(maxlen=MAX_ROWS_PER_MESSAGE)
+        #: By number: what is being shared, and its grant word, from before the store that publishes it until it is
+        #: held, refused or disowned.
+        self._sharing: dict[int, tuple[Share, int]] = {}
+        #: What was published for sharing and has nobody: the broker has to know of it, else it waits for our word.
+        self._disowned: dict[int, tuple[Share, int]] = {}
         #: When a hold last came, was found idle or ended, in monotonic seconds.
         self._changed_at = 0.0
 
@@ -141,6 +146,7 @@ class HoldTable:
                     if hold is None:
                         self._table[held.row] = hold = made
                 hold.is_ending = False
+                self._sharing.pop(held.request, None)
                 if hold.number != held.request:
                     self.let_go(held.request)
                 self._changed_at = time.monotonic()
@@ -236,6 +242,29 @@ class HoldTable:
             if isinstance(request.answer, Turn) or (isinstance(request.answer, Held) and request.number not in kept):
                 self.let_go(request.number)
 
+    def begin_sharing(self, message: Share, granted: int) -> None:
+        """From here on it may be published. Whoever began it has it held by `keep`, or disowns it."""
+        self._sharing[message.request] = message, granted
+
+    def disown(self, message: Share) -> None:
+        """Nobody will have what was, or was to be, shared: an exception came, or there was no answer, or a refusal."""
+        known = self._sharing.get(message.request)
+        if known is not None:
+            self._disowned[message.request] = known
+            self._sharing.pop(message.request, None)
+            self._tell_disowned()
+
+    def _tell_disowned(self) -> None:
+        """Until its maker has told of it nothing else ends it: the broker takes him for one who has yet to. That he
+        has told before does no harm."""
+        session = self._session
+        for message, granted in list(self._disowned.values()):
+            if session.is_over or session.words[message.row * ROW_WORDS] != granted:
+                self._disowned.pop(message.request, None)
+            else:
+                session.link.send(message)
+                self.let_go(message.request)
+
     @property
     def in_use(self) -> bool:
         """Whether a view of anything lives. A pin is no use once its pool is closed."""
@@ -247,6 +276,12 @@ class HoldTable:
         """All that is held, for a broker that may not know: to be sent before anything else."""
         with self.lock:
             holds = [[hold.number, row, generation_of(hold.granted)] for row, hold in self._table.items()]
+        # The broker may have answered, and lost nobody's but our word: it is asked once more, and must find it there.
+        holds += [
+            [number, message.row, generation_of(granted)]
+            for number, (message, granted) in self._sharing.copy().items()
+            if self._session.words[message.row * ROW_WORDS] == granted
+        ]
         self._told = [hold[0] for hold in holds]
         parts = [holds[at : at + MAX_ROWS_PER_MESSAGE] for at in range(0, len(holds), MAX_ROWS_PER_MESSAGE)] or [[]]
         return [Holds(part, part is parts[-1]) for part in parts]
@@ -254,9 +289,11 @@ class HoldTable:
     def after_telling(self) -> None:
         """What was told, and let go of before there was a connection to say so; and turns, which nothing else tells
         of. To let go of something twice does nothing."""
+        self._tell_disowned()
         if self._parted:
             self._session.link.send(LetGo(list(self._parted)))
-        numbers = {hold.number for hold in list(self._table.values())}
+        numbers = set(self._sharing.copy())  # first: what is held meanwhile is in the table by then
+        numbers |= {hold.number for hold in list(self._table.values())}
         for number in self._told:
             if number not in numbers:
                 self.let_go(number)
@@ -266,7 +303,8 @@ class HoldTable:
         self.lock = threading.RLock()
         for hold in self._table.values():
             hold.record.window = hold.written = None
-        self._table = {}
+        self._table, self._sharing = {}, {}
+        self._disowned.clear()
 
 
 def refused(refusal: Refusal) -> ShmpoolError:

@@ -13,6 +13,7 @@ from ..protocol.ledger import (
     EXTENT,
     NBYTES_BITS,
     ROW_WORDS,
+    is_shared,
     nbytes_of,
     seat_of,
     state_of,
@@ -50,8 +51,11 @@ def left_slots(session: Reader, owned: dict[int, Slot]) -> list[Slot]:
 
 
 def _discard(session: Reader, row: int, granted: int) -> None:
-    """Close the tickets of a publication whose handles nobody got."""
+    """Close the tickets of a publication whose handles nobody got. A shared one has none, and is disowned where
+    it was made."""
     extent = session.words[row * ROW_WORDS + EXTENT]
+    if is_shared(extent):
+        return
     for cell in range(tickets_of(extent)):
         try:
             ticket = make_record(session, (row << 4 | cell) << NBYTES_BITS)

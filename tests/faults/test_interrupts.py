@@ -25,6 +25,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -220,6 +221,67 @@ def test_interrupted_verb_is_done_again_at_once_and_loses_nothing(
     assert unraised == []
 
 
+class Where(Interrupter):
+    """Only in some functions."""
+
+    PLACES: tuple[str, ...] = ()
+
+    def _come_to(self, frame: FrameType, where: str) -> None:
+        if frame.f_code.co_qualname in self.PLACES:
+            super()._come_to(frame, where)
+
+
+class WhereItIsLookedAt(Where):
+    """Where publications are taken up to be looked at or handed over."""
+
+    PLACES = (
+        "Magazine.reap",
+        "Magazine._reap_newest",
+        "Custody.close_magazines",
+        "DeferredReleases.look_at_partings",
+    )
+
+
+class WhereItIsShared(Where):
+    """From before the store that publishes to who has it."""
+
+    PLACES = (
+        "publish", "announce", "LiveLease._return_shared", "HoldTable.ask", "Asking.ask", "Asking.begin", "Link.send",
+        "Asking._settle", "made", "_made", "HoldTable.keep", "HoldTable.begin_sharing",
+    )  # fmt: skip
+
+
+def each_place(kind: type[Where], act: Callable[[Interrupter], None], *, least: int) -> None:
+    """Have *act* end at each of few places."""
+    n = 1
+    while True:
+        interrupter = kind(n)
+        try:
+            act(interrupter)
+        except BaseException as error:
+            error.add_note(f"interrupted at place {n}: {interrupter.place}")
+            raise
+        if not interrupter.place:
+            break
+        n += 1
+    assert n > least
+
+
+@pytest.mark.parametrize("nbytes", [1000, 2 * MIB])
+def test_interrupted_share_is_nobody_s_while_its_pool_lives(broker: Daemon, nbytes: int) -> None:
+    """Its maker alone could tell the broker that nobody will."""
+    with shmpool.connect(broker.address) as pool:
+        pool.share(bytes(nbytes)).release()
+
+        def act(interrupter: Interrupter) -> None:
+            interrupted(interrupter, lambda: pool.share(bytes(nbytes)))
+            works_elsewhere(lambda: pool.share(bytes(nbytes)).release())
+            eventually(lambda: pool.stats().shared["publications"] == 0)
+
+        each_place(WhereItIsShared, act, least=20)
+    assert_all_is_back(broker.address)
+
+
 @at_places
 @pytest.mark.parametrize("options", [{}, {"on_dead_consumer": "requeue"}], ids=["drop", "requeue"])
 def test_interrupted_queue_doubles_nothing_and_serves_others(
@@ -256,21 +318,6 @@ def test_interrupted_queue_doubles_nothing_and_serves_others(
 
     places(act, most=most)
     assert_all_is_back(broker.address)
-
-
-class WhereItIsLookedAt(Interrupter):
-    """Only where publications are taken up to be looked at or handed over."""
-
-    PLACES = (
-        "Magazine.reap",
-        "Magazine._reap_newest",
-        "Custody.close_magazines",
-        "DeferredReleases.look_at_partings",
-    )
-
-    def _come_to(self, frame: FrameType, where: str) -> None:
-        if frame.f_code.co_qualname in self.PLACES:
-            super()._come_to(frame, where)
 
 
 @pytest.mark.parametrize("turns", [4 << 20, 1])
@@ -310,18 +357,7 @@ def test_interrupted_look_at_publications_takes_none_from_its_reader(
         pool.close()
 
     for end in (lease_more, close):
-        n = 1
-        while True:
-            interrupter = WhereItIsLookedAt(n)
-            try:
-                act(interrupter, end)
-            except BaseException as error:
-                error.add_note(f"interrupted at place {n}: {interrupter.place}")
-                raise
-            if not interrupter.place:
-                break
-            n += 1
-        assert n > 4
+        each_place(WhereItIsLookedAt, partial(act, end=end), least=4)
     assert_all_is_back(broker.address)
 
 

@@ -134,10 +134,14 @@ class Shared(Owner):
         self._holds.end(publication)
 
     def share(self, connection: int, seat: Seat, message: Share, now: float) -> str | None:
-        """A client has made one. Told once more, after a connection was lost, it changes nothing."""
+        """A client has made one. Told once more, after a connection was lost, it changes nothing; nor does it
+        when the client has let go of it meanwhile, or an earlier broker had it from the client."""
         holding = self._inventory.granted.get(message.row)
-        if holding is None or holding.publisher != seat.number or not self._rows.is_shared(message.row):
-            return f"row {message.row} is no shared publication of this client"
+        if not self._is_of(holding, seat, message):
+            text = f"row {message.row} is no shared publication of this client any more"
+            self._outbox.send(connection, Refusal(message.request, Code.NOT_FOUND, text))
+            return None
+        assert holding is not None
         publication = self.accept(holding, now)
         name, _, _ = self._rows.shared_facts(message.row)
         if not publication.is_announced:
@@ -152,6 +156,14 @@ class Shared(Owner):
         if not self._hold_for(connection, seat.number, message.request, publication):
             self._drop(publication, now)
         return None
+
+    def _is_of(self, holding: Holding | None, seat: Seat, message: Share) -> bool:
+        """Whether a client may tell of it: it has published it, or has told that it holds it by this very number."""
+        if holding is None or not self._rows.is_shared(message.row):
+            return False
+        known = self.publications.get(message.row)
+        is_held = known is not None and known.holding is holding and (seat.number, message.request) in known.holders
+        return is_held or holding.publisher == seat.number
 
     def _announce(self, publication: Publication, now: float, ttl: float = 0.0) -> None:
         """From here on it can be found. One whose name another has already has none."""
