@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from types import BuiltinFunctionType
 from typing import Final
 
 from . import futex
@@ -13,6 +14,8 @@ from . import futex
 SPIN: Final = 60e-6
 FIRST_SLEEP: Final = 0.002
 LONGEST_SLEEP: Final = 0.05
+#: Where nobody wakes it.
+_LONGEST_NAP: Final = 0.01
 
 
 #: Whether there is a core for the peer. Where this process may run does not say: who is pinned to one has a peer that
@@ -61,5 +64,9 @@ class Patience:
     def sleep(self, address: int, seen: int, most: float = LONGEST_SLEEP) -> None:
         """Sleep while the word at *address* is as it was *seen*, not for long, and *most* seconds at the
         longest."""
-        futex.wait(address, seen, max(0.0, min(self._pause, most, self._deadline - time.monotonic())))
+        seconds = max(0.0, min(self._pause, most, self._deadline - time.monotonic()))
+        if type(time.sleep) is BuiltinFunctionType:
+            futex.wait(address, seen, seconds)
+        else:  # gevent's: who would change the word may be in this very thread, and runs only while that sleeps so
+            time.sleep(min(seconds, _LONGEST_NAP))
         self._pause = min(2 * self._pause, LONGEST_SLEEP)
