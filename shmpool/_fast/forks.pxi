@@ -30,7 +30,7 @@ def install_before_fork():
     """In the place of the plain one, where both have the same idea of a thread (gevent's have another)."""
     global plain_before, first_filter, warns
     from ..life import counted, forks
-    if forks.get_ident is not get_ident:
+    if type(forks.get_ident) is not type(len):
         return
     plain_before, warns = forks._before, counted.warnings
     first_filter = counted._filter if counted.COUNTS else None

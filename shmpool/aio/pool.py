@@ -217,7 +217,7 @@ class Pool(Uncopied):
                 request = await self._make(lambda left: session.holds.ask(message, left, what="share"), timeout)
                 return sharing.made(self.sync, announced, request)
             except BaseException:
-                session.holds.disown(message)
+                session.holds.discard_sharing(message)
                 raise
 
     async def find(self, name: str, timeout: float | None = 0) -> Shared:

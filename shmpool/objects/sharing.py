@@ -136,7 +136,7 @@ def publish(
         return made(pool, announced, session.holds.ask(message, timeout, what="share", asked=asked))
     except BaseException:
         session.holds.let_go_of(asked)
-        session.holds.disown(message)
+        session.holds.discard_sharing(message)
         raise
 
 
@@ -149,7 +149,7 @@ def share_message(session: Session, lease: LiveLease, ttl: float | None, turn: i
 def announce(
     message: Share, lease: LiveLease, pool: BasePool, name: str | None, keep: Keep, ttl: float | None, mark: int = 0
 ) -> Announced:
-    """The publishing store. Nobody holds it yet: the message has to be asked, and disowned where this or that fails."""
+    """The publishing store. Nobody holds it yet: the message is to be asked, and discarded where this or that fails."""
     slot, session = lease._slot, pool._live_session()
     if slot.session is not session or not HERE[OURS]:
         raise LeaseReleased("the lease's seat is gone: the pool was closed, or the broker came back with a new one")

@@ -99,10 +99,10 @@ class HoldTable:
         #: The last that were let go of one by one: the word may have been lost with its connection, or there was none.
         self._parted: deque[int] = deque(maxlen=MAX_ROWS_PER_MESSAGE)
         #: By number: what is being shared, and its grant word, from before the store that publishes it until it is
-        #: held, refused or disowned.
+        #: held, refused or discarded.
         self._sharing: dict[int, tuple[Share, int]] = {}
         #: What was published for sharing and has nobody: the broker has to know of it, else it waits for our word.
-        self._disowned: dict[int, tuple[Share, int]] = {}
+        self._discarded: dict[int, tuple[Share, int]] = {}
         #: When a hold last came, was found idle or ended, in monotonic seconds.
         self._changed_at = 0.0
 
@@ -243,24 +243,24 @@ class HoldTable:
                 self.let_go(request.number)
 
     def begin_sharing(self, message: Share, granted: int) -> None:
-        """From here on it may be published. Whoever began it has it held by `keep`, or disowns it."""
+        """From here on it may be published. Whoever began it has it held by `keep`, or discards it."""
         self._sharing[message.request] = message, granted
 
-    def disown(self, message: Share) -> None:
+    def discard_sharing(self, message: Share) -> None:
         """Nobody will have what was, or was to be, shared: an exception came, or there was no answer, or a refusal."""
         known = self._sharing.get(message.request)
         if known is not None:
-            self._disowned[message.request] = known
+            self._discarded[message.request] = known
             self._sharing.pop(message.request, None)
-            self._tell_disowned()
+            self._tell_discarded()
 
-    def _tell_disowned(self) -> None:
+    def _tell_discarded(self) -> None:
         """Until its maker has told of it nothing else ends it: the broker takes him for one who has yet to. That he
         has told before does no harm."""
         session = self._session
-        for message, granted in list(self._disowned.values()):
+        for message, granted in list(self._discarded.values()):
             if session.is_over or session.words[message.row * ROW_WORDS] != granted:
-                self._disowned.pop(message.request, None)
+                self._discarded.pop(message.request, None)
             else:
                 session.link.send(message)
                 self.let_go(message.request)
@@ -289,7 +289,7 @@ class HoldTable:
     def after_telling(self) -> None:
         """What was told, and let go of before there was a connection to say so; and turns, which nothing else tells
         of. To let go of something twice does nothing."""
-        self._tell_disowned()
+        self._tell_discarded()
         if self._parted:
             self._session.link.send(LetGo(list(self._parted)))
         numbers = set(self._sharing.copy())  # first: what is held meanwhile is in the table by then
@@ -304,7 +304,7 @@ class HoldTable:
         for hold in self._table.values():
             hold.record.window = hold.written = None
         self._table, self._sharing = {}, {}
-        self._disowned.clear()
+        self._discarded.clear()
 
 
 def refused(refusal: Refusal) -> ShmpoolError:

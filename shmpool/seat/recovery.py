@@ -51,7 +51,7 @@ def left_slots(session: Reader, owned: dict[int, Slot]) -> list[Slot]:
 
 
 def _discard(session: Reader, row: int, granted: int) -> None:
-    """Close the tickets of a publication whose handles nobody got. A shared one has none, and is disowned where
+    """Close the tickets of a publication whose handles nobody got. A shared one has none, and is discarded where
     it was made."""
     extent = session.words[row * ROW_WORDS + EXTENT]
     if is_shared(extent):
