@@ -26,17 +26,6 @@ cdef bint _is_asked_first():
     )
 
 
-def install_before_fork():
-    """In the place of the plain one, where both have the same idea of a thread (gevent's have another)."""
-    global plain_before, first_filter, warns
-    from ..life import counted, forks
-    if type(forks.get_ident) is not type(len):
-        return
-    plain_before, warns = forks._before, counted.warnings
-    first_filter = counted._filter if counted.COUNTS else None
-    forks.before.__setstate__((before_fork, (), {}, None))
-
-
 cdef object OF_A_PAGE = (-1, mmap.PAGESIZE)
 cdef object OUT_OF_REACH = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, "prot": 0}
 
@@ -44,3 +33,42 @@ cdef object OUT_OF_REACH = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, "pro
 def hold_anew(page, bytes path, offset):
     """As `system.heirs.hold_anew`; None where that one is to say why it cannot be."""
     return hold_byte(page, OF_A_PAGE, OUT_OF_REACH, PyBytes_AS_STRING(path), offset)
+
+
+def abandon_leases(session):
+    """As `life.forks.abandon_leases`."""
+    cdef PyObject *slot
+    cdef PyObject *lease
+    cdef object held, one
+    for one in list(session._owned.values()):
+        slot = <PyObject *>one
+        if not is_a(slot, Slot):
+            continue
+        set_member(slot, SLOT_WINDOW, NONE)
+        lease = behind_proxy(get_member(slot, SLOT_LEASE))
+        if lease == NULL:
+            continue
+        held = <object>lease
+        forget(lease)
+        if is_a(lease, LiveLease):
+            switch_class(lease, <PyObject *>EndedLease)
+            set_member(lease, LEASE_VIEW, NULL)
+    session._returned.clear()
+
+
+def cover(uint64_t address, uint64_t length):
+    """As `system.libc.cover`."""
+    cover_bytes(address, length)
+
+
+def install_forks():
+    """In the place of the plain ones; that before a fork where both have the same idea of a thread (gevent's have
+    another)."""
+    global plain_before, first_filter, warns
+    from ..life import counted, forks
+    heirs.compiled, forks.abandon_leases, libc.cover = hold_anew, abandon_leases, cover
+    if type(forks.get_ident) is not type(len) or forks.get_ident() != PyThread_get_thread_ident():
+        return
+    plain_before, warns = forks._before, counted.warnings
+    first_filter = counted._filter if counted.COUNTS else None
+    forks.before.__setstate__((before_fork, (), {}, None))

@@ -308,6 +308,29 @@ static inline PyObject *hold_byte(PyObject *type, PyObject *how, PyObject *optio
     return Py_NewRef(Py_None);
 }
 
+/* What a weak proxy is of, a new reference; NULL where that is no more. */
+static inline PyObject *behind_proxy(PyObject *proxy) {
+    PyObject *object = NULL;
+    if (!proxy || !PyWeakref_CheckProxy(proxy)) return NULL;
+#if PY_VERSION_HEX >= 0x030D0000
+    if (PyWeakref_GetRef(proxy, &object) < 0) PyErr_Clear();
+#else
+    object = PyWeakref_GetObject(proxy);
+    if (object == Py_None) return NULL;
+    Py_XINCREF(object);
+#endif
+    return object;
+}
+
+/* Replace memory by private zeros. */
+static inline int cover_bytes(uint64_t address, uint64_t length) {
+    void *at = (void *)(uintptr_t)address;
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    if (mmap(at, (size_t)length, PROT_READ | PROT_WRITE, flags, -1, 0) == at) return 0;
+    PyErr_SetFromErrno(PyExc_OSError);
+    return -1;
+}
+
 /* `object.__class__ = type`, for classes that differ in nothing but what they do. */
 static inline void switch_class(PyObject *object, PyObject *type) {
     PyTypeObject *old = Py_TYPE(object);

@@ -26,7 +26,6 @@ cdef type Descriptor, Mapping, ObjectVerbs, Record, Slot, Ticket, Window
 
 import mmap
 import sys
-from _thread import get_ident
 from collections import deque
 
 from ..buffer import Buffer, EndedBuffer, LiveBuffer
@@ -51,7 +50,7 @@ from ..seat.mapping import Mapping
 from ..seat.records import Record, Ticket
 from ..seat.tickets import ring
 from ..seat.windows import Window
-from ..system import atomics, heirs
+from ..system import atomics, heirs, libc
 from ..system.descriptors import Descriptor
 from ..system.here import COPIED as _COPIED, FORKING as _FORKING, FORKS as _FORKS, GUARDED as _GUARDED, HERE
 from ..system.here import IMPORTING as _IMPORTING, NOTED as _FORKS_NOTED, OURS as _OURS, UNSHARED as _UNSHARED
@@ -134,6 +133,8 @@ cdef extern from "slots.h":
     int fill(PyObject *, Py_buffer *, Py_ssize_t, bint) except -1
     int no_buffer() except -1
     object hold_byte(object, object, object, const char *, uint64_t)
+    PyObject *behind_proxy(PyObject *)
+    int cover_bytes(uint64_t, uint64_t) except -1
     void signal_eventfd(int)
     void give_buffers(object, int (*)(PyObject *, Py_buffer *, int) noexcept)
 
@@ -982,8 +983,7 @@ def install():
     del LiveLease.__getattr__
     atomics.compiled = Swap
     compiled.install = install_queues
-    install_before_fork()
-    heirs.compiled = hold_anew
+    install_forks()
 
 
 def _put_in_place(twins):

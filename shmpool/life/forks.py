@@ -26,7 +26,7 @@ from threading import get_ident
 
 from ..errors import ShmpoolError
 from ..lease import EndedLease, Lease
-from ..live_lease import live_leases
+from ..live_lease import LiveLease
 from ..seat import guards
 from ..seat.windows import (
     Window,
@@ -38,7 +38,7 @@ from ..system.heirs import Evidence
 from ..system.here import COPIED, FORKING, FORKS, GUARDED, HELPERS, HERE, IMPORTING, NOTED, OURS, UNSHARED, WORKING
 from .closing import sessions
 from .counted import COUNTS, before_fork
-from .lifetime import open_pools
+from .lifetime import pools
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,55 +106,54 @@ _after_in_parent: Final[Any] = partial(setitem, HERE, FORKING, 0)
 
 def _after_in_child() -> None:
     # As before it: what is touched is copied. So nothing here goes through more of our modules, or of CPython's,
-    # than it must.
+    # than it must: each function that runs is four or five pages.
     if HERE[OURS]:
         return
     collects = gc.isenabled()
     try:
         gc.disable()  # what is looked at for garbage would be copied, too, and may be all that there is
-        _abandon_parents()
+        owners: dict[Windows, Session] = {}
+        evidence: dict[Evidence, Evidence] = {}
+        for session in sessions:
+            owners[session.windows] = session
+            abandon_leases(session)
+            session.openings.abandon()
+            session.holds.abandon()
+            session.deferred.abandon()
+        kept = keep_readable()
+        for session in sessions:  # as soon as can be: the parent's slots wait for it
+            session.guards.has_copied()
+        for window in kept:
+            _keep(window, owners.get(window.owner), evidence)
+        for reference in list(pools):
+            if (pool := reference()) is not None:
+                pool.abandon()
+        while sessions:
+            session = next(iter(sessions))
+            session.abandon()
+            sessions.discard(session)
+        guards.abandon_all()
+        importing.abandon()
+        _stopped.clear()
+        _after_in_parent.__setstate__(_IS_OVER)
+        HERE[FORKING] = HERE[WORKING] = HERE[HELPERS] = 0
+        HERE[UNSHARED] = HERE[COPIED] = HERE[NOTED] = HERE[GUARDED] = 1
+        HERE[OURS] = 1  # last: it says that all this is done
     finally:
         if collects:
             gc.enable()
 
 
-def _abandon_parents() -> None:
-    for session in sessions:
-        _abandon_leases(session)
-        session.openings.abandon()
-        session.holds.abandon()
-        session.deferred.abandon()
-    owners: dict[Windows, Session] = {session.windows: session for session in sessions}
-    evidence: dict[Evidence, Evidence] = {}
-    kept = keep_readable()
-    for session in sessions:  # as soon as can be: the parent's slots wait for it
-        session.guards.has_copied()
-    for window in kept:
-        _keep(window, owners.get(window.owner), evidence)
-    for pool in open_pools():
-        pool.abandon()
-    while sessions:
-        session = next(iter(sessions))
-        session.abandon()
-        sessions.discard(session)
-    guards.abandon_all()
-    importing.abandon()
-    _stopped.clear()
-    _after_in_parent.__setstate__(_IS_OVER)
-    HERE[FORKING] = HERE[WORKING] = HERE[HELPERS] = 0
-    HERE[UNSHARED] = HERE[COPIED] = HERE[NOTED] = HERE[GUARDED] = 1
-    HERE[OURS] = 1  # last: it says that all this is done
-
-
-def _abandon_leases(session: Session) -> None:
-    """The parent's leases raise here; whoever has a view of one keeps it."""
-    for lease in live_leases(session.owned):
-        lease.__class__ = EndedLease  # type: ignore[assignment]
+def abandon_leases(session: Session) -> None:
+    """The parent's leases raise here; whoever has a view of one keeps it. The compiled part puts its own in the place
+    of this."""
+    for slot in session.abandon_windows():
         try:
-            _view.__delete__(lease)
-        except AttributeError:
-            pass  # it had none
-    session.abandon_windows()
+            if slot.lease is not None and isinstance(lease := slot.lease._itself(), LiveLease):
+                lease.__class__ = EndedLease  # type: ignore[assignment]
+                _view.__delete__(lease)
+        except (AttributeError, ReferenceError):
+            pass  # it had none, or was collected
 
 
 _view: Final = vars(Lease)["view"]
@@ -164,7 +163,7 @@ def _keep(window: Window, session: Session | None, ours: dict[Evidence, Evidence
     """Hang the evidence on a window. One that our parent inherited itself has some already; one of
     a pool that is gone needs none. *ours* is what was made here of what we inherited."""
     if session is not None and (guard := session.guards.standing) is not None:
-        window.evidence = Evidence(session.pool_id, session.seat, guard.number, session.readers, guard.page)
+        window.evidence = Evidence.of(session.pool_id, session.seat, guard.number, session.readers, guard.page)
     if (inherited := window.evidence) is not None:
         if inherited not in ours:
             ours[inherited] = inherited

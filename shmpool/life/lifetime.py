@@ -40,7 +40,7 @@ class PoolLife(BasePool):
         self._broker: object = None
         self._name = ""
         self._connect(address, timeout)
-        _pools.add(ref(self, _pools.discard))
+        pools.add(ref(self, pools.discard))
 
     def _connect(self, address: str | None, timeout: float) -> Session:
         """A session, if there is none; None is the default address, looked for anew at each try."""
@@ -117,12 +117,12 @@ class PoolLife(BasePool):
         if session is not None:  # another thread may close it, too
             closing.close(session)
             self._closing = None
-        _pools.discard(ref(self))
+        pools.discard(ref(self))
         self._broker = None
 
     def abandon(self) -> None:
         """In a forked child: the seat is the parent's."""
-        self._connecting = threading.RLock()
+        self._connecting = type(self._connecting)()
         self._session = self._closing = None
 
     @property
@@ -174,9 +174,9 @@ def _share(pool: ref[PoolLife], lease: object, name: str | None, keep: object, t
 
 #: Every open pool of this process. Weak references in a plain set: a `WeakSet` has callbacks in Python, and what a
 #: signal handler raises there is thrown away.
-_pools: Final[set[ref[PoolLife]]] = set()
+pools: Final[set[ref[PoolLife]]] = set()
 
 
 def open_pools() -> list[PoolLife]:
     """Every open pool of this process."""
-    return [pool for reference in list(_pools) if (pool := reference()) is not None]
+    return [pool for reference in list(pools) if (pool := reference()) is not None]

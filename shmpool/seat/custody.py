@@ -380,11 +380,13 @@ class Custody(Keeper, Reader):
                     rows.add(slot.row)
         return rows | self.deferred.rows(are_read=False)
 
-    def abandon_windows(self) -> None:
-        """In a forked child: the parent's views are all that is left of what it could write to."""
-        for slot in self._owned.values():
+    def abandon_windows(self) -> list[Slot]:
+        """In a forked child: the parent's views are all that is left of what it could write to. Returns the slots."""
+        slots = list(self._owned.values())
+        for slot in slots:
             slot.window = None
         self._returned.clear()
+        return slots
 
     @property
     def owns_any(self) -> bool:

@@ -74,14 +74,16 @@ class Ending(Joining):
     def abandon(self) -> None:
         """In a forked child: forget the seat. The parent's memory is out of reach already."""
         self.is_over, self.is_watched, self.is_abandoned = True, False, True
-        self.guards.forget_all()
         self.outgoing.clear()
-        self._make_gate()  # a thread that is not here may have had it
-        for slot in self.owned:
+        # Other threads may have had these locks: they are not here. Made by their class, which is in C.
+        self.ticket_gate, self.expiry.lock = type(self.ticket_gate)(), type(self.expiry.lock)()
+        self.is_gate_used, self.settled = False, -1
+        for slot in self._owned.values():
             if isinstance(slot, DirectSlot):
                 slot.close()  # else this process would keep the segment's memory
         self.helper.abandon()
         self.link.abandon()
-        self._forget_slots()
-        self.expiry.abandon()
-        self.unmap()
+        # As `unmap`, and nobody has the gate.
+        self.tickets_fd = self._seat_fd = CLOSED
+        self._fds.clear()
+        self.readers = None

@@ -105,8 +105,3 @@ class Expiry:
             if not is_done:
                 with self.lock:
                     heappush(self._heap, (now + AGAIN, next(self._numbers), granted, tail))
-
-    def abandon(self) -> None:
-        """In a forked child: they are the parent's."""
-        self.lock = RLock()
-        self._heap = []

@@ -274,6 +274,9 @@ def _note_forks() -> bool:
 
 def abandon_all() -> None:
     """In a forked child: they are the parent's."""
+    for seat in _seats:
+        seat._guards.clear()
+        seat.standing = None
     _all.clear()
     _seats.clear()
     _noting.clear()

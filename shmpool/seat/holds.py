@@ -300,7 +300,7 @@ class HoldTable:
 
     def abandon(self) -> None:
         """In a forked child: the parent's views are all that is left of it."""
-        self.lock = threading.RLock()
+        self.lock = type(self.lock)()
         for hold in self._table.values():
             hold.record.window = hold.written = None
         self._table, self._sharing = {}, {}

@@ -26,7 +26,7 @@ from .segments import open_segment
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Final
+    from typing import Any, Final
 
 READERS: Final = 1 << 61
 _COPIES: Final = READERS | 1 << 60
@@ -53,14 +53,18 @@ def hold(fd: int, offset: int) -> Page:
 #: The compiled part's `hold_anew`, for the path of a segment: None where it does not succeed. In a forked child each
 #: function of Python is pages that the kernel copies.
 compiled: Callable[[type[Page], bytes, int], Page | None] | None = None
+#: The pool that this was called for last, and where its header is.
+_path: Final[list[Any]] = [None, b""]
 
 
 def hold_anew(pool_id: int, offset: int) -> Page:
     """The same in an open file of its own. Raises OSError."""
-    name = header_name(pool_id)
-    if compiled is not None and (page := compiled(Page, f"{SHM_DIR}/{name}".encode(), offset)) is not None:
-        return page
-    return hold(open_segment(name, writable=False), offset)
+    if compiled is not None:
+        if _path[0] != pool_id:
+            _path[:] = pool_id, f"{SHM_DIR}/{header_name(pool_id)}".encode()
+        if (page := compiled(Page, _path[1], offset)) is not None:
+            return page
+    return hold(open_segment(header_name(pool_id), writable=False), offset)
 
 
 def hold_fork(pool_id: int, seat: int, fork: int) -> tuple[Page, Page]:
@@ -97,12 +101,19 @@ class Evidence(NamedTuple):
     fork: int
     readers: Page | None
     guard: Page | None
-    name: Page | None = None
+    name: Page | None
+
+    @classmethod
+    def of(
+        cls, pool_id: int, seat: int, fork: int, readers: Page | None, guard: Page | None, name: Page | None = None
+    ) -> Evidence:
+        """Made in a forked child, by no more code than this."""
+        return tuple.__new__(cls, (pool_id, seat, fork, readers, guard, name))
 
     def under(self, pid: int) -> Evidence:
         """The same in another process, which says its pid. Raises OSError."""
         name = hold_anew(self.pool_id, guard_at(self.seat, self.fork, pid))
-        return Evidence(self.pool_id, self.seat, self.fork, self.readers, self.guard, name)
+        return Evidence.of(self.pool_id, self.seat, self.fork, self.readers, self.guard, name)
 
 
 def pids_of(fd: int, seat: int) -> list[int]:
