@@ -28,9 +28,7 @@ class EchoServer:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(self.address)
         listener.listen(128)
-        self._process = multiprocessing.get_context("fork").Process(
-            target=lambda: asyncio.run(_serve(listener)), daemon=True
-        )
+        self._process = multiprocessing.get_context("fork").Process(target=lambda: _begin(listener), daemon=True)
         self._process.start()
         listener.close()
 
@@ -48,6 +46,11 @@ class EchoServer:
         self._process.kill()
         self._process.join()
         shutil.rmtree(self._directory)
+
+
+def _begin(listener: socket.socket) -> None:
+    os.setsid()  # as a broker does: where the kernel shares cores out by session, it divides both from their clients
+    asyncio.run(_serve(listener))
 
 
 async def _serve(listener: socket.socket) -> None:

@@ -85,7 +85,7 @@ def test_a_lease_that_sleeps_fails_the_gate_in_every_pooled_category(tmp_path):
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=plain, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     for operation in ("lease + release", "whole cycle"):
-        for category in ("small", "medium", "large"):
+        for category in ("small", "medium", "large", "very large"):
             assert f"'{operation}, {category} / standard library'" in run.stdout
 
 
