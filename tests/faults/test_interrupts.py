@@ -422,7 +422,6 @@ def test_interrupted_release_that_rings_serves_who_waits(
             assert got, "who waits got nothing"
             for lease in held + got:
                 lease.release()
-            del thing, lease  # who keeps one whose release was interrupted keeps its slot
         nobody_sits(one.address)
 
     try:
@@ -606,7 +605,6 @@ def test_second_close_finishes_what_the_first_began(broker: Daemon, has_view: bo
             assert len(query(broker.address).clients) == 1
             kept.release()
         lease.release()
-        del lease  # who keeps one whose release was interrupted keeps its slot
         nobody_sits(broker.address)
 
     before = helpers()
@@ -902,7 +900,6 @@ for n in range(times):
     except KeyboardInterrupt:
         pass
     pool.reclaim()
-del lease, buffer
 print("lost", lost)
 pool.close()
 """
