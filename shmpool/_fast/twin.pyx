@@ -13,7 +13,7 @@ garbage, and so runs finalizers and other threads), so all are made before the f
 cimport cython
 from cpython.object cimport PyObject, PyTypeObject, PyObject_TypeCheck
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.buffer cimport Py_buffer, PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE
+from cpython.buffer cimport Py_buffer, PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_WRITABLE
 from cpython.dict cimport PyDict_DelItem, PyDict_GetItemWithError, PyDict_SetItem, PyDict_Size
 from cpython.set cimport PySet_Add, PySet_Discard, PySet_GET_SIZE
 from libc.stdint cimport uint64_t
@@ -27,6 +27,7 @@ cdef type Descriptor, Mapping, ObjectVerbs, Record, Slot, Ticket, Window
 import mmap
 import sys
 from collections import deque
+from os import strerror
 
 from ..buffer import Buffer, EndedBuffer, LiveBuffer
 from ..errors import LeakedView
@@ -49,7 +50,7 @@ from ..seat.magazine import LAST_BASE as _LAST_BASE, REAP_SCAN as _REAP_SCAN, Ma
 from ..seat.mapping import Mapping
 from ..seat.records import Record, Ticket
 from ..seat.tickets import ring
-from ..seat.windows import Window
+from ..seat.windows import Window, Windows, _all_alive as all_alive
 from ..system import atomics, heirs, libc
 from ..system.descriptors import Descriptor
 from ..system.here import COPIED as _COPIED, FORKING as _FORKING, FORKS as _FORKS, GUARDED as _GUARDED, HERE
@@ -58,6 +59,7 @@ from ..system.here import WORKING as _WORKING
 
 cdef extern from "Python.h":
     object PyWeakref_NewProxy(object, PyObject *)
+    object PyWeakref_NewRef(object, object)
     void PyErr_Clear()
     void PyErr_SetObject(object, object)
     int PyBuffer_FillInfo(Py_buffer *, PyObject *, void *, Py_ssize_t, bint, int)
@@ -127,6 +129,7 @@ cdef extern from "slots.h":
     object new_handle(uint64_t, uint64_t, uint64_t)
     int keep_handles(object) except -1
     double nanoseconds()
+    int map_whole(uint64_t, uint64_t, int, int, uint64_t)
     int bit_length(uint64_t)
     object take_trace()
     void copy_bytes(void *, const void *, Py_ssize_t)
@@ -887,6 +890,8 @@ include "queues.pxi"
 
 include "forks.pxi"
 
+include "windows.pxi"
+
 
 # --- words --------------------------------------------------------------------------------------------------
 
@@ -970,7 +975,7 @@ _TWINS = (
     (LiveLease, "publish", publish), (LiveLease, "release", release_lease), (LiveBuffer, "release", release_buffer),
     (Lease, "write", write), (Lease, "__enter__", enter), (Lease, "__exit__", exit_lease),
     (Buffer, "__enter__", enter), (Buffer, "__exit__", exit_buffer),
-    (LiveBuffer, "release_to_views", release_to_views), (ObjectVerbs, "get", get),
+    (LiveBuffer, "release_to_views", release_to_views), (ObjectVerbs, "get", get), (Windows, "_make", make_window),
 )
 
 

@@ -52,8 +52,7 @@ class Answers(Sending):
     def handle(self, message: Message) -> None:
         """Do what the broker says."""
         if isinstance(message, Grant):
-            seat = self._seat
-            self._grant(message.request, [slot for row in message.rows if (slot := seat.adopt_row(row))])
+            self._grant(message.request, self._seat.adopt_rows(message.rows))
         elif isinstance(message, Taken | Held | Turn | Dropped):
             answered = self.requests.answered(message)
             if answered is None and isinstance(message, Held | Turn):

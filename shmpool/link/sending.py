@@ -24,8 +24,8 @@ if TYPE_CHECKING:
         #: Somebody waits: it is to give back what is idle.
         is_wanted: bool
 
-        def adopt_row(self, row: int) -> Slot | None:
-            """The slot of a row that was granted; None when it was not, or is known already."""
+        def adopt_rows(self, rows: list[int]) -> list[Slot]:
+            """The slots of the rows that were granted and are not known already."""
 
         def return_unwanted(self, *slots: Slot | None) -> None:
             """Take slots that nobody waits for."""

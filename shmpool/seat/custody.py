@@ -38,6 +38,7 @@ from .windows import WRITE, Window
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Final
 
 #: Slots that were returned whose records and windows are kept: they may be granted again.
@@ -151,19 +152,22 @@ class Custody(Keeper, Reader):
 
     # --- slots that come -----------------------------------------------------------------------------
 
-    def adopt_row(self, row: int) -> Slot | None:
-        """The record of a row that says (IDLE, this seat) and that is not known yet; None
-        for any other."""
-        words, at, owned, idle = self.words, row * ROW_WORDS, self._owned, self.idle
-        word = words[at]
-        if word & ~GENERATION_FIELD != idle or row in owned:
-            return None
-        slot = self._make_slot(row, word & GENERATION_FIELD)
+    def adopt_rows(self, rows: Iterable[int]) -> list[Slot]:
+        """The records of those rows that say (IDLE, this seat) and that are not known yet."""
+        words, owned, idle = self.words, self._owned, self.idle
+        found = []
+        for row in rows:
+            word = words[row * ROW_WORDS]
+            if word & ~GENERATION_FIELD == idle and row not in owned:
+                found.append((word, self._make_slot(row, word & GENERATION_FIELD)))
+        slots = []
         with self._owned_lock:
-            if words[at] != word or row in owned:
-                return None
-            owned[row] = slot
-        return slot
+            for word, slot in found:
+                row = slot.row
+                if words[slot.word] == word and row not in owned:
+                    owned[row] = slot
+                    slots.append(slot)
+        return slots
 
     def _make_slot(self, row: int, base: int) -> Slot:
         known = self._returned.pop(row, None)
@@ -174,6 +178,10 @@ class Custody(Keeper, Reader):
         if tier.kind is TierKind.DIRECT:
             size = nbytes_of(self.words[row * ROW_WORDS + EXTENT])
             return DirectSlot(self, tier, row, size, base, self.segments)
+        if tier.kind is TierKind.POOLED:
+            slot = Slot(self, tier, ((row, 1),), tier.size, base)
+            slot.magazine = self.magazine(tier, 1)
+            return slot
         extents = self.extents_of(row)
         chunks = sum(count for _, count in extents)
         slot = Slot(self, tier, extents, chunks * tier.size, base)
@@ -184,7 +192,7 @@ class Custody(Keeper, Reader):
         """Rows that say (IDLE, this seat) and that no magazine knows: their grant was lost
         with the old connection."""
         idle = rows_that_say(self.words, self.rows, State.IDLE, self.seat)  # after a restart all search at once
-        self.return_unwanted(*[self.adopt_row(row) for row in idle])
+        self.return_unwanted(*self.adopt_rows(idle))
 
     def return_unwanted(self, *slots: Slot | None) -> None:
         """Slots that nobody waits for any more: into their magazines, or back. After the seat's end

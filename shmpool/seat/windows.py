@@ -129,7 +129,7 @@ class Windows:
         SIGBUS later.
         """
         pieces = list(pieces)
-        length = sum(piece.length for piece in pieces)
+        length = pieces[0].length if len(pieces) == 1 else sum(piece.length for piece in pieces)
         try:
             return self._make(pieces, length, protection, populate)
         except OSError as error:

@@ -253,3 +253,48 @@ def test_quarantined_direct_segments_count_until_their_seat_ends(world: World) -
     world.pass_time(1.0)
     assert world.broker.inventory.held == world.overhead
     assert world.client().get_direct(most).tier.index == DIRECT
+
+
+@pytest.mark.parametrize("word", SCRIBBLES)
+def test_of_a_batch_that_lay_ready_what_is_scribbled_on_is_quarantined_and_the_rest_is_granted(
+    world: World, word: int
+) -> None:
+    client = world.client()
+    client.give_back(*client.get(SMALL, count=6))
+    world.run()
+    used = client.get(SMALL)[0].row  # so that what lies ready is not side by side
+    rows = [row for row in range(1, 7) if row != used]
+    scribbled = rows[2]
+    world.store(scribbled, grant_word(0, State.COLD, 0) if word == SCRIBBLES[0] else word)
+    other = world.client()
+    assert [slot.row for slot in other.get(SMALL, count=4)] == [row for row in rows if row != scribbled]
+    assert world.broker.inventory.quarantined == {scribbled}
+    assert_all_is_well(world)
+
+
+def test_of_a_batch_whose_grant_fails_in_its_middle_what_stands_in_the_ledger_is_granted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = world.client()
+    client.give_back(*client.get(SMALL, count=4))
+    world.run()
+    plain, moved = Rows.move, list[int]()
+
+    def move(self: Rows, row: int, target: State, *seat: int) -> int:
+        if len(moved) == 2:
+            raise RuntimeError("a mistake of ours")
+        moved.append(row)
+        return plain(self, row, target, *seat)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Rows, "move", move)
+        client.refill(SMALL, count=4)
+        with pytest.raises(RuntimeError, match="a mistake of ours"):
+            world.deliver()
+    world.run()
+    for action in world.broker.outbox.take():
+        world._obey_all([action])
+    world.run()
+    assert [slot.row for slot in client.ready] == moved == [1, 2]
+    assert set(world.broker.inventory.granted) == {1, 2} == world.broker.seats.taken[client.seat].rows
+    assert_all_is_well(world)

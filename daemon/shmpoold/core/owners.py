@@ -7,6 +7,7 @@ too, and counts with `Broker.owners`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Owner:
-    """The account of one owner. Only `Inventory` calls `gain` and `lose`: see its `hold`."""
+    """The account of one owner. Only `Inventory` calls these: see its `hold`."""
 
     #: The heads of what it owns.
     rows: set[int] = field(default_factory=set, init=False)
@@ -28,11 +29,15 @@ class Owner:
 
     def gain(self, holding: Holding) -> None:
         """This is its own from now on."""
-        self.rows.add(holding.row)
-        self.nbytes += holding.nbytes
-        self.large += holding.is_large
+        self.gain_alike(holding, (holding.row,))
+
+    def gain_alike(self, holding: Holding, rows: Collection[int]) -> None:
+        """What has these *rows* is, each like *holding*."""
+        self.rows.update(rows)
+        self.nbytes += holding.nbytes * len(rows)
+        self.large += holding.is_large * len(rows)
         tier = holding.tier.index
-        self.tiers[tier] = self.tiers.get(tier, 0) + 1
+        self.tiers[tier] = self.tiers.get(tier, 0) + len(rows)
 
     def lose(self, holding: Holding) -> None:
         """It is another's now, or nobody's."""

@@ -9,7 +9,7 @@ import __future__
 
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -205,14 +205,17 @@ def old_replies_kept() -> Iterator[None]:
 def grants_trusted() -> Iterator[None]:
     """A grant is taken for the truth, the row is not read."""
 
-    def adopt_row(self: Session, row: int) -> Slot | None:
-        word = self.words[row * ROW_WORDS]
-        tier = self.tier_of(row)
-        slot = Slot(self, tier, ((row, 1),), tier.size, word & GENERATION_FIELD)
-        slot.magazine = self.magazine(tier, 1)
-        return slot if self._owned.setdefault(row, slot) is slot else None
+    def adopt_rows(self: Session, rows: Iterable[int]) -> list[Slot]:
+        slots = []
+        for row in rows:
+            word, tier = self.words[row * ROW_WORDS], self.tier_of(row)
+            slot = Slot(self, tier, ((row, 1),), tier.size, word & GENERATION_FIELD)
+            slot.magazine = self.magazine(tier, 1)
+            if self._owned.setdefault(row, slot) is slot:
+                slots.append(slot)
+        return slots
 
-    with patch.object(Session, "adopt_row", adopt_row):
+    with patch.object(Session, "adopt_rows", adopt_rows):
         yield
 
 

@@ -41,8 +41,8 @@ class Warming:
 class Lender(Protocol):
     """Whose requests they are."""
 
-    def note_granted(self, seat: int, nbytes: int) -> None:
-        """A buffer of so many bytes is a seat's now."""
+    def note_granted(self, seat: int, nbytes: int, buffers: int = 1) -> None:
+        """Buffers of so many bytes each are a seat's now."""
 
     def note_served(self, request: Request, now: float) -> None:
         """A request has all that it gets."""
@@ -186,8 +186,15 @@ class Grants:
             raise
 
     def _commit(self, connection: int, number: int, seat: Seat, holdings: list[Holding], now: float) -> None:
-        rows: list[int] = []
+        first, rows = holdings[0], list[int]()
         try:
+            if len(holdings) > 1 and first.chunks == 1:
+                try:
+                    self._inventory.grant_slots(holdings, seat, now)
+                finally:
+                    rows = [holding.row for holding in holdings if holding.owner is not None]
+                    self._lender.note_granted(seat.number, first.nbytes, len(rows))
+                return
             for holding in holdings:
                 self._inventory.grant(holding, seat, now)
                 self._lender.note_granted(seat.number, holding.nbytes)

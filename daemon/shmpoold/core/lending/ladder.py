@@ -129,6 +129,8 @@ class Ladder:
 
     def take_ready(self, tier: Tier, chunks: int, count: int) -> list[Holding]:
         """Up to so many slots or runs that are warm and nobody's."""
+        if chunks == 1 < count:
+            return self._inventory.take_slots(tier, count)
         holdings: list[Holding] = []
         while len(holdings) < count and (holding := self._inventory.take_ready(tier, chunks)):
             holdings.append(holding)

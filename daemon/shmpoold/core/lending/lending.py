@@ -167,10 +167,11 @@ class Lending:
         who has not been tried yet since something came back."""
         return self.line.is_behind(tier) and (tier.kind is TierKind.POOLED or self.something_freed)
 
-    def note_granted(self, seat: int, nbytes: int) -> None:
-        """A buffer of so many bytes is a seat's now."""
+    def note_granted(self, seat: int, nbytes: int, buffers: int = 1) -> None:
+        """Buffers of so many bytes each are a seat's now."""
         if self.quotas.is_on:
-            self.quotas.usage.note_granted(seat, nbytes)
+            for _ in range(buffers):
+                self.quotas.usage.note_granted(seat, nbytes)
 
     def note_served(self, request: Request, now: float) -> None:
         """A request has all that it gets."""

@@ -112,6 +112,38 @@ class Inventory(Stock):
         self.scrubber.note(holding.extents, seat.peer.uid)
         self.hold(holding, seat)
 
+    def grant_slots(self, holdings: list[Holding], seat: Seat, now: float) -> None:
+        """The same for single slots of one tier: what they have in common is done once. Where one fails, those before
+        it are granted."""
+        rows, number, extent, granted = self.rows, seat.number, extent_word(0, 0, 1), list[Holding]()
+        try:
+            for holding in holdings:
+                head = holding.row
+                holding.birth = holding.least = birth = generation_of(rows.grant(head))
+                rows.describe(head, extent, link_word(0, birth))
+                rows.move(head, State.IDLE, number)
+                holding.publisher, holding.granted_at = number, now
+                holding.made_at = holding.made_at or now
+                granted.append(holding)
+        finally:
+            if granted:
+                self._hold_slots(granted, seat)
+
+    def _hold_slots(self, holdings: list[Holding], seat: Seat) -> None:
+        """`hold` for what was just granted of one tier."""
+        first, per_step, with_tickets = holdings[0], self._per_step, self._with_tickets
+        rows = [holding.row for holding in holdings]
+        self.granted.update(zip(rows, holdings, strict=True))
+        self.turnover.add(first, len(rows))
+        self.large += first.is_large * len(rows)
+        for holding in holdings:
+            with_tickets[holding.row // per_step] += 1
+            holding.owner = seat
+        seat.gain_alike(first, rows)
+        if self.scrubber.is_on:
+            for holding in holdings:
+                self.scrubber.note(holding.extents, seat.peer.uid)
+
     def abandon(self, holding: Holding, now: float) -> None:
         """Give up a holding that was taken and not granted: what does not say what we left in it is
         quarantined, the rest is nobody's. Does nothing the second time, or for one that was granted."""

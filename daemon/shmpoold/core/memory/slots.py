@@ -176,6 +176,20 @@ class SlotMap:
         self.ready -= count
         return at + self.tier.base
 
+    def take_each(self, most: int) -> list[Extent]:
+        """Make the lowest ready slots used, up to so many; side by side or not."""
+        ready, unused, extents, at = self._ready, self._unused, list[Extent](), 0
+        while most > 0 and (at := ready.find(1, at)) >= 0:
+            end = ready.find(0, at, at + most)
+            count = (min(at + most, len(ready)) if end < 0 else end) - at
+            unused[at : at + count] = ready[at : at + count] = bytes(count)
+            extents.append((at + self.tier.base, count))
+            self.unused -= count
+            self.ready -= count
+            most -= count
+            at += count
+        return extents
+
     def take(self, row: int, count: int) -> None:
         """Make unused slots used."""
         extent = self._extent(row, count)

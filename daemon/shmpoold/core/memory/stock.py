@@ -116,6 +116,16 @@ class Stock:
                 return Holding(row, tier, ((row, chunks),))
         return None
 
+    def take_slots(self, tier: Tier, most: int) -> list[Holding]:
+        """Up to so many slots that are warm and nobody's, looked at together."""
+        slots, holdings = self.maps[tier.index], list[Holding]()
+        while len(holdings) < most and (extents := slots.take_each(most - len(holdings))):
+            for extent in extents:
+                row, count = extent
+                if self.rows.are(row, b"\1" * count) or self.are_sound(tier, (extent,)):
+                    holdings += [Holding(at, tier, ((at, 1),)) for at in range(row, row + count)]
+        return holdings
+
     def take_cold(self, tier: Tier, chunks: int, count: int) -> list[Holding]:
         """Up to *count* slots, or one run (scattered if need be), some of it cold; its
         memory is reserved from the cap, cooling idle slots elsewhere if it must. Empty

@@ -78,19 +78,19 @@ class Turnover:
             sums.reverse()
         return sums[bisect_left(self._starts, moment)]
 
-    def add(self, holding: Holding) -> None:
-        """It was granted."""
+    def add(self, holding: Holding, times: int = 1) -> None:
+        """It was granted; or so many like it, at one time."""
         self._begin_if_due(holding.granted_at)
-        self._count(holding, 1)
+        self._count(holding, times)
 
     def remove(self, holding: Holding) -> None:
         """It is nobody's any more."""
         self._count(holding, -1)
 
-    def _count(self, holding: Holding, sign: int) -> None:
+    def _count(self, holding: Holding, times: int) -> None:
         amounts = self._amounts[bisect_left(self._starts, holding.granted_at) - 1]
-        amounts[BYTES] = amounts.get(BYTES, 0) + sign * holding.nbytes
+        amounts[BYTES] = amounts.get(BYTES, 0) + times * holding.nbytes
         if holding.tier.kind is TierKind.CHUNK:
             index = holding.tier.index
-            amounts[index] = amounts.get(index, 0) + sign * holding.chunks
+            amounts[index] = amounts.get(index, 0) + times * holding.chunks
         self._sums.clear()
