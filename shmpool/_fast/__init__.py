@@ -7,7 +7,6 @@ and switched off by `SHMPOOL_PURE=1`.
 from __future__ import annotations
 
 import os
-from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,10 +21,11 @@ def _install() -> str:
     if os.environ.get("SHMPOOL_PURE", "") not in ("", "0"):
         return "SHMPOOL_PURE=1 switches the compiled part off"
     try:
-        twin = import_module(_TWIN)
+        from .twin import DIGEST, install
+
         if os.path.exists(f"{_HERE}/twin.pyx"):
-            _check(twin.DIGEST)
-        twin.install()
+            _check(DIGEST)
+        install()
     except Exception as error:  # one that was made from other sources may fail in any way
         if isinstance(error, ModuleNotFoundError) and error.name == _TWIN:
             return _reason_of_build()

@@ -10,8 +10,6 @@ numpy, pandas, pyarrow or torch: each is served when the process has it. What th
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from ..system.importing import door
 
 TYPE_CHECKING = False
@@ -30,5 +28,7 @@ _LAZY = {"Encoded": "encoding", "decode": "decoding", "encode": "encoding", "reg
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         with door:
+            from importlib import import_module
+
             return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

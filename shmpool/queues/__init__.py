@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from ..system.importing import door
 
 TYPE_CHECKING = False
@@ -19,5 +17,7 @@ __all__ = ["JoinableQueue", "Queue"]
 def __getattr__(name: str) -> Any:
     if name in __all__:
         with door:
+            from importlib import import_module
+
             return getattr(import_module(".queue", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

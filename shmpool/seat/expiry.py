@@ -9,7 +9,7 @@ broker's ``handle_ttl`` counts.
 from __future__ import annotations
 
 import time
-from heapq import heappop, heappush
+from _heapq import heappop, heappush
 from itertools import count
 from threading import RLock
 

@@ -4,8 +4,6 @@ of a pool (`verbs`). Each is imported when it is first used."""
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from ..system.importing import door
 
 TYPE_CHECKING = False
@@ -33,6 +31,8 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         with door:
+            from importlib import import_module
+
             value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,10 +29,14 @@ class Owner:
 
     def gain(self, holding: Holding) -> None:
         """This is its own from now on."""
-        self.gain_alike(holding, (holding.row,))
+        self.rows.add(holding.row)
+        self.nbytes += holding.nbytes
+        self.large += holding.is_large
+        tier = holding.tier.index
+        self.tiers[tier] = self.tiers.get(tier, 0) + 1
 
     def gain_alike(self, holding: Holding, rows: Collection[int]) -> None:
-        """What has these *rows* is, each like *holding*."""
+        """The same of all that have these *rows*, each like *holding*."""
         self.rows.update(rows)
         self.nbytes += holding.nbytes * len(rows)
         self.large += holding.is_large * len(rows)
