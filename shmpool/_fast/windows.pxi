@@ -21,7 +21,7 @@ cdef object _make_window(object owner, object piece, Py_ssize_t length, int prot
     cdef Py_buffer buffer
     cdef int error, fd = piece[0]
     cdef uint64_t offset = piece[1], address
-    cdef object lies_at, is_writable = bool(protection & WRITABLE)
+    cdef object lies_at, is_sparse = False, is_writable = bool(protection & WRITABLE)
     window = Window(-1, length, flags=RESERVED, prot=protection)
     PyObject_GetBuffer(window, &buffer, PyBUF_SIMPLE)
     lies_at = address = <uint64_t>buffer.buf
@@ -29,7 +29,7 @@ cdef object _make_window(object owner, object piece, Py_ssize_t length, int prot
     set_member(<PyObject *>window, WINDOW_ADDRESS, <PyObject *>lies_at)
     set_member(<PyObject *>window, WINDOW_OWNER, <PyObject *>owner)
     set_member(<PyObject *>window, WINDOW_EVIDENCE, NONE)
-    set_member(<PyObject *>window, WINDOW_IS_SPARSE, <PyObject *>False)
+    set_member(<PyObject *>window, WINDOW_IS_SPARSE, <PyObject *>is_sparse)
     set_member(<PyObject *>window, WINDOW_IS_WRITABLE, <PyObject *>is_writable)
     all_alive.add(PyWeakref_NewRef(window, forget_window))
     error = map_whole(address, length, protection, fd, offset)

@@ -49,6 +49,33 @@ def test_it_is_chosen_at_import_and_can_be_switched_off() -> None:
     assert "SHMPOOL_PURE" in twins.run("plain", "from shmpool._fast import WHY_PLAIN; print(WHY_PLAIN)")
 
 
+WINDOWS = """
+import os, shmpool
+from shmpool.seat.windows import READ, WRITE, Piece, Windows, _all_alive
+
+fd = os.memfd_create("windows")
+os.ftruncate(fd, 1 << 20)
+os.pwrite(fd, b"here", 8192)
+for protection, length in ((READ, 4096), (WRITE, 65536)):
+    window = Windows().make([Piece(fd, 8192, length)], protection)
+    told = [getattr(window, name) for name in ("evidence", "is_sparse", "is_writable")]
+    print(told, type(window.owner).__name__, len(window), window[:4], any(one() is window for one in _all_alive))
+try:
+    Windows().make([Piece(fd, 1 << 20, 4096)], READ)  # as of a segment that a peer has truncated
+except OSError as error:
+    print(error.errno)
+"""
+
+
+def test_a_window_is_known_and_says_the_same() -> None:
+    """Who forks looks at all windows, and at what each says of itself."""
+    plain, compiled = twins.run("plain", WINDOWS), twins.run("compiled", WINDOWS)
+    assert plain == compiled
+    assert compiled.splitlines() == [
+        "[None, False, False] Windows 4096 b'here' True", "[None, False, True] Windows 65536 b'here' True", "14",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("settings", [{}, {"checksums": True}, {"detailed_metrics": True}, {"tickets": "cas"}], ids=str)
 def test_every_word_of_the_ledger_is_the_same(settings: dict[str, bool | str]) -> None:
     _walk_twice(1, 600, settings)
