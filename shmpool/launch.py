@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import Any, Final
 
 from . import errors
@@ -61,8 +62,12 @@ def start(settings: dict[str, Any]) -> Running:
     text = _settings_text({"log_level": "warning", **settings})
     directory = None if chosen is not None else _make_directory()
     address = os.path.join(directory, _SOCKET) if directory is not None else os.path.abspath(chosen)
-    ready, ready_child = os.pipe()
+    ready = ready_child = -1
     try:
+        try:
+            ready, ready_child = os.pipe()
+        except OSError as error:
+            raise BrokerUnavailable(f"cannot start {sys.executable} -m shmpoold: {explain(error)}") from error
         running = Running(address, directory, *_launch(address, text, ready_child))
         os.close(ready_child)
         ready_child = -1
@@ -76,9 +81,9 @@ def start(settings: dict[str, Any]) -> Running:
             _remove_directory(directory)
         raise
     finally:
-        os.close(ready)
-        if ready_child >= 0:
-            os.close(ready_child)
+        for fd in (ready, ready_child):
+            if fd >= 0:
+                os.close(fd)
     return running
 
 
@@ -259,12 +264,13 @@ def _make_directory() -> str:
 
 def _remove_directory(path: str) -> None:
     """Remove the directory and its files; what cannot be removed stays."""
-    try:
+    with suppress(OSError):
+        os.rmdir(path)  # first: to look into it takes a descriptor, and there may be none
+        return
+    with suppress(OSError):
         for name in os.listdir(path):
             _unlink(os.path.join(path, name))
         os.rmdir(path)
-    except OSError:
-        pass
 
 
 def _unlink(path: str) -> None:

@@ -270,7 +270,7 @@ class BasePool:
                 session = self._check_handle(handle)
                 session.watch()
             pool_id, granted, tail = unpack_handle(handle)
-        except (TypeError, struct.error):
+        except (TypeError, BufferError, struct.error):
             self._check_handle(handle)
             raise
         if pool_id != session.pool_id:
@@ -369,8 +369,11 @@ class BasePool:
     def _check_handle(self, handle: Handle | bytes | bytearray | memoryview) -> Session:
         if not isinstance(handle, bytes | bytearray | memoryview):
             raise TypeError(f"a Handle or its bytes are expected, not {type(handle).__name__}")
-        if len(handle) != HANDLE_BYTES or (isinstance(handle, memoryview) and handle.nbytes != HANDLE_BYTES):
+        is_view = isinstance(handle, memoryview)
+        if len(handle) != HANDLE_BYTES or (is_view and handle.nbytes != HANDLE_BYTES):  # type: ignore[union-attr]
             raise InvalidHandle(f"a handle is {HANDLE_BYTES} bytes long, this is {len(handle)}")
+        if is_view and not handle.c_contiguous:  # type: ignore[union-attr]
+            raise InvalidHandle(f"the {HANDLE_BYTES} bytes of a handle lie in one piece, those of this view do not")
         return self._live_session()
 
     @property

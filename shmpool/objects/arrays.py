@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..errors import LeaseReleased
+from ..protocol.sizing import check_nbytes
 from ..system.importing import door
 from ..uncopied import Uncopied
 from . import layout, rebuilding
@@ -111,8 +112,10 @@ def empty(
         )
     if not element.itemsize or order not in _ORDERS:
         raise ValueError(f"an array needs elements with a size and the order 'C' or 'F', not {element} and {order!r}")
+    nbytes = prod(dimensions) * element.itemsize
+    check_nbytes(nbytes)
     head = pickle.dumps(_Prototype(element, dimensions, order), protocol=5, buffer_callback=lambda buffer: None)
-    laid_out = layout.plan(len(head), [prod(dimensions) * element.itemsize], 0)
+    laid_out = layout.plan(len(head), [nbytes], 0)
     lease = pool.lease(laid_out.nbytes, timeout=timeout)
     try:
         beginning = laid_out.prefix + head

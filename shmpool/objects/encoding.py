@@ -64,6 +64,8 @@ def encode(obj: Any, pickler: PicklerClass | None = None) -> Encoded:
                 return _new_tuple(Encoded, (template.nbytes, parts))
         elif kind is bytes:
             return _encode_bytes(obj)
+    elif not isinstance(pickler, type):
+        raise TypeError(f"a pickler is a class like pickle.Pickler, not {pickler!r}")
     pieces = _Pieces()
     base: Any = pickler or pickle.Pickler
     encoder = _encoder_of(base)(pieces)

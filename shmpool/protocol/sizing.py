@@ -177,11 +177,17 @@ def select_strategy(nbytes: int, config: Sizing = DEFAULT_SIZING) -> Strategy:
     where pooling is switched off. Raises `InvalidSize` for a size that no object has, `TypeError`
     for what is not a whole number."""
     check_nbytes(nbytes)
+    _check_sizing(config)
     if nbytes >= config.very_large_object_threshold or not config.is_pooling:
         return Strategy.DIRECT
     if nbytes < config.large_object_threshold and nbytes <= config.pooled_sizes[-1]:
         return Strategy.POOLED
     return config.large_object_strategy if nbytes >= config.large_object_threshold else Strategy.CHUNKED
+
+
+def _check_sizing(config: Sizing) -> None:
+    if not hasattr(config, "very_large_object_threshold"):
+        raise TypeError(f"a Sizing is expected, as pool.sizing, not {type(config).__name__}")
 
 
 def check_nbytes(nbytes: int) -> None:
@@ -228,6 +234,7 @@ def optimal_chunk_size(nbytes: int, config: Sizing = DEFAULT_SIZING) -> int:
     fewer chunks. Raises `InvalidSize` for a size that no object has, `TypeError` for what is not a
     whole number."""
     check_nbytes(nbytes)
+    _check_sizing(config)
     return min(config.chunk_sizes, key=lambda size: (max(1, -(-nbytes // size)) * size, -size))
 
 

@@ -339,6 +339,21 @@ def test_a_broker_stays_though_its_owner_closes_all_descriptors() -> None:
     assert done.stdout.split()[1] == "True"
 
 
+def test_a_broker_for_which_there_are_no_descriptors_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    done = script(
+        "import os, resource, shmpool, shmpool.embedded\n"
+        f"os.environ['XDG_RUNTIME_DIR'] = {str(tmp_path)!r}\n"
+        "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "taken = {int(fd) for fd in os.listdir('/proc/self/fd')}\n"
+        "for spare in range(4):\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + spare, hard))\n"
+        "    try: shmpool.Broker()\n"
+        "    except shmpool.BrokerUnavailable as error: print('ulimit -n' in str(error))\n"
+        f"print(os.listdir({str(tmp_path)!r}) or 'none')"
+    )
+    assert done.stdout.split() == ["True"] * 4 + ["none"]
+
+
 @pytest.mark.parametrize("ending", corner("", "; raise SystemExit(7)", "; import shmpool.embedded; keep = [b]"))
 def test_a_forgotten_broker_ends_at_exit_without_a_word(ending: str) -> None:
     done = script(START_AND_REPORT + ending)

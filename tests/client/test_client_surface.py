@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def test_a_pool_has_a_name_and_tells_whether_it_is_closed(start: Any) -> None:
         array.array("B", bytes(23)),
         np.zeros(3, np.int64),
         memoryview(bytes(192)).cast("Q"),
+        memoryview(bytes(48))[::2],
     ],
 )
 def test_what_is_no_handle_is_told_what_is_expected(pool: shmpool.Pool, thing: Any) -> None:
@@ -63,6 +65,24 @@ def test_what_is_no_handle_is_told_what_is_expected(pool: shmpool.Pool, thing: A
             use(thing)
         assert "a Handle or its bytes" in str(refused.value) or "24 bytes" in str(refused.value)
         assert refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda pool: shmpool.Handle.from_bytes(1 << 40), "24 bytes of a handle are expected, not int"),
+        (lambda pool: shmpool.select_strategy(10, None), "a Sizing is expected, as pool.sizing, not NoneType"),
+        (lambda pool: shmpool.optimal_chunk_size(10, "small"), "a Sizing is expected, as pool.sizing, not str"),
+        (lambda pool: pool.put(1, pickler=3), "a pickler is a class like pickle.Pickler, not 3"),
+        (lambda pool: pool.empty(1 << 64, "u1"), "the largest object is"),
+    ],
+)
+def test_what_is_no_argument_is_told_what_is_expected(
+    pool: shmpool.Pool, call: Callable[[Any], object], expected: str
+) -> None:
+    with pytest.raises((TypeError, shmpool.InvalidSize)) as refused:
+        call(pool)
+    assert expected in str(refused.value)
 
 
 def test_a_strategy_may_be_named(pool: shmpool.Pool) -> None:
