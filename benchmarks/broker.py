@@ -23,6 +23,7 @@ import psutil
 import shmpool
 from shmpool.stats import query
 
+from . import measure
 from .cores import on_one_core
 from .crew import Crew, start_time, wait_until
 from .echo import EchoClient, EchoServer
@@ -43,16 +44,22 @@ MOST_OF_AN_ECHO = 1.6
 GROWN = 16
 
 
+def comparisons(options: Options) -> int:
+    return 2 + 2 + len(CLIENTS) + 1
+
+
 def run(options: Options) -> Report:
+    """What has a bar comes first: whoever has little time has it."""
     report = Report.of(__doc__, options)
     rounds, seconds = options.rounds or ROUNDS, options.seconds or SECONDS
-    with EchoServer() as echo, shmpool.Broker(memory_limit="256MiB", **SETTINGS) as broker:
-        _add_miss(report, broker, echo, rounds, seconds)
-        _add_clients(report, broker, echo, rounds, seconds)
-        _add_stats(report, broker, echo, rounds, seconds)
-        check_all_missed(query(broker.address))
-    with EchoServer() as echo, shmpool.Broker(memory_limit="256MiB", buffer_lifetime=3600) as broker:
-        _add_growing(report, broker, echo, rounds, seconds)
+    with EchoServer() as echo:
+        with shmpool.Broker(memory_limit="256MiB", buffer_lifetime=3600) as broker:
+            _add_growing(report, broker, echo, rounds, seconds)
+        with shmpool.Broker(memory_limit="256MiB", **SETTINGS) as broker:
+            _add_miss(report, broker, echo, rounds, seconds)
+            _add_clients(report, broker, echo, rounds, seconds)
+            _add_stats(report, broker, echo, rounds, seconds)
+            check_all_missed(query(broker.address))
     return report
 
 
@@ -234,7 +241,7 @@ def _add_clients(report: Report, broker: shmpool.Broker, echo: EchoServer, round
     for clients in CLIENTS:
         miss, bare = Load(), Load()
         with _client_crew(clients, broker.address, echo.address) as crew:
-            for _ in range(rounds):
+            for _ in measure.pace.turns(rounds):
                 _load(crew, miss, "miss", broker.pid, seconds)
                 _load(crew, bare, "echo", echo.pid, seconds)
         table.rows.append([
@@ -257,7 +264,7 @@ def _add_stats(report: Report, broker: shmpool.Broker, echo: EchoServer, rounds:
     asked: dict[str, list[float]] = {often: [] for often in STATS_PAUSES}
     with _client_crew(LOADED_BY, broker.address, echo.address) as crew:
         alone = [_ask_stats(broker.address) for _ in range(10 * rounds)]
-        for _ in range(rounds):
+        for _ in measure.pace.turns(rounds):
             for often, pause in STATS_PAUSES.items():
                 ask = _asker(broker.address, pause, asked[often])
                 _load(crew, loads[often], "miss", broker.pid, seconds, ask)

@@ -15,6 +15,7 @@ from typing import Final
 
 import shmpool
 
+from . import measure
 from .options import Options
 from .report import Bar, Column, Report, Table
 from .trees import ROOT
@@ -92,6 +93,10 @@ os._exit(0)
 """
 
 
+def comparisons(options: Options) -> int:
+    return len(STATES) + 1
+
+
 def run(options: Options) -> Report:
     report = Report.of(__doc__, options)
     rounds = options.rounds or ROUNDS
@@ -108,7 +113,10 @@ def _hooks(report: Report, address: str, rounds: int) -> None:
     )
     report.tables.append(table)
     for state in STATES:
-        pairs = [[float(word) for word in _run(_PROGRAM, address, state, str(FORKS)).split()] for _ in range(rounds)]
+        pairs = [
+            [float(word) for word in _run(_PROGRAM, address, state, str(FORKS)).split()]
+            for _ in measure.pace.turns(rounds)
+        ]
         more = statistics.median(ours - bare for bare, ours in pairs)
         bare, ours = map(statistics.median, zip(*pairs, strict=True))
         table.rows.append([state, bare, ours, more])
@@ -117,7 +125,7 @@ def _hooks(report: Report, address: str, rounds: int) -> None:
 
 def _large(report: Report, address: str, rounds: int) -> None:
     figures: dict[str, list[list[float]]] = {"without": [], "with": []}
-    for _ in range(rounds):
+    for _ in measure.pace.turns(rounds):
         for how, found in figures.items():
             found.append([float(word) for word in _run(_LARGE, address, how, str(OBJECTS)).split()])
     medians = {how: [statistics.median(one) for one in zip(*found, strict=True)] for how, found in figures.items()}

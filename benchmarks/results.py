@@ -37,8 +37,9 @@ PARTS: dict[str, tuple[str, ...]] = {
 #: Of the time: for those that have all peers beside them, or objects of many megabytes.
 WEIGHTS = {
     "footprint": 2.0,
-    "broker": 2.0,
-    "stream": 8.0,
+    "fork": 2.0,
+    "broker": 3.0,
+    "stream": 12.0,
     "handoff": 5.0,
     "objects": 3.0,
     "queue": 3.0,

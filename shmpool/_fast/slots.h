@@ -114,6 +114,18 @@ static inline PyObject *call(Method *method, PyObject *self, PyObject *argument)
     return argument ? PyObject_CallMethodOneArg(self, method->name, argument) : PyObject_CallMethodNoArgs(self, method->name);
 }
 
+/* Moves what is in a deque, or in whatever is in its place, so many places to the right. Apart from who calls it, whose usual
+   way it is not. */
+static __attribute__((noinline)) int rotate(PyObject *deque, Py_ssize_t places) {
+    static PyObject *name = NULL;
+    if (!name && !(name = PyUnicode_InternFromString("rotate"))) return -1;
+    PyObject *count = PyLong_FromSsize_t(places);
+    PyObject *done = count ? PyObject_CallMethodOneArg(deque, name, count) : NULL;
+    Py_XDECREF(count);
+    Py_XDECREF(done);
+    return done ? 0 : -1;
+}
+
 static inline int is_false(PyObject *object, Py_ssize_t offset) { return MEMBER(object, offset) == Py_False; }
 static inline int is_true(PyObject *object, Py_ssize_t offset) { return MEMBER(object, offset) == Py_True; }
 

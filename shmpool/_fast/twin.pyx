@@ -46,7 +46,8 @@ from ..protocol.ledger import SEAT_MASK as _SEAT_MASK, SHAPE_MASK as _SHAPE_MASK
 from ..protocol.sizing import PAGE_SHIFT as _PAGE_SHIFT, Strategy
 from ..protocol.states import CellState
 from ..seat.deferred import DeferredReleases, FIRST_PAUSE, RECENT as _MOST_RECENT, SOON as _SOON
-from ..seat.magazine import LAST_BASE as _LAST_BASE, REAP_SCAN as _REAP_SCAN, Magazine, Slot, ViewTaken
+from ..seat.magazine import LAST_BASE as _LAST_BASE, REAP_SCAN as _REAP_SCAN, TOGETHER as _TOGETHER, Magazine, Slot
+from ..seat.magazine import ViewTaken
 from ..seat.mapping import Mapping
 from ..seat.records import Record, Ticket
 from ..seat.tickets import ring
@@ -110,6 +111,7 @@ cdef extern from "slots.h":
     int find_method(Method *, object, str, bint) except -1
     object call(Method *, PyObject *, PyObject *)
     object guard_member(object, Py_ssize_t, const char *, object, object (*)(PyObject *))
+    int rotate(PyObject *, Py_ssize_t) except -1
     bint is_false(PyObject *, Py_ssize_t)
     bint is_true(PyObject *, Py_ssize_t)
     bint has_references(PyObject *, Py_ssize_t)
@@ -153,6 +155,7 @@ cdef uint64_t SAMPLE_MASK = SAMPLE_EVERY - 1, POOLED_SMALL = LEASES, POOLED_MEDI
 cdef uint64_t CHUNKED_LARGE = LEASES + 4 + 2, DIRECT_VERY_LARGE = LEASES + 8 + 3
 cdef int NBYTES_BITS = _NBYTES_BITS, PAGE_SHIFT = _PAGE_SHIFT
 cdef Py_ssize_t PAGE_LESS_ONE = (1 << _PAGE_SHIFT) - 1, REAP_SCAN = _REAP_SCAN
+cdef uint64_t TOGETHER = _TOGETHER
 cdef int OURS = _OURS, UNSHARED = _UNSHARED, COPIED = _COPIED, FORKS_NOTED = _FORKS_NOTED
 cdef uint64_t LATENCIES = _LATENCIES, LATENCY_WORDS = _LATENCY_WORDS, BUCKETS = _BUCKETS
 cdef uint64_t COUNTER_WORDS = _COUNTER_WORDS, DEFERRED = _DEFERRED, HELD_BY_VIEWS = _HELD_BY_VIEWS
@@ -313,8 +316,9 @@ cdef object _lease(PyObject *pool, object nbytes):
     latencies += LATENCY_WORDS * <uint64_t>category
     if not is_a(magazine, Magazine) or counter >= count or latencies + LATENCY_WORDS > count:
         return None
-    if not words[counter] & SAMPLE_MASK:
-        return None  # one in 64 is timed and told in the plain way
+    if not (is_timed or words[counter] & SAMPLE_MASK):  # one in 64 is timed in any case
+        is_timed = True
+        started = nanoseconds()
     held, shelf = <object>session, <object>magazine  # what follows may run anything
     taken = _take_slot(magazine, words, count)
     if taken is None:
@@ -353,8 +357,8 @@ cdef object _lease(PyObject *pool, object nbytes):
 
 
 cdef inline void _note_time(uint64_t *latencies, double took) noexcept:
-    """With `detailed_metrics`, where a category's latencies are: a lease took so many nanoseconds. Two stores at once,
-    in the place of what the plain client keeps for later, as they cost less here."""
+    """Where a category's latencies are: a lease took so many nanoseconds. Two stores at once; with `detailed_metrics` in
+    the place of what the plain client keeps for later, as they cost less here."""
     cdef uint64_t whole = <uint64_t>took
     cdef uint64_t bits = <uint64_t>bit_length(whole)
     latencies[0] += whole
@@ -391,7 +395,7 @@ cdef object _take_slot(PyObject *magazine, uint64_t *words, uint64_t count):
         if load(words + first) != done:
             if oldest is not None:
                 return oldest
-            (<object>published).rotate(-1)
+            rotate(published, -1)
             continue
         next_base = base + ONE_GENERATION
         call(&popleft, published, NULL)
@@ -409,29 +413,42 @@ cdef object _take_newest(PyObject *magazine, uint64_t *words, uint64_t count, ui
     cdef PyObject *published = get_member(magazine, PUBLICATIONS)
     cdef PyObject *slot
     cdef uint64_t first, last, done, base
-    cdef Py_ssize_t at = items_in(published, pop.type), least = max(0, at - REAP_SCAN)
+    cdef Py_ssize_t size = items_in(published, pop.type), at = size, least = max(0, at - REAP_SCAN), behind = 0
+    cdef bint found = False
     cdef object next_base, candidate, oldest = None
     while at > least and left:
         at -= 1
-        candidate = (<object>published)[at]
+        candidate = (<object>published)[size - 1 if found else at]
         slot = <PyObject *>candidate
         if not (
             is_a(slot, Slot) and read_word(slot, SLOT_FIRST_CELL, &first) and read_word(slot, SLOT_LAST_CELL, &last)
             and read_word(slot, SLOT_DONE, &done) and read_word(slot, SLOT_BASE, &base)
             and first <= last < count and base + ONE_GENERATION <= LAST_BASE
         ):
+            if found and behind:
+                rotate(published, -behind)
             return oldest if oldest is not None else (<object>magazine).reap()
         while first <= last and load(words + first) == done:
             first += 1
         if first <= last:
+            behind += 1
+            if found:
+                rotate(published, 1)
             continue
+        if not found and behind:  # those that are newer go to the other end for as long, all at once
+            rotate(published, behind)
+            left = max(left - min(left, <uint64_t>behind), min(left, TOGETHER))
         next_base = base + ONE_GENERATION
-        PySequence_DelItem(published, at)
+        call(&pop, published, NULL)
+        size -= 1
         set_member(slot, SLOT_BASE, <PyObject *>next_base)
+        found = True
         if oldest is not None:
             call(&append, ready, <PyObject *>oldest)
         oldest = candidate
         left -= 1
+    if found and behind:
+        rotate(published, -behind)
     return oldest
 
 

@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 #: Bytes of done publications that take turns: more than one core's own cache holds, so that they have left it when
 #: their turn comes, and less than the cores' shared one.
 TURNS_BYTES: Final = 4 << 20
+#: Those that are still with their readers are among them; but so many are taken at a time, where they are done, however
+#: many are not: to look past these takes as long as a lease.
+TOGETHER: Final = 8
 #: Publications looked at in one reap, when none of them is done.
 REAP_SCAN: Final = 64
 #: Slots that a recall leaves besides as many as are out with readers, if they were used lately.
@@ -228,7 +231,7 @@ class Magazine:
         self.tier = tier
         self.chunks = chunks
         self.size = tier.size * chunks if size is None else size
-        #: How many slots take turns, where more are done.
+        #: How many slots take turns, where there are more.
         self.turns = max(1, TURNS_BYTES // self.size)
         self.words = session.words
         self.ready: deque[Slot] = deque()
@@ -297,6 +300,8 @@ class Magazine:
                 continue
             if oldest is not None:
                 self.ready.append(oldest)
+            else:
+                left = max(left - len(busy), min(left, TOGETHER))
             oldest = slot
             left -= 1
         if busy:

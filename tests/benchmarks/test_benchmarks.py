@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.installed import installed  # noqa: E402
+from benchmarks.plan import BATCH, Plan  # noqa: E402
 
 pytestmark = pytest.mark.long
 STATES = {"met", "missed", "absent"}
@@ -118,6 +119,12 @@ def test_a_benchmark_that_is_to_end_in_time_makes_fewer_rounds_of_each_compariso
     assert len(report["tables"][0]["rows"]) == 2
     assert "2 comparisons had fewer rounds than asked for" in report["notes"][-1]
     assert "--within 1" in report["command"]
+
+
+def test_what_is_large_and_copied_is_told_of_at_once_and_everything_else_in_batches():
+    assert Plan(4 << 20, 16).batch == Plan(10 << 20, 16, fills=False).batch == 1
+    assert Plan(1 << 20, 16).batch == Plan(4 << 20, 16, fills=False, drains=False).batch == BATCH
+    assert Plan(1024, 4).batch == 4
 
 
 def test_streams_are_judged_by_the_bars_of_each_part(tmp_path):
