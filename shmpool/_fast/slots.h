@@ -208,7 +208,6 @@ static inline void signal_eventfd(int fd) {
     if (write(fd, &one, sizeof one) < 0) errno = error;
 }
 
-/* Of a clock that only goes forward. */
 /* Shows a file in memory that its caller owns whole, its pages filled in: 0, or what the kernel has against it. One before
    Linux 5.14 leaves filling in to the faults. */
 static inline int map_whole(uint64_t address, uint64_t length, int protection, int fd, uint64_t offset) {
@@ -217,6 +216,7 @@ static inline int map_whole(uint64_t address, uint64_t length, int protection, i
     return madvise(memory, length, 22 /* MADV_POPULATE_READ */) && errno != EINVAL ? errno : 0;
 }
 
+/* Of a clock that only goes forward. */
 static inline double nanoseconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
