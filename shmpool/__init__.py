@@ -74,7 +74,7 @@ try:
     from .protocol.handle import Handle
     from .protocol.sizing import SizeCategory, Sizing, Strategy, categorize, optimal_chunk_size, select_strategy
     from .shared import Shared
-    from .system.importing import door as _door
+    from .system.importing import load as _load
 finally:
     if _collects:
         gc.enable()
@@ -171,11 +171,8 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     """Import what most workers never need when it is first asked for."""
     if name in _LAZY or name in _MODULES:
-        with _door:
-            from importlib import import_module
-
-            if name in _MODULES:
-                return import_module(f".{name}", __name__)
-            value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        if name in _MODULES:
+            return _load(name, globals())
+        value = globals()[name] = getattr(_load(_LAZY[name], globals()), name)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

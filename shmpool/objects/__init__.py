@@ -10,7 +10,7 @@ numpy, pandas, pyarrow or torch: each is served when the process has it. What th
 
 from __future__ import annotations
 
-from ..system.importing import door
+from ..system.importing import load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,8 +27,5 @@ _LAZY = {"Encoded": "encoding", "decode": "decoding", "encode": "encoding", "reg
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        with door:
-            from importlib import import_module
-
-            return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        return getattr(load(_LAZY[name], globals()), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

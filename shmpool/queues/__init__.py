@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..system.importing import door
+from ..system.importing import load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,8 +16,5 @@ __all__ = ["JoinableQueue", "Queue"]
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        with door:
-            from importlib import import_module
-
-            return getattr(import_module(".queue", __name__), name)
+        return getattr(load("queue", globals()), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

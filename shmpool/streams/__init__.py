@@ -4,7 +4,7 @@ of a pool (`verbs`). Each is imported when it is first used."""
 
 from __future__ import annotations
 
-from ..system.importing import door
+from ..system.importing import load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        with door:
-            from importlib import import_module
-
-            value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        value = globals()[name] = getattr(load(_LAZY[name], globals()), name)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

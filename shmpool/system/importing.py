@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import LockType
     from collections.abc import Callable
-    from typing import Final
+    from typing import Any, Final
 
 #: Seconds from look to look whether another thread's fork, or import, is over.
 _ITS_TURN: Final = 0.0002
@@ -67,6 +67,13 @@ def _pass(*_: object) -> None:
 
 
 door: Final = _Door()
+
+
+def load(name: str, package: dict[str, Any]) -> Any:
+    """A module of the *package* with these globals, by what an import statement calls: `importlib` is one more module,
+    and to read it takes a descriptor, of which there may be none."""
+    with door:
+        return __import__(name, package, None, ("__name__",), 1)
 
 
 def wait_for_imports() -> None:
