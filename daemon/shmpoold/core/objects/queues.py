@@ -47,12 +47,21 @@ class Queues:
                 for first in range(0, self._rows.count, SEARCHED_PER_STEP):
                     closed = 0
                     for row in self._rows.queued(first, first + SEARCHED_PER_STEP):
-                        if not self._rows.is_in_queue(row):
-                            for cell, granted in self._rows.pending_cells(row):
-                                self._outbox.add(CloseTicket(row, cell, granted))
-                                closed += 1
+                        for cell, granted in self._lost(row):
+                            self._outbox.add(CloseTicket(row, cell, granted))
+                            closed += 1
                     yield SEARCHING + CLOSING * closed
                 if not self._again:
                     return
         finally:
             self._is_under_way = False
+
+    def _lost(self, row: int) -> list[tuple[int, int]]:
+        """(cell, word) of the tickets of a publication that lies in a queue which is gone. Its publisher works on: what
+        has been read is published anew, into another queue or none, between any two looks at a row. A ticket that
+        nobody has opened before and behind all the others is of one publication, and so is what they saw."""
+        rows = self._rows
+        pending = rows.pending_cells(row)
+        if pending and rows.is_queued(row) and not rows.is_in_queue(row) and rows.pending_cells(row) == pending:
+            return pending
+        return []
