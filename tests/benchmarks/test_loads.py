@@ -34,7 +34,7 @@ def report_of(written: Path, name: str, *arguments: str) -> dict:
 
 def test_leases_that_miss_are_measured_with_up_to_64_clients(tmp_path):
     report = report_of(tmp_path / "broker.json", "broker", *QUICK)
-    one, many, stats, growing = report["tables"]
+    growing, one, many, stats = report["tables"]
     assert [row[0] for row in many["rows"]] == [1, 4, 16, 64]
     assert all(row[1] > 0 and 0 < row[2] <= row[3] for row in many["rows"])
     assert len(one["rows"]) == len(growing["rows"]) == 2 and len(report["bars"]) == 4
