@@ -74,7 +74,7 @@ class Bells:
 
     def take(self, rows: set[int]) -> list[Bell]:
         """The messages that ring them all. By any thread. They are in *rows* from the step on that takes them: the
-        broker does not look by itself at what a living client has given back, so who has them when an exception
+        broker looks by itself at what a living client has given back, but seldom, so who has them when an exception
         comes rings them again."""
         if not self._rows:
             return []

@@ -93,7 +93,7 @@ class Sending:
         rows: set[int] = set()
         try:
             connection.send(*self.bells.take(rows), *messages)
-        except BaseException:  # a bell that rings twice does nothing, one that is lost is found at the seat's end
+        except BaseException:  # a bell that rings twice does nothing, one that is lost is found late
             self.bells.now(*rows)
             raise
         if connection.has_outbox:

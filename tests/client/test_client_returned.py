@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 
 import pytest
-from client_helpers import KIB, MIB, Common, pattern
+from client_helpers import KIB, MIB, Common, Start, pattern
 
 import shmpool
+from shmpool.link.connection import Connection
+from shmpool.protocol.messages import Bell, Message, Return
 from shmpool.seat import custody
 
 SIZES = [1, 4 * KIB, 256 * KIB, 700 * KIB]
@@ -93,3 +96,34 @@ def test_the_map_of_a_direct_segment_goes_with_it(pool: shmpool.Pool) -> None:
     with open("/proc/self/maps") as file:
         assert not any(f"{session.pool_id:016x}-direct" in line for line in file)
     lease.release()
+
+
+def test_what_is_returned_without_a_word_is_found_while_somebody_waits(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = start(memory_limit="4MiB", lease_timeout="30s")
+    with broker.connect() as holder, broker.connect() as other:
+        leases = []
+        with contextlib.suppress(shmpool.LeaseTimeout):
+            while True:
+                leases.append(holder.lease(64 * KIB, timeout=0))
+        told: list[object] = []
+        monkeypatch.setattr(Connection, "send", _send_all_but_bells(told))
+        for lease in leases:
+            lease.release()
+        holder._session.return_all()
+        assert told
+        with contextlib.ExitStack() as kept:
+            for _ in leases:
+                kept.enter_context(other.lease(64 * KIB))
+            monkeypatch.undo()
+
+
+def _send_all_but_bells(told: list[object]) -> Callable[..., None]:
+    send = Connection.send
+
+    def send_others(connection: Connection, *messages: Message) -> None:
+        told.extend(message for message in messages if isinstance(message, Return | Bell))
+        send(connection, *(message for message in messages if not isinstance(message, Return | Bell)))
+
+    return send_others

@@ -11,11 +11,13 @@ from harness import CHUNKS, MEDIUM, SMALL, Client, Ticket, World, small_settings
 from sharers import shared, sharer
 from test_reports import ask
 
+from shmpool.protocol.census import Use
 from shmpool.protocol.ledger import grant_word
 from shmpool.protocol.messages import Topic
 from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import State
 from shmpoold.core.reports import LONGEST, SOON, holders
+from shmpoold.core.reports.holders import Process
 from shmpoold.core.reports.keeper import LOOKED_AT
 from shmpoold.core.reports.rules import LINGERS
 
@@ -232,7 +234,8 @@ def test_looks_become_seldom_while_nothing_changes_and_end_with_the_last_lease(w
     client = world.client()
     slot = client.lease(client.get()[0])
     world.pass_time(2 * LONGEST)
-    assert world.pass_time(10 * LONGEST) <= 11 + 11 + 2  # half of them look at the alerts' figures, two for leaks
+    # Ages, the alerts' figures, what was given back; two for leaks.
+    assert world.pass_time(10 * LONGEST) <= 11 + 11 + 11 + 2
     client.put_back(slot)
     client.give_back(*client.ready)
     # The alert about the old lease is over, and forgotten some time later.
@@ -256,6 +259,13 @@ def test_a_refusal_names_the_reader_that_keeps_everything(world: World) -> None:
     text = refusal(world, writer)
     keeps = f"pid {reader.process.pid} (worker {reader.process.pid}) keeps most: {count} buffers open for reading"
     assert keeps in text, text
+
+
+def test_one_buffer_is_one_buffer() -> None:
+    process = Process(Use.OPEN)
+    process.tally.add(SMALL, 4096, 0, None)
+    assert process.keeps_most().startswith("a publisher that has gone keeps most: 1 buffer open for reading, 4 KiB")
+    assert "about 2 buffers" in process.keeps_most(2)
 
 
 def test_a_refusal_names_the_writer_of_what_nobody_opens(world: World) -> None:

@@ -67,6 +67,7 @@ from .lending.draining import Draining
 from .lending.lending import Lending
 from .lending.quotas import Limits
 from .lending.returns import Returns
+from .lending.sweep import Sweep
 from .memory.cooling import Cooling
 from .memory.inventory import Inventory
 from .memory.manager import Manager
@@ -155,6 +156,14 @@ class Broker:
             shared=self.shared,
         )
         self.returns = Returns(self.rows, self.inventory, self.custody, self.lending, self.chores)
+        self.sweep = Sweep(
+            self.rows,
+            self.inventory,
+            (self.custody, self.shared),
+            self.returns.looks,
+            self.chores,
+            is_hurried=lambda: bool(self.lending.line),
+        )
         self.cooling = Cooling(self.inventory, self.chores, settings.buffer_lifetime)
         self.pressure = Pressure(settings.thresholds)
         self.manager = Manager(
@@ -205,7 +214,7 @@ class Broker:
         #: What has something to do when time goes by, in the order in which it is done.
         self._parts: tuple[Part, ...] = (
             self.away, self.endings, self.returns.looks, self.chores, self.reports, self.custody, self.shared,
-            self.lending,
+            self.sweep, self.lending,
             self.inventory, self.cooling, self.manager, self.draining,
         )  # fmt: skip
         self._on_event: dict[type[Any], Callable[[Any, float], object]] = {

@@ -262,6 +262,21 @@ class Rows:
         differ = _number(raw[STATE_SHIFT // 8 :: 8]) ^ _number(states)
         return not (differ | _number(raw[0::8]) | _number(raw[1::8])) & (_number(mask) * 0xFF)
 
+    def given_back(self, first: int, end: int) -> list[int]:
+        """The rows from *first* to before *end* whose client has made the broker their custodian, by RETURNED or with
+        a publication, and those that were the broker's before and say so: bytes are searched."""
+        column = self.words[first * ROW_WORDS : min(end, self.count) * ROW_WORDS : ROW_WORDS]
+        raw = column.tobytes() if isinstance(column, memoryview) else array("Q", column).tobytes()
+        states, found = raw[STATE_SHIFT // 8 :: 8], list[int]()
+        for state in (State.RETURNED, State.PUBLISHED):
+            if state not in states:  # nearly always
+                continue
+            said, at = bytes((0, 0, state)), -1
+            while (at := raw.find(said, at + 1)) >= 0:
+                if at % 8 == 0:
+                    found.append(first + at // 8)
+        return found
+
     def grant_words(self) -> list[int]:
         """All grant words at once, by row: a snapshot for scans and reports."""
         column = self.words[: self.count * ROW_WORDS : ROW_WORDS]
