@@ -99,6 +99,15 @@ def pending_word(session: Reader, granted: int, tail: int) -> int:
     return _pending(session, make_record(session, tail), granted, tail & MAX_NBYTES)
 
 
+def is_pending(session: Reader, granted: int, tail: int) -> bool:
+    """Whether the ticket of a handle can be taken: what was refused all the same was only busy."""
+    try:
+        pending_word(session, granted, tail)
+    except ShmpoolError:
+        return False
+    return True
+
+
 def discard_unopened(session: Reader) -> int:
     """Discard the tickets that nobody has opened of all that this seat has published: what it is the
     custodian of, and its direct segments, whose custodian is the broker. Returns how many."""

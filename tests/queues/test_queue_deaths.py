@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -19,7 +21,10 @@ import pytest
 from corners import sizes
 
 import shmpool
+from shmpool.protocol.names import tickets_path
+from shmpool.seat.tickets import BUSY_SECONDS
 from shmpool.stats import query
+from shmpool.system.locks import F_OFD_SETLK
 
 SOON = 30.0
 LARGE = 20_000
@@ -523,3 +528,27 @@ def test_with_requeue_every_item_comes_at_least_once(pool: shmpool.Pool, kills: 
         assert process.exitcode == 0
     one.close()
     results.close()
+
+
+def test_an_item_whose_ticket_is_busy_stays_until_it_is_not() -> None:
+    """Somebody has its byte: a process that is stopped while it opens what was published there before, or a broker that
+    closes that. The item was stepped over after 10 ms, and nobody ever saw it."""
+    with (
+        shmpool.Broker(memory_limit="64MiB", tickets="locks") as broker,
+        broker.connect() as pool,
+        contextlib.closing(pool.queue()) as queue,
+        open(tickets_path(os.path.realpath(broker.address)), "rb+") as file,
+    ):
+        for number in range(3):
+            queue.put(bytes([number]) * LARGE)
+
+        def set_lock(kind: int) -> None:
+            fcntl.fcntl(file, F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, 1, 1 << 31, 0))
+
+        for act in (lambda: queue.get(timeout=SOON)[:1], lambda: queue.shutdown(immediate=True)):
+            set_lock(fcntl.F_WRLCK)
+            thread = threading.Timer(10 * BUSY_SECONDS, set_lock, [fcntl.F_UNLCK])
+            thread.start()
+            assert act() in (b"\0", None)
+            thread.join()
+        eventually(lambda: query(broker.address).active_buffers == 1)  # the queue's own

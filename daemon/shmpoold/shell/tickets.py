@@ -73,6 +73,8 @@ class TicketCloser:
         if self._swap is not None:
             self._swap(at, ticket.granted, done)  # else it was taken, or closed
             return True
+        if self._ledger[at] != ticket.granted:
+            return True  # and its byte may be wanted by who opens what was published there since
         byte = ticket.row * ROW_WORDS + ticket.cell
         if not self._locks.try_lock(byte):
             return self._ledger[at] != ticket.granted
