@@ -15,11 +15,16 @@ each connection, the payload (one word that stands for all bytes), expiry, disca
 reconnecting. Of direct segments: their names, inodes and lengths, each inode's payload, maps that stay, what a
 producer keeps, returns at a look or a recall or leaves, spares that are served as they lie, made longer or removed.
 
-Not covered: runs, several slots, cooling, segments that are asked for ahead, the rows of streams, threads of
-one process (what the helper thread does is done where its client waits or between two calls), a child's hooks,
-several forks, views that outlive their buffer in one process, the shell's sockets (a connection is two queues
-that end with the process), processors that reorder more than x86, counters (each has one writer and decides
-nothing).
+Of the broker's chores, each access of the ledger is a step beside clients that work on: settling what has ended, the
+custody's sweep and that of what living clients gave back (also where every bell is lost), what lies in a queue that is
+gone, cooling, the replacement of old slots (with a slot's pages: they never go while a row has them), the restart scan.
+Its other parts look at rows that are its own, or only report what they read.
+
+Not covered: runs, several slots, shared publications, segments that are asked for ahead, the rows
+of streams, threads of one process (what the helper thread does is done where its client waits or
+between two calls), a child's hooks, several forks, views that outlive their buffer in one process,
+the shell's sockets (a connection is two queues that end with the process), processors that reorder
+more than x86, counters (each has one writer and decides nothing).
 
 A queue has worlds of its own, over the same pool (`queue_memory`, `queue_clients`, `queue_world`, `queue_scenarios`,
 `queue_mutants`): its semaphores and their mending, put and get of small items, batches and leases, hands, a full

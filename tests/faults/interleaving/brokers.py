@@ -21,6 +21,7 @@ from shmpoold.core.actions import (
     Action,
     Close,
     CloseTicket,
+    Cool,
     CreateDirect,
     ProbeReaders,
     ProbeSeat,
@@ -32,6 +33,7 @@ from shmpoold.core.actions import (
     WatchAdopted,
     WatchConnected,
 )
+from shmpoold.core.broker import Broker
 from shmpoold.core.chores import STEPS_PER_TURN
 from shmpoold.core.connections.endings import FIRST_LOOK
 from shmpoold.core.events import (
@@ -47,6 +49,7 @@ from shmpoold.core.events import (
     Unseen,
     Warmed,
 )
+from shmpoold.core.lending import sweep
 from shmpoold.core.lending.earmarks import FIRST_PAUSE
 from shmpoold.core.objects.custody import FIRST
 from shmpoold.shell.tickets import TicketCloser
@@ -123,6 +126,7 @@ class BrokerProcess:
         self._ledger = Words(context, start.layout.ledger, start.layout.searched, start.ledger)
         self._header = Words(context, start.layout.header, {}, start.header)
         self._loop = Loop()
+        self._clearings = start.chores.clearings
         locks: Any = ByteLocks(context)
         ledger: Any = self._ledger
         with patch("asyncio.get_running_loop", lambda: self._loop):
@@ -141,11 +145,11 @@ class BrokerProcess:
         context = self._context
         if self._epoch == 1:
             context.memory = list(self._start.blank)
-            self.core = self._start.make_core(self._ledger, self._header)  # type: ignore[arg-type]
+            self.core = self._make_core()
             self._start.converse(self.core)
             context.memory = None
         else:
-            self.core = self._start.make_core(self._ledger, self._header, self._epoch)  # type: ignore[arg-type]
+            self.core = self._make_core()
             self._carry_out(self.core.adopt(0.0))
             if self._start.is_direct:
                 named = self.core.inventory.direct_segments()
@@ -155,7 +159,19 @@ class BrokerProcess:
         while True:
             self._normalise()
             is_due = self.core.next_deadline() not in (None, NEVER)
-            self._turn(context.ask("await", is_due, self.core.custody.next_deadline != NEVER, bool(self._loop.timers)))
+            has_custody, has_timers = self.core.custody.next_deadline != NEVER, bool(self._loop.timers)
+            with patch.object(sweep, "HURRY", -SOON):  # whenever time passes
+                self._turn(context.ask("await", is_due, has_custody, has_timers, self._clearings > 0))
+
+    def _make_core(self) -> Broker:
+        core = self._start.make_core(self._ledger, self._header, self._epoch)  # type: ignore[arg-type]
+        chores = self._start.chores
+        core.sweep._is_under_way = not chores.sweeps
+        if chores.cools:
+            core.cooling.lifetime = 0.0
+        if chores.retires:
+            core.inventory.max_age = -SOON
+        return core
 
     def _turn(self, what: tuple[Any, ...]) -> None:
         kind, now = what[0], SOON if what[0] != "expiry" else LATE
@@ -173,6 +189,10 @@ class BrokerProcess:
             self._watches._on_end(what[1])
         elif kind == "retry":
             self._loop.fire()
+        elif kind == "clear":
+            self._clearings -= 1
+            self.core.shared.queues.clear(0.0)
+            self._carry_out(self.core.outbox.take())
         else:
             self._events.append(Ticked())
         self._drain(now if kind in ("tick", "expiry") else 0.0)
@@ -212,7 +232,12 @@ class BrokerProcess:
             elif isinstance(action, Unwatch):
                 self._watches.unwatch(action.seat)
                 ask("unwatch", action.seat)
+            elif isinstance(action, Cool):
+                if self._start.chores.cools and action.tier == 0:
+                    ask("cool")
             elif isinstance(action, Warm):
+                if self._start.chores.cools and action.tier == 0:
+                    ask("warm")
                 self._events.append(Warmed(action.tier, action.row, action.count))
             elif isinstance(action, CreateDirect):
                 spare = "" if action.spare is None else name_of(action.spare.row, action.spare.generation)
@@ -230,7 +255,9 @@ class BrokerProcess:
         core.lending.recalls._next_round = core.lending.recalls._next_turn = 0.0
         for seat in core.seats.taken.values():
             seat.recalled_at = float("-inf")
-        core.cooling.next_deadline = NEVER
+        slots = core.inventory.maps[-1 if self._start.is_direct else 0]
+        core.cooling.next_deadline = 0.0 if self._start.chores.cools and slots.ready else NEVER
+        core.sweep._rested_at, core.sweep._interval, core.sweep._seen = float("-inf"), -SOON, (0, 0)
         core.endings._next_look, core.endings._pause = 0.0 if core.endings.read else NEVER, FIRST_LOOK
         earmarks = core.lending.earmarks
         earmarks._freed_at, earmarks._pause, earmarks._rests_until = NEVER, FIRST_PAUSE, 0.0
@@ -252,10 +279,10 @@ class BrokerProcess:
         quarantined = sorted(core.inventory.quarantined)
         assert not quarantined, f"rows {quarantined} are quarantined, and nobody scribbled"
         timers = [(ticket, getattr(fire, "args", ())) for ticket, fire in self._loop.timers]
-        slots = core.inventory.maps[-1 if self._start.is_direct else 0]
-        self._context.marks = ("ready",) if slots.ready or spares else ()
+        self._context.marks = ("ready",) if slots.unused or spares else ()
         watched = tuple(sorted(self._watches._locked)), tuple(sorted(self._watches._retries))
-        self._context.cut((self._epoch, tuple(sorted(self._known)), tuple(timers), watched, fingerprint(core)))
+        rest = self._clearings, tuple(sorted(self._known)), tuple(timers), watched
+        self._context.cut((self._epoch, *rest, fingerprint(core)))
 
 
 RECALL = encode(Recall())

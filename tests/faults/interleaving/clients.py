@@ -43,9 +43,19 @@ from shmpool.link.requests import Request
 from shmpool.link.waiting import Waiter
 from shmpool.protocol.figures import COUNTER_WORDS
 from shmpool.protocol.handle import unpack_handle
-from shmpool.protocol.ledger import FIRST_CELL, NBYTES_BITS, SEAT_LOCKS, state_of
-from shmpool.protocol.messages import FROM_BROKER, Message, Role, decode, encode
+from shmpool.protocol.ledger import (
+    FIRST_CELL,
+    NBYTES_BITS,
+    QUEUE_CELL,
+    QUEUED_CELL,
+    SEAT_LOCKS,
+    generation_of,
+    queued_word,
+    state_of,
+)
+from shmpool.protocol.messages import FROM_BROKER, Bell, Message, Return, Role, decode, encode
 from shmpool.protocol.states import CellState
+from shmpool.seat import tickets
 from shmpool.seat.session import Session
 from shmpool.system import heirs
 from shmpool.system.heirs import READERS
@@ -112,8 +122,9 @@ class Connection:
         self._context = context
 
     def send(self, *messages: Message) -> None:
+        loses_bells = self._context.machine.start.chores.loses_bells
         for message in messages:
-            if self._context.memory is None:
+            if self._context.memory is None and not (loses_bells and isinstance(message, Bell | Return)):
                 self._context.ask("send", self.number, encode(message))
 
     def try_send(self, message: Message) -> bool:
@@ -332,7 +343,8 @@ class Client:
         session = self.session = context.session = self._connect()
         session._fds = {(0, True): -1, (0, False): -1}
         if start.is_direct:
-            session.segments._used_at = 0.0  # the first is kept already
+            if not start.chores.loses_bells:  # what is kept is given back, what is not is handed over
+                session.segments._used_at = 0.0  # the first is kept already
         elif not joins and context.index == 0:
             session.link.handle(decode(start.grant, FROM_BROKER))
         context.memory = None
@@ -412,9 +424,13 @@ class Client:
             self.publish()
             self.turn()
 
-    def publish(self, tickets: int = 1, act: Callable[[], None] | None = None) -> None:
-        """Publish, and post the handles."""
+    def publish(self, tickets: int = 1, act: Callable[[], None] | None = None, queue: int | None = None) -> None:
+        """Publish, and post the handles; into a *queue*, 0 for none."""
         lease = self._context.lease
+        if queue:  # as `queues.putting`
+            slot, words = lease._slot, self.session.words
+            words[slot.word + QUEUE_CELL] = queue
+            words[slot.word + QUEUED_CELL] = queued_word(generation_of(slot.base))
         with self._visited_by(act):
             handles = [lease.publish()] if tickets == 1 else lease.publish_many(tickets)
         self._context.lease = None
@@ -433,16 +449,16 @@ class Client:
         self.session.return_all()
         self.turn()
 
-    def produce(self, times: int, tickets: int = 1) -> None:
+    def produce(self, times: int, tickets: int = 1, queue: int | None = None) -> None:
         """Lease, write, publish, and look at what the broker wants."""
         for _ in range(times):
             if not self.lease():
                 return
             self.write()
-            self.publish(tickets)
+            self.publish(tickets, queue=queue)
             self.turn()
 
-    def produce_from_own(self, times: int, tickets: int = 1) -> None:
+    def produce_from_own(self, times: int, tickets: int = 1, queue: int | None = None) -> None:
         """The same without the broker: waits until the slot comes back by itself."""
         context, layout = self._context, self._context.machine.start.layout
         magazine = self.session.pooled[0]
@@ -457,7 +473,7 @@ class Client:
                 self._mark()
             if not magazine.ready:
                 magazine.ready.append(done)
-            self.produce(1, tickets)
+            self.produce(1, tickets, queue)
 
     def discard(self, act: Callable[[], None] | None = None) -> None:
         """Discard the first ticket of the last publication."""
@@ -503,6 +519,20 @@ class Client:
             raise Wrong("a map is shorter than what was opened" if is_short else "a ticket was opened twice here")
         context.won |= {ticket}
         return buffer
+
+    def _is_pending(self) -> bool:
+        """Whether the handle's ticket can be taken."""
+        _, granted, tail = unpack_handle(self.handle)
+        try:
+            tickets.pending_word(self.session, granted, tail)
+        except (StaleHandle, HandleUsed):
+            return False
+        return True
+
+    @property
+    def _offset(self) -> int:
+        """The byte of the handle's ticket."""
+        return unpack_handle(self.handle)[2] >> NBYTES_BITS
 
     @property
     def has_buffer(self) -> bool:
@@ -603,9 +633,12 @@ class Client:
         forks._after_in_parent()
 
     def consume(self, number: int, *, is_good: bool = False) -> None:
-        """Receive, open, hold and release. One that *is_good* must not be refused."""
+        """Receive, open, hold and release. One that *is_good* must not be refused, but while somebody has its byte."""
         self.receive(number)
-        if self.open():
+        while not (is_open := self.open()) and is_good and self._is_pending():
+            self._step -= 1  # as it was before
+            self._context.ask("free", self._offset)
+        if is_open:
             self._context.ask("pass")  # it reads for a while: the payload is looked at in every state
             self.release()
         elif is_good:

@@ -17,6 +17,8 @@ from shmpool.protocol.ledger import (
     FIRST_CELL,
     GRANT,
     LINK,
+    QUEUE_CELL,
+    QUEUED_CELL,
     ROW_WORDS,
     STATE_MASK,
     STATE_SHIFT,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 
 Memory = tuple[int, ...]
+#: The payload of a slot that has no pages.
+NO_PAGES = 1 << 64
 
 
 class Violation(Exception):
@@ -50,9 +54,12 @@ class Column(list[int]):
 
 
 class Layout:
-    """The modelled words of one scenario, numbered; *names* are for people."""
+    """The modelled words of one scenario, numbered; *names* are for people. *are_queued*: with those that say in which
+    queue a publication lies."""
 
-    def __init__(self, tickets: int, seats: int, row: int = 1, tier: int = 0, inodes: int = 1) -> None:
+    def __init__(
+        self, tickets: int, seats: int, row: int = 1, tier: int = 0, inodes: int = 1, *, are_queued: bool = False
+    ) -> None:
         self.tickets = tickets
         self.seats = seats
         self.at = row * ROW_WORDS
@@ -75,6 +82,10 @@ class Layout:
             self.seat_states[seat] = len(self.names) - 1
         #: Stored by brokers only: nobody's step can tell when a broker reads them.
         self.broker_only = frozenset(range(self.wanted, len(self.names)))
+        self.marks = range(len(self.names), len(self.names) + 2 * are_queued)
+        if are_queued:
+            self.names += ["queue", "queued"]
+            self.ledger |= zip((self.at + QUEUE_CELL, self.at + QUEUED_CELL), self.marks, strict=True)
         #: What `words[:n]`, the byte search for TAKEN cells, looks at.
         self.searched = {self.at + word: self.ledger[self.at + word] for word in cells}
 
@@ -135,6 +146,8 @@ class Judge:
         self._rules[layout.extent] = self._rules[layout.link] = self._on_shape
         for number in layout.payloads:
             self._rules[number] = self._on_payload
+        for number in layout.marks:
+            self._rules[number] = self._on_shape
         for number in layout.cells:
             self._rules[number] = self._on_cell
 
@@ -190,6 +203,8 @@ class Judge:
     def _on_payload(self, memory: Memory, number: int, value: int, seat: int | None, is_living: Any) -> str | None:
         grant = memory[self._layout.grant]
         is_mine = seat and seat_of(grant) == seat and state_of(grant) == State.LEASED
+        if memory[number] == NO_PAGES:
+            return "written where there are no pages"
         return None if is_mine else f"payload written without a lease: the row says {describe(grant)}"
 
     def _on_cell(self, memory: Memory, number: int, value: int, seat: int | None, is_living: Any) -> str | None:

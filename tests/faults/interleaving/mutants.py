@@ -34,9 +34,12 @@ from shmpool.seat.session import Session
 from shmpoold.core.connections.clients import Clients
 from shmpoold.core.connections.endings import Endings
 from shmpoold.core.lending.returns import Returns
+from shmpoold.core.lending.sweep import Sweep
 from shmpoold.core.memory.inventory import Inventory
+from shmpoold.core.memory.slots import SlotMap
 from shmpoold.core.memory.stock import Stock
 from shmpoold.core.objects.custody import Custody
+from shmpoold.core.objects.queues import Queues
 from shmpoold.core.rows import Rows
 from shmpoold.shell.tickets import TicketCloser
 from shmpoold.shell.watches import Watches
@@ -219,6 +222,7 @@ def grants_trusted() -> Iterator[None]:
         yield
 
 
+_LOST = "if pending and rows.is_queued(row) and not rows.is_in_queue(row) and rows.pending_cells(row) == pending:"
 TRUSTING = "    for row in rows:\n        if row in granted: self.free(granted[row], now)"
 
 # --- scenarios that have just what a mistake needs to show ------------------------------------------------
@@ -449,6 +453,39 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a process that cannot be seen taken for dead", SCENARIO["restart abroad x leaving publisher"],
         rewrite(Clients, "on_unseen", ("self._away.hide(seat, now)", "self.end(seat, now)")),
+    ),
+    # The broker's chores.
+    Mutant(
+        "the end of a queue judged by two publications", SCENARIO["gone queue x publisher"],
+        rewrite(Queues, "_lost", (_LOST, "if rows.is_queued(row) and not rows.is_in_queue(row):"),
+                ("return pending\n", "return rows.pending_cells(row)\n")),
+    ),
+    Mutant(
+        "what lies in no queue closed with one", SCENARIO["gone queue x publisher of what is queued nowhere"],
+        together(
+            rewrite(Queues, "_lost", ("rows.is_queued(row) and", "")),
+            rewrite(Rows, "queued", ("[row for row in found if self.is_queued(row)]", "found")),
+        ),
+    ),
+    Mutant(
+        "no sweep of what the living gave back", SCENARIO["lost bells x waiter"],
+        rewrite(Sweep, "tick", ("if self.next_deadline <= now:", "if False:")),
+    ),
+    Mutant(
+        "no sweep of what was handed over", SCENARIO["lost bells x direct"],
+        rewrite(Rows, "given_back", ("(State.RETURNED, State.PUBLISHED)", "(State.RETURNED,)")),
+    ),
+    Mutant(
+        "a sweep that frees what was handed over", SCENARIO["lost bells x direct"],
+        rewrite(Returns, "_settle", ("self._custody.accept(holding, now)", "self.free(holding, now)")),
+    ),
+    Mutant(
+        "a row that does not say that it is cold", SCENARIO["cooling x waiter"],
+        rewrite(Stock, "_cool", ("self.rows.move(at, State.COLD)", "pass")),
+    ),
+    Mutant(
+        "a cold slot that is thought warm", SCENARIO["cooling x waiter"],
+        rewrite(SlotMap, "set_cold", ("self._warm[extent] = self._ready[extent] = bytes(count)", "pass")),
     ),
     # Store buffers can hide a reader's DONE from the broker and the custodian from the reader.
     Mutant(

@@ -30,9 +30,10 @@ def complaint(world: World, draft: Draft) -> str | None:
         if draft.memory[number] and not world.is_living(draft, seat):
             return f"seat {seat} is nobody's and not cleared"
     is_open = any(_is_held(world, draft, at, cell) for at, cell in enumerate(cells))
-    # One that stopped after its store and before its message: its death will tell.
-    is_untold = draft.paused and draft.nodes[world.broker_at].request[2:3] != (True,)
-    if state_of(grant) == State.FREE:
+    # One that stopped after its store and before its message: its death will tell, where no sweep does.
+    may_stop = draft.paused and not world.scenario.chores.sweeps
+    is_untold = may_stop and draft.nodes[world.broker_at].request[2:3] != (True,)
+    if state_of(grant) in (State.FREE, State.COLD):
         lost = "ready" not in draft.nodes[world.broker_at].marks
     elif state_of(grant) == State.PUBLISHED and holder == 0:
         lost = not is_open and not is_untold
@@ -62,7 +63,7 @@ def _starving(world: World, draft: Draft, grant: int, is_open: bool) -> str | No
     stopped = [node.seat for party, node in enumerate(draft.nodes) if draft.paused >> party & 1]
     excused = (
         seat_of(grant) in stopped
-        or (state_of(grant) == State.RETURNED and stopped)
+        or (state_of(grant) == State.RETURNED and stopped and not world.scenario.chores.sweeps)
         or state_of(grant) == State.LEASED
         or (state_of(grant) == State.PUBLISHED and is_open)
     )

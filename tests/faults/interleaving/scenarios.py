@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from .brokers import BrokerProcess
 from .clients import Client, Gone
 from .machines import Context
-from .start import LONG_NBYTES, NBYTES, Start
+from .start import GONE_QUEUE, LIVING_QUEUE, LONG_NBYTES, NBYTES, NO_CHORES, Chores, Start
 
 Role = Callable[[Client], None]
 #: Bytes of direct objects.
@@ -49,6 +49,8 @@ class Scenario:
     is_direct: bool = False
     #: Somebody calls the pool in the middle of a call of his own (`nesting`).
     has_visits: bool = False
+    #: What the broker does beside its clients.
+    chores: Chores = NO_CHORES
 
     @property
     def forks(self) -> bool:
@@ -66,7 +68,7 @@ class Scenario:
         """How it begins."""
         return Start(
             self.connected, self.seats, self.tickets, gives_back=self.gives_back, forks=self.forks, by=self.by,
-            is_direct=self.is_direct,
+            is_direct=self.is_direct, chores=self.chores,
         )  # fmt: skip
 
     def bodies(self) -> list[tuple[str, Callable[[Context], None]]]:
@@ -125,6 +127,29 @@ def discard_and_recycle(client: Client) -> None:
     client.discard()
     client.produce_from_own(1)
     client.serve()
+
+
+def put(*queues: int) -> Role:
+    """Publish into these queues, 0 for none, each time in the same slot; what is in it names its queue."""
+
+    def role(client: Client) -> None:
+        client.produce(1, queue=queues[0])
+        for queue in queues[1:]:
+            client.produce_from_own(1, queue=queue)
+        client.serve()
+
+    return role
+
+
+def read_last(count: int) -> Role:
+    """Read so many handles, of which only the last must not be refused."""
+
+    def role(client: Client) -> None:
+        for number in range(count):
+            client.consume(number, is_good=number == count - 1)
+        client.serve()
+
+    return role
 
 
 def produce_direct(*sizes: int, then: Callable[[Client], None] = Client.serve) -> Role:
@@ -555,6 +580,58 @@ _NESTED: tuple[Scenario, ...] = (
     Scenario("lease within lease", (("publisher", lease_visited), ("reader", read(0))), has_visits=True),
 )  # fmt: skip
 
+# --- the broker's chores beside clients that work on ------------------------------------------------------
+
+_LOST_BELLS = Chores(sweeps=True, loses_bells=True)
+
+_CHORES: tuple[Scenario, ...] = (
+    Scenario(
+        "lost bells x waiter",
+        (("publisher", come_and_go), ("heir", produce())),
+        pausable=frozenset({"publisher"}), faults=1, chores=_LOST_BELLS,
+    ),
+    Scenario(
+        "lost bells x reader",
+        (("publisher", produce(2)), ("reader", read(0, 1)), ("heir", produce())),
+        chores=_LOST_BELLS,
+    ),
+    Scenario(
+        "lost bells x direct",
+        (("producer", produce_direct(SHORT)), ("reader", read(0))),
+        **both("producer"), faults=1, is_direct=True, chores=_LOST_BELLS,
+    ),
+    Scenario(
+        "gone queue x publisher",
+        (("publisher", put(GONE_QUEUE, LIVING_QUEUE)), ("reader", read_last(2))),
+        chores=Chores(clearings=1),
+    ),
+    Scenario(
+        "gone queue x publisher of what is queued nowhere",
+        (("publisher", put(GONE_QUEUE, 0)), ("reader", read_last(2))),
+        chores=Chores(clearings=2),
+    ),
+    Scenario(
+        "gone queue x deaths",
+        (("publisher", put(GONE_QUEUE, LIVING_QUEUE)), ("reader", read(0, 1))),
+        **both("publisher", "reader"), faults=1, chores=Chores(clearings=1),
+    ),
+    Scenario(
+        "cooling x waiter",
+        (("publisher", come_and_go), ("heir", produce())),
+        mortal=frozenset({"publisher"}), faults=1, chores=Chores(cools=True),
+    ),
+    Scenario(
+        "cooling x restart",
+        (("publisher", come_and_go), ("heir", produce())),
+        restarts=1, chores=Chores(cools=True),
+    ),
+    Scenario(
+        "old slots x reader",
+        (("publisher", produce(then=Client.exit)), ("reader", read(0, 1)), ("heir", produce())),
+        chores=Chores(cools=True, retires=True),
+    ),
+)  # fmt: skip
+
 # --- the same by compare-and-swap -----------------------------------------------------------------------
 
 
@@ -582,6 +659,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     *_UNDER_LOCKS,
     *_DIRECT,
     *_NESTED,
+    *_CHORES,
+    *(by_swaps(scenario) for scenario in _CHORES if scenario.chores.clearings),
     *(by_swaps(scenario) for scenario in _NESTED),
     *(by_swaps(scenario) for scenario in _UNDER_LOCKS if scenario.name in _RACES + _MORE),
     *(by_asking(scenario) for scenario in _UNDER_LOCKS if scenario.name in _RACES),

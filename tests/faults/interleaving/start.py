@@ -7,11 +7,14 @@ the memory that all parties start from, and again by each broker that is made fr
 from __future__ import annotations
 
 from collections.abc import MutableSequence
+from dataclasses import dataclass
 from typing import Any
 
 from shmpool.protocol.header import header_bytes, ledger_bytes
+from shmpool.protocol.ledger import EXTENT, QUEUE, ROW_WORDS, SHARED, extent_word, grant_word, queue_word
 from shmpool.protocol.messages import HELLO_MAGIC, PROTOCOL_VERSION, Grant, Hello, Refill, Role, Welcome, encode
 from shmpool.protocol.sizing import MIB, PAGE, Sizing, Tier, TierKind, rows_of
+from shmpool.protocol.states import State
 from shmpoold.core.actions import Action, Send, Warm, WatchConnected
 from shmpoold.core.broker import Broker
 from shmpoold.core.events import Connected, Event, Peer, Received, Warmed
@@ -34,6 +37,26 @@ LONG_NBYTES = PAGE + 8
 #: The number of the first inode is 1.
 INODES = 5
 FIRST_REQUEST = 1
+#: Rows that nobody uses: one says that it is a queue's memory, the other that it is nobody's; and what lies in the one,
+#: and in the other when that was a queue.
+_QUEUE_ROW, _GONE_ROW, _QUEUE_GENERATION = 2, 3, 7
+LIVING_QUEUE, GONE_QUEUE = (queue_word(row, _QUEUE_GENERATION) for row in (_QUEUE_ROW, _GONE_ROW))
+
+
+@dataclass(frozen=True)
+class Chores:
+    """What the broker does beside its clients, and would only add to the states of other scenarios. It *sweeps* what
+    living clients own; *cools* what is idle, and what comes back at once when it *retires* slots; *clearings* times
+    it clears what lies in queues that are gone. *loses_bells*: it hears of nothing that was given back."""
+
+    sweeps: bool = False
+    loses_bells: bool = False
+    cools: bool = False
+    retires: bool = False
+    clearings: int = 0
+
+
+NO_CHORES = Chores()
 
 
 def nonce_of(index: int) -> int:
@@ -79,13 +102,16 @@ class Start:
         forks: bool = False,
         by: str = "locks",
         is_direct: bool = False,
+        chores: Chores = NO_CHORES,
     ) -> None:
         self.clients = clients
         self.forks = forks
         self.by = by
         self.is_direct = is_direct
+        self.chores = chores
         tier = TIERS[-1 if is_direct else 0]
-        self.layout = Layout(tickets, seats, tier.base, tier.index, INODES if is_direct else 1)
+        inodes = INODES if is_direct else 1
+        self.layout = Layout(tickets, seats, tier.base, tier.index, inodes, are_queued=chores.clearings > 0)
         self.settings = Settings(
             memory_limit=MIB,
             sizing=SIZING,
@@ -102,6 +128,9 @@ class Start:
         self.grant = b""
         self.watches: frozenset[tuple[int, int]] = frozenset()
         self.converse(self.make_core(ledger, header))
+        if chores.clearings:
+            self.ledger[_QUEUE_ROW * ROW_WORDS] = grant_word(_QUEUE_GENERATION, State.PUBLISHED, 0)
+            self.ledger[_QUEUE_ROW * ROW_WORDS + EXTENT] = extent_word(PAGE, SHARED | QUEUE, 1)
         #: Counters never say that it is time for a sample.
         self.ledger[rows_of(TIERS) * 16 :] = [1] * (len(self.ledger) - rows_of(TIERS) * 16)
         self.blank = self.layout.snapshot(self.ledger, self.header)

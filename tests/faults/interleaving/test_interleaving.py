@@ -18,6 +18,7 @@ from . import machines
 from .explorer import Result, explore
 from .mutants import MUTANTS, Mutant, grants_trusted, old_replies_kept
 from .scenarios import LARGE, SCENARIO, SCENARIOS, WHOLE, Scenario
+from .start import NO_CHORES
 
 MODES = ("SC", "TSO")
 #: At most some ten thousand states each.
@@ -27,7 +28,11 @@ SMALL = (
     "open within open", "discard and close within open, by swaps",
 )  # fmt: skip
 #: The others that the default setting walks through, and how many states of each.
-WALKED = sorted(one.name for one in SCENARIOS if one.by == "locks" and not one.has_visits and one.name not in SMALL)
+WALKED = sorted(
+    one.name
+    for one in SCENARIOS
+    if one.by == "locks" and not one.has_visits and one.chores is NO_CHORES and one.name not in SMALL
+)
 WALK = 700
 #: Mutants that a short walk finds sooner than a search of all beginnings does, and the walk that finds each soonest;
 #: where that one does not, the next ones have another order.
@@ -39,7 +44,10 @@ BY_WALKS = {
     "a dead reader's ticket given back under another generation": 4,
     "a segment found by its publication's generation": 0, "settled at once, whoever inherited": 6,
     "a dead writer's rows freed whoever has to copy them": 11, "a readers' byte given up with the seat's sweep": 12,
-    "a process that cannot be seen taken for dead": 0,
+    "a process that cannot be seen taken for dead": 0, "the end of a queue judged by two publications": 0,
+    "what lies in no queue closed with one": 0, "no sweep of what the living gave back": 0,
+    "no sweep of what was handed over": 1, "a sweep that frees what was handed over": 0,
+    "a row that does not say that it is cold": 0, "a cold slot that is thought warm": 0,
 }  # fmt: skip
 MUTANT_WALK, WALKS = 2_000, 20
 #: One shows after two hundred thousand states.

@@ -27,14 +27,14 @@ from shmpool.system.heirs import READERS, copies_at
 
 from .brokers import RECALL
 from .machines import Machine, Node
-from .memory import Judge, Layout, Violation, describe
+from .memory import NO_PAGES, Judge, Layout, Violation, describe
 from .rest import complaint
 from .scenarios import Scenario
 from .start import party_of, peer_of
 from .states import Conn, Draft, Interned, State_, Step
 
 #: Requests that others may have to answer; every other one is answered at once, in one way.
-WAITING = frozenset({"receive", "born", "fetch", "until", "await"})
+WAITING = frozenset({"receive", "born", "fetch", "until", "free", "await"})
 AT_ONCE: list[tuple[str, Any]] = [("step", None)]
 #: The open file that a party has for a call in the middle of another is told from its own by so much.
 BESIDE = 1 << 16
@@ -206,11 +206,15 @@ class World:
             return []  # its parent's fork answers
         if what == "fetch":
             return [("step", None)] if len(draft.post) > request[1] else []
+        if what == "free":
+            return [] if request[1] in draft.locks else [("step", None)]
         if what == "until":
             return [("step", None)] if draft.memory[request[1]] != request[2] else []
         return self._events(draft, *request[1:])
 
-    def _events(self, draft: Draft, is_due: bool, has_custody: bool, has_timers: bool) -> list[tuple[str, Any]]:
+    def _events(
+        self, draft: Draft, is_due: bool, has_custody: bool, has_timers: bool, may_clear: bool
+    ) -> list[tuple[str, Any]]:
         events: list[tuple[str, Any]] = []
         for number, conn in draft.conns.items():
             if conn.is_broker_there and conn.up:
@@ -220,6 +224,8 @@ class World:
         for seat, pid in draft.watches:
             if not draft.alive >> party_of(pid) & 1:
                 events.append(("step", ("died", seat)))
+        if may_clear:
+            events.append(("step", ("clear",)))
         if has_timers:
             events.append(("time", ("retry",)))
         if is_due:
@@ -239,7 +245,7 @@ class World:
                 self._commit(draft, party, args[0], args[1])
         elif what == "read":
             answer = self._read(draft, party, args[0])
-        elif what in ("pass", "until"):
+        elif what in ("pass", "until", "free"):
             answer = None
         else:
             if self.are_barriers or what not in ("lock", "unlock", "swap"):
@@ -348,6 +354,23 @@ class World:
 
     def _on_let_go(self, draft: Draft, party: int, choice: Any) -> None:
         draft.pages = frozenset(page for page in draft.pages if page[1] != party)
+
+    # A slot's pages.
+
+    def _on_cool(self, draft: Draft, party: int, choice: Any) -> None:
+        """They go, whoever looks at them."""
+        grant = draft.memory[self.layout.grant]
+        if state_of(grant) != State.COLD:
+            raise Violation(f"pages go that a row has: {describe(grant)}")
+        self._set_pages(draft, NO_PAGES)
+
+    def _on_warm(self, draft: Draft, party: int, choice: Any) -> None:
+        if draft.memory[self.layout.payloads[0]] == NO_PAGES:
+            self._set_pages(draft, 0)
+
+    def _set_pages(self, draft: Draft, payload: int) -> None:
+        at = self.layout.payloads[0]
+        draft.memory = (*draft.memory[:at], payload, *draft.memory[at + 1 :])
 
     # Direct segments, by their names.
 
