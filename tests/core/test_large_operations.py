@@ -137,3 +137,15 @@ def test_a_restarted_broker_counts_what_is_out(make_world: MakeWorld) -> None:
     client.die()
     world.run()
     assert len(other.ready) == 1
+
+
+def test_what_is_being_warmed_counts(make_world: MakeWorld) -> None:
+    world = bounded(make_world, 1)
+    first, second = world.client(), world.client()
+    first.refill(CHUNKS, 2)
+    second.refill(CHUNKS, 2)
+    while world.deliver():
+        pass
+    assert len(world.shell) == 1, "the second waits for the first, whose pages have yet to come"
+    world.run()
+    assert [len(first.ready), len(second.ready)] == [1, 0]

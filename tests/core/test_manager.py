@@ -404,3 +404,18 @@ def test_levels_are_counted() -> None:
     for free in (0.5, 0.08, 0.01, 0.01):
         read(world, free)
     assert world.broker.manager.figures()["pressure_changes"] == {"normal": 0, "elevated": 1, "critical": 1}
+
+
+def test_critical_pressure_makes_clients_prefer_direct_segments_only_where_that_is_the_policy(world: World) -> None:
+    read(world, 0.01)
+    assert not world.broker.manager.prefers_direct
+    world.dispatch(Reconfigured(replace(world.settings, under_pressure=UnderPressure.DIRECT)))
+    assert world.broker.manager.prefers_direct
+    for _ in range(2):
+        world.now += CALM
+        read(world)
+    assert not world.broker.manager.prefers_direct
+
+
+def test_a_place_that_is_not_there_is_not_short() -> None:
+    assert judge(0, room=HOST._replace(total=0)) is Level.NORMAL

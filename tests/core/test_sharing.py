@@ -18,10 +18,7 @@ from shmpool.protocol.ledger import (
     grant_word,
     shared_facts,
 )
-from shmpool.protocol.messages import (
-    LetGo,
-    Purpose,
-)
+from shmpool.protocol.messages import Bell, LetGo, Purpose, Share
 from shmpool.protocol.sizing import KIB, TierKind
 from shmpool.protocol.states import CellState
 
@@ -388,3 +385,28 @@ def test_whatever_happens_what_is_held_stays_and_the_rest_comes_back(seed: int) 
     for name in names:
         ending.drop(name)
     world.run()
+
+
+def test_a_direct_one_is_its_maker_s_for_the_next_broker_too(world: World) -> None:
+    maker = sharer(world)
+    slots = [maker.get_direct(64 * KIB), *maker.get(SMALL, count=2)]
+    for slot in slots:
+        maker.share(slot)
+    world.run()
+    world.restart()
+    assert world.broker.shared.published_by(maker.seat) == [slots[0].row]
+    assert not world.broker.shared.published_by(maker.seat + 1)
+
+
+def test_one_that_is_rung_for_before_it_is_told_of_is_no_publication_with_tickets(world: World) -> None:
+    maker = sharer(world)
+    (slot,) = maker.get(SMALL)
+    number = maker.share(slot, "a", tell=False)
+    maker.send(Bell([slot.row]))
+    world.run()
+    assert slot.row in world.broker.shared.publications and is_there(world, slot.row)
+    maker._ask(Share(number, slot.row, 0, 0))
+    world.run()
+    maker.let_go(number)
+    world.run()
+    assert not is_there(world, slot.row)

@@ -1,5 +1,6 @@
-"""``python -m tests.mutation [--only WORD]... [--tests PATH...] [--sample N] [--minutes M] [--seed S]``: a table
-of mutants; exit 1 when one survives that `survivors.toml` does not explain."""
+"""``python -m tests.mutation [--only WORD]... [--tests PATH...] [--sample N] [--skip N] [--minutes M] [--seed S]``: a
+table of mutants; exit 1 when one survives that `survivors.toml` does not explain. All of them take hours: of one seed,
+the next portion begins where the last one says that it has ended."""
 
 from __future__ import annotations
 
@@ -32,12 +33,16 @@ def main() -> int:
         "--only", action="append", help="mutants whose file, function or change has this text; may be repeated"
     )
     parser.add_argument("--sample", type=int, help="so many of them, drawn at random, as many of each file")
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first of those that are drawn")
     parser.add_argument(
         "--minutes", type=float, default=30.0, help="begin no other after so long; the first run is extra"
     )
     parser.add_argument("--seconds-each", type=float, default=10.0, help="processor time of one mutant's tests")
     parser.add_argument("--seed", type=int, default=secrets.randbits(32))
     parser.add_argument("--tests", nargs="+", default=TESTS, metavar="PATH", help="what judges them, instead of all")
+    parser.add_argument(
+        "--calls", type=Path, metavar="FILE", help="where it is kept for the next portion which tests call what"
+    )
     parser.add_argument("--list", action="store_true", help="list the mutants, and run nothing")
     arguments = parser.parse_args()
     mutants = [mutant for room in ROOMS for path in sorted(room.rglob("*.py")) for mutant in mutants_of(path, ROOT)]
@@ -45,6 +50,7 @@ def main() -> int:
     mutants = [mutant for mutant in mutants if any(word in f"{mutant.where}: {mutant.what}" for word in words)]
     mutants = draw(mutants, arguments.sample or len(mutants), random.Random(arguments.seed))
     print(f"{len(mutants)} mutants, seed {arguments.seed}", flush=True)
+    mutants = mutants[arguments.skip :]
     if arguments.list:
         print(*(f"{mutant.where}:{mutant.line}: {mutant.what}" for mutant in mutants), sep="\n")
         return 0
@@ -62,9 +68,10 @@ def main() -> int:
         elif outcome == "killed" and is_explained:
             print(f"explained, but killed by {by}: {mutant.where}: {mutant.what}", flush=True)
 
-    runner = Runner(mutants, arguments.minutes * 60, arguments.seconds_each, tell)
+    runner = Runner(mutants, arguments.minutes * 60, arguments.seconds_each, tell, arguments.calls)
     status = pytest.main(["-q", "-p", "no:cacheprovider", *arguments.tests], plugins=[runner])
     _print_table(counts)
+    print(f"the next portion: --seed {arguments.seed} --skip {arguments.skip + counts.total()}")
     return 1 if unexplained or status not in (0, 5) else 0
 
 

@@ -50,7 +50,8 @@ class Calls:
 
 
 class Runner:
-    """Give it to `pytest.main`. *tell* is called for each mutant as soon as it is judged."""
+    """Give it to `pytest.main`. *tell* is called for each mutant as soon as it is judged. What the tests call is read
+    from the file *calls*, or written there."""
 
     def __init__(
         self,
@@ -58,19 +59,19 @@ class Runner:
         seconds: float,
         seconds_each: float,
         tell: Callable[[Mutant, Outcome, str], None],
+        calls: Path | None = None,
     ) -> None:
         self._mutants = mutants
         self._seconds = seconds
         self._seconds_each = seconds_each
         self._tell = tell
+        #: Where it is kept what each test calls.
+        self._calls = calls
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
-        told = _in_child(lambda: _calls_of(list(items.values())))
-        if told is None:
-            raise pytest.UsageError("the tests must pass before they can judge mutants")
-        calls = as_calls(told)
+        calls = as_calls(self._told_calls(session.items))
         deadline = time.monotonic() + self._seconds
         for mutant in self._mutants:
             if time.monotonic() > deadline:
@@ -86,6 +87,17 @@ class Runner:
             else:
                 self._tell(mutant, "killed" if noticed else "survived", noticed)
         return True
+
+    def _told_calls(self, items: list[pytest.Item]) -> dict[str, Any]:
+        if self._calls is not None and self._calls.exists():
+            kept: dict[str, Any] = json.loads(self._calls.read_text())
+            return kept
+        told = _in_child(lambda: _calls_of(items))
+        if told is None:
+            raise pytest.UsageError("the tests must pass before they can judge mutants")
+        if self._calls is not None:
+            self._calls.write_text(json.dumps(told))
+        return told  # type: ignore[no-any-return]
 
 
 # --- in a child ------------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shmpool.protocol import transitions
+from shmpool.protocol import metrics, transitions
 from shmpool.protocol.codes import Code
 from shmpool.protocol.meanings import MEANINGS
 from shmpool.protocol.messages import FROM_CLIENT, SCHEMA
+from shmpoold.core.reports import rules
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,3 +32,13 @@ def test_protocol_page_lists_every_code():
 
 def test_readme_picture_is_made_from_the_transition_table():
     assert transitions.diagram() in (ROOT / "README.md").read_text()
+
+
+def test_tables_have_a_line_for_each_thing():
+    for figures in (metrics.ALERTS,):
+        lines = metrics.table(figures).splitlines()
+        assert len(lines) == len(figures) + 2
+        assert all(f"`{figure.name}`" in line for figure, line in zip(figures, lines[2:], strict=True))
+    lines = rules.table().splitlines()
+    assert len(lines) == len(rules.RULES) + 2
+    assert all(f"`{rule.name}`" in line for rule, line in zip(rules.RULES, lines[2:], strict=True))

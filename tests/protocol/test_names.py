@@ -77,3 +77,8 @@ def test_any_text_can_be_parsed(text: str) -> None:
     for name in (text, names.PREFIX + text, names.pool_prefix(5) + text):
         names.parse_direct_name(name)
         names.parse_pool_id(name)
+
+
+def test_the_files_of_locks_lie_beside_the_socket() -> None:
+    assert names.tickets_path("/run/a.b/pool.sock") == "/run/a.b/pool.tickets.lock"
+    assert names.seats_path("/run/a.b/pool.sock") == "/run/a.b/pool.seats.lock"

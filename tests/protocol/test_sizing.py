@@ -30,6 +30,7 @@ from shmpool.protocol.sizing import (
     chunk_run,
     format_bytes,
     make_tiers,
+    optimal_chunk_size,
     page_round,
     pooled_tier,
     rows_of,
@@ -291,3 +292,14 @@ def test_page_round(nbytes: int, rounded: int) -> None:
 )
 def test_format_bytes(nbytes: int, text: str) -> None:
     assert format_bytes(nbytes) == text
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "size"),
+    [(1, 64), (64 * KIB, 64), (64 * KIB + 1, 128), (128 * KIB, 128), (128 * KIB + 1, 64), (300 * KIB, 64),
+     (384 * KIB, 128), (900 * KIB, 64)],
+)  # fmt: skip
+def test_the_chunk_size_of_least_waste_and_of_fewer_chunks_is_chosen(nbytes: int, size: int) -> None:
+    assert optimal_chunk_size(nbytes) == size * KIB
+    run = chunk_run(nbytes, TIERS)
+    assert run is not None and run[0].size == size * KIB

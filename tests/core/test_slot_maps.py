@@ -1,0 +1,22 @@
+"""Slot maps at the bounds of what a lease may have."""
+
+from __future__ import annotations
+
+import pytest
+
+from shmpool.protocol.sizing import PAGE, Tier, TierKind
+from shmpoold.core.memory import slots
+from shmpoold.core.memory.slots import SlotMap
+
+
+@pytest.mark.parametrize("most", [3, 4])
+def test_a_run_has_as_many_pieces_as_a_lease_may_have_and_no_more(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "MAX_EXTENTS", most)
+    monkeypatch.setattr(slots, "FEW_PIECES", 2)
+    free = SlotMap(Tier(0, TierKind.CHUNK, PAGE, 1, 8))
+    for row in (2, 4, 6, 8):
+        free.take(row, 1)
+    pieces = ((1, 1), (3, 1), (5, 1), (7, 1))
+    assert free.placeable == most
+    assert free.scatter(4) == (pieces if most == 4 else None)
+    assert free.scatter(3) == pieces[:3]
