@@ -15,7 +15,7 @@ from .protocol.handle import Handle
 from .protocol.ledger import ONE_GENERATION, SEAT_MASK, STATE_SHIFT
 from .protocol.states import State
 from .seat.direct import DirectSlot
-from .seat.magazine import ViewTaken
+from .seat.slot import ViewTaken
 from .system import filling
 from .system.here import HERE, OURS
 

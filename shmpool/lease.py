@@ -11,7 +11,7 @@ from .layouts import COPIED_ASIDE
 from .link.waiting import check_ttl
 from .protocol.handle import Handle
 from .protocol.sizing import STRATEGY_OF_KIND, SizeCategory, Strategy, categorize
-from .seat.magazine import Slot, ViewTaken
+from .seat.slot import Slot, ViewTaken
 from .system import filling
 from .system.here import HERE, OURS
 

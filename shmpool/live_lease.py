@@ -17,7 +17,7 @@ from .protocol.figures import DEFERRED
 from .protocol.handle import Handle, pack_handle
 from .protocol.ledger import CHUNKS_SHIFT, EXTENT, MAX_TICKETS, NBYTES_BITS, STATE_SHIFT, TICKETS_SHIFT
 from .protocol.states import CellState, State
-from .seat.magazine import Keeper, Slot, ViewTaken
+from .seat.slot import Keeper, Slot, ViewTaken
 from .seat.windows import AT_REST
 from .system.here import COPIED, HERE, OURS
 

@@ -38,10 +38,11 @@ from .protocol.sizing import (
 )
 from .seat import private, tickets
 from .seat.direct import DirectSlot
-from .seat.magazine import Magazine, Slot, ViewTaken
+from .seat.magazine import Magazine
 from .seat.records import Record
 from .seat.seat import TOLD_AT_ONCE
 from .seat.session import Session
+from .seat.slot import Slot, ViewTaken
 from .system.here import HERE, NOTED, OURS
 from .system.importing import door
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL

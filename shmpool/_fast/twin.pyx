@@ -46,8 +46,8 @@ from ..protocol.ledger import SEAT_MASK as _SEAT_MASK, SHAPE_MASK as _SHAPE_MASK
 from ..protocol.sizing import PAGE_SHIFT as _PAGE_SHIFT, Strategy
 from ..protocol.states import CellState
 from ..seat.deferred import DeferredReleases, FIRST_PAUSE, RECENT as _MOST_RECENT, SOON as _SOON
-from ..seat.magazine import LAST_BASE as _LAST_BASE, REAP_SCAN as _REAP_SCAN, TOGETHER as _TOGETHER, Magazine, Slot
-from ..seat.magazine import ViewTaken
+from ..seat.magazine import REAP_SCAN as _REAP_SCAN, TOGETHER as _TOGETHER, Magazine
+from ..seat.slot import LAST_BASE as _LAST_BASE, Slot, ViewTaken
 from ..seat.mapping import Mapping
 from ..seat.records import Record, Ticket
 from ..seat.tickets import ring

@@ -21,8 +21,8 @@ from typing import Final, NoReturn, TypeVar
 from ..link.link import Link
 from ..link.requests import Request
 from ..protocol.messages import Cancel
-from ..seat.magazine import Slot
 from ..seat.session import Session
+from ..seat.slot import Slot
 
 T = TypeVar("T")
 

@@ -6,7 +6,8 @@ import threading
 
 from ..errors import ProtocolError
 from ..protocol.messages import Dropped, Fault, Grant, Held, Inquire, Message, Refusal, Settings, Taken, Turn
-from ..seat.magazine import Magazine, Slot
+from ..seat.magazine import Magazine
+from ..seat.slot import Slot
 from ..system.descriptors import signal
 from .connection import Connection, ConnectionEnded
 from .requests import Request

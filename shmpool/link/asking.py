@@ -11,7 +11,7 @@ import threading
 import time
 
 from ..protocol.messages import Cancel, Find, Held, Turn
-from ..seat.magazine import Slot
+from ..seat.slot import Slot
 from ..system.descriptors import drain, signal
 from ..system.processes import process_state
 from .answers import Answers

@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, Protocol
 
-    from ..seat.magazine import Slot
+    from ..seat.slot import Slot
     from .link import Link
 
     class Seat(Protocol):

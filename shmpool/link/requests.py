@@ -42,7 +42,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..seat.magazine import Magazine, Slot
+    from ..seat.magazine import Magazine
+    from ..seat.slot import Slot
 
 MAX_NUMBER = 0xFFFFFFFF
 

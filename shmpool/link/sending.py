@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from ..protocol.messages import Bell, Message, Return
-from ..seat.magazine import Slot
+from ..seat.slot import Slot
 from ..system.descriptors import CLOSED, Closed, Descriptor, make_eventfd, signal
 from .bells import Bells
 from .connection import Connection

@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn, Protocol
 
-    from ..seat.magazine import Slot
+    from ..seat.slot import Slot
     from .requests import Request
 
     class Attempt(Protocol):

@@ -9,11 +9,9 @@ then the word to the broker.
 from __future__ import annotations
 
 import threading
-import time
 from _weakref import ref
 from functools import partial
 
-from ..errors import InvalidSize
 from ..protocol.ledger import (
     EXTENT,
     GENERATION_FIELD,
@@ -26,14 +24,11 @@ from ..protocol.ledger import (
     state_of,
 )
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Return
-from ..protocol.sizing import PAGE_SHIFT, Tier, TierKind, chunk_run, pooled_tier
+from ..protocol.sizing import TierKind
 from ..protocol.states import State
-from . import recovery
-from .deferred import DeferredReleases
 from .direct import DirectSlot
-from .magazine import LAST_BASE, Keeper, Magazine, Slot
-from .records import Reader
-from .segments import Segments
+from .magazines import Magazines
+from .slot import LAST_BASE, Slot
 from .windows import WRITE, Window
 
 TYPE_CHECKING = False
@@ -44,9 +39,6 @@ if TYPE_CHECKING:
 #: Slots that were returned whose records and windows are kept: they may be granted again.
 #: Each window is a map of the kernel's.
 MAX_RETURNED: Final = 2048
-#: Seconds for which recalls leave a steady stream what it uses; a pause longer than this ends a series of them.
-KEPT_FOR: Final = 1.0
-RECALLS_PAUSE: Final = 0.25
 
 
 class _Returning:
@@ -55,15 +47,11 @@ class _Returning:
     __slots__ = ("__weakref__",)
 
 
-class Custody(Keeper, Reader):
-    """The magazines of one seat and all that it owns; the base of `Session`. Thread-safe."""
-
-    deferred: DeferredReleases
+class Custody(Magazines):
+    """What one seat owns; a base of `Session`. Thread-safe."""
 
     def __init__(self) -> None:
         super().__init__()
-        #: When the last recall came, and when everything idle was returned, or a series of recalls began.
-        self._recalled_at = self._all_returned_at = float("-inf")
         #: Every slot whose custodian is this seat, by its head's row.
         self._owned: dict[int, Slot] = {}
         #: Of rows that are owned no more, and whose word is about to say so. Weak: an interrupted call leaves none.
@@ -77,65 +65,8 @@ class Custody(Keeper, Reader):
         #: For rows that say IDLE: to know one and to give one back exclude each other. Nothing is called with it, so
         #: no finalizer of the user's comes in between, and waits for what waits for this.
         self._owned_lock = threading.RLock()
-        #: Under 0: who looks for what is lost.
-        self._finder: dict[int, object] = {}
 
-    # --- magazines ---------------------------------------------------------------------------------
-
-    def apply(self, settings: list[list[int]]) -> None:
-        """Take over settings, of a welcome or changed since."""
-        super().apply(settings)
-        if hasattr(self, "magazines"):
-            self._choose_fast_path()
-
-    @property
-    def _pooled_limit(self) -> int:
-        """Objects below this size are pooled."""
-        sizing = self.sizing
-        return min(sizing.large_object_threshold, sizing.pooled_sizes[-1] + 1) if sizing.is_pooling else 0
-
-    def _choose_fast_path(self) -> None:
-        """Leases below these sizes look for a magazine before anything else, larger ones for a shelf: none
-        while direct segments are preferred."""
-        self.pooled_below = 0 if self.prefers_direct else self._pooled_limit
-        self.chunked_below = 0 if self.prefers_direct else self.sizing.very_large_object_threshold
-        self.shelves = {} if self.prefers_direct else self.segments.shelves
-
-    def _make_tables(self) -> None:
-        """Size in pages -> magazine, so that choosing one costs a look-up. A size that is
-        exactly a threshold is told apart by the caller."""
-        sizing = self.sizing
-        self._make_timed()
-        #: The direct segments that are kept.
-        self.segments = Segments(self, self.tiers[-1])
-        self._choose_fast_path()
-        self.magazines: dict[tuple[int, int], Magazine] = {}
-        self.pooled: list[Magazine] = []
-        for pages in range((self._pooled_limit - 1 >> PAGE_SHIFT) + 2):
-            tier = pooled_tier(pages << PAGE_SHIFT, self.tiers) or self.tiers[len(sizing.pooled_sizes) - 1]
-            self.pooled.append(self.magazine(tier, 1))
-        # Filled on demand; the very-large threshold may be far up.
-        self.chunked: dict[int, Magazine] = {}
-
-    def magazine(self, tier: Tier, chunks: int) -> Magazine:
-        """The magazine of a tier's slots or of its runs of a length."""
-        key = tier.index, chunks
-        return self.magazines.get(key) or self.magazines.setdefault(key, Magazine(self, tier, chunks))
-
-    @property
-    def all_magazines(self) -> list[Magazine]:
-        """With the shelves of what is kept."""
-        return [*self.magazines.copy().values(), *self.segments.in_use]
-
-    def run_magazine(self, nbytes: int) -> Magazine:
-        """The magazine of the runs that hold *nbytes* bytes with least waste."""
-        choice = chunk_run(nbytes, self.tiers)
-        if choice is None:
-            largest = max((t.size * t.capacity for t in self.tiers if t.kind is TierKind.CHUNK), default=0)
-            raise InvalidSize(
-                f"{nbytes} bytes fit no chunk tier of this pool, the largest holds {largest}: lease them DIRECT"
-            )
-        return self.magazine(*choice)
+    # --- slots that come -----------------------------------------------------------------------------
 
     def window_for(self, slot: Slot) -> Window:
         """The window through which a slot is written, made on its first use."""
@@ -149,8 +80,6 @@ class Custody(Keeper, Reader):
                 self.return_unpublished(slot)  # the lease fails, the slot is not lost
                 raise
         return slot.window
-
-    # --- slots that come -----------------------------------------------------------------------------
 
     def adopt_rows(self, rows: Iterable[int]) -> list[Slot]:
         """The records of those rows that say (IDLE, this seat) and that are not known yet."""
@@ -287,50 +216,6 @@ class Custody(Keeper, Reader):
             self.is_wanted = True
             self.wake_helper()
 
-    def return_idle(self) -> None:
-        """Somebody waits: reap, and return what is idle. What a steady stream goes on using stays
-        here, for a second at most: then all goes back that is idle just then, so that neither
-        the stream stands still beside who waits for much, nor who waits for little beside streams
-        that have all there is."""
-        now = time.monotonic()
-        if now > self._recalled_at + RECALLS_PAUSE:
-            self._all_returned_at = now  # the first one of a series
-        self._recalled_at = now
-        if now < self._all_returned_at + KEPT_FOR:
-            self._return_all(everything=False)
-        else:
-            self.return_all()
-
-    def return_all(self) -> None:
-        """Reap, and return everything that is idle, or lost."""
-        self._all_returned_at = time.monotonic()
-        self._return_all(everything=True)
-
-    def _return_all(self, *, everything: bool) -> None:
-        self.deferred.recover()
-        if self._untold:
-            self._tell_untold()
-        for magazine in self.all_magazines:
-            magazine.newest = None  # it would keep a lost slot known
-            magazine.reap_all()
-            slots = magazine.idle(everything=everything)
-            magazine.batch = 1
-            if slots:
-                self.return_to_broker(slots)
-        self._return_left()
-
-    def _return_left(self) -> None:
-        """What nobody knows. Two must not both find one: who comes while another looks leaves it to him."""
-        me, finder = object(), self._finder
-        try:
-            if finder.setdefault(0, me) is me:
-                slots = recovery.left_slots(self, self._owned)
-                if slots:
-                    self.return_to_broker(slots)
-        finally:
-            if 0 in finder and finder[0] is me:
-                del finder[0]
-
     def _tell_untold(self) -> None:
         """Go on with what an exception has left: a slot whose word was not stored is ours, and nobody's."""
         told = []
@@ -344,27 +229,7 @@ class Custody(Keeper, Reader):
                 told.append(row)
         self.ring_all(told)
 
-    def return_rested(self) -> bool:
-        """Return what was not used; False when nothing idle is left."""
-        for magazine in self.all_magazines:
-            magazine.reap_rested()
-            slots = magazine.rested()
-            if slots:
-                self.return_to_broker(slots)
-        return any(magazine.ready or magazine.published for magazine in self.all_magazines)
-
-    def close_magazines(self) -> None:
-        """Return what is idle and hand the publications to the broker."""
-        self.note_timed()
-        self.return_all()
-        rows = []
-        for magazine in self.all_magazines:
-            while magazine.published:
-                slot = magazine.published.popleft()
-                slot.window = None
-                self._return_row(slot, State.PUBLISHED)  # the last store: the row is the broker's now
-                rows.append(slot.row)
-        self.ring_all(rows)
+    # --- what is owned -------------------------------------------------------------------------------
 
     def owns(self, row: int) -> bool:
         return row in self._owned

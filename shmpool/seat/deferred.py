@@ -20,9 +20,9 @@ from ..protocol.ledger import GENERATION_FIELD, STATE_SHIFT
 from ..protocol.states import CellState
 from ..system.here import COPIED, HERE, UNSHARED
 from .guards import note_forks
-from .magazine import Slot
 from .openings import Openings
 from .records import Reader, Record, Ticket
+from .slot import Slot
 from .tickets import release, ring
 from .windows import AT_REST
 

@@ -19,7 +19,7 @@ from ..protocol.sizing import Tier, format_bytes
 from ..system import memory
 from ..system.descriptors import Descriptor
 from ..system.segments import open_segment
-from .magazine import Keeper, Slot
+from .slot import Keeper, Slot
 from .windows import WRITE, Piece, Window
 
 TYPE_CHECKING = False

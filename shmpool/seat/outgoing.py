@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final, Protocol
 
-    from .magazine import Slot
+    from .slot import Slot
 
     class Writer(Protocol):
         """Whose stream it is."""

@@ -21,9 +21,9 @@ from ..protocol.ledger import (
 )
 from ..protocol.states import State
 from . import tickets
-from .magazine import Slot
 from .records import Reader, make_record
 from .references import KNOWN_TO_NOBODY, references
+from .slot import Slot
 
 
 def left_slots(session: Reader, owned: dict[int, Slot]) -> list[Slot]:

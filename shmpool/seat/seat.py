@@ -1,7 +1,7 @@
 """A seat, as its parts see it: its maps, what has become of it, and what they call upwards.
 
 `Session` is the whole; nothing that a session is made of knows it. What slots and leases ask of
-their seat besides stands in `seat.magazine.Keeper`, what tickets and buffers ask in
+their seat besides stands in `seat.slot.Keeper`, what tickets and buffers ask in
 `seat.records.Reader`.
 """
 

@@ -17,7 +17,8 @@ from ..protocol.ledger import EXTENT, LINK, ROW_WORDS, birth_of, generation_of, 
 from ..protocol.sizing import PAGE_SHIFT, Tier, page_round
 from ..protocol.states import State
 from .direct import DirectSlot
-from .magazine import Keeper, Magazine, Slot
+from .magazine import Magazine
+from .slot import Keeper, Slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from ..protocol.figures import MISSES, TIMEOUTS
 from ..protocol.messages import Direct, Message, Refill
 from ..protocol.sizing import TierKind
 from ..system.memory import memory_groups
-from .custody import Custody
 from .direct import DirectSlot
-from .magazine import Magazine, Slot
+from .magazine import Magazine
+from .recalls import Recalls
+from .slot import Slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _RETRY_SECONDS: Final = 0.02
 
 
-class Supply(Custody):
+class Supply(Recalls):
     """What one seat asks the broker for, and tells it; the base of `Session`. Thread-safe."""
 
     link: Link

@@ -26,8 +26,8 @@ from ..protocol.ledger import (
 )
 from ..protocol.sizing import PAGE, TierKind, check_nbytes, page_round
 from ..protocol.states import CellState
-from ..seat.magazine import LAST_BASE
 from ..seat.outgoing import Chunk, Outgoing, cell_of
+from ..seat.slot import LAST_BASE
 from ..system import futex, libc
 from ..system.here import HERE, OURS
 from ..system.patience import Patience
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 
     from ..lease import Lease
     from ..pool import BasePool as Pool
-    from ..seat.magazine import Slot
     from ..seat.session import Session
+    from ..seat.slot import Slot
 
 #: A chunk's size, where the pool is large enough: whole chunks of 128 KiB. The larger, the less each byte costs
 #: beside its copies; with three of them less than 2 MiB are held.

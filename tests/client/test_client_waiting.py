@@ -14,7 +14,7 @@ from client_helpers import KIB, MIB, PATIENCE, SOON, Common, Start, child, event
 
 import shmpool
 from shmpool import LeaseTimeout, Strategy
-from shmpool.seat.custody import KEPT_FOR
+from shmpool.seat.recalls import KEPT_FOR
 
 KINDS = [("pooled", 256 * KIB), ("chunked", 256 * KIB), ("direct", 512 * KIB)]
 SETTINGS = {"memory_limit": "4MiB", "pooled_sizes": ["256KiB"], "chunk_sizes": ["256KiB"], "magazine_idle": "50ms"}

@@ -22,11 +22,11 @@ import shmpool.link.prefetch
 import shmpool.link.sending
 import shmpool.link.waiting
 import shmpool.pool
-import shmpool.seat.custody
 import shmpool.seat.direct
 import shmpool.seat.guards
 import shmpool.seat.joining
 import shmpool.seat.mapping
+import shmpool.seat.recalls
 import shmpool.seat.records
 import shmpool.seat.segments
 import shmpool.seat.session
@@ -287,8 +287,8 @@ def patched() -> Iterator[None]:
             (shmpool.seat.tickets, "open_beside", lambda *_: BESIDE),
             (shmpool.seat.tickets, "FileId", SimpleNamespace(of=lambda fd: fd)),
             (shmpool.seat.tickets, "time", Clock),
-            (shmpool.seat.custody, "time", SimpleNamespace(monotonic=float)),  # recalls come one upon the other
-            (shmpool.seat.custody, "KEPT_FOR", 0.0),  # and long enough: what is idle goes back
+            (shmpool.seat.recalls, "time", SimpleNamespace(monotonic=float)),  # recalls come one upon the other
+            (shmpool.seat.recalls, "KEPT_FOR", 0.0),  # and long enough: what is idle goes back
             (shmpool.seat.mapping, "fcntl", fcntl),
             (shmpool.seat.mapping, "open_beside", lambda *_: next(opened)),
             (shmpool.seat.mapping, "Windows", Windows),

@@ -28,9 +28,10 @@ from shmpool.seat import deferred, records, tickets
 from shmpool.seat.deferred import DeferredReleases
 from shmpool.seat.ending import Ending
 from shmpool.seat.guards import Guards
-from shmpool.seat.magazine import Magazine, Slot
+from shmpool.seat.magazine import Magazine
 from shmpool.seat.segments import Segments
 from shmpool.seat.session import Session
+from shmpool.seat.slot import Slot
 from shmpoold.core.connections.clients import Clients
 from shmpoold.core.connections.endings import Endings
 from shmpoold.core.lending.returns import Returns
