@@ -43,6 +43,7 @@ from .seat.records import Record
 from .seat.seat import TOLD_AT_ONCE
 from .seat.session import Session
 from .seat.slot import Slot, ViewTaken
+from .system.descriptors import CLOSED
 from .system.here import HERE, NOTED, OURS
 from .system.importing import door
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL
@@ -315,12 +316,16 @@ class BasePool:
                         )
                         if is_mine:
                             words[record.cell] = granted & GENERATION_FIELD | session.taken
-                    except OSError:
-                        is_mine = False  # busy: the other way waits a little
+                    except (OSError, PoolClosed):
+                        is_mine = False  # busy: the other way waits a little; or closed meanwhile, as it says
                     finally:  # also where an exception came between the lock and the next line
-                        fcntl(session.tickets_fd, F_OFD_SETLK, UNLOCK_ALL)
+                        if (fd := session.tickets_fd) is not CLOSED:
+                            fcntl(fd, F_OFD_SETLK, UNLOCK_ALL)
                 session.is_gate_used = False
         if not is_mine:
+            if session.is_abandoned:  # a child that was forked in the middle
+                buffer.__class__ = EndedBuffer  # type: ignore[assignment]
+                return self.open(handle)
             record = self._open_otherwise(session, buffer, tail)
         if session.barrier:
             session.barrier()  # no load of the bytes comes before the look at the cell

@@ -757,7 +757,6 @@ cdef object _open(PyObject *pool, object handle, bint is_lent):
     if swap == NULL or not (swap == NONE or Py_TYPE(swap) == <PyTypeObject *>Swap):
         return None
     by_lock = swap == NONE
-    fd = <object>get_member(session, TICKETS_FD) if by_lock else -1
     if get_member(record, RECORD_WINDOW) != window or not is_false(session, IS_OVER) or not here[FORKS_NOTED]:
         return None
     for i in range(PyTuple_GET_SIZE(links)):  # the run is still the one that is mapped
@@ -765,6 +764,7 @@ cdef object _open(PyObject *pool, object handle, bint is_lent):
         at, value = PyLong_AsUnsignedLongLong((<object>link)[0]), PyLong_AsUnsignedLongLong((<object>link)[1])
         if at >= count or load(words + at) != value:
             return None
+    fd = <object>get_member(session, TICKETS_FD) if by_lock else -1  # a number, while the seat is not over
     if by_lock and not lock_byte(fd, tail >> NBYTES_BITS):
         return None
     # The grant word and the shape are the handle's, and stay so while the cell is PENDING: TAKEN while the byte is

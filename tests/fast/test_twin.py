@@ -273,11 +273,13 @@ print("end")
 
 
 @pytest.mark.parametrize("way", ["compiled", "plain"])
-@pytest.mark.parametrize("verb", ["lease", "open"])
-def test_child_of_a_finalizer_that_forks_in_the_middle_has_its_own(verb: str, way: str) -> None:
+@pytest.mark.parametrize(("verb", "tickets"), [("lease", "auto"), ("open", "auto"), ("open", "locks")])
+def test_child_of_a_finalizer_that_forks_in_the_middle_has_its_own(
+    verb: str, tickets: Literal["auto", "locks"], way: str
+) -> None:
     """What is allocated may collect garbage, and so fork: both return into the call, the child as a process of its
     own, which stores nothing through what it inherited."""
-    with shmpool.Broker(memory_limit="16MiB", handle_ttl=0.05) as broker:
+    with shmpool.Broker(memory_limit="16MiB", handle_ttl=0.05, tickets=tickets) as broker:
         done = subprocess.run(
             [sys.executable, "-c", FORKED_BY_A_FINALIZER, broker.address, verb],
             env=twins.environment(way), capture_output=True, text=True, timeout=60,
