@@ -12,8 +12,10 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from ..errors import ConfigError
 from ..protocol.names import ledger_name, queue_name
 from ..system.descriptors import Descriptor, open_owned
+from ..system.limits import refused
 
 if TYPE_CHECKING:
     from .memory import Memory
@@ -35,7 +37,7 @@ class Bell:
         self.is_watching = False
 
     def open(self) -> int:
-        """The descriptor to watch."""
+        """The descriptor to watch. Raises ConfigError where there is none left."""
         if self._reader is None:
             status = os.stat(f"{_DIRECTORY}/{ledger_name(self._ring.session.pool_id)}")  # as who may use the pool
             with suppress(FileExistsError):
@@ -43,26 +45,44 @@ class Bell:
                 with suppress(PermissionError):  # it is our own group's, then
                     os.chown(self._path, -1, status.st_gid)
                 os.chmod(self._path, status.st_mode & 0o666)
-            self._reader = open_owned(os.open, self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            reader = self._opened(os.O_RDONLY)
+            # One to write to as well: else `select` tells for ever that the last process which rang has ended.
+            self._writer = self._opened(os.O_WRONLY)
+            self._reader = reader
             self.is_watching = True
         return self._reader
 
+    def _opened(self, how: int) -> Descriptor:
+        try:
+            return open_owned(os.open, self._path, how | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise refused(error, "cannot open what says that something was put into the queue") from error
+
+    def make_ready(self) -> bool:
+        """Before anything is put that is to be rung for: whether anybody watches. Raises ConfigError without a
+        descriptor to ring by."""
+        try:
+            if self._writer is None:
+                self._writer = self._opened(os.O_WRONLY)
+        except OSError as error:
+            if error.errno in (errno.ENXIO, errno.ENOENT):
+                return False
+            raise
+        return True
+
     def ring(self) -> None:
-        """Something was put."""
+        """Something was put. Who has no descriptor to say so, though it was ready, had one: whoever watches now has
+        come since, and looks by itself."""
         for _ in range(2):
             try:
-                if self._writer is None:
-                    self._writer = open_owned(os.open, self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-                os.write(self._writer, b"!")
+                if not self.make_ready():
+                    return
+                os.write(self._writer, b"!")  # type: ignore[arg-type]
                 return
-            except BlockingIOError:
+            except (BlockingIOError, ConfigError):
                 return  # it rings
             except BrokenPipeError:
                 self._writer = None  # its last watcher has gone, and maybe another has come
-            except OSError as error:
-                if error.errno in (errno.ENXIO, errno.ENOENT):
-                    return
-                raise
 
     def drain(self) -> None:
         """There is nothing to get: who watches may sleep."""

@@ -193,6 +193,8 @@ class Putting(Memory):
             raise QueueShutDown("the queue was shut down")
         if odd & Odd.INTENTS:
             self._discard_intents()
+        if odd & Odd.WATCHED and not self.bell.make_ready():
+            rest.odd = odd & ~Odd.WATCHED  # who begins to watch behind this put sees what it put
         seen = words[HEAD]  # before the look for room: what is taken behind it ends the sleep
         stored = self._store(items, done, deadline)
         if stored < 0:

@@ -72,3 +72,18 @@ def test_pool_with_too_few_descriptors_fails_clearly_and_goes_on_later(connect: 
         while discard:
             pool.discard(discard.pop())
     eventually(lambda: len(query(address).clients) == 1 and not query(address).active_buffers)
+
+
+def test_queue_whose_bell_has_no_descriptor_says_so_and_keeps_its_items_in_order(connect: Connect) -> None:
+    watching, putting = connect().queue("watched"), connect().queue("watched")
+    putting.put(0)
+    with descriptors(0), pytest.raises(shmpool.ConfigError, match="`ulimit -n`"):
+        watching.fileno()
+    watching.fileno()
+    with descriptors(0), pytest.raises(shmpool.ConfigError, match="`ulimit -n`"):
+        putting.put(1)
+    putting.put(2)
+    assert [watching.get_nowait(), watching.get_nowait()] == [0, 2], "what was refused was put"
+    assert watching.empty()
+    putting.close()
+    watching.close()

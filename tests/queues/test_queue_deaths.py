@@ -454,6 +454,28 @@ def test_its_descriptor_is_readable_when_something_was_put(pool: shmpool.Pool) -
     one.close()
 
 
+def test_its_descriptor_is_quiet_though_all_that_put_have_ended(pool: shmpool.Pool) -> None:
+    """Else an event loop that watches it never sleeps again."""
+    one = shmpool.Queue(pool=pool)
+    one.fileno()
+
+    def put(tell: Callable[[], None]) -> None:
+        one.put(1)
+        tell()
+
+    with Child(put) as child:
+        child.wait()
+        assert one.get() == 1
+    poll = select.poll()
+    poll.register(one)
+    assert poll.poll(0) == []
+    one.put(2)
+    assert poll.poll(SOON * 1000) == [(one.fileno(), select.POLLIN)]
+    assert one.get_nowait() == 2
+    assert poll.poll(0) == []
+    one.close()
+
+
 def test_there_is_room_for_as_many_as_were_asked_for(pool: shmpool.Pool) -> None:
     one = shmpool.Queue(600, pool=pool)
     for number in range(600):
