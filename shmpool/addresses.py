@@ -8,7 +8,7 @@ from .errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Any, Final
 
 #: Names the broker's socket for this process and its children.
 ENVIRONMENT: Final = "SHMPOOL_SOCKET"
@@ -28,10 +28,12 @@ def resolve(address: str | os.PathLike[str] | None = None) -> str:
     exists or not. Raises ConfigError for what cannot be a path.
     """
     if address is not None:
-        path = os.fspath(address)
+        path: Any = os.fspath(address)
+        if isinstance(path, bytes):
+            raise TypeError(f"an address is a socket's path, a str or a pathlib.Path, not {address!r:.120}")
         if not path or "\0" in path:
             raise ConfigError(f"{path!r} is no path of a socket: name one, or leave it out for the usual one")
-        return path
+        return str(path)
     return os.environ.get(ENVIRONMENT) or _existing_own() or SYSTEM_SOCKET
 
 

@@ -143,6 +143,8 @@ def place(parts: Iterable[tuple[int, Payload]], nbytes: int) -> Iterator[tuple[i
 
 def _placed(parts: Iterable[tuple[int, Payload]], nbytes: int) -> list[tuple[int, memoryview]]:
     placed: list[tuple[int, memoryview]] = []
+    if not hasattr(parts, "__iter__") and not hasattr(parts, "__getitem__"):
+        raise TypeError(f"parts are pairs of an offset in bytes and data, not {parts!r:.80}")
     for part in parts:
         try:
             offset, data = part

@@ -131,7 +131,10 @@ def _dimensions(shape: int | Sequence[int]) -> tuple[int, ...]:
     try:
         dimensions = (index(shape),)  # type: ignore[arg-type]
     except TypeError:
-        dimensions = tuple(map(index, shape))  # type: ignore[arg-type]
+        try:
+            dimensions = tuple(map(index, shape))  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"a shape is a length or a sequence of lengths, not {shape!r:.80}") from None
     if any(length < 0 for length in dimensions):
         raise ValueError(f"an array has no negative dimensions: {shape!r}")
     return dimensions

@@ -50,7 +50,11 @@ def decode(view: memoryview, allow: Collection[str] | None = None) -> Any:
 
 def check_allow(allow: Collection[str]) -> None:
     """Raises TypeError for what names no classes: of a str each letter would be one."""
-    if isinstance(allow, str | bytes) or not all(isinstance(name, str) for name in allow):
+    if (
+        isinstance(allow, str | bytes)
+        or not hasattr(allow, "__iter__")
+        or not all(isinstance(name, str) for name in allow)
+    ):
         raise TypeError(f'allow is a set of names like {{"module.qualname"}}, not {allow!r}')
 
 

@@ -64,7 +64,7 @@ def encode(obj: Any, pickler: PicklerClass | None = None) -> Encoded:
                 return _new_tuple(Encoded, (template.nbytes, parts))
         elif kind is bytes:
             return _encode_bytes(obj)
-    elif not isinstance(pickler, type):
+    elif not isinstance(pickler, type) or not hasattr(pickler, "dump"):
         raise TypeError(f"a pickler is a class like pickle.Pickler, not {pickler!r}")
     pieces = _Pieces()
     base: Any = pickler or pickle.Pickler

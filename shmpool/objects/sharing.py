@@ -142,7 +142,8 @@ def publish(
 
 def share_message(session: Session, lease: LiveLease, ttl: float | None, turn: int) -> Share:
     """What is to be asked of the broker once the lease is published."""
-    milliseconds = ceil(ttl * 1000) if ttl and ttl != float("inf") else 0
+    seconds = float(ttl or 0)
+    milliseconds = ceil(seconds * 1000) if seconds != float("inf") else 0
     return Share(session.link.next_number(), lease._slot.row, turn, milliseconds)
 
 
@@ -226,6 +227,8 @@ def get_or_share(
     pickler: PicklerClass | None,
 ) -> Shared:
     """Hold what has a name, or have the turn to make it."""
+    if not callable(make):
+        raise TypeError(f"make is a function that returns the object to share, not {make!r:.80}")
     session, asked = pool._live_session(), list[Request]()
     try:
         found = find_or_turn(pool, name, keep, ttl, timeout, asked)

@@ -40,9 +40,10 @@ class Handle(bytes):
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Handle:
         """The handle in 24 bytes. Anything of another length is `InvalidHandle`;
         whether it still names a publication shows when it is opened."""
-        if isinstance(data, int | str) or hasattr(type(data), "__index__"):  # of a number bytes makes as many zeros
-            raise TypeError(f"the {HANDLE_BYTES} bytes of a handle are expected, not {type(data).__name__}")
-        raw = bytes(data)
+        try:
+            raw = bytes(memoryview(data))  # of a number bytes would make as many zeros
+        except TypeError:
+            raise TypeError(f"the {HANDLE_BYTES} bytes of a handle are expected, not {type(data).__name__}") from None
         if len(raw) != HANDLE_BYTES:
             raise InvalidHandle(f"a handle is {HANDLE_BYTES} bytes long, these are {len(raw)}")
         return cls(raw)

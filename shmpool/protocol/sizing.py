@@ -24,6 +24,8 @@ PAGE_SHIFT: Final = 12
 MAX_TIER_ROWS: Final = 16384
 DIRECT_ROWS: Final = 4096
 MAX_TIERS: Final = 32
+#: Of bytes, for people.
+_MOST_SHOWN: Final = 1 << 80
 
 
 class SizeCategory(Enum):
@@ -161,6 +163,8 @@ DEFAULT_SIZING: Final = Sizing()
 
 def categorize(nbytes: int, sizing: Sizing = DEFAULT_SIZING) -> SizeCategory:
     """The size category of an object of *nbytes* bytes."""
+    if type(nbytes) is not int:
+        check_nbytes(nbytes)
     if nbytes < sizing.medium_object_threshold:
         return SizeCategory.SMALL
     if nbytes < sizing.large_object_threshold:
@@ -300,6 +304,7 @@ def page_round(nbytes: int) -> int:
 
 def format_bytes(nbytes: float) -> str:
     """For people: ``256 KiB``, ``1.5 MiB``."""
+    nbytes = max(-_MOST_SHOWN, min(nbytes, _MOST_SHOWN))  # whatever somebody asked for
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     while abs(nbytes) >= 1024 and len(units) > 1:
         nbytes /= 1024

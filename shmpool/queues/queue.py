@@ -110,9 +110,9 @@ class Queue:
     ) -> None:
         if type(maxsize) is not int:
             raise TypeError(f"maxsize is a whole number, not {maxsize!r}")
-        if overflow not in _OVERFLOWS:
+        if type(overflow) is not str or overflow not in _OVERFLOWS:
             raise ValueError(f"overflow is 'block', 'drop_oldest' or 'drop_newest', not {overflow!r}")
-        if on_dead_consumer not in _ON_DEAD_CONSUMER:
+        if type(on_dead_consumer) is not str or on_dead_consumer not in _ON_DEAD_CONSUMER:
             raise ValueError(f"on_dead_consumer is 'drop' or 'requeue', not {on_dead_consumer!r}")
         if pool is None:
             pool = defaults.find_pool()

@@ -17,14 +17,12 @@ import select
 import socket
 import stat
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ..errors import InvalidSize
+from ..pool import BasePool
 from ..protocol.sizing import KIB, MIB, SizeCategory, categorize, optimal_chunk_size
 from .room import take_room
-
-if TYPE_CHECKING:
-    from ..pool import BasePool
 
 #: What the kernel is asked to move at a time: a signal is answered between two.
 _KERNEL_PIECE: Final = 64 * MIB
@@ -54,6 +52,7 @@ def copy(src: Any, dst: Any, pool: BasePool, size: int | None = None) -> int:
     At most one lease is held, of at most one chunk, and none where the kernel copies by itself. Where
     the pool has no memory just now, the copy goes through memory of its own.
     """
+    check_roles(src, dst, pool)
     if size is not None:
         if type(size) is not int or size < 0:
             raise InvalidSize(f"size is a number of bytes or None, not {size!r}")
@@ -64,6 +63,16 @@ def copy(src: Any, dst: Any, pool: BasePool, size: int | None = None) -> int:
     if size is not None and copied < size:
         raise EOFError(f"the source ended after {copied} bytes, {size} were announced")
     return copied
+
+
+def check_roles(src: Any, dst: Any, pool: Any) -> None:
+    """Raises TypeError for what cannot be read from, written to or leased of, before anything is read."""
+    if not hasattr(src, "readinto") and not hasattr(src, "read"):
+        raise TypeError(f"what is read from is a binary file object, with readinto or read, not {src!r:.80}")
+    if not hasattr(dst, "write"):
+        raise TypeError(f"what is written to is a binary file object, with write, not {dst!r:.80}")
+    if not isinstance(pool, BasePool):
+        raise TypeError(f"pool is a shmpool.Pool, not {pool!r:.80}")
 
 
 def _check_announced(src: Any, size: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..errors import InvalidSize, TeeError
 from ..protocol.sizing import optimal_chunk_size
 from ..uncopied import Uncopied
-from .copying import rest_written
+from .copying import check_roles, rest_written
 from .room import OwnRoom, take_room
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class ChunkedTeeReader(Uncopied, io.RawIOBase):
         super().__init__()
         if size is not None and (type(size) is not int or size < 0):
             raise InvalidSize(f"size is a number of bytes or None, not {size!r}")
+        check_roles(reader, writer, pool)
         self._reader, self._writer, self._pool, self._size = reader, writer, pool, size
         self._readinto: Callable[[Any], int | None] = getattr(reader, "readinto", None) or self._fill
         self._write = writer.write

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 #: What the kernel is asked for at a time.
 PIECE: Final = 64 << 20
+#: What the kernel takes for a descriptor, and for a place in a file that a piece may follow.
+MOST_DESCRIPTOR: Final = (1 << 31) - 1
+MOST_OFFSET: Final = (1 << 63) - 1 - (1 << 40)
 #: The kernel does not copy between these two; reading works.
 _CANNOT: Final = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.EXDEV, errno.EBADF, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY, errno.EISDIR,
@@ -24,9 +27,9 @@ def check(fd: Any, offset: Any) -> None:
     """Raise TypeError and ValueError for what is no descriptor and no offset."""
     if type(fd) is not int:
         raise TypeError(f"a file descriptor is expected, an int as file.fileno() gives it, not {type(fd).__name__}")
-    if fd < 0:
-        raise ValueError(f"a file descriptor is not negative, this is {fd}")
-    if offset is not None and (type(offset) is not int or offset < 0):
+    if not 0 <= fd <= MOST_DESCRIPTOR:
+        raise ValueError(f"a file descriptor is 0 to {MOST_DESCRIPTOR}, this is {fd}")
+    if offset is not None and (type(offset) is not int or not 0 <= offset <= MOST_OFFSET):
         raise ValueError(f"offset is a number of bytes from the file's start, or None, not {offset!r}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import copy
+import io
 import multiprocessing
 import pickle
 import signal
@@ -67,6 +68,11 @@ def test_what_is_no_handle_is_told_what_is_expected(pool: shmpool.Pool, thing: A
         assert refused.value.__cause__ is None
 
 
+def leased(pool: shmpool.Pool, verb: str, *arguments: Any) -> None:
+    with pool.lease(9) as lease:
+        getattr(lease, verb)(*arguments)
+
+
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
@@ -74,13 +80,33 @@ def test_what_is_no_handle_is_told_what_is_expected(pool: shmpool.Pool, thing: A
         (lambda pool: shmpool.select_strategy(10, None), "a Sizing is expected, as pool.sizing, not NoneType"),
         (lambda pool: shmpool.optimal_chunk_size(10, "small"), "a Sizing is expected, as pool.sizing, not str"),
         (lambda pool: pool.put(1, pickler=3), "a pickler is a class like pickle.Pickler, not 3"),
+        (lambda pool: pool.put(1, pickler=int), "a pickler is a class like pickle.Pickler, not <class 'int'>"),
         (lambda pool: pool.empty(1 << 64, "u1"), "the largest object is"),
+        (lambda pool: pool.empty(1.5, "u1"), "a shape is a length or a sequence of lengths, not 1.5"),
+        (lambda pool: shmpool.Handle.from_bytes([1]), "24 bytes of a handle are expected, not list"),
+        (lambda pool: shmpool.categorize("5"), "nbytes must be an int, a number of bytes, not str"),
+        (lambda pool: shmpool.Sizing(large_object_threshold=1 << 9999), "large_object_threshold"),
+        (lambda pool: leased(pool, "readinto_from", 1 << 31), "a file descriptor is 0 to 2147483647"),
+        (lambda pool: leased(pool, "readinto_from", 0, 1 << 63), "offset is a number of bytes from the file's start"),
+        (lambda pool: leased(pool, "write_parts", 5), "parts are pairs of an offset in bytes and data, not 5"),
+        (lambda pool: pool.get_or_share("one", 5), "make is a function that returns the object to share, not 5"),
+        (lambda pool: pool.get(bytes(24), allow=5), "allow is a set of names"),
+        (lambda pool: pool.queue(overflow=[]), "overflow is 'block', 'drop_oldest' or 'drop_newest', not []"),
+        (lambda pool: pool.queue(on_dead_consumer=[]), "on_dead_consumer is 'drop' or 'requeue', not []"),
+        (
+            lambda pool: shmpool.connect(b"x.sock"),
+            "a str or a pathlib.Path, not b'x.sock'",
+        ),
+        (lambda pool: shmpool.copy(None, io.BytesIO(), pool), "what is read from is a binary file object"),
+        (lambda pool: shmpool.copy(io.BytesIO(), None, pool), "what is written to is a binary file object"),
+        (lambda pool: shmpool.copy(io.BytesIO(), io.BytesIO(), None), "pool is a shmpool.Pool, not None"),
+        (lambda pool: shmpool.ChunkedTeeReader(io.BytesIO(), 5, pool), "what is written to is a binary file object"),
     ],
 )
 def test_what_is_no_argument_is_told_what_is_expected(
     pool: shmpool.Pool, call: Callable[[Any], object], expected: str
 ) -> None:
-    with pytest.raises((TypeError, shmpool.InvalidSize)) as refused:
+    with pytest.raises((TypeError, ValueError)) as refused:
         call(pool)
     assert expected in str(refused.value)
 
