@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, Unpack
 
 from .addresses import ENVIRONMENT
 from .launch import start, stop
+from .system import hooks
 from .system.importing import door
 
 if TYPE_CHECKING:
@@ -139,4 +140,4 @@ def _after_fork_in_child() -> None:
     _autostarted = None  # last: with it goes what is only kept here, and that must not be ours to close then
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+hooks.in_child(_after_fork_in_child)

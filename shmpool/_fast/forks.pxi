@@ -1,7 +1,8 @@
 # Forks. What a hook raises is thrown away, Ctrl-C too. Here no handler comes in between: it runs behind the fork.
 
 cdef int FORKING = _FORKING, FORKS_BEGUN = _FORKS, GUARDED = _GUARDED, WORKING = _WORKING, IMPORTING = _IMPORTING
-cdef object plain_before, first_filter, warns
+cdef int HELPERS = _HELPERS
+cdef object plain_before, first_filter, asked, of_a_fork, of_nothing, warns
 
 
 def before_fork():
@@ -17,9 +18,12 @@ def before_fork():
 
 
 cdef bint _is_asked_first():
-    """Whether there is nothing to be put among the filters of warnings (`life.counted`)."""
+    """As `life.counted.before_fork`; False where its filter is to be put before others."""
+    cdef long threads
     if first_filter is None:
         return True
+    threads = threads_here()
+    asked.match = of_a_fork if 0 < threads <= 1 + <long>here[HELPERS] else of_nothing
     filters = getattr(warns, "filters", None)
     return PyList_CheckExact(<PyObject *>filters) and PyList_GET_SIZE(<PyObject *>filters) and (
         PyList_GET_ITEM(<PyObject *>filters, 0) == <PyObject *>first_filter
@@ -64,11 +68,12 @@ def cover(uint64_t address, uint64_t length):
 def install_forks():
     """In the place of the plain ones; that before a fork where both have the same idea of a thread (gevent's have
     another)."""
-    global plain_before, first_filter, warns
+    global plain_before, first_filter, asked, of_a_fork, of_nothing, warns
     from ..life import counted, forks
     heirs.compiled, forks.abandon_leases, libc.cover = hold_anew, abandon_leases, cover
     if type(forks.get_ident) is not type(len) or forks.get_ident() != PyThread_get_thread_ident():
         return
-    plain_before, warns = forks._before, counted.warnings
+    plain_before, warns = forks.unbroken_before, counted.warnings
+    asked, of_a_fork, of_nothing = counted.asked, counted.OF_A_FORK, counted.OF_NOTHING
     first_filter = counted._filter if counted.COUNTS else None
     forks.before.__setstate__((before_fork, (), {}, None))

@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -221,6 +222,12 @@ static inline double nanoseconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec * 1e9 + (double)now.tv_nsec;
+}
+
+/* How many threads this process has; less than one where there is no /proc. */
+static inline long threads_here(void) {
+    struct stat tasks;
+    return stat("/proc/self/task", &tasks) ? 0 : (long)tasks.st_nlink - 2;
 }
 
 /* In how many bits a number is written. */

@@ -55,7 +55,7 @@ from ..seat.windows import Window, Windows, _all_alive as all_alive
 from ..system import atomics, heirs, libc
 from ..system.descriptors import Descriptor
 from ..system.here import COPIED as _COPIED, FORKING as _FORKING, FORKS as _FORKS, GUARDED as _GUARDED, HERE
-from ..system.here import IMPORTING as _IMPORTING, NOTED as _FORKS_NOTED, OURS as _OURS, UNSHARED as _UNSHARED
+from ..system.here import HELPERS as _HELPERS, IMPORTING as _IMPORTING, NOTED as _FORKS_NOTED, OURS as _OURS, UNSHARED as _UNSHARED
 from ..system.here import WORKING as _WORKING
 
 cdef extern from "Python.h":
@@ -131,6 +131,7 @@ cdef extern from "slots.h":
     object new_handle(uint64_t, uint64_t, uint64_t)
     int keep_handles(object) except -1
     double nanoseconds()
+    long threads_here()
     int map_whole(uint64_t, uint64_t, int, int, uint64_t)
     int bit_length(uint64_t)
     object take_trace()

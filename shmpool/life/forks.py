@@ -5,10 +5,10 @@ that say so to the parent (`seat.guards`) and to the broker; a writer's view tha
 a copy; everything else is out of its reach, and its pools connect anew on first use. It stores and
 sends nothing: `system.here` says so from its first instruction on, before any hook.
 
-A signal handler may raise where a hook begins, and what a hook raises is thrown away. So each hook is there
-twice, and does each of its steps once: what an exception keeps the first from doing, the second does. Before a
-fork for which all is ready the compiled hook alone runs, and in the parent behind it one of C's: no handler comes in
-between, so what it raises arrives at the caller.
+A signal handler may raise anywhere in a hook, and what a hook raises is thrown away. So they are hooks that go on to
+their end (`system.hooks`), and what was raised arrives at the caller. Each may be done again, and is there twice: two
+exceptions, one while the other is just being kept, end one of them. Before a fork for which all is ready the compiled
+hook alone runs, and in the parent behind it one of C's: no handler comes in between.
 Not covered: a fork made in C, without Python's hooks.
 
 What a fork costs are pages: each that is written behind it, be it a reference count, the kernel copies, and before the
@@ -33,7 +33,7 @@ from ..seat.windows import (
     Windows,
     keep_readable,
 )
-from ..system import importing
+from ..system import hooks, importing
 from ..system.heirs import Evidence
 from ..system.here import COPIED, FORKING, FORKS, GUARDED, HELPERS, HERE, IMPORTING, NOTED, OURS, UNSHARED, WORKING
 from .closing import sessions
@@ -100,8 +100,9 @@ def _go_on() -> None:
 
 #: What is done in the parent: where each seat has a guard one store, by C, which nothing interrupts.
 _IS_OVER: Final[Any] = (setitem, (HERE, FORKING, 0), {}, None)
-_GOES_ON: Final[Any] = (_go_on, (), {}, None)
 _after_in_parent: Final[Any] = partial(setitem, HERE, FORKING, 0)
+_arrival: Final = hooks.Arrival()
+_GOES_ON: Final[Any] = (hooks.unbroken(_go_on, _arrival.put), (), {}, None)
 
 
 def _after_in_child() -> None:
@@ -174,8 +175,11 @@ def _keep(window: Window, session: Session | None, ours: dict[Evidence, Evidence
         window.evidence = ours[inherited]
 
 
-#: What is called: the compiled part puts its own in its place.
-before: Final[Any] = partial(_before)
+#: What is called: the compiled part puts its own in its place, and calls this where anything is to be done.
+unbroken_before: Final = hooks.unbroken(_before, hooks.put_last)
+before: Final[Any] = partial(unbroken_before)
 
 for _ in range(2):
-    os.register_at_fork(before=before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+    os.register_at_fork(before=before, after_in_parent=_after_in_parent)
+    hooks.in_child(_after_in_child)
+os.register_at_fork(after_in_parent=_arrival.hook)

@@ -32,7 +32,7 @@ from weakref import WeakValueDictionary
 
 from ..protocol.names import seats_path
 from ..protocol.queues import LOCKS, SEMAPHORE_WORDS, SEMAPHORES, VERSIONS, first_said
-from ..system import libc, semaphores
+from ..system import hooks, libc, semaphores
 from ..system.descriptors import Descriptor
 from ..system.locks import F_OFD_SETLK, FileId, any_locked, lock_bytes, open_beside, share_byte, unlock_bytes
 from .members import NONCE_MASK, name_of
@@ -251,4 +251,4 @@ def _abandon_all() -> None:
     _lives, _lives_lock = WeakValueDictionary(), RLock()
 
 
-os.register_at_fork(after_in_child=_abandon_all)
+hooks.in_child(_abandon_all)

@@ -6,7 +6,6 @@ another, and what is in a queue outlives who put it.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from ..link.waiting import check_timeout
 from ..pool import BasePool
 from ..protocol.handle import HANDLE_BYTES, Handle
 from ..protocol.queues import Flag, Kind
+from ..system import hooks
 from ..system.here import HERE, OURS
 from . import compiled, defaults
 from .getting import MISSED
@@ -415,6 +415,6 @@ def _abandon_all() -> None:
     _rings = _Rings()
 
 
-os.register_at_fork(after_in_child=_abandon_all)
+hooks.in_child(_abandon_all)
 if compiled.install is not None:
     compiled.install()

@@ -1,0 +1,143 @@
+"""Hooks of a fork that do their work whatever a signal handler raises in the middle of it.
+
+CPython prints what such a hook raises, and throws it away, Ctrl-C too. So what is registered is no function in Python,
+at whose beginning a handler may come: it is C, which has a generator go on in the middle of its ``try``. What comes is
+kept, the work is done again, and what was kept comes anew once the fork is over, by C: in what its thread does next in
+Python.
+
+What came before a fork comes behind the hooks of all others: in one of theirs it would be thrown away, and what it
+does left undone (logging's gives its locks back). So a hook is registered for it then, and another when modules were
+imported since, which may have hooks: there is no way to take one away.
+
+What comes while another is just being kept is printed, as ever. What a hook's own work raises is not kept: where
+memory was short, say, a second try is the answer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections import deque
+from functools import partial
+from itertools import repeat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from typing import Any, Final, TypeAlias
+
+    _Ready: TypeAlias = deque[Generator[None, None, None]]
+
+#: So many generators of each hook stand by: threads that fork at once take one each.
+_SPARE: Final = 8
+#: After so many exceptions a hook gives up, and CPython prints the last one.
+_TRIES: Final = 8
+
+#: An exception's class to a thread, by its number of CPython's: `get_ident` may count greenlets.
+_send: Final = ctypes.pythonapi.PyThreadState_SetAsyncExc
+_number: Final = ctypes.pythonapi.PyThread_get_thread_ident
+_number.restype = ctypes.c_ulong
+
+
+class Arrival:
+    """Where an exception comes that was kept: *hook* is to be registered behind those that it may come from."""
+
+    def __init__(self) -> None:
+        self.hook: Any = partial(bool)
+
+    def put(self, error: BaseException) -> None:
+        """It comes there once, in this thread."""
+        self.hook.__setstate__((next, (_sending(error), None), {}, None))
+
+
+def unbroken(act: Callable[[], None], put: Callable[[BaseException], None]) -> Callable[[], None]:
+    """A hook that does *act* until it is done, and *put* with what came in between."""
+    ready: _Ready = deque()
+    _stand_by(act, put, ready)
+    return partial(next, map(next, iter(ready.popleft, None), repeat(None)))
+
+
+def in_child(act: Callable[[], None]) -> None:
+    """Have forked children do *act*, which may be done again."""
+    arrival = Arrival()
+    os.register_at_fork(after_in_child=unbroken(act, arrival.put))
+    os.register_at_fork(after_in_child=arrival.hook)
+
+
+def put_last(error: BaseException) -> None:
+    """Before a fork: it comes behind all hooks."""
+    global _last, _modules
+    if _last is None or _modules != len(sys.modules):
+        last, _modules = Arrival(), len(sys.modules)
+        os.register_at_fork(after_in_parent=last.hook)
+        _last = last
+    _last.put(error)
+
+
+_last: Arrival | None = None
+_modules = 0
+
+
+def _stand_by(act: Callable[[], None], put: Callable[[BaseException], None], ready: _Ready) -> None:
+    while len(ready) < _SPARE:
+        one = _turn(act, put, ready)
+        next(one)
+        ready.append(one)
+
+
+def _turn(act: Callable[[], None], put: Callable[[BaseException], None], ready: _Ready) -> Generator[None, None, None]:
+    kept: list[BaseException] = []  # a variable would be in a circle with its traceback
+    is_ready, tries = False, 0
+    while True:
+        try:
+            if not is_ready:
+                is_ready = True
+                yield
+            _stand_by(act, put, ready)
+            act()
+            while kept:
+                put(kept.pop())
+            return
+        except GeneratorExit:
+            return
+        except BaseException as error:
+            tries += 1
+            if tries == _TRIES:
+                raise
+            if _comes_from_outside(error):
+                kept[:] = [error]
+
+
+def _comes_from_outside(error: BaseException) -> bool:
+    """From a handler, or another thread: not of the kinds that the work itself raises, or not by it."""
+    if not isinstance(error, Exception):
+        return True
+    if isinstance(error, MemoryError | RecursionError):
+        return False
+    if _origin(type(error).__module__) not in _OURS:
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and _origin(trace.tb_frame.f_globals.get("__name__")) not in _OURS
+
+
+def _origin(module: object) -> str:
+    return str(module).partition(".")[0]
+
+
+#: Whose errors, and whose code, those of a hook's own work are.
+_OURS: Final = sys.stdlib_module_names | {_origin(__name__)}
+
+
+def _sending(error: BaseException) -> map[int]:
+    """Sends it to this thread when it goes on."""
+    box, kind = [error], type(error)
+    if kind is not KeyboardInterrupt or error.args:  # CPython makes one of the class, with no argument
+        space: dict[str, Any] = {"__new__": lambda _: box.pop()}
+        try:
+            kind = type(kind.__name__, (kind,), space)
+        except Exception:  # it has a mind of its own about what comes below it
+            kind = type(kind.__name__, (BaseException,), space)
+    return map(_send, [ctypes.c_ulong(_number())], [ctypes.py_object(kind)])
