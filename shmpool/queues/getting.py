@@ -34,7 +34,7 @@ from ..system.patience import spin
 from . import compiled, runs, sleepers
 from .hands import Hands
 from .members import Members
-from .memory import BUSY_TRIES, Scribbled
+from .memory import Scribbled
 from .pickling import restore, restored
 from .putting import Putting
 from .sleepers import Rest
@@ -277,16 +277,11 @@ class Getting(Putting):
 
     def _open(self, word: int) -> Buffer | None:
         """Under H: the buffer of a handle; None for one whose taker died before he could say so, and for what
-        was discarded. What is only busy stays where it is: HandleUsed, after a second."""
+        was discarded. What is only busy, and for a second, stays where it is: HandleUsed."""
         session, granted, tail = self.session, self.words[word + 1], self.words[word + 2]
-        handle = Handle(pack_handle(session.pool_id, granted, tail))
-        tries = 0
-        while True:
-            try:
-                return self._pool.open(handle)
-            except LookupError:
-                if not tickets.is_pending(session, granted, tail):
-                    return None
-                tries += 1
-                if tries >= BUSY_TRIES:
-                    raise
+        try:
+            return self._pool.open(Handle(pack_handle(session.pool_id, granted, tail)))
+        except LookupError:
+            if tickets.is_pending(session, granted, tail):
+                raise
+            return None

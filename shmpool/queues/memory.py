@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -59,9 +60,6 @@ if TYPE_CHECKING:
     from ..shared import Shared
 
 ALL: Final = (1 << 31) - 1
-#: What takes or closes a ticket is tried so often, 10 ms each, where only its byte is busy: somebody may be stopped who
-#: opens what was published there before.
-BUSY_TRIES: Final = 100
 _ITEM_KINDS: Final = (*INLINE_KINDS, Kind.HANDLE, Kind.PICKLED)
 R = TypeVar("R")
 
@@ -225,13 +223,8 @@ class Memory:
         return tail
 
     def discard(self, granted: int, tail: int) -> None:
-        for _ in range(BUSY_TRIES):
-            try:
-                return tickets.discard_handle(self.session, granted, tail)
-            except ShmpoolError:  # it was opened, or its publisher is gone; else its byte is busy
-                if not tickets.is_pending(self.session, granted, tail):
-                    return None
-        return None
+        with suppress(ShmpoolError):  # it was opened, or its publisher is gone
+            tickets.discard_handle(self.session, granted, tail)
 
     def discard_items(self, most: int) -> bool:
         """Under H: discard so many items and commit by HEAD. True."""

@@ -99,7 +99,7 @@ class Expiry:
                     tickets.discard_handle(session, granted, tail)
                     is_done = True
             except HandleUsed:
-                is_done = not tickets.is_open(session, granted, index)
+                is_done = tickets.is_done(session, granted, index)
             except StaleHandle:
                 is_done = True  # it was read, and its slot is in use again
             if not is_done:

@@ -58,8 +58,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-#: A ticket that somebody else is opening just now is waited for so long.
+#: So long a ticket's lock is waited for that somebody else is opening just now; where it is still to be had, so long:
+#: who has the lock may be stopped while he opens, or closes, what was published there before.
 BUSY_SECONDS: Final = 0.01
+STOPPED_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = 0.0002
 _DONE: Final = CellState.DONE << STATE_SHIFT
 
@@ -132,14 +134,6 @@ def discard_unopened(session: Reader) -> int:
                 except (HandleUsed, StaleHandle):  # somebody was faster
                     pass
     return count
-
-
-def is_open(session: Reader, granted: int, index: int) -> bool:
-    """Whether a ticket of this publication is taken just now."""
-    words, row = session.words, index >> 4
-    cell = words[row * ROW_WORDS + FIRST_CELL + (index & 15)]
-    is_same = generation_of(cell) == generation_of(words[row * ROW_WORDS]) == generation_of(granted)
-    return is_same and state_of(cell) == CellState.TAKEN
 
 
 def is_done(session: Reader, granted: int, index: int) -> bool:
@@ -260,7 +254,7 @@ def _locked_within(record: Record, granted: int, nbytes: int, mark: int) -> None
 def _under_lock(fd: Descriptor | Closed, record: Record, granted: int, nbytes: int, mark: int) -> None:
     session = record.session
     try:
-        _wait_for_lock(fd, record)
+        _wait_for_lock(fd, record, granted, nbytes)
         check(session, record, granted, nbytes)
         settled = record.cell if fd is session.tickets_fd else session.settled
         session.words[record.cell], session.settled = granted & GENERATION_FIELD | mark, settled  # in one step
@@ -268,15 +262,18 @@ def _under_lock(fd: Descriptor | Closed, record: Record, granted: int, nbytes: i
         fcntl(fd, F_OFD_SETLK, UNLOCK_ALL)
 
 
-def _wait_for_lock(fd: Descriptor | Closed, record: Record) -> None:
-    deadline = time.monotonic() + BUSY_SECONDS
+def _wait_for_lock(fd: Descriptor | Closed, record: Record, granted: int, nbytes: int) -> None:
+    began = time.monotonic()
     while True:
         try:
             fcntl(fd, F_OFD_SETLK, record.lock)
             return
         except (BlockingIOError, PermissionError) as error:
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > STOPPED_SECONDS:
                 raise HandleUsed("the handle's ticket is being opened elsewhere") from error
+        if waited > BUSY_SECONDS:
+            check(record.session, record, granted, nbytes)
         time.sleep(_RETRY_SECONDS)
 
 

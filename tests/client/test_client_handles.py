@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import pickle
 import random
+import struct
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import client_workers
@@ -14,6 +19,11 @@ from client_helpers import KIB, MIB, Connect, Start, child, eventually, hear, ou
 import shmpool
 from shmpool import Handle, HandleUsed, InvalidHandle, StaleHandle, Strategy
 from shmpool.protocol.handle import pack_handle, unpack_handle
+from shmpool.protocol.ledger import NBYTES_BITS
+from shmpool.protocol.names import tickets_path
+from shmpool.seat import expiry, tickets
+from shmpool.seat.tickets import BUSY_SECONDS
+from shmpool.system.locks import F_OFD_SETLK
 
 SIZES = [100, 100_000, 300_000, 2 * MIB]
 
@@ -254,3 +264,62 @@ def test_handle_of_a_lease_of_each_strategy_names_its_bytes(pool: shmpool.Pool) 
             assert handle.nbytes == nbytes
             assert str(nbytes) in repr(handle)
             pool.discard(handle)
+
+
+@contextlib.contextmanager
+def all_tickets_busy(broker: shmpool.Broker, seconds: float) -> Iterator[None]:
+    """Somebody has the locks of all tickets for so long: as one has a single one who is stopped in the middle of
+    opening what was published there before."""
+    with open(tickets_path(os.path.realpath(broker.address)), "rb+") as file:
+
+        def set_lock(kind: int) -> None:
+            fcntl.fcntl(file, F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, 1, 1 << 31, 0))
+
+        set_lock(fcntl.F_WRLCK)
+        unlocking = threading.Timer(seconds, set_lock, [fcntl.F_UNLCK])
+        unlocking.start()
+        yield
+        unlocking.cancel()
+        unlocking.join()
+
+
+def test_a_good_handle_whose_ticket_is_only_busy_is_not_used(start: Start) -> None:
+    broker = start(tickets="locks")
+    with broker.connect() as pool, pool.open(publish(pool)) as buffer:
+        good, used = publish(pool), publish(pool)
+        pool.discard(used)
+        with all_tickets_busy(broker, 10 * BUSY_SECONDS), pool.open(good) as opened:
+            assert bytes(opened.view) == b"content"
+        refused = pytest.raises(HandleUsed, match="was opened and released, discarded or expired")
+        with all_tickets_busy(broker, 60), refused:
+            pool.open(used)
+        with all_tickets_busy(broker, 10 * BUSY_SECONDS):
+            pool.discard(publish(pool))
+        assert bytes(buffer.view) == b"content"
+
+
+def test_a_ttl_is_kept_though_the_ticket_is_busy_when_it_is_over(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[HandleUsed] = []
+
+    def discard_handle(*args: Any, real: Any = tickets.discard_handle) -> None:
+        try:
+            real(*args)
+        except HandleUsed as error:
+            tried.append(error)
+            raise
+
+    monkeypatch.setattr(tickets, "STOPPED_SECONDS", BUSY_SECONDS)
+    monkeypatch.setattr(expiry, "AGAIN", 2 * BUSY_SECONDS)
+    monkeypatch.setattr(tickets, "discard_handle", discard_handle)
+    broker = start(tickets="locks")
+    with broker.connect() as pool:
+        with all_tickets_busy(broker, 60):
+            with pool.lease(100) as lease:
+                handle = lease.publish(ttl=0.001)
+            eventually(lambda: tried)
+        eventually(lambda: tickets.is_done(pool._session, *_granted_and_index(handle)))
+
+
+def _granted_and_index(handle: Handle) -> tuple[int, int]:
+    _, granted, tail = unpack_handle(handle)
+    return granted, tail >> NBYTES_BITS

@@ -161,8 +161,6 @@ def patched() -> Iterator[None]:
             (queues.ring, "futex", Futex),
             (queues.ring, "Patience", Patience),
             (queues.getting, "spin", spin),
-            (queues.getting, "BUSY_TRIES", 1),
-            (queues.memory, "BUSY_TRIES", 1),
             (queues.getting, "restore", restore),
             (queues.getting, "restored", restored),
             (queues.queue, "restored", restored),
