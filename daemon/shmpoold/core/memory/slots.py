@@ -77,6 +77,10 @@ class SlotMap:
         """Whether a row's pages are reserved."""
         return self._warm[row - self.tier.base] == 1
 
+    def all_unused(self) -> bytes:
+        """A byte for each slot: 1 where it is nobody's."""
+        return bytes(self._unused)
+
     def find_unused(self, count: int) -> int | None:
         """The lowest row of *count* adjacent unused slots, warm or cold."""
         return self._find(self._unused, count)
