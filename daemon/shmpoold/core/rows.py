@@ -50,6 +50,9 @@ from shmpool.protocol.states import CellState, State
 from shmpool.protocol.transitions import ALLOWED
 
 _STATES: Final = frozenset(State)
+#: What a grant word has more as FREE than as COLD: its generation stays.
+_FREED: Final = State.FREE << STATE_SHIFT
+assert not int(State.COLD) and not ALLOWED[State.COLD, State.FREE]
 _SET: Final = re.compile(b"\1")
 #: So many seats are searched for one by one.
 FEW_SEATS: Final = 4
@@ -98,6 +101,13 @@ class Rows:
         generation: int = min(generation_of(word) + bumps, MAX_GENERATION)
         self.words[at] = grant_word(generation, target, seat)
         return generation
+
+    def free_cold(self, row: int, count: int) -> None:
+        """Move rows that were just seen to say COLD to FREE, by a store each: a fifth of what `move` takes for each,
+        which a start does for 4096."""
+        words = self.words
+        for at in range(row * ROW_WORDS, (row + count) * ROW_WORDS, ROW_WORDS):
+            words[at] |= _FREED
 
     def skip(self, row: int) -> None:
         """Let a FREE row skip a generation: the name that it makes cannot be had."""

@@ -285,11 +285,14 @@ class Stock:
         slots = self.maps[tier.index]
         is_sound = self.rows.are(row, bytes(count))
         slots.set_warm(row, count, now)
-        for at in range(row, row + count):
-            if is_sound or self.rows.are(at, bytes(1)):
-                self.rows.move(at, State.FREE)
-            else:
-                self.quarantined.add(at)
+        if is_sound:
+            self.rows.free_cold(row, count)
+        else:
+            for at in range(row, row + count):
+                if self.rows.are(at, bytes(1)):
+                    self.rows.move(at, State.FREE)
+                else:
+                    self.quarantined.add(at)
         return is_sound
 
     def are_ready(self, holdings: list[Holding]) -> bool:
