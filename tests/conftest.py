@@ -91,7 +91,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure() -> None:
-    preloaded.nursery.close()
+    preloaded.nurseries.close()
     shutil.rmtree(RUNTIME, ignore_errors=True)
 
 
@@ -134,7 +134,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.session.stash.get(FROZEN_FOR, None) != item.path:  # of another module nothing is in use, but its imports
         item.session.stash[FROZEN_FOR] = item.path
         _freeze()
-    preloaded.nursery.is_open = item.get_closest_marker("fresh") is None
+    preloaded.nurseries.is_open = item.get_closest_marker("fresh") is None
 
 
 # --- nothing is left behind ----------------------------------------------------------------------
@@ -166,7 +166,7 @@ def _children(pid: int) -> Iterator[int]:
 
 def _descriptors() -> set[int]:
     # As long as the process that is forked, multiprocessing's and ours.
-    staying = {getattr(forkserver._forkserver, "_forkserver_alive_fd", None), preloaded.nursery.descriptor}
+    staying = {getattr(forkserver._forkserver, "_forkserver_alive_fd", None), *preloaded.nurseries.descriptors}
     return {int(name) for name in os.listdir("/proc/self/fd")} - staying
 
 

@@ -18,8 +18,9 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 #: Words on the command line of the process that is forked.
 MARK = "preloaded.serve"
@@ -32,66 +33,88 @@ _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _LIMITS = 16
 #: Read when modules are imported.
 _READ_EARLY = ("SHMPOOL_PREFIX", "PYTHONPYCACHEPREFIX")
+
+
+class Kind(NamedTuple):
+    """What is settled once an interpreter has imported shmpool: each kind has a process of its own that is forked."""
+
+    is_plain: bool
+    is_in_development_mode: bool
+
+
+def _is_plain(environment: Mapping[str, str]) -> bool:
+    return environment.get("SHMPOOL_PURE", "") not in ("", "0")
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Nursery:
-    """The process that is forked, at the first need, by this process alone (a forked child has none)."""
+    """The process that is forked for one kind of interpreters, at the first need."""
+
+    def __init__(self, kind: Kind) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            for one in (ours, theirs):
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE)
+            code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import preloaded;"
+            mode = ["-X", "dev"] if kind.is_in_development_mode else []
+            subprocess.Popen(
+                [sys.executable, *mode, "-P", "-c", f"{code} {MARK}({theirs.fileno()})"],
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                env={**os.environ, "SHMPOOL_PURE": str(int(kind.is_plain))},
+            ).returncode = 0  # fmt: skip  # nobody waits: it ends with us
+        self.socket = ours
+
+    def fork(self, request: dict[str, Any], descriptors: list[int]) -> int:
+        """A child of ours that does what is asked for; its pid."""
+        # Its parent's parent is who collects it when its parent ends, which is at once.
+        before = ctypes.c_int()
+        _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        try:
+            socket.send_fds(self.socket, [json.dumps(request).encode()], descriptors)
+            answer = self.socket.recv(64)
+        finally:
+            _libc.prctl(_PR_SET_CHILD_SUBREAPER, before, 0, 0, 0)
+        assert answer, "the process that is forked has ended"
+        return int(answer)
+
+
+class Nurseries:
+    """Those of this process alone (a forked child has none)."""
 
     def __init__(self) -> None:
         self.is_open = True
         self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
+        self._of_kind: dict[Kind, Nursery] = {}
         self._owner = 0
 
     @property
-    def descriptor(self) -> int | None:
-        """Ours, which stays."""
-        return None if self._socket is None else self._socket.fileno()
+    def descriptors(self) -> set[int]:
+        """Ours, which stay."""
+        return {nursery.socket.fileno() for nursery in self._of_kind.values()}
 
     def takes(self, environment: dict[str, str]) -> bool:
         """Whether a process of this environment can be one of ours."""
         is_alike = all(environment.get(name) == os.environ.get(name) for name in _READ_EARLY)
         return self.is_open and is_alike and self._owner in (0, os.getpid())
 
-    def fork(self, request: dict[str, Any], descriptors: list[int]) -> int:
-        """A child of ours that does what is asked for; its pid."""
+    def fork(self, kind: Kind, request: dict[str, Any], descriptors: list[int]) -> int:
+        """A child of ours; its pid."""
         with self._lock:
-            if self._socket is None:
-                self._start()
-            assert self._socket
-            # Its parent's parent is who collects it when its parent ends, which is at once.
-            before = ctypes.c_int()
-            _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
-            _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-            try:
-                socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
-                answer = self._socket.recv(64)
-            finally:
-                _libc.prctl(_PR_SET_CHILD_SUBREAPER, before, 0, 0, 0)
-        assert answer, "the process that is forked has ended"
-        return int(answer)
+            if kind not in self._of_kind:
+                self._of_kind[kind], self._owner = Nursery(kind), os.getpid()
+            return self._of_kind[kind].fork(request, descriptors)
 
     def close(self) -> None:
-        """The process ends with this."""
-        if self._socket is not None and self._owner == os.getpid():
-            self._socket.close()
-            self._socket = None
-
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            for one in (ours, theirs):
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE)
-            code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import preloaded;"
-            subprocess.Popen(
-                [sys.executable, "-P", "-c", f"{code} {MARK}({theirs.fileno()})"],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-            ).returncode = 0  # fmt: skip  # nobody waits: it ends with us
-        self._socket, self._owner = ours, os.getpid()
+        """The processes end with this."""
+        if self._owner == os.getpid():
+            while self._of_kind:
+                self._of_kind.popitem()[1].socket.close()
 
 
-nursery = Nursery()
+nurseries = Nurseries()
 
 
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
@@ -102,7 +125,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
                        c2pread: int, c2pwrite: int, errread: int, errwrite: int, *rest: Any) -> None:  # fmt: skip
         request = None if shell or preexec_fn or executable else _request(args)
         environment = dict(os.environ if env is None else env)
-        if request is None or not nursery.takes(environment):
+        if request is None or not nurseries.takes(environment):
             return super()._execute_child(  # type: ignore[misc,no-any-return]
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell,
                 p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *rest,
@@ -117,7 +140,8 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
             "limits": [resource.getrlimit(number) for number in range(_LIMITS)],
             "new_session": bool(is_new_session),
         }
-        self.pid = nursery.fork(request, [*standard, *pass_fds])
+        kind = Kind(_is_plain(environment), request["is_in_development_mode"])
+        self.pid = nurseries.fork(kind, request, [*standard, *pass_fds])
         self._child_created = True
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
 
@@ -126,12 +150,15 @@ def _request(args: Any) -> dict[str, Any] | None:
     """What this interpreter does for a command line: None for what only a new one does."""
     if isinstance(args, str | bytes | os.PathLike) or os.fspath(args[0]) != sys.executable:
         return None
-    rest, warnings, is_safe = [os.fspath(word) for word in args[1:]], [], False
-    while rest and rest[0] in ("-P", "-W"):
-        if rest.pop(0) == "-P":
+    rest, warnings, is_safe, mode = [os.fspath(word) for word in args[1:]], [], False, []
+    while rest and rest[0] in ("-P", "-W", "-X"):
+        option = rest.pop(0)
+        if option == "-P":
             is_safe = True
         else:
-            warnings.append(rest.pop(0))
+            (warnings if option == "-W" else mode).append(rest.pop(0))
+    if mode not in ([], ["dev"]):
+        return None
     if not rest:
         return None
     if rest[0] in ("-m", "-c") and len(rest) > 1:
@@ -140,7 +167,10 @@ def _request(args: Any) -> dict[str, Any] | None:
         kind, what, *arguments = "script", *rest
     else:
         return None
-    return {"kind": kind, "what": what, "arguments": arguments, "warnings": warnings, "is_safe": is_safe}
+    return {
+        "kind": kind, "what": what, "arguments": arguments, "warnings": warnings, "is_safe": is_safe,
+        "is_in_development_mode": bool(mode),
+    }  # fmt: skip
 
 
 #: In the place of the module, for those who start brokers themselves.

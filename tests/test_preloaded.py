@@ -21,7 +21,7 @@ print(json.dumps({
     "mask": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
     "handlers": [repr(signal.getsignal(number)).split(" at ")[0] for number in (signal.SIGINT, signal.SIGTERM)],
     "limits": resource.getrlimit(resource.RLIMIT_NOFILE), "filters": [str(one[:3]) for one in warnings.filters][:3],
-    "leads": os.getsid(0) == os.getpid(),
+    "leads": os.getsid(0) == os.getpid(), "is_in_development_mode": sys.flags.dev_mode,
 }))
 print("aside", file=sys.stderr)
 """
@@ -36,6 +36,7 @@ def test_it_has_all_that_a_new_interpreter_has(tmp_path: Path) -> None:
         for line in (
             ["-W", "error", "-c", SAYS, "one", "--two"],
             ["-P", "-c", SAYS],
+            ["-X", "dev", "-c", SAYS],
             ["-W", "error", str(script), "x"],
         ):
             answers = []
@@ -76,3 +77,12 @@ def test_who_asks_for_a_new_interpreter_gets_one() -> None:
 def test_who_says_nothing_gets_one_that_has_imported_it_all() -> None:
     code = "import sys; print('shmpoold.core' in sys.modules)"
     assert preloaded.run([sys.executable, "-c", code], timeout=60).stdout == "True\n"
+
+
+@pytest.mark.parametrize("mode", [[], ["-X", "dev"]], ids=["usual", "development"])
+def test_it_is_plain_or_compiled_as_its_environment_says(mode: list[str]) -> None:
+    line = [sys.executable, *mode, "-c", "import shmpool; print(shmpool.__compiled__)"]
+    for pure in ("1", "", "0"):
+        environment = {**os.environ, "SHMPOOL_PURE": pure}
+        new = subprocess.run(line, capture_output=True, text=True, env=environment).stdout
+        assert preloaded.run(line, timeout=60, env=environment).stdout == new

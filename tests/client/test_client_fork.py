@@ -29,9 +29,10 @@ from client_helpers import (
     of_pid,
     out,
     pattern,
+    run_preloaded,
     run_script,
 )
-from corners import sizes
+from corners import corner, sizes
 
 import shmpool
 from shmpool import Handle, LeaseReleased
@@ -259,7 +260,7 @@ while (len(other.stats().clients), other.stats().active_buffers) != (1, 0) and t
     time.sleep(0.01)
 print(len(other.stats().clients), other.stats().active_buffers)
 """
-    done = run_script(script, start().address)
+    done = run_preloaded(script, start().address)
     assert (done.returncode, done.stdout) == (0, "1 0\n"), done.stderr
 
 
@@ -478,11 +479,10 @@ print("done", flush=True)
 
 @pytest.mark.parametrize(
     "more",
-    ["", "print('done'); sys.exit(0)",
-     "import numpy; array = numpy.frombuffer(buffer.view, dtype='u1')",
-     "pool.close(); del pool",
+    ["import numpy; array = numpy.frombuffer(buffer.view, dtype='u1')",
      "class C: pass\nc = C(); c.c = c; c.things = lease, buffer, pool; del lease, buffer, pool",
-     "threading.Thread(target=lambda: pool.lease(100).release()).start()"],
+     "threading.Thread(target=lambda: pool.lease(100).release()).start()",
+     *corner("", "print('done'); sys.exit(0)", "pool.close(); del pool")],
 )  # fmt: skip
 def test_interpreter_that_ends_with_open_leases_says_nothing_and_keeps_nothing(start: object, more: str) -> None:
     broker = start(handle_ttl="100ms")  # type: ignore[operator]

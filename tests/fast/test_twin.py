@@ -14,7 +14,7 @@ from typing import Literal
 
 import pytest
 import twins
-from corners import sizes
+from corners import corner, sizes
 from patience import eventually, rounds
 
 import shmpool
@@ -43,6 +43,7 @@ def test_one_that_was_made_from_other_sources_is_not_used(tmp_path: Path) -> Non
     assert told.startswith("False the compiled part cannot be used: it was made from other sources"), told
 
 
+@pytest.mark.fresh
 def test_it_is_chosen_at_import_and_can_be_switched_off() -> None:
     ask = "import shmpool; print(shmpool.__compiled__)"
     assert (twins.run("compiled", ask), twins.run("plain", ask)) == ("True", "False")
@@ -76,7 +77,15 @@ def test_a_window_is_known_and_says_the_same() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", [{}, {"checksums": True}, {"detailed_metrics": True}, {"tickets": "cas"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"checksums": True, "detailed_metrics": True},
+        *corner({"tickets": "cas"}, {"checksums": True}, {"detailed_metrics": True}),
+    ],
+    ids=str,
+)
 def test_every_word_of_the_ledger_is_the_same(settings: dict[str, bool | str]) -> None:
     _walk_twice(1, 600, settings)
 
@@ -86,7 +95,7 @@ def test_every_word_of_the_ledger_is_the_same(settings: dict[str, bool | str]) -
     [pytest.param(seed, marks=pytest.mark.long if seed < 4 else pytest.mark.exhaustive) for seed in range(2, 30)],
 )
 def test_every_word_of_the_ledger_is_the_same_for_many_walks(seed: int) -> None:
-    _walk_twice(seed, 4000, {"tickets": "cas"} if seed % 2 else {})
+    _walk_twice(seed, 2500, {"tickets": "cas"} if seed % 2 else {})
 
 
 def _walk_twice(seed: int, steps: int, settings: dict[str, bool | str]) -> None:

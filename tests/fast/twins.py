@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
+
 PURE = {"plain": "1", "compiled": "", "asking": "1"}
 
 
@@ -17,16 +19,14 @@ def why_plain() -> str:
 
 def run(kind: str, code: str, *arguments: str) -> str:
     """What a Python process of a kind prints that runs *code*."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=environment(kind), capture_output=True, text=True, timeout=240
-    )
+    done = preloaded.run([sys.executable, "-c", code, *arguments], env=environment(kind), timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def start(kind: str, code: str, *arguments: str) -> subprocess.Popen[bytes]:
     """The same, without waiting for it."""
-    return subprocess.Popen(
+    return preloaded.Popen(
         [sys.executable, "-c", code, *arguments],
         env=environment(kind), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
     )  # fmt: skip
