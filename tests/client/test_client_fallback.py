@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from client_helpers import KIB, PATIENCE, Start
+from corners import across
 
 import shmpool
 from shmpool import Strategy
@@ -26,8 +27,9 @@ def all_chunks_leased(pool: shmpool.Pool) -> Iterator[list[shmpool.Lease]]:
         lease.release()
 
 
-@pytest.mark.parametrize("timeout", [0, PATIENCE])
-@pytest.mark.parametrize("settings", [{}, {"checksums": True}, {"detailed_metrics": True}])
+@pytest.mark.parametrize(
+    ("timeout", "settings"), across((0, PATIENCE), ({}, {"checksums": True}, {"detailed_metrics": True}))
+)
 def test_a_chunked_lease_falls_back_to_a_direct_segment(
     start: Start, timeout: float, settings: dict[str, bool]
 ) -> None:

@@ -777,7 +777,14 @@ def test_writer_s_array_is_copied_before_its_slot_is_used_again_after_a_kill(sta
 
 @pytest.mark.parametrize(
     ("nbytes", "end"),
-    across(SIZES, ("release", "publish_and_read", "publish_for_two", "share", "drop", "close")),
+    [
+        *across(SIZES, ("release", "share", "close")),
+        *(
+            pytest.param(nbytes, end, marks=pytest.mark.long)
+            for nbytes in SIZES
+            for end in ("publish_and_read", "publish_for_two", "drop")
+        ),
+    ],
 )
 def test_writer_s_array_is_copied_before_its_slot_is_used_again(start: Start, nbytes: int, end: str) -> None:
     """However the lease ends and whoever writes, and what waited for the child is had again."""

@@ -104,7 +104,7 @@ def _is_there(pid: int) -> bool:
     ("runs", "manner"),
     [
         (2, "abrupt"),
-        (4, "polite"),
+        (2, "polite"),
         *(pytest.param(10, how, marks=pytest.mark.long) for how in ("abrupt", "polite")),
         *(pytest.param(100, how, marks=pytest.mark.exhaustive) for how in ("abrupt", "polite")),
     ],
