@@ -43,7 +43,7 @@ BY_WALKS = {
     "a lock that is no barrier": 0, "a map believed whatever its segment is called": 0,
     "a cell of another generation accepted": 9,
     "a dead reader's ticket given back under another generation": 4,
-    "a segment found by its publication's generation": 0, "settled at once, whoever inherited": 6,
+    "settled at once, whoever inherited": 6,
     "a dead writer's rows freed whoever has to copy them": 31, "a readers' byte given up with the seat's sweep": 13,
     "a process that cannot be seen taken for dead": 0, "the end of a queue judged by two publications": 0,
     "what lies in no queue closed with one": 0, "no sweep of what the living gave back": 0,
