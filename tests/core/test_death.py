@@ -10,6 +10,8 @@ from shmpool.protocol.header import counters_at
 from shmpool.protocol.ledger import BROKER, CHECKSUM, ROW_WORDS, grant_word, seat_of, state_of
 from shmpool.protocol.sizing import MIB
 from shmpool.protocol.states import CellState, State
+from shmpoold.core.connections.endings import SETTLED_TOGETHER
+from shmpoold.core.events import ProcessDied
 from shmpoold.core.lending.recalls import SPACING
 from shmpoold.core.rows import FEW_SEATS
 from shmpoold.core.settings import Settings
@@ -290,3 +292,19 @@ def test_who_had_little_is_swept_soon_beside_many_that_had_much(make_world: type
     assert len(world.broker.inventory.granted) > 5000, "the others were not settled before"
     world.pass_time(2.0)
     assert not world.broker.inventory.granted
+
+
+def test_two_that_had_more_than_is_settled_together_are_settled_one_after_the_other(make_world: type[World]) -> None:
+    world = make_world(Settings(memory_limit=16 * MIB, max_clients=4), check_every=10**9)
+    clients = [world.client() for _ in range(2)]
+    for client in clients:
+        while len(client.owned) <= SETTLED_TOGETHER:
+            client.refill(SMALL, count=256)
+            world.run()
+    seats = [client.seat for client in clients]
+    for client in clients:
+        client.die(is_seen=False)
+    for seat in seats:
+        world.dispatch(ProcessDied(seat))
+    world.pass_time(1.0)
+    assert not world.broker.inventory.granted and not world.broker.seats.taken

@@ -8,8 +8,10 @@ from shmpool.protocol.codes import Code
 from shmpool.protocol.header import SEAT_STATE, seat_at
 from shmpool.protocol.messages import HELLO_MAGIC, PROTOCOL_VERSION, Bell, Hello, Query, Refill, Role, Topic
 from shmpool.protocol.states import State
+from shmpoold.core.actions import ProbeSeat
 from shmpoold.core.connections.clients import MOST_OPERATORS
-from shmpoold.core.events import Received
+from shmpoold.core.connections.seats import Away
+from shmpoold.core.events import Received, Unseen
 
 
 def test_a_worker_gets_a_seat_of_its_own(world: World) -> None:
@@ -252,3 +254,23 @@ def test_operators_are_no_more_than_their_share_and_shut_out_no_worker(world: Wo
     late.connect(Role.OPERATOR)
     world.run()
     assert not late.faults
+
+
+def test_a_seat_whose_process_cannot_be_seen_is_probed_at_once_in_a_while(world: World) -> None:
+    """One that is connected a second later; one that is away as soon as any."""
+    connected, away = world.client(), world.client()
+    away.disconnect()
+    world.run()
+    world.keep_actions = True
+
+    def probed() -> set[int]:
+        seats = {action.seat for action in world.actions if isinstance(action, ProbeSeat)}
+        world.actions.clear()
+        return seats
+
+    for client in (connected, away):
+        world.dispatch(Unseen(client.seat))
+    world.pass_time(Away.LONGEST / 2)
+    assert probed() == {away.seat}
+    world.pass_time(Away.LONGEST)
+    assert probed() == {away.seat, connected.seat}

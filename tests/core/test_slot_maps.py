@@ -20,3 +20,14 @@ def test_a_run_has_as_many_pieces_as_a_lease_may_have_and_no_more(most: int, mon
     assert free.placeable == most
     assert free.scatter(4) == (pieces if most == 4 else None)
     assert free.scatter(3) == pieces[:3]
+
+
+def test_the_first_slot_of_a_tier_is_cooled_like_the_others() -> None:
+    free = SlotMap(Tier(0, TierKind.POOLED, PAGE, 1, 3))
+    free.take(1, 1)
+    free.set_warm(1, 1, 0.0)
+    assert free.coolable(9) is None
+    free.give(1, 1, 0.0)
+    assert free.coolable(9) == (1, 1)
+    free.set_cold(1, 1)
+    assert free.coolable(9) is None

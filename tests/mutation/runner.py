@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,14 +39,21 @@ class Calls:
     functions: dict[str, set[Function]] = field(default_factory=dict)
 
     def tests_of(self, mutant: Mutant, most_seconds: float) -> list[str]:
-        """The tests that can notice a mutant, the quickest first, as many as there is time for."""
-        chosen, spent = [], 0.0
+        """The tests that can notice a mutant, one of each file by turns, the quickest first, as many as there is time
+        for: what a file is about are its own tests the first to notice."""
+        called, name = Counter[str](), (str(mutant.path), *(mutant.function or ()))
+        ranked: list[tuple[int, float, str]] = []
         for test in sorted(self.seconds, key=self.seconds.__getitem__):
-            if mutant.function is None or (str(mutant.path), *mutant.function) in self.functions[test]:
-                spent += self.seconds[test]
-                if chosen and spent > most_seconds:
-                    break
-                chosen.append(test)
+            if mutant.function is None or name in self.functions[test]:
+                file = test.partition("::")[0]
+                ranked.append((called[file], self.seconds[test], test))
+                called[file] += 1
+        chosen, spent = [], 0.0
+        for _, seconds, test in sorted(ranked):
+            spent += seconds
+            if chosen and spent > most_seconds:
+                break
+            chosen.append(test)
         return chosen
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shmpool.errors import ConfigError
 from shmpool.protocol import names
 from shmpool.protocol.ledger import MAX_GENERATION, MAX_ROWS
 
@@ -82,3 +83,16 @@ def test_any_text_can_be_parsed(text: str) -> None:
 def test_the_files_of_locks_lie_beside_the_socket() -> None:
     assert names.tickets_path("/run/a.b/pool.sock") == "/run/a.b/pool.tickets.lock"
     assert names.seats_path("/run/a.b/pool.sock") == "/run/a.b/pool.seats.lock"
+
+
+@pytest.mark.parametrize(
+    ("apart", "prefix"), [("", "shmpool-"), ("a_1", "a_1-shmpool-"), ("Z" * 32, f"{'Z' * 32}-shmpool-")]
+)
+def test_a_run_s_names_begin_with_what_it_says(apart: str, prefix: str) -> None:
+    assert names._prefix(apart) == prefix
+
+
+@pytest.mark.parametrize("apart", ["Z" * 33, "a-b", "a.", "\u00e9", " ", "a/b"])
+def test_a_run_says_letters_digits_and_underscores(apart: str) -> None:
+    with pytest.raises(ConfigError, match="SHMPOOL_PREFIX"):
+        names._prefix(apart)
