@@ -17,7 +17,7 @@ from shmpool.protocol.messages import Bell, Query, Return, Role, Topic
 from shmpool.protocol.sizing import KIB, TierKind
 from shmpoold.core import chores, looks
 from shmpoold.core.events import Disconnected, MemoryRead, Received, Started, Ticked
-from shmpoold.core.lending import lending, recalls
+from shmpoold.core.lending import lending, recalls, sweep
 from shmpoold.core.memory import inventory
 from shmpoold.core.memory.pressure import Room
 from shmpoold.core.objects import custody
@@ -32,6 +32,7 @@ BOUNDS: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (custody, "SWEPT_PER_TURN", (1, 5, 512)),
     (custody, "CLOSED_PER_TURN", (1, 5, 128)),
     (lending, "SERVED_PER_TURN", (1, 3, 64)),
+    (sweep, "SWEPT_PER_STEP", (5, 256)),
 )
 #: What is kept warm in some courses.
 FLOORS = (Floor(TierKind.POOLED, 4 * KIB, 6), Floor(TierKind.CHUNK, 8 * KIB, 4))
