@@ -44,6 +44,8 @@ class PoolLife(BasePool):
 
     def _connect(self, address: str | None, timeout: float) -> Session:
         """A session, if there is none; None is the default address, looked for anew at each try."""
+        if not HERE[OURS]:
+            raise BrokerUnavailable("this process is just being forked: its pools are not its own yet")
         with self._connecting:
             session = self._session
             if session is None or session.is_over:
@@ -95,10 +97,8 @@ class PoolLife(BasePool):
             closing.close_unused(session)
 
     def _live_session(self, timeout: float | None = None) -> Session:
-        if not HERE[OURS]:
-            raise BrokerUnavailable("this process is just being forked: its pools are not its own yet")
         session = self._session
-        if session is None or session.is_over or self._is_closed:
+        if session is None or session.is_over or self._is_closed or not HERE[OURS]:
             self._raise_if_closed()
             return self._connect(self.address, self._timeout if timeout is None else min(timeout, self._timeout))
         return session

@@ -15,6 +15,7 @@ import threading
 import time
 
 from .. import log
+from ..system import importing
 from ..system.descriptors import drain
 from ..system.here import FORKING, HELPERS, HERE, WORKING
 from .connection import Interruption
@@ -81,6 +82,9 @@ _COMING_TO_REST: Final = 0.0002
 #: A finalizer or a handler that forks in the middle of what its thread has a lock for waits for the helper so long: it
 #: may wait for that lock, and then does nothing either.
 _LOCKED_OUT: Final = 0.05
+#: The longest that a fork waits for it at all: it may be in the middle of a finalizer of the user's, which waits for
+#: what another hook of the fork has taken.
+_LONGEST_REST: Final = 5.0
 #: How often the helper of a seat without a pool looks whether anything is in use.
 UNUSED_POLL: Final = 0.05
 #: How often it looks whether the streams that are written here are still read.
@@ -144,7 +148,7 @@ class Helper:
             return False
         if thread.native_id == threading.get_native_id():
             return False  # under gevent
-        waits_until = time.monotonic() + _LOCKED_OUT if self._seat.is_locked_here else float("inf")
+        waits_until = time.monotonic() + (_LOCKED_OUT if self._seat.is_locked_here else _LONGEST_REST)
         while thread.is_alive() and not link.is_resting and time.monotonic() < waits_until:
             link.wake()
             time.sleep(_COMING_TO_REST)
@@ -186,10 +190,13 @@ class Helper:
             is_thread = threading.get_native_id() != self._started_by
             self._seat.link.tells_rests = is_thread
             HERE[HELPERS] += is_thread
+            if is_thread:
+                importing.waited_for.add(threading.get_ident())
             self._go_on()
         finally:
             HERE[WORKING] -= 1
             HERE[HELPERS] -= is_thread
+            importing.waited_for.discard(threading.get_ident())
 
     def _go_on(self) -> None:
         is_meant = True
@@ -210,7 +217,9 @@ class Helper:
                 self._setback = min(LONGEST_PAUSE, 2 * self._setback) if now < self._forgets_at else FIRST_PAUSE
                 self._forgets_at = now + _FORGET
                 try:
-                    log.exception("the helper of a shmpool seat drops its connection after an unexpected error")
+                    self._say(
+                        log.exception, "the helper of a shmpool seat drops its connection after an unexpected error"
+                    )
                 finally:
                     self._seat.link.close_connection()
                     self._wait(self._setback)
@@ -252,7 +261,8 @@ class Helper:
     def _tell_lost(self) -> None:
         if not self._is_lost and self._is_meant():
             self._is_lost = True
-            log.warning(
+            self._say(
+                log.warning,
                 "the broker at %s is away; what is leased, published and open stays, and it is looked for",
                 self._seat.address,
             )
@@ -260,11 +270,13 @@ class Helper:
     def _tell_found(self) -> None:
         self._is_lost = False
         if self._seat.is_over:
-            log.warning(
-                "the broker at %s is back with another pool; leases of the old one are over", self._seat.address
-            )
+            text = "the broker at %s is back with another pool; leases of the old one are over"
+            self._say(log.warning, text, self._seat.address)
         else:
-            log.info("the broker at %s is back", self._seat.address)
+            self._say(log.info, "the broker at %s is back", self._seat.address)
+
+    def _say(self, say: Callable[..., None], text: str, *values: object) -> None:
+        self._seat.link.aside(say, text, *values, is_meant=self._is_meant)
 
     def _is_called_off(self) -> bool:
         """Asked when something woke it: own slots that came back go to own waiters, too. A fork finds it at

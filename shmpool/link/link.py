@@ -21,6 +21,7 @@ import select
 import threading
 import time
 
+from ..system import importing
 from ..system.descriptors import drain
 from ..system.here import FORKING, HERE, WORKING
 from .asking import Asking
@@ -79,17 +80,33 @@ class Link(Asking):
         try:
             ready = dict(poll.poll(milliseconds))
         finally:
-            # In this order: who forks says so, and then looks whether we rest.
-            self._set_resting(False)
-            while HERE[FORKING] and is_meant():
-                self._set_resting(True)
-                try:
-                    time.sleep(_FORKING)
-                finally:
-                    self._set_resting(False)
+            self._go_on(is_meant)
         return ready
 
+    def aside(self, act: Callable[..., object], *arguments: object, is_meant: Callable[[], bool]) -> None:
+        """For the helper: what is others' code, as a program's logging is. Who forks does not wait for it: it may
+        itself wait for what another hook of the fork has taken."""
+        self._set_resting(True)
+        try:
+            act(*arguments)
+        finally:
+            self._go_on(is_meant)
+
+    def _go_on(self, is_meant: Callable[[], bool]) -> None:
+        # In this order: who forks says so, and then looks whether we rest.
+        self._set_resting(False)
+        while HERE[FORKING] and is_meant():
+            self._set_resting(True)
+            try:
+                time.sleep(_FORKING)
+            finally:
+                self._set_resting(False)
+        if self.tells_rests:  # whoever forks from here on has seen that we do not rest
+            importing.waited_for.add(threading.get_ident())
+
     def _set_resting(self, is_resting: bool) -> None:
+        if is_resting:
+            importing.waited_for.discard(threading.get_ident())
         self.is_resting = is_resting
         if self.tells_rests:
             HERE[WORKING] += -1 if is_resting else 1

@@ -29,6 +29,8 @@ _ITS_TURN: Final = 0.0002
 LONGEST_IMPORT: Final = 5.0
 #: A lock for each thread that ever came; `get_ident` may count greenlets.
 _locks: Final[dict[int, LockType]] = {}
+#: The helpers that are not at rest. A fork that is under way waits for them, so they do not wait for it.
+waited_for: Final[set[int]] = set()
 
 
 class _Door:
@@ -56,7 +58,7 @@ def _come() -> LockType | None:
     if lock.locked():
         return None
     HERE[IMPORTING] = 1
-    while HERE[FORKING] and HERE[FORKING] != me:
+    while HERE[FORKING] and HERE[FORKING] != me and me not in waited_for:
         time.sleep(_ITS_TURN)
         HERE[IMPORTING] = 1
     return lock
@@ -88,6 +90,7 @@ def wait_for_imports() -> None:
 def abandon() -> None:
     """In a forked child: no other thread of its parent's is there."""
     me = get_ident()
+    waited_for.clear()
     for thread in _locks.copy():
         if thread != me:
             del _locks[thread]

@@ -21,6 +21,7 @@ from client_helpers import (
     PATIENCE,
     Connect,
     Start,
+    StartDaemon,
     child,
     eventually,
     hear,
@@ -662,6 +663,80 @@ def test_a_fork_and_a_late_import_that_wait_for_one_another_go_on(start: Start) 
     broker = start(memory_limit="64MiB")
     done = subprocess.run([*UNWARNED, "-c", LOGS, broker.address], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+LOST = """if True:
+    import os, signal, sys, threading
+    import shmpool
+    said, begun = threading.Event(), threading.Event()
+    os.register_at_fork(before=begun.set)
+    import logging  # its hook comes first, so it has its lock when ours waits for the helper
+
+    class Asks(logging.Handler):
+        def emit(self, record):
+            said.set()
+            begun.wait()
+            logging.getLogger("another")
+
+    logging.getLogger("shmpool").addHandler(Asks())
+    pool = shmpool.connect(sys.argv[1])
+    os.kill(int(sys.argv[2]), signal.SIGKILL)
+    said.wait()
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    pool.close()
+"""
+COLLECTS = """if True:
+    import gc, os, sys, threading, time
+    import shmpool
+    from shmpool.system.here import FORKING, HERE
+
+    pool, other = shmpool.connect(sys.argv[1]), shmpool.connect(sys.argv[1])
+    helper, link, arrived, got = pool._session.helper, pool._session.link, threading.Event(), []
+
+    def look(phase, info):  # as a finalizer, in the middle of what the helper does
+        if phase == "start" and threading.current_thread() is helper.thread and not link.is_resting and not got:
+            got.append(None)
+            arrived.set()
+            while not HERE[FORKING]:
+                time.sleep(0.001)
+            got.append(pool.names())  # imports late
+
+    gc.callbacks.append(look)
+    gc.set_threshold(1)
+
+    def work():
+        while not arrived.is_set():
+            try:
+                pool.lease(2 << 20, timeout=0.1).release()
+            except shmpool.LeaseTimeout:
+                pass  # its helper is busy
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join()
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    while len(got) < 2:
+        time.sleep(0.001)
+    pool.close()
+    other.close()
+"""
+
+
+@pytest.mark.parametrize("script", [LOST, COLLECTS], ids=["logs", "collects"])
+def test_a_fork_and_a_helper_that_wait_for_one_another_go_on(daemon: StartDaemon, address: str, script: str) -> None:
+    """The helper is in others' code, a handler of logging's or a finalizer, which waits for the fork, or for what
+    another hook of it has taken."""
+    broker = daemon(memory_limit="64MiB")
+    line = [*UNWARNED, "-c", script, address, str(broker.process.pid)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+    broker.process.kill()
 
 
 INTERRUPTED = """if True:

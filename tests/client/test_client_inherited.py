@@ -491,6 +491,25 @@ def test_user_s_finalizer_in_a_child_gives_back_nothing_of_the_parent(
         pool.discard(lease.publish())
 
 
+def test_user_s_finalizer_in_a_child_that_is_not_itself_yet_connects_to_nothing(
+    connect: Connect, held: Callable[[Callable[[], Any]], Held]
+) -> None:
+    pool, refused = connect(), list[str]()
+
+    def connects() -> None:
+        try:
+            shmpool.connect(pool.address).close()
+        except shmpool.BrokerUnavailable as error:
+            refused.append(str(error))
+
+    def goes_on() -> tuple[list[str], int]:
+        with shmpool.connect(pool.address) as own:
+            return refused, len(own.stats().clients)
+
+    held(lambda: Finalizer(connects))
+    assert in_fork(goes_on) == (["this process is just being forked: its pools are not its own yet"], 2)
+
+
 # --- hooks that fail -------------------------------------------------------------------------------
 
 
