@@ -47,6 +47,9 @@ os.environ["SHMPOOL_PREFIX"] = f"test_{secrets.token_hex(6)}"
 os.environ["XDG_RUNTIME_DIR"] = RUNTIME
 os.environ["SHMPOOL_SOCKET"] = f"{RUNTIME}/nobody.sock"
 
+# Each broker's interpreter would read what all installed packages have to say, a tenth of its imports.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
 # What multiprocessing's server forks has imported most of what it imports. (Its path is not that of the tests.)
 multiprocessing.set_forkserver_preload(["shmpool", "shmpool.demo.job"])
 

@@ -226,7 +226,7 @@ class Bystander:
             with shmpool.connect(self.address) as pool:
                 while not self._stop.is_set():
                     started = time.monotonic()
-                    for nbytes in (1000, 300_000, 2 * MIB):
+                    for nbytes in (1000, 300_000, MIB + 4096):
                         with pool.open(publish(pool, nbytes)) as buffer:
                             assert buffer.view == pattern(nbytes)
                     self.longest = max(self.longest, time.monotonic() - started)
