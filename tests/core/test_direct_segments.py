@@ -164,7 +164,7 @@ def test_a_living_publishers_segment_is_never_expired_by_time(world: World) -> N
     client = world.client()
     client.publish(client.get_direct(8 * KIB))
     world.run()
-    world.pass_time(10 * world.settings.handle_ttl)
+    world.pass_time(2 * world.settings.handle_ttl)
     assert len(world.direct) == 1
 
 

@@ -177,7 +177,7 @@ def test_an_away_client_keeps_what_it_holds(world: World) -> None:
     client.lease(slot)
     client.disconnect()
     world.run()
-    world.pass_time(3600)
+    world.pass_time(1000)
     assert world.state(slot.row) is State.LEASED
     assert world.client().open(tickets[0])
 
