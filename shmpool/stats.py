@@ -44,7 +44,8 @@ class ClientStats:
     """One client, by its seat. As a writer: *leases* counts its leases and its publications that
     somebody has yet to open (*unread* of them), *bytes* all that it may write, what is idle in its
     magazines included, and what is unread. As a reader: *reads* counts the buffers that it has
-    open or holds, which take *read_bytes*. *held_by_views* are released and wait for a view to die. Not
+    open or holds, which take *read_bytes*. *held_by_views* are released and wait for a view to die.
+    *children* are the pids of its forks that read on what it had open, also after its own end. Not
     *connected*: it is away and keeps what it holds. Not *seen*: its process is in a namespace where
     the broker cannot watch it; its end shows when it has let go of its seat. Memory is in bytes."""
 
@@ -61,6 +62,7 @@ class ClientStats:
     reads: int
     read_bytes: int
     held_by_views: int
+    children: list[int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import mmap
 import os
 import re
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from .errors import BrokerUnavailable
@@ -37,6 +39,7 @@ from .protocol.sizing import Tier, TierKind
 from .protocol.states import State
 from .protocol.totals import counted, kept_by
 from .stats import Stats
+from .system import heirs
 from .system.locks import pool_id_in
 from .system.processes import command
 
@@ -53,8 +56,12 @@ def read_stats(address: str, why: BrokerUnavailable) -> Stats:
     read."""
     try:
         pool_id = _pool_id(address)
-        with closing(_map(header_name(pool_id))) as header, closing(_map(ledger_name(pool_id))) as ledger:
-            return Stats.from_dict(_figures(pool_id, header, ledger))
+        with (
+            closing(_map(header_name(pool_id))) as header,
+            closing(_map(ledger_name(pool_id))) as ledger,
+            open(f"{SHM_DIR}/{header_name(pool_id)}", "rb") as file,
+        ):
+            return Stats.from_dict(_figures(pool_id, header, ledger, partial(heirs.pids_of, file.fileno())))
     except (OSError, _Unreadable):
         raise why from None
 
@@ -71,7 +78,9 @@ def _map(name: str) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
 
 
-def _figures(pool_id: int, header: mmap.mmap, ledger: mmap.mmap) -> dict[str, Any]:
+def _figures(
+    pool_id: int, header: mmap.mmap, ledger: mmap.mmap, children_of: Callable[[int], list[int]]
+) -> dict[str, Any]:
     # Copies: a view of a map that is closed would be in its way.
     facts = memoryview(header[: len(header) // 8 * 8]).cast("Q")
     if fault := header_fault(facts):
@@ -110,7 +119,7 @@ def _figures(pool_id: int, header: mmap.mmap, ledger: mmap.mmap) -> dict[str, An
         "shared": {figure.name: 0 for figure in SHARED},
         "queues": [],
         "tiers": told,
-        "clients": [_client(facts, seat, blocks[seat], census) for seat in taken],
+        "clients": [_client(facts, seat, blocks[seat], census, children_of) for seat in taken],
         "leaks": dict.fromkeys(KEYS["leak"], 0),
         "alerts": ["the broker does not answer: these figures were read from the pool's memory"],
         "alert_states": [],
@@ -144,7 +153,10 @@ def _tier(tier: Tier, census: Census, states: bytes) -> dict[str, Any]:
     }
 
 
-def _client(facts: memoryview[int], seat: int, block: list[int], census: Census) -> dict[str, Any]:
+def _client(
+    facts: memoryview[int], seat: int, block: list[int], census: Census, children_of: Callable[[int], list[int]]
+) -> dict[str, Any]:
+    kept = kept_by(seat, census, block[HELD_BY_VIEWS])
     pid = facts[seat_at(seat) + SEAT_PID]
     return {
         "seat": seat,
@@ -153,5 +165,6 @@ def _client(facts: memoryview[int], seat: int, block: list[int], census: Census)
         "command": command(pid),
         "connected": False,
         "seen": True,
-        **kept_by(seat, census, block[HELD_BY_VIEWS]),
+        **kept,
+        "children": children_of(seat) if kept["reads"] else [],
     }

@@ -13,7 +13,7 @@ from ..addresses import resolve
 from ..protocol.census import Use
 from ..protocol.sizing import format_bytes
 from ..stats import Stats, query, query_buffers, query_leaks, query_leases, query_names
-from .look import age, console, name, number, printable, socket_option, table
+from .look import age, console, number, printable, reading, socket_option, table
 from .stats import queues as render_queues
 
 
@@ -178,6 +178,4 @@ def _tier(label: str) -> str:
 def _command(lease: dict[str, Any]) -> Any:
     nobody = "(the broker)" if lease.get("state") == Use.IDLE else "(gone)"
     text = lease["command"] or ("?" if lease["pid"] else nobody)
-    if children := lease.get("children"):
-        text = f"in its fork {', '.join(map(str, children))}: {text}"
-    return name(text)
+    return reading(text, lease.get("children", []))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 from rich import box
 from rich.console import Console
@@ -47,6 +49,11 @@ def name(text: str) -> Text:
     shown = printable(text)
     shown.overflow, shown.no_wrap = "ellipsis", True
     return shown
+
+
+def reading(command: str, children: Sequence[int]) -> Text:
+    """A process's command, and the pids of its forks that read on."""
+    return name(f"in its fork {', '.join(map(str, children))}: {command}" if children else command)
 
 
 def printable(text: str) -> Text:

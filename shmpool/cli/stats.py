@@ -18,7 +18,7 @@ from ..errors import BrokerUnavailable
 from ..protocol.sizing import format_bytes
 from ..stats import QueueStats, Stats, query
 from ..unanswered import read_stats
-from .look import age, bar, console, count, microseconds, name, number, printable, socket_option, table
+from .look import age, bar, console, count, microseconds, number, printable, reading, socket_option, table
 from .sizes import Seconds
 
 
@@ -147,7 +147,7 @@ def _clients(stats: Stats) -> RenderableType:
     """Writers and readers apart. Who holds what, in which state and since when: `shmpool leases`."""
     shown = table("Clients", "seat>", "pid>", "uid>", "leases>", "memory>", "reads>", "reading>", "command~")
     for client in stats.clients:
-        command = name(client.command or "?")
+        command = reading(client.command or "?", client.children)
         if not client.connected:
             command = Text.assemble(("away ", "yellow"), command, overflow="ellipsis", no_wrap=True)
         if not client.seen:

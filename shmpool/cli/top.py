@@ -27,7 +27,7 @@ from ..addresses import resolve
 from ..errors import ShmpoolError
 from ..protocol.sizing import format_bytes
 from ..stats import Stats, query, query_leases
-from .look import age, bar, console, count, microseconds, name, number, printable, socket_option, table
+from .look import age, bar, console, count, microseconds, number, printable, reading, socket_option, table
 from .sizes import Seconds
 
 #: Lines besides the table's rows: the head, the table's own, the keys.
@@ -73,7 +73,7 @@ _LEASES: Final = (
     Column("buffers>", lambda lease: number(lease["buffers"]), lambda lease: -lease["buffers"]),
     Column("memory>", lambda lease: format_bytes(lease["bytes"]), lambda lease: -lease["bytes"]),
     Column("oldest>", lambda lease: _age(lease), lambda lease: -(lease["age_seconds"] or 0)),
-    Column("command~", lambda lease: name(lease["command"] or "?"), lambda lease: lease["command"]),
+    Column("command~", lambda lease: _reading(lease), lambda lease: lease["command"]),
 )
 
 
@@ -231,8 +231,12 @@ def _tier_name(tier: Any) -> str:
     return str(tier.kind) if tier.kind == "direct" else f"{tier.kind} {format_bytes(tier.size)}"
 
 
+def _reading(lease: dict[str, Any]) -> Text:
+    return reading(lease["command"] or "?", lease["children"])
+
+
 def _command(client: Any) -> Text:
-    shown = name(client.command or "?")
+    shown = reading(client.command or "?", client.children)
     return shown if client.connected else Text.assemble(("away ", "yellow"), shown, overflow="ellipsis", no_wrap=True)
 
 

@@ -182,6 +182,7 @@ CLIENTS: Final = (
            "what it has open for reading; what several processes read counts for each"),
     Figure("read_bytes", _GAUGE, _BYTES, "what that takes"),
     Figure("held_by_views", _GAUGE, _BUFFERS, "what it has released or published and a view of it lives"),
+    Figure("children", _FACT, _NONE, "the pids of its forks that read on what it had open, also after its own end"),
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from corners import across, corner
 import shmpool
 from shmpool import Handle
 from shmpool.stats import query, query_buffers, query_leases
+from shmpool.unanswered import read_stats
 
 SIZES = [4000, 300_000, 2 * MIB]
 #: One of them in the default setting.
@@ -311,6 +312,15 @@ def test_child_of_a_killed_parent_is_shown_with_its_pid(start: Start) -> None:
     assert pid != process.pid and os.path.exists(f"/proc/{pid}")
     (buffer,) = query_buffers(broker.address)["leases"]
     assert (buffer["readers"], buffer["children"]) == ([process.pid], [pid])
+    (client,) = query(broker.address).clients
+    assert (client.pid, client.children) == (process.pid, [pid])
+    assert f"in its fork {pid}" in shmpool_command("stats", "--socket", broker.address)
+    os.kill(broker.pid, signal.SIGSTOP)
+    try:
+        (client,) = read_stats(broker.address, shmpool.BrokerUnavailable("it is stopped")).clients
+        assert (client.pid, client.children) == (process.pid, [pid])
+    finally:
+        os.kill(broker.pid, signal.SIGCONT)
     let_go(process)
     eventually(lambda: open_lines(broker.address) == [])
 

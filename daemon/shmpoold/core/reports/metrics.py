@@ -54,7 +54,7 @@ def count(rows: Rows, seats: Seats, census: Census, steady: Steady) -> Generator
         if (seat := seats.taken.get(number)) is not None:
             block = _block(rows, number)
             totals = list(map(int.__add__, totals, block))
-            clients.append(_client(seat, block, census))
+            clients.append(_client(seat, block, census, seats))
         yield CLIENT
     return {"clients": clients, **counted(totals, census, steady.at_least)}
 
@@ -74,7 +74,8 @@ def _block(rows: Rows, seat: int) -> list[int]:
     return list(rows.words[at : at + USED_COUNTERS])
 
 
-def _client(seat: Seat, block: list[int], census: Census) -> dict[str, Any]:
+def _client(seat: Seat, block: list[int], census: Census, seats: Seats) -> dict[str, Any]:
+    kept = kept_by(seat.number, census, block[HELD_BY_VIEWS])
     return {
         "seat": seat.number,
         "pid": seat.peer.pid,
@@ -82,7 +83,8 @@ def _client(seat: Seat, block: list[int], census: Census) -> dict[str, Any]:
         "command": seat.peer.command,
         "connected": seat.connection is not None,
         "seen": seat.is_seen,
-        **kept_by(seat.number, census, block[HELD_BY_VIEWS]),
+        **kept,
+        "children": list(seats.children_of(seat.number)) if kept["reads"] else [],
     }
 
 
