@@ -6,7 +6,8 @@ from harness import DIRECT, POOL_ID, SMALL, World, small_settings
 
 from shmpool.protocol.codes import Code
 from shmpool.protocol.header import SEAT_STATE, seat_at
-from shmpool.protocol.messages import HELLO_MAGIC, PROTOCOL_VERSION, Bell, Hello, Query, Refill, Role, Topic
+from shmpool.protocol.messages import HELLO_MAGIC, PROTOCOL_VERSION, Bell, Hello, Query, Refill, Role, Setting, Topic
+from shmpool.protocol.sizing import KIB, Sizing, Strategy
 from shmpool.protocol.states import State
 from shmpoold.core.actions import ProbeSeat
 from shmpoold.core.connections.clients import MOST_OPERATORS
@@ -274,3 +275,13 @@ def test_a_seat_whose_process_cannot_be_seen_is_probed_at_once_in_a_while(world:
     assert probed() == {away.seat}
     world.pass_time(Away.LONGEST)
     assert probed() == {away.seat, connected.seat}
+
+
+def test_a_welcome_says_whether_large_objects_are_chunked(make_world: type[World]) -> None:
+    for strategy in (Strategy.CHUNKED, Strategy.DIRECT):
+        sizing = Sizing(
+            16 * KIB, 32 * KIB, 64 * KIB,
+            pooled_sizes=(4 * KIB, 16 * KIB), chunk_sizes=(8 * KIB,), large_object_strategy=strategy,
+        )  # fmt: skip
+        (welcome,) = make_world(small_settings(sizing=sizing)).client().welcomes
+        assert dict(map(tuple, welcome.settings))[Setting.IS_CHUNKING] == (strategy is Strategy.CHUNKED)

@@ -311,6 +311,28 @@ def test_a_cache_is_not_given_up_in_vain() -> None:
     assert not is_there(world, row)
 
 
+def test_a_cache_is_not_given_up_for_rows_where_there_is_no_memory_either(world: World) -> None:
+    client = sharer(world)
+    row = cache(client, "c")
+    client.get(CHUNKS, 30)
+    slots = world.broker.inventory.maps[CHUNKS]
+    assert slots.unused < 12 and 12 * slots.tier.size > world.broker.inventory.room + 2 * slots.tier.size
+    number = client.refill(CHUNKS, 12, queue=False)
+    world.run()
+    assert client.code(number) == Code.EXHAUSTED
+    assert is_there(world, row)
+
+
+def test_for_rows_a_cache_of_their_tier_is_given_up(world: World) -> None:
+    client = sharer(world)
+    earlier, later = cache(client, "runs"), cache(client, "slots", SMALL, 1)
+    assert world.broker.shared.give_up(SMALL, world.now) == 4 * KIB
+    assert is_there(world, earlier) and not is_there(world, later)
+    assert world.broker.shared.give_up(SMALL, world.now) == 0
+    assert world.broker.shared.give_up(None, world.now)
+    assert not is_there(world, earlier)
+
+
 def test_a_ttl_ends_what_nobody_holds_and_the_name_of_what_is_held(world: World) -> None:
     client = sharer(world)
     row = cache(client, "c", ttl=3.0)
@@ -410,3 +432,14 @@ def test_one_that_is_rung_for_before_it_is_told_of_is_no_publication_with_ticket
     maker.let_go(number)
     world.run()
     assert not is_there(world, slot.row)
+
+
+def test_of_two_that_say_the_same_name_the_next_broker_gives_it_to_one(world: World) -> None:
+    """The second was published, and its maker had yet to hear that the name is taken."""
+    maker, other = sharer(world), sharer(world)
+    shared(maker, "a")
+    other.share(other.get(SMALL)[0], "a", tell=False)
+    world.restart()
+    publications = list(world.broker.shared.publications.values())
+    assert sorted(publication.name for publication in publications) == ["", "a"]
+    assert world.broker.shared.names.holder("a") in publications

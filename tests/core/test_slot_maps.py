@@ -1,4 +1,4 @@
-"""Slot maps at the bounds of what a lease may have."""
+"""Slot maps at the bounds of what a lease may have, and what was taken out of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 
 from shmpool.protocol.sizing import PAGE, Tier, TierKind
 from shmpoold.core.memory import slots
+from shmpoold.core.memory.holding import Holding
 from shmpoold.core.memory.slots import SlotMap
 
 
@@ -31,3 +32,9 @@ def test_the_first_slot_of_a_tier_is_cooled_like_the_others() -> None:
     assert free.coolable(9) == (1, 1)
     free.set_cold(1, 1)
     assert free.coolable(9) is None
+
+
+@pytest.mark.parametrize(("extents", "chunks"), [(((3, 4),), 4), (((3, 1), (7, 2)), 3), (((3, 1), (5, 1), (9, 5)), 7)])
+def test_what_is_held_is_all_of_its_pieces(extents: tuple[tuple[int, int], ...], chunks: int) -> None:
+    holding = Holding(3, Tier(0, TierKind.CHUNK, PAGE, 1, 20), extents)
+    assert (holding.chunks, holding.nbytes) == (chunks, chunks * PAGE)
