@@ -15,6 +15,7 @@ import threading
 import time
 
 from .. import log
+from ..errors import BrokerUnavailable
 from ..system import importing
 from ..system.descriptors import drain
 from ..system.here import FORKING, HELPERS, HERE, WORKING
@@ -119,14 +120,17 @@ class Helper:
     def stand_by(self) -> None:
         """For who is about to wait: have a thread, and not this one. (None was started again where an exception came;
         and a finalizer that comes in the helper and waits has another go on in its place.)"""
+        if sys.is_finalizing():
+            raise BrokerUnavailable("the interpreter ends: nothing is asked of a broker any more")
         if self.thread is threading.current_thread():
             self.thread = None
         self.start()
 
     def start(self) -> None:
-        """Start the thread, if there is none."""
+        """Start the thread, if there is none. Not in a finalizer at the interpreter's end: it would never begin, and be
+        waited for."""
         thread = self.thread
-        if thread is None or not thread.is_alive():
+        if (thread is None or not thread.is_alive()) and not sys.is_finalizing():
             self._started_by = threading.get_native_id()
             thread = threading.Thread(target=self._run, name="shmpool-helper", daemon=True)
             self.thread = self._starting = thread

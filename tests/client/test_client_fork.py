@@ -665,6 +665,35 @@ def test_a_fork_and_a_late_import_that_wait_for_one_another_go_on(start: Start) 
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
+AT_THE_END = """if True:
+    import sys
+    import shmpool
+
+    class Asks:
+        def __init__(self):
+            self.shmpool, self.address = shmpool, sys.argv[1]
+
+        def __del__(self):
+            pool = self.shmpool.connect(self.address)
+            try:
+                pool.lease(3 << 20)
+            except self.shmpool.BrokerUnavailable as error:
+                print(error, flush=True)
+            pool.close()
+
+    last = Asks()
+"""
+
+
+def test_finalizers_at_the_interpreter_s_end_wait_for_no_thread_that_never_begins(start: Start) -> None:
+    broker = start()
+    done = subprocess.run(
+        [*UNWARNED, "-c", AT_THE_END, broker.address], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "the interpreter ends: nothing is asked of a broker any more\n"
+
+
 LOST = """if True:
     import os, signal, sys, threading
     import shmpool
