@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -24,8 +25,8 @@ from shmpool.protocol.ledger import (
 )
 from shmpool.protocol.states import CellState, State
 from shmpoold.core.actions import CloseTicket
-from shmpoold.core.chores import Chores
-from shmpoold.core.objects.queues import Queues
+from shmpoold.core.chores import Chores, Lane
+from shmpoold.core.objects.queues import CLOSING, SEARCHED_PER_STEP, SEARCHING, Queues
 from shmpoold.core.outbox import Outbox
 from shmpoold.core.rows import Rows
 
@@ -87,3 +88,20 @@ def test_what_is_published_meanwhile_is_not(queue: int) -> None:
     else:
         pytest.fail("it reads more than was thought")
     assert closed and set(closed) == {9}
+
+
+def test_a_large_ledger_is_searched_in_steps_that_say_what_they_cost() -> None:
+    count = 3 * SEARCHED_PER_STEP + 1
+    ledger = [0] * count * ROW_WORDS
+    ledger[: COUNT * ROW_WORDS] = Ledger()
+    chores, outbox = Chores(), Outbox()
+    queues = Queues(Rows(ledger, count), chores, outbox)
+    with patch.object(chores, "begin") as begin:
+        queues.clear(0.0)
+        ((chore, _, lane),) = (call.args for call in begin.call_args_list)
+        costs = [next(chore), next(chore)]
+        queues.clear(0.0)  # while that goes on it only has to begin again
+        costs += chore
+    assert lane is Lane.SHARED and begin.call_count == 1
+    assert costs == [1, *2 * [SEARCHING + CLOSING, SEARCHING, SEARCHING, SEARCHING]]
+    assert len(outbox.take()) == 2

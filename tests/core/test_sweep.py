@@ -124,3 +124,15 @@ def test_what_was_named_in_the_meantime_and_granted_again_is_left_alone(world: W
     world.run()
     world.pass_time(LONGEST)
     assert world.grant(slot.row) == grant_word(granted.generation, State.LEASED, other.seat)
+
+
+def test_a_row_of_nobody_s_that_somebody_has_scribbled_on_is_left_to_who_takes_it(make_world: type[World]) -> None:
+    world = make_world(check_every=10**9)
+    client = world.client()
+    (slot,) = client.get()
+    scribbled = slot.row + 1
+    world.store(scribbled, grant_word(9, State.RETURNED, 0))
+    client.give_back(slot, tell=False)
+    world.pass_time(FIRST + SOON)
+    assert world.state(slot.row) is State.FREE and world.state(scribbled) is State.RETURNED
+    world.store(scribbled, 0)
