@@ -18,6 +18,7 @@ from .protocol.states import CellState
 from .seat.records import GivenBack, Ticket
 from .seat.tickets import ring
 from .seat.windows import AT_REST
+from .system import frames
 from .system.here import HERE, OURS, UNSHARED
 
 TYPE_CHECKING = False
@@ -205,8 +206,9 @@ class LiveBuffer(Buffer):
             self._record = record.ended
             if words[record.word] != granted or session.header[record.wanted]:
                 ring(record, granted)
-        except BaseException:
+        except BaseException as error:
             LiveBuffer._release_interrupted(self)  # it may have ended
+            frames.clear(error)  # somebody may keep it
             raise
 
     def _release_interrupted(self) -> None:
@@ -231,8 +233,9 @@ class LiveBuffer(Buffer):
         try:
             del self.view  # with nobody else's eyes on it, it is gone
             self._release_slowly(to_views=True)
-        except BaseException:
+        except BaseException as error:
             LiveBuffer._release_interrupted(self)  # it may have ended
+            frames.clear(error)  # somebody may keep it
             raise
 
     def give_back(self) -> None:
@@ -247,8 +250,9 @@ class LiveBuffer(Buffer):
             except AttributeError:
                 pass
             self._release_slowly(ticket=ticket)
-        except BaseException:
+        except BaseException as error:
             LiveBuffer._release_interrupted(self)  # it may have ended
+            frames.clear(error)  # somebody may keep it
             raise
 
 

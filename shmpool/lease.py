@@ -12,7 +12,7 @@ from .link.waiting import check_ttl
 from .protocol.handle import Handle
 from .protocol.sizing import STRATEGY_OF_KIND, SizeCategory, Strategy, categorize
 from .seat.slot import Slot, ViewTaken
-from .system import filling
+from .system import filling, frames
 from .system.here import HERE, OURS
 
 TYPE_CHECKING = False
@@ -82,13 +82,21 @@ class Lease:
             source = layouts.buffer_of(data)
         if source.nbytes != self.nbytes:
             raise ValueError(f"write takes the whole payload, {self.nbytes} bytes, this is {source.nbytes}")
-        self._write(source)
+        try:
+            self._write(source)
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it, and with it arrays over the view
+            raise
 
     def write_parts(self, parts: Iterable[tuple[int, Payload]]) -> None:
         """Write the payload in pieces: pairs of an offset in bytes and what `write` takes. What
         lies between them is zero. ValueError for a piece that lies outside or overlaps another,
         TypeError for what `write` refuses; nothing is written then."""
-        self._write_placed(layouts.place(parts, self.nbytes))
+        try:
+            self._write_placed(layouts.place(parts, self.nbytes))
+        except BaseException as error:
+            frames.clear(error)
+            raise
 
     def readinto_from(self, fd: int, offset: int | None = None) -> int:
         """Fill the lease straight from a file descriptor, from its beginning on: from *offset* bytes

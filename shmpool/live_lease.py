@@ -19,6 +19,7 @@ from .protocol.ledger import CHUNKS_SHIFT, EXTENT, MAX_TICKETS, NBYTES_BITS, STA
 from .protocol.states import CellState, State
 from .seat.slot import Keeper, Slot, ViewTaken
 from .seat.windows import AT_REST
+from .system import frames
 from .system.here import COPIED, HERE, OURS
 
 TYPE_CHECKING = False
@@ -77,6 +78,7 @@ class LiveLease(Lease):
             return Handle(pack_handle(session.pool_id, granted, slot.tail | nbytes))
         except BaseException as error:
             LiveLease._part_with_slot(self, error)  # it may have ended
+            slot = None  # type: ignore[assignment]  # somebody may keep the exception
             raise
 
     def shorten(self, nbytes: int) -> None:
@@ -87,12 +89,15 @@ class LiveLease(Lease):
             del self.view
         except AttributeError:
             raise ViewTaken from None
-        store_length(self, nbytes)
-        self.view = whole[:nbytes]
         try:
+            store_length(self, nbytes)
+            self.view = whole[:nbytes]
             whole.release()
         except BufferError:  # numpy holds it: it is found at publish like any other
             pass
+        except BaseException:
+            whole = None  # type: ignore[assignment]  # somebody may keep the exception
+            raise
 
     def publish_many(self, n: int, *, ttl: float | None = None) -> list[Handle]:
         if type(n) is not int or not 1 <= n <= MAX_TICKETS:
@@ -112,6 +117,7 @@ class LiveLease(Lease):
         except BaseException as error:
             if taken:
                 LiveLease._part_with_slot(self, error)  # it may have ended
+            await_readers = None  # somebody may keep the exception
             raise
 
     def publish_kept(self, prepare: Callable[[Slot], None] | None = None) -> tuple[Handle, Callable[[], None]]:
@@ -126,6 +132,7 @@ class LiveLease(Lease):
         except BaseException as error:
             if taken:
                 LiveLease._part_with_slot(self, error)  # it may have ended
+            let_go = None  # somebody may keep the exception
             raise
 
     def _publish_viewed(self, slot: Slot, session: Keeper) -> Handle:
@@ -259,6 +266,7 @@ class LiveLease(Lease):
             session.return_unpublished(slot)
         except BaseException as error:
             LiveLease._part_with_slot(self, error)  # it may have ended
+            slot = view = None  # type: ignore[assignment]  # somebody may keep the exception
             raise
 
     def release_unless_busy(self, *, is_collected: bool = False) -> bool:
@@ -287,6 +295,7 @@ class LiveLease(Lease):
         except AttributeError:  # it was taken away already
             pass
         self._slot = self._slot.origin
+        frames.clear(error)
 
     def _release_otherwise(self) -> None:
         slot = self._slot

@@ -43,6 +43,7 @@ from .seat.records import Record
 from .seat.seat import TOLD_AT_ONCE
 from .seat.session import Session
 from .seat.slot import Slot, ViewTaken
+from .system import frames
 from .system.descriptors import CLOSED
 from .system.here import HERE, NOTED, OURS
 from .system.importing import door
@@ -166,6 +167,10 @@ class BasePool:
             if session is None or not session.is_abandoned:
                 raise
             return self._lease_otherwise(nbytes, strategy, timeout)  # a child that was forked in the middle
+        except BaseException as error:
+            lease = other = slot = window = None  # type: ignore[assignment]  # somebody may keep the exception
+            frames.clear(error)
+            raise
 
     def _lease_sampled(
         self, session: Session, magazine: Magazine, counter: int, nbytes: int, timeout: float | None
@@ -233,10 +238,14 @@ class BasePool:
         slot.claim = [None]
         session.words[slot.word] = slot.base | session.leased
         session.words[slot.word + EXTENT] = slot.extent_word | nbytes
+        session.words[counter] += 1
         lease = DirectLease.__new__(DirectLease)
         lease._slot, lease.nbytes = slot, nbytes
-        slot.lease = proxy(lease)
-        session.words[counter] += 1
+        try:
+            slot.lease = proxy(lease)
+        except BaseException:
+            lease = slot = None  # type: ignore[assignment]  # somebody may keep the exception
+            raise
         return lease
 
     def _make_lease(self, session: Session, slot: Slot, nbytes: int, counter: int) -> Lease:
@@ -250,8 +259,13 @@ class BasePool:
         session.words[counter] += 1
         lease = _new_lease(LiveLease)
         lease._slot, lease.nbytes = slot, nbytes
-        slot.lease = proxy(lease)
-        lease.view = memoryview(session.window_for(slot))[:nbytes]
+        try:
+            slot.lease = proxy(lease)
+            lease.view = memoryview(session.window_for(slot))[:nbytes]
+        except BaseException as error:
+            lease = slot = None  # type: ignore[assignment]  # somebody may keep the exception
+            frames.clear(error)
+            raise
         return lease
 
     # --- opening ------------------------------------------------------------------------------------
@@ -279,69 +293,76 @@ class BasePool:
             raise _foreign(handle, session)
         if session.left:
             session.deferred.look()
-        record = session.records.get(tail >> NBYTES_BITS)
-        words = session.words
-        # In this order: see `records.map_record`.
-        if record is None or (record.links and not record.is_mapped_right) or record.window is None:
-            record = session.openings.find(granted, tail)
-        buffer = _new_buffer(LiveBuffer)  # before the ticket: from then on its end is seen
-        buffer._record = record
-        buffer._granted = granted
-        buffer._fork = session.forks
-        buffer.nbytes = nbytes = tail & MAX_NBYTES
-        buffer._left = record.left
-        # TAKEN while the byte is locked, then the unlock, then the view. The gate lets one thread at a
-        # time lock through this descriptor, so that to unlock all of it lets go of this byte alone.
-        # An exception behind TAKEN leaves a record that is open and that nobody knows: it is found.
-        # In the middle of what its own thread does there this must neither unlock nor store: the other way can.
-        swap = session.swap
-        if session.is_gate_used and session.is_nested:
-            is_mine = False
-        else:
-            with session.ticket_gate:
-                session.is_gate_used = True
-                if swap is not None:  # no lock: while the cell is PENDING nobody changes what is looked at before
-                    is_mine = (
-                        words[record.word] == granted
-                        and words[record.word + EXTENT] & SHAPE_MASK == record.shape | nbytes
-                        and not session.is_over
-                        and swap(record.cell, granted, granted & GENERATION_FIELD | session.taken)
-                    )
-                else:
-                    try:
-                        fcntl(session.tickets_fd, F_OFD_SETLK, record.lock)
+        try:
+            record = session.records.get(tail >> NBYTES_BITS)
+            words = session.words
+            # In this order: see `records.map_record`.
+            if record is None or (record.links and not record.is_mapped_right) or record.window is None:
+                record = session.openings.find(granted, tail)
+            buffer = _new_buffer(LiveBuffer)  # before the ticket: from then on its end is seen
+            buffer._record = record
+            buffer._granted = granted
+            buffer._fork = session.forks
+            buffer.nbytes = nbytes = tail & MAX_NBYTES
+            buffer._left = record.left
+            # TAKEN while the byte is locked, then the unlock, then the view. The gate lets one thread at a
+            # time lock through this descriptor, so that to unlock all of it lets go of this byte alone.
+            # An exception behind TAKEN leaves a record that is open and that nobody knows: it is found.
+            # In the middle of what its own thread does there this must neither unlock nor store: the other way can.
+            swap = session.swap
+            if session.is_gate_used and session.is_nested:
+                is_mine = False
+            else:
+                with session.ticket_gate:
+                    session.is_gate_used = True
+                    if swap is not None:  # no lock: while the cell is PENDING nobody changes what is looked at before
                         is_mine = (
-                            words[record.cell] == granted == words[record.word]
+                            words[record.word] == granted
                             and words[record.word + EXTENT] & SHAPE_MASK == record.shape | nbytes
+                            and not session.is_over
+                            and swap(record.cell, granted, granted & GENERATION_FIELD | session.taken)
                         )
-                        if is_mine:
-                            words[record.cell] = granted & GENERATION_FIELD | session.taken
-                    except (OSError, PoolClosed):
-                        is_mine = False  # busy: the other way waits a little; or closed meanwhile, as it says
-                    finally:  # also where an exception came between the lock and the next line
-                        if (fd := session.tickets_fd) is not CLOSED:
-                            fcntl(fd, F_OFD_SETLK, UNLOCK_ALL)
-                session.is_gate_used = False
-        if not is_mine:
-            if session.is_abandoned:  # a child that was forked in the middle
-                buffer.__class__ = EndedBuffer  # type: ignore[assignment]
-                return self.open(handle)
-            record = self._open_otherwise(session, buffer, tail)
-        if session.barrier:
-            session.barrier()  # no load of the bytes comes before the look at the cell
-        buffer.view = memoryview(record.window)[:nbytes]  # type: ignore[arg-type]
-        return buffer
+                    else:
+                        try:
+                            fcntl(session.tickets_fd, F_OFD_SETLK, record.lock)
+                            is_mine = (
+                                words[record.cell] == granted == words[record.word]
+                                and words[record.word + EXTENT] & SHAPE_MASK == record.shape | nbytes
+                            )
+                            if is_mine:
+                                words[record.cell] = granted & GENERATION_FIELD | session.taken
+                        except (OSError, PoolClosed):
+                            is_mine = False  # busy: the other way waits a little; or closed meanwhile, as it says
+                        finally:  # also where an exception came between the lock and the next line
+                            if (fd := session.tickets_fd) is not CLOSED:
+                                fcntl(fd, F_OFD_SETLK, UNLOCK_ALL)
+                    session.is_gate_used = False
+            if not is_mine:
+                if session.is_abandoned:  # a child that was forked in the middle
+                    buffer.__class__ = EndedBuffer  # type: ignore[assignment]
+                    return self.open(handle)
+                record = self._open_otherwise(session, buffer, tail)
+            if session.barrier:
+                session.barrier()  # no load of the bytes comes before the look at the cell
+            buffer.view = memoryview(record.window)[:nbytes]  # type: ignore[arg-type]
+            return buffer
+        except BaseException as error:
+            record = buffer = None  # somebody may keep the exception
+            frames.clear(error)
+            raise
 
     def _open_writable(self, handle: Handle | bytes | bytearray | memoryview) -> Buffer:
         self._check_handle(handle)
         window = private.reserve(int(unpack_handle(handle)[2]) & MAX_NBYTES)
         buffer = self.open(handle)
-        assert isinstance(buffer, LiveBuffer)
         try:
+            assert isinstance(buffer, LiveBuffer)
             buffer.view = private.show(window, buffer, buffer.view)
-        except BaseException:
+        except BaseException as error:
             del window
+            frames.clear(error)
             buffer.release()
+            buffer = None  # type: ignore[assignment]  # somebody may keep the exception
             raise
         return buffer
 

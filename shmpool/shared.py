@@ -18,6 +18,7 @@ from .protocol.messages import Hold as HoldMessage
 from .seat import private
 from .seat.holds import Hold
 from .seat.session import Session
+from .system import frames
 from .system.here import HERE, OURS
 
 TYPE_CHECKING = False
@@ -72,6 +73,13 @@ class Shared:
         it asks the broker, later it takes some microseconds. Raises `StaleHandle` when nobody held it any
         more, `BrokerUnavailable` when it has to ask and there is no broker, and, in a pool with checksums
         and until its bytes were right once in this process, `ChecksumError`."""
+        try:
+            return self._open(writable)
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise
+
+    def _open(self, writable: bool) -> SharedBuffer:
         session = self._pool._live_session()
         if session.pool_id != self._pool_id:
             raise StaleHandle(
@@ -118,10 +126,14 @@ class Shared:
     def release(self) -> None:
         """Hold it no longer by this object; views live on, and hold it until the last is gone. It can be
         opened again as long as somebody holds it. Twice is fine."""
-        self._unpin()
-        session = self._pool._session
-        if session is not None and not session.is_over and HERE[OURS]:
-            session.holds.look(at_once=True)
+        try:
+            self._unpin()
+            session = self._pool._session
+            if session is not None and not session.is_over and HERE[OURS]:
+                session.holds.look(at_once=True)
+        except BaseException as error:
+            frames.clear(error)
+            raise
 
     def _unpin(self) -> None:
         pin, self._pin = self._pin, None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..buffer import Buffer, LiveBuffer, SharedBuffer
 from ..seat import private
+from ..system import frames
 from . import layout, templates
 from .decoding import check_allow, decode
 from .encoding import PicklerClass, encode
@@ -69,5 +70,7 @@ def take_apart(opened: Buffer, writable: bool, copy: bool | None, allow: Collect
         opened.release_to_views()
         return obj
     except BaseException as error:
+        view = array = obj = None  # type: ignore[assignment]  # noqa: F841 - somebody may keep the exception
+        frames.clear(error)
         opened._release_after(type(error))
         raise

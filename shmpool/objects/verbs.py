@@ -4,6 +4,7 @@ they are first used."""
 from __future__ import annotations
 
 from ..pool import BasePool
+from ..system import frames
 from ..system.importing import door
 
 TYPE_CHECKING = False
@@ -76,9 +77,13 @@ class ObjectVerbs(BasePool):
         The object must not change meanwhile. Raises what pickling raises, and like `Pool.lease`; nothing
         is leased then.
         """
-        put = (_exchange or _import_exchange()).put
-        handles: Handle | list[Handle] = put(self, obj, readers, ttl, timeout, pickler)
-        return handles
+        try:
+            put = (_exchange or _import_exchange()).put
+            handles: Handle | list[Handle] = put(self, obj, readers, ttl, timeout, pickler)
+            return handles
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise
 
     def get(
         self,
@@ -97,10 +102,14 @@ class ObjectVerbs(BasePool):
         library and numpy) with `FormatError`; it is no sandbox. Raises like `Pool.open`, `FormatError` for
         what `put` did not make, and what unpickling raises; the handle is used up then.
         """
-        exchange = _exchange or _import_exchange()
-        if allow is not None:
-            return exchange.get(self, handle, writable, copy, allow)
-        return exchange.take_apart(self.open(handle), writable, copy, None)
+        try:
+            exchange = _exchange or _import_exchange()
+            if allow is not None:
+                return exchange.get(self, handle, writable, copy, allow)
+            return exchange.take_apart(self.open(handle), writable, copy, None)
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise
 
     def empty(
         self,
@@ -117,7 +126,11 @@ class ObjectVerbs(BasePool):
         with door:
             from .arrays import empty
 
-        return empty(self, shape, dtype, order, timeout)
+        try:
+            return empty(self, shape, dtype, order, timeout)
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise
 
     # --- shared publications ------------------------------------------------------------------------
 
@@ -137,12 +150,17 @@ class ObjectVerbs(BasePool):
         It lives while its maker or anybody holds it; with *keep* and a name until that is dropped; with
         ``keep="cache"`` until memory is needed, least recently held first. After *ttl* seconds it is
         dropped. Who holds it keeps it in any case. Raises what pickling raises, like `Pool.lease`, and
-        `NameTaken`; nothing is shared then.
+        `NameTaken`; nothing is shared then. Where another exception comes in the middle (Ctrl-C, a lost broker), what
+        is to be kept may have its name already: `find` or `drop` it.
         """
         with door:
             from .sharing import share
 
-        return share(self, obj, name, keep, ttl, timeout, pickler)
+        try:
+            return share(self, obj, name, keep, ttl, timeout, pickler)
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise
 
     def find(self, name: str, timeout: float | None = 0) -> Shared:
         """The shared publication of a name, held until it is opened or released. *timeout* in seconds is
@@ -151,7 +169,11 @@ class ObjectVerbs(BasePool):
         with door:
             from .sharing import find
 
-        return find(self, name, timeout)
+        try:
+            return find(self, name, timeout)
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise
 
     def get_or_share(
         self,
@@ -170,7 +192,11 @@ class ObjectVerbs(BasePool):
         with door:
             from .sharing import get_or_share
 
-        return get_or_share(self, name, make, timeout, keep, ttl, pickler)
+        try:
+            return get_or_share(self, name, make, timeout, keep, ttl, pickler)
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise
 
     def names(self) -> list[str]:
         """The names of all shared publications of this pool, sorted. A round trip to the broker."""
@@ -193,7 +219,11 @@ class ObjectVerbs(BasePool):
         self, buffer: SharedBuffer, writable: bool, copy: bool | None, allow: Collection[str] | None
     ) -> Any:
         """The object of a shared publication that was just opened."""
-        return (_exchange or _import_exchange()).take_apart(buffer, writable, copy, allow)
+        try:
+            return (_exchange or _import_exchange()).take_apart(buffer, writable, copy, allow)
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise
 
     def _share_lease(self, lease: LiveLease, name: str | None, keep: Any, ttl: float | None) -> Shared:
         """What `Lease.publish_shared` does."""

@@ -21,7 +21,7 @@ from ..link.waiting import check_timeout
 from ..pool import BasePool
 from ..protocol.handle import HANDLE_BYTES, Handle
 from ..protocol.queues import Flag, Kind
-from ..system import hooks
+from ..system import frames, hooks
 from ..system.here import HERE, OURS
 from . import compiled, defaults
 from .getting import MISSED
@@ -164,7 +164,11 @@ class Queue:
         if type(data) is bytes and one.put_fast(data, kind):
             return
         deadline = _deadline(block, timeout)
-        self._put_all(one, [self._item(one, obj, data, kind, deadline)], deadline)
+        try:
+            self._put_all(one, [self._item(one, obj, data, kind, deadline)], deadline)
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise
 
     def put_many(self, objs: Iterable[Any], block: bool = True, timeout: float | None = None) -> int:
         """Put objects in order, as many under one lock as there is room for, and say how many were put:
@@ -261,14 +265,19 @@ class Queue:
         one = self._ring
         if one is None or one.session.is_over or not HERE[OURS]:
             one = self._attach()
-        found = one.get_fast()
-        if found is MISSED:
-            deadline = _deadline(block, timeout)
-            if one.await_item(deadline):
-                found = one.get_fast()
+        try:
+            found = one.get_fast()
             if found is MISSED:
-                return restored(*one.get(1, deadline)[0])
-        return found
+                deadline = _deadline(block, timeout)
+                if one.await_item(deadline):
+                    found = one.get_fast()
+                if found is MISSED:
+                    return restored(*one.get(1, deadline)[0])
+            return found
+        except BaseException as error:
+            found = None
+            frames.clear(error)  # somebody may keep it
+            raise
 
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Any]:
         """Take up to *n* objects of what is there, at least one, and no more than 64 at a time. Raises like `get`."""

@@ -11,8 +11,10 @@ take, nor to give back, and of what it touches the kernel has nothing to copy.
 
 from __future__ import annotations
 
+import sys
 import time
 from _thread import allocate_lock, get_ident
+from types import FunctionType, ModuleType
 
 from .here import FORKING, HERE, IMPORTING
 
@@ -48,7 +50,7 @@ class _Door:
     @property
     def __exit__(self) -> Callable[..., None]:
         lock = _come()
-        return lock.__exit__ if lock is not None else _pass
+        return lock.__exit__ if lock is not None else _pass_out
 
 
 def _come() -> LockType | None:
@@ -64,8 +66,38 @@ def _come() -> LockType | None:
     return lock
 
 
-def _pass(*_: object) -> None:
+def _pass() -> None:
     """This thread is in the door already."""
+
+
+def _pass_out(kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    """The same. A signal handler, or a finalizer, in the middle of an import finds the half of it: not what it wants,
+    or that without what it needs."""
+    if kind is None:
+        names = [_module_of(one) for one in sys._getframe(1).f_locals.values()]
+    else:
+        names = [str(error.name)] if isinstance(error, ImportError) else []
+    if any(name.startswith(_OURS) and _is_half(sys.modules.get(name)) for name in names):
+        raise RuntimeError(_TOO_EARLY) from error
+
+
+def _module_of(one: object) -> str:
+    if isinstance(one, ModuleType):
+        return one.__name__
+    return str(one.__module__) if isinstance(one, FunctionType | type) else ""
+
+
+def _is_half(module: object) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
+_OURS: Final = f"{__name__.partition('.')[0]}."
+
+
+_TOO_EARLY: Final = (
+    "a signal handler or finalizer has interrupted this thread's import of what it calls, which a first call does:"
+    " have it note what is to be done, and call again later"
+)
 
 
 door: Final = _Door()
@@ -75,7 +107,8 @@ def load(name: str, package: dict[str, Any]) -> Any:
     """A module of the *package* with these globals, by what an import statement calls: `importlib` is one more module,
     and to read it takes a descriptor, of which there may be none."""
     with door:
-        return __import__(name, package, None, ("__name__",), 1)
+        module = __import__(name, package, None, ("__name__",), 1)
+    return module
 
 
 def wait_for_imports() -> None:

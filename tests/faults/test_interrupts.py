@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -279,6 +280,30 @@ def test_interrupted_share_is_nobody_s_while_its_pool_lives(broker: Daemon, nbyt
             eventually(lambda: pool.stats().shared["publications"] == 0)
 
         each_place(WhereItIsShared, act, least=20)
+    assert_all_is_back(broker.address)
+
+
+def test_interrupted_share_that_is_kept_is_whole_and_named_or_nothing(broker: Daemon) -> None:
+    """Whether it came so far its maker is not told: it is found, and dropped, by its name."""
+    with shmpool.connect(broker.address) as pool:
+        pool.share(b"x" * 1000, "kept", keep=True).release()
+        pool.drop("kept")
+        outcomes = set()
+
+        def act(interrupter: Interrupter) -> None:
+            interrupted(interrupter, lambda: pool.share(b"x" * 1000, "kept", keep=True).release())
+            try:
+                with pool.find("kept") as found:
+                    assert found.get() == b"x" * 1000
+                outcomes.add("named")
+            except shmpool.NotFound:
+                outcomes.add("nothing")
+                works_elsewhere(lambda: pool.share(b"y" * 1000, "kept", keep=True).release())
+            pool.drop("kept")
+            eventually(lambda: pool.stats().shared["publications"] == 0)
+
+        each_place(WhereItIsShared, act, least=20)
+        assert outcomes == {"named", "nothing"}
     assert_all_is_back(broker.address)
 
 
@@ -611,6 +636,97 @@ def test_second_close_finishes_what_the_first_began(broker: Daemon, has_view: bo
     places(act, most=most)
     eventually(lambda: helpers() == before)
     assert_all_is_back(broker.address)
+
+
+#: Classes of what a caller has.
+ITS_OWN = ("Lease.", "LiveLease.", "Buffer.", "LiveBuffer.", "SharedBuffer.", "ArrayLease.", "Shared.")
+
+
+def _leases(pool: shmpool.Pool, nbytes: int) -> None:
+    pool.lease(nbytes, timeout=5).release()
+
+
+def _writes(pool: shmpool.Pool, nbytes: int) -> None:
+    with pool.lease(nbytes, timeout=5) as lease:
+        lease.write(np.zeros((2, nbytes // 16), "f8"))
+
+
+def _opens(pool: shmpool.Pool, nbytes: int) -> None:
+    with pool.lease(nbytes, timeout=5) as lease:
+        handle = lease.publish()
+    pool.open(handle).release()
+
+
+def _opens_to_write(pool: shmpool.Pool, nbytes: int) -> None:
+    with pool.lease(nbytes, timeout=5) as lease:
+        handle = lease.publish()
+    pool.open(handle, writable=True).release()
+
+
+def _puts(pool: shmpool.Pool, nbytes: int) -> None:
+    pool.get(pool.put(np.zeros(nbytes // 8), timeout=5))
+
+
+def _fills(pool: shmpool.Pool, nbytes: int) -> None:
+    with pool.empty(nbytes // 8, timeout=5) as made:
+        handle = made.publish()
+    pool.get(handle)
+
+
+def _shares(pool: shmpool.Pool, nbytes: int) -> None:
+    with pool.share(np.zeros(nbytes // 8), f"kept {next(NUMBERS)}", timeout=5) as shared:
+        shared.get()
+
+
+MORE_VERBS = [_writes, _opens_to_write, _puts, _fills, _shares]
+
+
+@at_places
+@pytest.mark.parametrize(
+    "verb", [_leases, _opens, *(pytest.param(verb, marks=pytest.mark.long) for verb in MORE_VERBS)]
+)
+def test_an_exception_that_is_kept_keeps_no_memory(
+    small: Daemon, verb: Callable[[shmpool.Pool, int], None], most: int, unraised: list[str]
+) -> None:
+    """Its frames are kept with it, and what their variables had: not what the caller had, and where a method of it was
+    just beginning, which has done nothing yet, it has that, too."""
+    nbytes = KEPT["pooled"]
+
+    def all_there_is() -> int:
+        leases = []
+        with contextlib.suppress(shmpool.LeaseTimeout):
+            while True:
+                leases.append(other.lease(nbytes, timeout=0))
+        for lease in leases:
+            lease.release()
+        return len(leases)
+
+    def act(interrupter: Interrupter) -> None:
+        kept = None
+        with shmpool.connect(small.address) as pool:
+            verb(pool, nbytes)
+            try:
+                with interrupter:
+                    verb(pool, nbytes)
+            except Interrupt as error:
+                kept = error
+                for frame, _ in traceback.walk_tb(kept.__traceback__):
+                    if frame.f_code.co_filename == __file__:
+                        with contextlib.suppress(RuntimeError):
+                            frame.clear()
+                del frame
+            if interrupter.place.startswith(ITS_OWN) and interrupter.place.endswith("begin"):
+                kept = None
+            pool.reclaim()  # what was published, and its handle lost
+            for lease in [other.lease(nbytes, timeout=10) for _ in range(most_leases)]:
+                lease.release()
+        del kept
+
+    with shmpool.connect(small.address) as other:
+        most_leases = max(all_there_is() for _ in range(3))
+        assert most_leases > 10
+        places(act, most=most)
+    assert_all_is_back(small.address)
 
 
 def test_interrupted_bells_all_ring() -> None:

@@ -347,3 +347,62 @@ def test_a_call_in_the_middle_of_another_waits_for_nothing_of_its_own(
     eventually(lambda: not query(broker.address).clients)
     eventually(lambda: helpers() == before)
     assert_all_is_back(broker.address)
+
+
+IN_AN_IMPORT = """
+import sys
+import shmpool
+
+LATE = ("objects.sharing", "objects.encoding", "objects.arrays", "streams.writing")
+pool, outcomes = shmpool.connect(sys.argv[1]), {}
+
+def use():
+    with pool.share([1, 2]) as shared:
+        assert shared.get() == [1, 2]
+    with pool.empty(10) as made:
+        pool.discard(made.publish())
+    with pool.open_writer(10) as file:
+        file.write(b"abc")
+    pool.discard(file.handle)
+
+def visited(n):
+    lines = 0
+    def trace(frame, event, _):
+        nonlocal lines
+        if frame.f_code.co_name != "<module>" or not frame.f_code.co_filename.startswith(shmpool.__path__[0]):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == n:
+                sys.settrace(None)
+                try:
+                    use()
+                    outcomes[n] = "done"
+                except BaseException as error:
+                    outcomes[n] = repr(error).split("(")[0]
+        return trace
+    for name in LATE:
+        sys.modules.pop(f"shmpool.{name}", None)
+    sys.settrace(trace)
+    try:
+        use()
+    finally:
+        sys.settrace(None)
+    return lines >= n
+
+n = 1
+while visited(n):
+    n += int(sys.argv[2])
+pool.close()
+print(n > 100, set(outcomes.values()))
+"""
+
+
+@pytest.mark.parametrize("step", [61, pytest.param(1, marks=pytest.mark.long)])
+def test_a_call_in_the_middle_of_the_import_of_what_it_needs_is_told_so(broker: Daemon, step: int) -> None:
+    """A verb imports what is behind it when it is first called, and half of that is of no use to a handler. The
+    interrupted call goes on."""
+    command = [sys.executable, "-W", "ignore", "-c", IN_AN_IMPORT, broker.address, str(step)]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.stderr) == ("True {'RuntimeError'}\n", "")
+    assert_all_is_back(broker.address)
