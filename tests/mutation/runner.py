@@ -136,7 +136,8 @@ def _apply(mutant: Mutant) -> None:
         return
     code = mutant.code()
     for function in _functions_in(_module(mutant.path)):
-        if (function.__code__.co_qualname, function.__code__.co_firstlineno) == mutant.function:
+        was = function.__code__
+        if (was.co_filename, was.co_qualname, was.co_firstlineno) == (str(mutant.path), *(mutant.function or ())):
             function.__code__ = code
 
 
@@ -156,7 +157,7 @@ def _functions_in(owner: Any) -> Iterator[types.FunctionType]:
             yield from (one for one in (value.fget, value.fset) if isinstance(one, types.FunctionType))
         elif isinstance(value, types.FunctionType):
             yield value
-        elif isinstance(value, type) and value.__module__ == getattr(owner, "__module__", owner.__name__):
+        elif isinstance(value, type) and not isinstance(owner, type):  # some say that their module is the package
             yield from _functions_in(value)
 
 
