@@ -22,7 +22,10 @@ from shmpool.system.memory import Place
 from shmpoold.config import load
 from shmpoold.shell import host
 
-MOUNT = 'mount -t tmpfs -o size={}m,mode=1777 tmpfs /dev/shm && exec "$@"'
+#: What its neighbours have taken of the host's memory is not what is looked at here: it has room.
+MEMINFO = "MemTotal: 8388608 kB\\nMemAvailable: 6291456 kB\\n"
+ROOM = f"printf '{MEMINFO}' >/dev/shm/room && mount --bind /dev/shm/room /proc/meminfo"
+MOUNT = f'mount -t tmpfs tmpfs /dev/shm && {ROOM} && mount -t tmpfs -o size={{}}m,mode=1777 tmpfs /dev/shm && exec "$@"'
 RunHere = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -149,10 +152,11 @@ def test_too_small_a_host_for_any_pool_is_refused_whoever_asks() -> None:
 
 
 def in_cgroup(cgroup: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    enter = f'echo $$ > {cgroup}/cgroup.procs && exec "$@"'
+    enter = f"echo $$ > {cgroup}/cgroup.procs && {MOUNT.format(1024)}"
     return subprocess.run(
-        ["sh", "-c", enter, "sh", *command], env=ENV, capture_output=True, text=True, timeout=PATIENCE
-    )
+        ["unshare", "--mount", "sh", "-c", enter, "sh", *command],
+        env=ENV, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
 
 
 def test_a_cgroup_bounds_the_limit_as_well(cgroup: Path, tmp_path: Path) -> None:
