@@ -3,8 +3,9 @@ beside a broker's socket, derived from its path: broker.lock, broker.tickets.loc
 broker.seats.lock for broker.sock.
 
 ``SHMPOOL_PREFIX`` sets the names of a test run apart from all others of the host: brokers,
-clients, ``--cleanup`` and ``shmpool doctor`` see the pools of their own prefix only. It is for
-the tests: a broker and a client with different ones do not find each other's segments.
+clients, ``--cleanup`` and ``shmpool doctor`` see the pools of their own prefix only, and brokers
+do not look at what others leave of the host's memory. It is for the tests: a broker and a client
+with different ones do not find each other's segments.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def _prefix(apart: str) -> str:
 SHM_DIR: Final = "/dev/shm"
 #: What all names start with.
 PREFIX: Final = _prefix(environ.get("SHMPOOL_PREFIX", ""))
+#: Whether that is a test run's own.
+IS_APART: Final = bool(environ.get("SHMPOOL_PREFIX"))
 
 
 def lock_path(socket_path: str) -> str:

@@ -22,10 +22,7 @@ from shmpool.system.memory import Place
 from shmpoold.config import load
 from shmpoold.shell import host
 
-#: What its neighbours have taken of the host's memory is not what is looked at here: it has room.
-MEMINFO = "MemTotal: 8388608 kB\\nMemAvailable: 6291456 kB\\n"
-ROOM = f"printf '{MEMINFO}' >/dev/shm/room && mount --bind /dev/shm/room /proc/meminfo"
-MOUNT = f'mount -t tmpfs tmpfs /dev/shm && {ROOM} && mount -t tmpfs -o size={{}}m,mode=1777 tmpfs /dev/shm && exec "$@"'
+MOUNT = 'mount -t tmpfs -o size={}m,mode=1777 tmpfs /dev/shm && exec "$@"'
 RunHere = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -152,11 +149,10 @@ def test_too_small_a_host_for_any_pool_is_refused_whoever_asks() -> None:
 
 
 def in_cgroup(cgroup: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    enter = f"echo $$ > {cgroup}/cgroup.procs && {MOUNT.format(1024)}"
+    enter = f'echo $$ > {cgroup}/cgroup.procs && exec "$@"'
     return subprocess.run(
-        ["unshare", "--mount", "sh", "-c", enter, "sh", *command],
-        env=ENV, capture_output=True, text=True, timeout=PATIENCE,
-    )  # fmt: skip
+        ["sh", "-c", enter, "sh", *command], env=ENV, capture_output=True, text=True, timeout=PATIENCE
+    )
 
 
 def test_a_cgroup_bounds_the_limit_as_well(cgroup: Path, tmp_path: Path) -> None:
@@ -256,6 +252,26 @@ def test_others_who_fill_shm_are_given_room_and_operators_an_alert() -> None:
     done = in_small_shm(*PYTHON, "-c", UNDER_PRESSURE)
     assert (done.returncode, done.stdout) == (0, "elevated\n"), done.stderr
     assert "memory pressure is elevated: /dev/shm has" in done.stderr
+
+
+SHORT = "printf 'MemTotal: 8388608 kB\\nMemAvailable: 8192 kB\\n' >$1 && mount --bind $1 /proc/meminfo && shift && "
+PRESSURE = """
+import shmpool
+with shmpool.Broker(memory_limit="60MiB") as broker, broker.connect() as pool:
+    print(pool.stats().memory["pressure"])
+"""
+
+
+@pytest.mark.parametrize(("prefix", "pressure"), [("", "critical\n"), (os.environ["SHMPOOL_PREFIX"], "normal\n")])
+def test_a_host_whose_memory_others_have_turns_no_test_red(prefix: str, pressure: str, tmp_path: Path) -> None:
+    """A run's own brokers do not look at it. (Names without a prefix are in a /dev/shm of its own.)"""
+    command = ["sh", "-c", SHORT + MOUNT.format(64), "sh", str(tmp_path / "meminfo"), *PYTHON, "-c", PRESSURE]
+    done = subprocess.run(
+        ["unshare", "--mount", *command],
+        env=ENV | {"SHMPOOL_PREFIX": prefix}, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, pressure), done.stderr
+    assert ("the host's memory has 8 MiB free of 8 GiB" in done.stderr) is (prefix == "")
 
 
 IN_A_FULL_CGROUP = """

@@ -15,7 +15,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from shmpool.errors import ConfigError
-from shmpool.protocol.names import SHM_DIR
+from shmpool.protocol.names import IS_APART, SHM_DIR
 from shmpool.protocol.sizing import MIB, format_bytes
 from shmpool.system import memory
 from shmpool.system.memory import Place, fitting_limit, limiting_places, memory_groups, tightest_place
@@ -119,8 +119,11 @@ class HostWatch:
 
 
 def read_memory(groups: list[memory.MemoryGroup]) -> MemoryRead:
-    """How it is now. Raises OSError."""
+    """How it is now. What neighbours leave of the whole host, and make it wait, is nothing to a pool that is set apart
+    from theirs. Raises OSError."""
     rooms = [_room(place, bounds_pool=True) for place in limiting_places(groups)]
+    if IS_APART:
+        return MemoryRead(tuple(rooms), None)
     if (whole := memory.host()) is not None:
         rooms.append(_room(whole, bounds_pool=False))
     stall = memory.pressure(groups)
