@@ -135,7 +135,8 @@ def _sending(error: BaseException) -> map[int]:
     """Sends it to this thread when it goes on."""
     box, kind = [error], type(error)
     if kind is not KeyboardInterrupt or error.args:  # CPython makes one of the class, with no argument
-        space: dict[str, Any] = {"__new__": lambda _: box.pop()}
+        # Where an error is being handled CPython asks for the instance, and asks the class again about what it got.
+        space: dict[str, Any] = {"__new__": lambda _, *got: got[0] if got else box.pop()}
         try:
             kind = type(kind.__name__, (kind,), space)
         except Exception:  # it has a mind of its own about what comes below it

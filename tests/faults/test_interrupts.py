@@ -40,6 +40,7 @@ from interrupter import Interrupt, Interrupter
 import shmpool
 from shmpool.link.bells import Bells
 from shmpool.stats import query
+from shmpool.system import hooks
 
 MIB = 1024 * 1024
 #: So many places of each kind are tried by default, and about so many in the long setting: which, is drawn. On demand
@@ -885,6 +886,25 @@ def test_what_comes_in_a_hook_arrives_behind_those_of_others(broker: Daemon) -> 
     command = [sys.executable, "-W", "ignore", "-c", BEHIND_ALL_HOOKS, broker.address]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("arrived behind 1\n", "")
+
+
+@pytest.mark.parametrize("error", [Interrupt(), Interrupt("with an argument", 2), KeyboardInterrupt("of the user's")])
+def test_what_comes_in_a_hook_arrives_as_it_was_where_an_error_is_being_handled(error: BaseException) -> None:
+    """A program may fork in an ``except``: CPython then asks twice for what is raised."""
+    arrival = hooks.Arrival()
+    arrival.put(error)
+    handled = ValueError()
+
+    def fork() -> None:
+        try:
+            raise handled
+        except ValueError:
+            arrival.hook()
+            len("")
+
+    with pytest.raises(type(error)) as came:
+        fork()
+    assert came.value is error and came.value.__context__ is handled and came.type is type(error)
 
 
 # --- exceptions from elsewhere -------------------------------------------------------------------------
