@@ -16,6 +16,7 @@ from shmpool.protocol.sizing import Tier, TierKind
 from ..memory.clearings import Clearings
 from ..memory.holding import Holding
 from ..memory.inventory import Inventory
+from ..memory.stock import BUILT_PER_STEP
 from .earmarks import Earmarks
 from .evictions import Evictions
 from .grants import Grants
@@ -128,9 +129,11 @@ class Ladder:
     # --- rungs ---------------------------------------------------------------------------------------
 
     def take_ready(self, tier: Tier, chunks: int, count: int) -> list[Holding]:
-        """Up to so many slots or runs that are warm and nobody's."""
+        """Up to so many slots or runs that are warm and nobody's; of runs that are written in several turns one."""
         if chunks == 1 < count:
             return self._inventory.take_slots(tier, count)
+        if chunks > BUILT_PER_STEP:
+            count = min(count, 1)
         holdings: list[Holding] = []
         while len(holdings) < count and (holding := self._inventory.take_ready(tier, chunks)):
             holdings.append(holding)
