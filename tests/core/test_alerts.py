@@ -19,7 +19,7 @@ from shmpoold.core.lending.requests import Rung
 from shmpoold.core.memory.pressure import Room
 from shmpoold.core.outbox import Outbox
 from shmpoold.core.reports import JUDGED_EVERY
-from shmpoold.core.reports.alerts import Alerts
+from shmpoold.core.reports.alerts import FEW_TIMED, Alerts
 from shmpoold.core.reports.rules import LINGERS, NAMES, RULES, Rule, Severity, said, table
 
 
@@ -78,6 +78,15 @@ def test_the_worst_come_first() -> None:
     assert [Severity[line["severity"].upper()] for line in alerts.lines(0.0)] == [Severity.CRITICAL, Severity.WARNING]
 
 
+def test_what_an_alert_is_about_is_said_as_it_is_now() -> None:
+    alerts, figures = Alerts(Outbox(), {}), [(0.0, "one"), (1000.0, "one"), (2000.0, "other"), (3000.0, "")]
+    told = []
+    for now, about in figures:
+        alerts.judge("reader", 0.9, now, about)
+        told.append([line["about"] for line in alerts.lines(now)])
+    assert told == [[], ["one"], ["other"], ["other"]]
+
+
 # --- each figure, by what really happens ------------------------------------------------------------
 
 
@@ -105,16 +114,16 @@ def test_counters_raise_misses_timeouts_and_latency(world: World) -> None:
     for turn in range(8):
         count(world, client.seat, 0, 200)  # small pooled leases
         count(world, client.seat, MISSES, 10)
-        count(world, client.seat, LATENCIES, 20 * 1_000)
-        count(world, client.seat, LATENCIES + 3, 20)
+        count(world, client.seat, LATENCIES, FEW_TIMED * 1_000)
+        count(world, client.seat, LATENCIES + 3, FEW_TIMED)
         look(world)
         assert not raised(world), turn
     for turn in range(6):
         count(world, client.seat, TIMEOUTS, 2 * (turn == 5))
         count(world, client.seat, 0, 200)
         count(world, client.seat, MISSES, 80)
-        count(world, client.seat, LATENCIES, 20 * 9_000)
-        count(world, client.seat, LATENCIES + 6, 20)
+        count(world, client.seat, LATENCIES, FEW_TIMED * 9_000)
+        count(world, client.seat, LATENCIES + 6, FEW_TIMED)
         look(world)
     found = raised(world)
     assert set(found) == {"misses", "timeouts", "latency"}

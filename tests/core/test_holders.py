@@ -83,6 +83,7 @@ def test_what_nobody_has_opened_is_its_publishers(world: World) -> None:
     assert (clients[writer.seat]["leases"], clients[writer.seat]["unread"]) == (2, 2)
     assert clients[writer.seat]["bytes"] == clients[writer.seat]["unread_bytes"] == 4 * KIB + 12 * KIB
     assert (clients[reader.seat]["reads"], clients[reader.seat]["read_bytes"]) == (1, 4 * KIB)
+    assert {buffer["state"] for buffer in buffers(world)} == {"open", "unread"}
     lines = by_state(world, writer)
     assert set(lines) == {"unread"}
     assert (lines["unread"]["buffers"], lines["unread"]["tickets"]) == (2, 3)

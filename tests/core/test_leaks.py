@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from harness import CHUNKS, MEDIUM, SMALL, Client, World, small_settings
@@ -14,6 +16,8 @@ from shmpool.protocol.messages import MAX_INQUIRED, Account, Topic
 from shmpool.protocol.sizing import KIB
 from shmpool.protocol.states import State
 from shmpoold.core.actions import Log
+from shmpoold.core.events import Ticked
+from shmpoold.core.reports import leaks as module
 from shmpoold.core.reports.leaks import MOST_TOLD, OVER_WITHIN
 
 AGE = 10.0
@@ -193,6 +197,34 @@ def test_of_many_some_are_told_and_the_rest_counted(make_world: type[World]) -> 
     assert max(len(message.rows) for message in client.inquired) == MAX_INQUIRED
     assert sum(len(message.rows) for message in client.inquired) == count
     assert MOST_TOLD <= len(told(world)) <= MOST_TOLD + 2
+
+
+def test_no_more_are_looked_after_than_most_leaks(world: World) -> None:
+    client = world.client()
+    for slot in client.get(count=8):
+        client.lease(slot)
+    with patch.object(module, "MOST_LEAKS", 5):
+        let_age(world)
+        assert len(leaks(world)) == ask(world)["leaks"]["leased"] == 5
+    assert 5 <= module.MOST_LEAKS <= 10_000
+
+
+def test_one_look_is_over_before_the_next_begins(world: World) -> None:
+    client, looks = world.client(), 0
+    client.lease(client.get()[0])
+
+    def look(clock: object) -> Iterator[int]:
+        nonlocal looks
+        looks += 1
+        yield from [100] * 100
+
+    with patch.object(world.broker.reports.leaks, "look", look):
+        world.now += AGE
+        for _ in range(5):
+            world.now += 0.001
+            world.dispatch(Ticked())
+        world.pass_time(1.0)
+        assert looks == 1
 
 
 def test_a_row_that_is_quarantined_is_told(world: World) -> None:

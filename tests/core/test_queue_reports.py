@@ -74,24 +74,52 @@ def test_what_is_no_queue_s_memory_says_nothing(words: array[int], word: int) ->
     assert look(words, COUNT, NOW) is None
 
 
-def test_a_report_has_so_many_queues_at_most(world: World, words: array[int]) -> None:
+def report(world: World, words: array[int]) -> tuple[list[dict[str, Any]], list[int]]:
+    """The lines of all queues, of each of which the memory says this; and what each step cost."""
+    memory, costs = words.tobytes() + bytes(layout.looked_at_bytes(world.broker.seats.count)), list[int]()
+    steps = queues.lines(world.broker.shared, world.broker.seats, lambda holding, nbytes: memory[:nbytes], lambda: 1.0)
+    try:
+        while True:
+            costs.append(next(steps))
+    except StopIteration as done:
+        return done.value, costs
+
+
+def test_a_report_has_so_many_queues_at_most_and_a_step_for_each(world: World, words: array[int]) -> None:
     maker = sharer(world)
     words[SEATS] = world.broker.seats.count
-    words.extend(bytes(8 * 64))
     for _ in range(3):
         maker.share(maker.get(SMALL)[0], keep=QUEUE)
         world.run()
-
-    def report() -> list[dict[str, Any]]:
-        steps = queues.lines(
-            world.broker.shared, world.broker.seats, lambda holding, nbytes: words.tobytes()[:nbytes], lambda: 1.0
-        )
-        try:
-            while True:
-                next(steps)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-
-    assert [line["members"] for line in report()] == [[maker.process.pid]] * 3
+    lines, costs = report(world, words)
+    assert [line["members"] for line in lines] == [[maker.process.pid]] * 3
+    assert costs == [queues.QUEUE] * 3 and queues.QUEUE <= 16
     with patch.object(queues, "MOST_QUEUES", 2):
-        assert len(report()) == 2
+        assert len(report(world, words)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (0, (False, "block", "drop")),
+        (Flag.JOINABLE | Flag.DROP_NEWEST, (True, "drop_newest", "drop")),
+        (Flag.DROP_OLDEST | Flag.REQUEUE, (False, "drop_oldest", "requeue")),
+    ],
+)
+def test_a_line_says_how_a_queue_was_made(
+    world: World, words: array[int], flags: int, told: tuple[bool, str, str]
+) -> None:
+    maker = sharer(world)
+    words[SEATS], words[FLAGS] = world.broker.seats.count, flags
+    maker.share(maker.get(SMALL)[0], keep=QUEUE)
+    world.run()
+    ((line,), _) = report(world, words)
+    assert (line["joinable"], line["overflow"], line["on_dead_consumer"]) == told
+
+
+def test_the_words_of_a_queue_lie_side_by_side() -> None:
+    """Each where the layout says, and none in another's: members of another version would read what is not meant."""
+    intents = [layout.INTENTS + 3 * number + word for number in range(layout.MOST_INTENTS) for word in range(3)]
+    assert intents == list(range(80, layout.LOCKS)) and layout.LOCKS == 128
+    assert tuple(range(layout.MEMBER_WORDS)) == (layout.NONCE, layout.CLAIMED, layout.TAKEN, layout.FINISHED)
+    assert tuple(range(layout.HAND_WORDS - 1)) == (layout.OWNER, layout.NUMBER, layout.WORD)

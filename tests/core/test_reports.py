@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from harness import CHUNKS, DIRECT, MEDIUM, SMALL, World, small_settings
 
 from shmpool.protocol.figures import DEFERRED, HELD_BY_VIEWS, LATENCIES, LEASES, MISSES, TIMEOUTS, TO_BUCKET
@@ -37,6 +38,7 @@ def test_an_untouched_pool_holds_its_ledger_and_header_and_nothing_else(world: W
         "pressure": "normal", "pressure_changes": {"normal": 0, "elevated": 0, "critical": 0}, "retired": 0,
     }  # fmt: skip
     assert stats["memory_efficiency"] == 1.0
+    assert (stats["total_gets"], stats["total_puts"], stats["pool_hits"]) == (0, 0, 0)
     assert [tier["capacity"] for tier in stats["tiers"]] == [tier.capacity for tier in world.tiers]
     assert stats["clients"] == [] and stats["alerts"] == []
 
@@ -60,6 +62,7 @@ def test_memory_is_told_by_state(world: World) -> None:
     assert stats["memory"]["held"] == world.overhead + 16 * KIB + 24 * KIB + 12 * KIB
     assert stats["memory"]["payload"] == 4 * KIB + 24 * KIB + 1000 + 10_000
     assert stats["active_buffers"] == 4
+    assert stats["memory_efficiency"] == pytest.approx((28 * KIB + 11_000) / (44 * KIB))
     small = stats["tiers"][SMALL]
     assert (small["warm"], small["free"], small["idle"], small["leased"], small["published"]) == (4, 1, 1, 1, 1)
     assert stats["tiers"][CHUNKS]["leased"] == 3

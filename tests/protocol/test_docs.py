@@ -42,3 +42,10 @@ def test_tables_have_a_line_for_each_thing():
     lines = rules.table().splitlines()
     assert len(lines) == len(rules.RULES) + 2
     assert all(f"`{rule.name}`" in line for rule, line in zip(rules.RULES, lines[2:], strict=True))
+
+
+def test_the_tables_that_are_printed_are_those_of_the_page():
+    page = (ROOT / "docs/stats.md").read_text()
+    tables = [table for table in metrics.texts().split("\n\n") if table]
+    assert len(tables) == 7
+    assert all(table.strip() in page for table in tables)

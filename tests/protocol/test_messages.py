@@ -322,6 +322,12 @@ def test_values_of_another_type_or_range_are_refused(fields: list[Any]) -> None:
         m.decode(msgpack.packb(fields), ANY)
 
 
+@pytest.mark.parametrize("file", [[], [1], [1, 2, 3], [1, -1], [1, 2**64], [True, 2], [1, "2"], (1, 2), {}, None])
+def test_bad_files_are_refused(file: Any) -> None:
+    assert not m.file_id(file)
+    assert m.file_id([1, 2])
+
+
 @pytest.mark.parametrize(
     "tier", [[3, 4096, 1, 1], [0, -1, 1, 1], [0, 4096, 0, 1], [0, 4096, 1], [0, 4096, 1, 1, 1], 4, []]
 )
