@@ -303,6 +303,16 @@ def test_who_waits_for_much_is_served_beside_ten_thousand_that_are_impossible(wo
     assert waiter.ready
 
 
+def test_nobody_has_a_turn_before_it_has_aged(world: World) -> None:
+    """Nor where the line is gone through for others: what it wants has come back meanwhile, to who asked."""
+    stream = Stream(world, LARGEST, pause=0.001)
+    crowd_of(world, connections=1, requests=1)
+    stream.run(1.5 * AGE)
+    waiter = world.client()
+    waiter.ask_direct(2 * MIB)
+    assert AGE <= stream.run(1.0, until=waiter) <= AGE + 0.1
+
+
 def test_turns_go_by_process(world: World) -> None:
     """Of three, one of which has a hundred requests in line, each has every third turn. What they want
     comes back to the others all the time, and stays out whenever it is kept for one of them."""
@@ -396,8 +406,8 @@ def test_what_suffices_is_cooled_in_slices_that_others_come_between(world: World
 def test_room_that_is_made_for_who_has_gone_is_everybodys(world: World, how: str) -> None:
     warm(world)
     inventory = world.broker.inventory
-    client = world.client()
-    number = client.ask_direct(inventory.room + inventory.idle // 2)
+    client, idle = world.client(), inventory.idle
+    number = client.ask_direct(inventory.room + idle // 2)
     world.run()
     assert world.broker.lending.clearings
     client.cancel(number) if how == "cancel" else client.die()
@@ -405,6 +415,7 @@ def test_room_that_is_made_for_who_has_gone_is_everybodys(world: World, how: str
     world.pass_time(1.0)
     assert not world.broker.lending.clearings
     assert world.broker.lending.earmarks.promised == 0
+    assert inventory.idle > idle - idle // 4, "more was cooled, for nobody"
     assert not client.ready
 
 
@@ -422,18 +433,20 @@ def test_a_refusal_says_that_rows_are_missing_and_not_bytes(make_world: type[Wor
     assert f"0 of its {capacity} slots are free, 1 are needed" in client.refusals[0].text
 
 
+@pytest.mark.parametrize("wanted", ["some", "all"])
 def test_a_refusal_says_that_what_is_free_is_in_too_many_pieces(
-    make_world: type[World], monkeypatch: pytest.MonkeyPatch
+    make_world: type[World], monkeypatch: pytest.MonkeyPatch, wanted: str
 ) -> None:
     monkeypatch.setattr(slots, "MAX_EXTENTS", 64)
     world = make_world(small_settings(memory_limit=2048 * KIB, fallback=False))
+    world.broker.inventory.limit = 8192 * KIB
     hoarder, client = world.client(), world.client()
     while not hoarder.refusals:
         hoarder.refill(CHUNKS, count=16, queue=False)
         world.run()
     hoarder.give_back(*hoarder.ready[::2])
     world.run()
-    client.refill(CHUNKS, 100, queue=False)
+    client.refill(CHUNKS, 100 if wanted == "some" else world.broker.inventory.maps[CHUNKS].unused, queue=False)
     world.run()
     (refusal,) = client.refusals
     assert "in too many pieces" in refusal.text and "as many as a lease may have, are" in refusal.text

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import patch
 
 from harness import CHUNKS, MEDIUM, SMALL, SMALL_SIZING, Client, World, small_settings
 
-from shmpool.protocol import metrics
+from shmpool.protocol import metrics, sizing
 from shmpool.protocol.codes import Code
 from shmpool.protocol.sizing import KIB, MIB, Sizing, TierKind
 from shmpoold.core.lending.recalls import RECALL_EVERY
@@ -182,3 +183,14 @@ def test_what_is_ready_is_granted_though_more_is_held_than_the_limit_is_now(make
     world.run()
     assert client.ready and not waiter.ready
     inventory.limit = world.settings.memory_limit
+
+
+def test_more_chunks_than_their_tier_has_are_refused_though_there_is_memory(make_world: MakeWorld) -> None:
+    with patch.object(sizing, "MAX_TIER_ROWS", 10):
+        world = make_world()
+    client = world.client()
+    client.refill(CHUNKS, 10)
+    client.refill(CHUNKS, 11)
+    world.run()
+    assert [len(slot.rows) for slot in client.ready] == [10]
+    assert [refusal.code for refusal in client.refusals] == [Code.TOO_LARGE]

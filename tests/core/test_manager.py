@@ -149,6 +149,23 @@ def test_a_host_without_room_ends_the_preparation_with_its_reason(make_world: Ma
     assert world.broker.manager.is_ready and warm(world) == [10, 0, 5]
 
 
+def test_floors_that_the_limit_has_no_room_for_end_the_preparation_with_that_reason(make_world: MakeWorld) -> None:
+    world = start(
+        make_world(small_settings(allocation=Allocation.PREALLOCATE, floors=(Floor(TierKind.POOLED, 4 * KIB, 80),)))
+    )
+    assert not world.broker.manager.is_ready
+    assert "no room for it under memory_limit" in world.broker.manager.failure
+    assert any("preallocation stopped at" in text for text in logged(world))
+
+
+def test_while_a_slice_is_filled_there_is_nothing_to_wake_for(make_world: MakeWorld) -> None:
+    world = make_world(preallocating())
+    world.dispatch(Started())
+    assert world.shell
+    world.now += 2 * RETRY
+    assert world.broker.next_deadline() is None
+
+
 def test_a_restart_fills_what_is_missing(make_world: MakeWorld) -> None:
     world = make_world(preallocating())
     world.dispatch(Started())

@@ -291,6 +291,63 @@ def test_many_idle_processes_of_a_user_are_recalled_some_at_a_time_and_not_more_
     assert all(idler.recalls for idler in idlers)
 
 
+def test_of_a_users_idle_processes_those_that_have_most_are_recalled_first(make_world: MakeWorld) -> None:
+    poor, rich, few = RECALLED_PER_TURN, 4, 3
+    settings = small_settings(memory_limit=24 * MIB, max_clients=60, uid_quota_buffers=poor + few * rich)
+    world = make_world(settings, check_every=0)
+    idlers = [world.client() for _ in range(poor + rich)]
+    for number, idler in enumerate(idlers):
+        idler.answers_recalls = False
+        idler.get(SMALL, count=few if number < rich else 1)
+    world.client().refill(SMALL)
+    world.run()
+    assert sum(idler.recalls for idler in idlers) == RECALLED_PER_TURN
+    assert all(idler.recalls for idler in idlers[:rich])
+
+
+def test_what_a_client_had_is_not_its_users_any_more_once_it_is_gone(make_world: MakeWorld) -> None:
+    """Also where that is not counted anew for each request."""
+    quota = 2 * LOOKED_AT
+    world = make_world(small_settings(memory_limit=24 * MIB, uid_quota_buffers=quota), check_every=50)
+    gone, client, other = world.client(), world.client(), sharer(world, uid=2000)
+    for who, count in ((gone, quota - 10), (client, 10), (other, LOOKED_AT)):
+        while len(who.ready) < count:
+            who.get(SMALL, count=count - len(who.ready))
+    seat = gone.seat
+    gone.die()
+    world.run()
+    while seat in world.broker.seats.taken:
+        world.tick()
+    client.refill()
+    world.run()
+    assert len(client.ready) == 11
+
+
+def test_the_number_of_a_request_that_was_refused_may_be_used_again(make_world: MakeWorld) -> None:
+    world = with_quotas(make_world, client_quota_buffers=1)
+    client = world.client()
+    lease(client)
+    for _ in range(2):
+        client.send(Refill(77, SMALL, 1, 1, False))
+        world.run()
+    assert [(one.request, one.code) for one in client.refusals] == [(77, Code.QUOTA)] * 2 and not client.faults
+
+
+def test_who_is_over_its_quota_is_told_so_where_there_is_no_memory_either(make_world: MakeWorld) -> None:
+    world = with_quotas(make_world, client_quota_buffers=1)
+    client, other = world.client(), world.client()
+    lease(client)
+    other.lease(other.get_direct(world.broker.inventory.room + world.broker.inventory.idle - 4 * KIB))
+    assert "client_quota_buffers is 1" in refusal(client, CHUNKS, queue=False)
+
+
+def test_a_direct_segment_counts_at_its_whole_length(make_world: MakeWorld) -> None:
+    world = with_quotas(make_world, client_quota_bytes=20 * KIB)
+    client = world.client()
+    client.publish(client.get_direct(16 * KIB), nbytes=100, keep=True)
+    assert "this client has 16 KiB leased" in refusal(client, CHUNKS)
+
+
 def test_what_a_request_costs_does_not_depend_on_how_many_clients_there_are(make_world: MakeWorld) -> None:
     def steps(clients: int) -> int:
         settings = small_settings(memory_limit=24 * MIB, max_clients=clients + 8, client_quota_bytes=20 * MIB)

@@ -218,6 +218,54 @@ def test_another_user_finds_and_holds_and_only_its_maker_s_user_and_root_drop(wo
     assert not is_there(world, row)
 
 
+def test_a_name_that_was_dropped_is_none_for_the_next_broker_either(world: World) -> None:
+    maker, other = sharer(world), sharer(world)
+    number, row = shared(maker, "n", keep=KEPT)
+    maker.drop("n")
+    world.run()
+    world.restart()
+    for client in (maker, other):
+        client.reconnect()
+    world.run()
+    found = other.find("n", Purpose.MAKE)
+    world.run()
+    assert found in other.turns and found not in other.holds
+    maker.let_go(number)
+    world.run()
+    assert not is_there(world, row)
+
+
+@pytest.mark.parametrize("is_direct", [False, True])
+def test_a_name_is_found_at_the_next_broker_though_nobody_tells_of_it_again(world: World, is_direct: bool) -> None:
+    maker, other = sharer(world), sharer(world)
+    number = maker.share(maker.get_direct(9000) if is_direct else maker.get(SMALL)[0], "n")
+    world.run()
+    assert number in maker.holds
+    world.restart()
+    for client in (maker, other):
+        client.reconnect()
+    world.run()
+    found = other.find("n")
+    world.run()
+    assert found in other.holds
+
+
+def test_holds_are_counted_while_they_last(world: World) -> None:
+    maker, other = sharer(world), sharer(world)
+    number, row = shared(maker)
+    for expected in (2, 1):
+        if expected == 2:
+            held = other.hold(row, world.generation(row))
+            world.run()
+        else:
+            other.let_go(held)
+            world.run()
+        assert world.broker.shared.summary()["holds"] == expected
+    maker.let_go(number)
+    world.run()
+    assert world.broker.shared.summary()["holds"] == 0
+
+
 # --- caches ------------------------------------------------------------------------------------------------
 
 

@@ -323,3 +323,16 @@ def test_the_oldest_goes_first() -> None:
         assert spares.keep(int(moment), 1, 4096, moment + 0.1)
     assert [spare.row for spare in spares.idle_since(2.2)] == [1, 2]
     assert len(spares) == 1
+
+
+def test_one_that_was_taken_in_vain_lies_where_it_lay() -> None:
+    spares = Spares(1 << 30, is_on=True)
+    for moment in (1.0, 2.0, 3.0):
+        spares.note_request(moment)
+        spares.note_request(moment)
+        assert spares.keep(int(moment), 1, 4096, moment + 0.1)
+    spare = spares.take(4096)
+    assert spare is not None and spare.row == 1
+    spares.put_back(spare)
+    assert spares.nbytes == 3 * 4096
+    assert [spare.row for spare in spares.idle_since(2.2)] == [1, 2]
