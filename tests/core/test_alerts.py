@@ -9,7 +9,7 @@ import pytest
 from harness import MEDIUM, SMALL, World, small_settings
 from test_reports import ask
 
-from shmpool.protocol.figures import LATENCIES, MISSES, TIMEOUTS
+from shmpool.protocol.figures import LATENCIES, MISSES, TIMEOUTS, USED_COUNTERS
 from shmpool.protocol.header import counters_at
 from shmpool.protocol.metrics import ALERTS
 from shmpool.protocol.states import State
@@ -76,6 +76,17 @@ def test_the_worst_come_first() -> None:
     alerts.judge("leaks", 3.0, 0.0)
     alerts.judge("quarantine", 1.0, 0.0)
     assert [Severity[line["severity"].upper()] for line in alerts.lines(0.0)] == [Severity.CRITICAL, Severity.WARNING]
+
+
+@pytest.mark.parametrize("count", [FEW_TIMED - 1, FEW_TIMED])
+def test_latencies_of_few_timed_leases_are_told_and_of_fewer_not(count: int) -> None:
+    alerts, totals = Alerts(Outbox(), {}), [0] * USED_COUNTERS
+    alerts.judge_counters(list(totals), 0.0)
+    for now, leases, each in ((1000.0, FEW_TIMED, 1_000), (2000.0, count, 9_000), (3000.0, count, 9_000)):
+        totals[LATENCIES] += leases * each
+        totals[LATENCIES + 3] += leases
+        alerts.judge_counters(list(totals), now)
+    assert [line["name"] for line in alerts.lines(3000.0)] == ["latency"] * (count == FEW_TIMED)
 
 
 def test_what_an_alert_is_about_is_said_as_it_is_now() -> None:

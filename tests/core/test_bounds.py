@@ -611,6 +611,14 @@ def test_a_request_is_granted_no_more_rows_than_granted_per_request(
     world.check()  # whatever was taken is granted
 
 
+def test_a_request_for_runs_is_granted_no_more_chunks_than_granted_per_request(make_world: type[World]) -> None:
+    world = make_world(small_settings(memory_limit=4096 * KIB), check_every=0)
+    client, chunks = world.client(), 40
+    client.give_back(*[slot for _ in range(10) for slot in client.get(CHUNKS, chunks)])
+    world.run()
+    assert len(client.get(CHUNKS, chunks, 10)) == GRANTED_PER_REQUEST // chunks == 6
+
+
 def test_nobody_is_granted_a_warm_batch_while_others_wait(world: World) -> None:
     """Eight slots come back at once: all who wait for a batch of eight get one of them first."""
     holder = hold_all(world)

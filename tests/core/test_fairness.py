@@ -438,7 +438,7 @@ def test_a_refusal_says_that_what_is_free_is_in_too_many_pieces(
     make_world: type[World], monkeypatch: pytest.MonkeyPatch, wanted: str
 ) -> None:
     monkeypatch.setattr(slots, "MAX_EXTENTS", 64)
-    world = make_world(small_settings(memory_limit=2048 * KIB, fallback=False))
+    world = make_world(small_settings(memory_limit=2048 * KIB, fallback=False), check_every=0)
     world.broker.inventory.limit = 8192 * KIB
     hoarder, client = world.client(), world.client()
     while not hoarder.refusals:
