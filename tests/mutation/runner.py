@@ -24,6 +24,8 @@ from .mutants import Mutant
 Outcome = Literal["killed", "survived", "not called"]
 #: A mutant's tests may take so many times their own processor time, and so many seconds more.
 PATIENCE, MORE = 5, 5
+#: One that survives is judged by tests of so many times the time.
+AGAIN = 6
 #: Bytes of address space: a loop that does not end must not take the machine with it.
 MOST_MEMORY = 4 << 30
 
@@ -84,17 +86,20 @@ class Runner:
         for mutant in self._mutants:
             if time.monotonic() > deadline:
                 break
-            tests = calls.tests_of(mutant, self._seconds_each)
-            if not tests:
-                self._tell(mutant, "not called", "")
-                continue
-            seconds = sum(calls.seconds[test] for test in tests)
-            noticed = _in_child(lambda: _judge(mutant, [items[test] for test in tests]), PATIENCE * seconds + MORE)  # noqa: B023
-            if noticed is None:
-                self._tell(mutant, "killed", "ended the process, or its time")
-            else:
-                self._tell(mutant, "killed" if noticed else "survived", noticed)
+            self._tell(mutant, *self._judge_by(mutant, items, calls))
         return True
+
+    def _judge_by(self, mutant: Mutant, items: dict[str, pytest.Item], calls: Calls) -> tuple[Outcome, str]:
+        """The tests that there is time for judge it; where they notice nothing, more of them do."""
+        tests = calls.tests_of(mutant, self._seconds_each)
+        for some in (tests, calls.tests_of(mutant, AGAIN * self._seconds_each)[len(tests) :]):
+            if not some:
+                continue
+            seconds = sum(calls.seconds[test] for test in some)
+            noticed = _in_child(lambda: _judge(mutant, [items[test] for test in some]), PATIENCE * seconds + MORE)  # noqa: B023
+            if noticed != "":
+                return "killed", noticed or "ended the process, or its time"
+        return ("survived" if tests else "not called"), ""
 
     def _told_calls(self, items: list[pytest.Item]) -> dict[str, Any]:
         if self._calls is not None and self._calls.exists():
