@@ -29,6 +29,7 @@ from shmpool.protocol.queues import (
     SLEEPERS_SHIFT,
     TAIL,
     Flag,
+    Kind,
     Odd,
     first_said,
     look,
@@ -122,4 +123,6 @@ def test_the_words_of_a_queue_lie_side_by_side() -> None:
     intents = [layout.INTENTS + 3 * number + word for number in range(layout.MOST_INTENTS) for word in range(3)]
     assert intents == list(range(80, layout.LOCKS)) and layout.LOCKS == 128
     assert tuple(range(layout.MEMBER_WORDS)) == (layout.NONCE, layout.CLAIMED, layout.TAKEN, layout.FINISHED)
+    kinds = (Kind.INLINE, Kind.HANDLE, Kind.PICKLED, Kind.PAD, Kind.BYTES, Kind.TOKEN)
+    assert kinds == tuple(range(1, 7))
     assert tuple(range(layout.HAND_WORDS - 1)) == (layout.OWNER, layout.NUMBER, layout.WORD)

@@ -118,3 +118,10 @@ def test_counters_lie_behind_the_rows_and_inside_the_ledger(rows: int, seats: in
     assert header.counters_at(rows, 0) == rows * ROW_WORDS
     end = header.counters_at(rows, seats) + COUNTER_WORDS
     assert end * 8 <= header.ledger_bytes(rows, seats) < end * 8 + PAGE
+
+
+def test_the_words_are_pinned_because_other_processes_read_them() -> None:
+    facts = (header.VERSION, header.POOL_ID, header.EPOCH, header.BROKER_PID, header.ROWS, header.TIERS, header.SEATS)
+    assert facts == tuple(range(1, 8))
+    files = (header.TICKETS_FILE, header.SEATS_FILE, header.END_OF_FACTS)
+    assert (header.CRC, header.PROPERTIES, *files) == (8, 9, 10, 12, 14)

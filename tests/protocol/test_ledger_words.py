@@ -144,3 +144,13 @@ def test_a_row_that_says_something_else_costs_no_step_of_the_search() -> None:
         return taken
 
     assert steps(50_000) == steps(100)
+
+
+@given(st.integers(1, ledger.MAX_ROWS - 1), st.integers(0, ledger.MAX_GENERATION))
+def test_a_queue_s_word_names_its_row(row: int, generation: int) -> None:
+    assert ledger.queue_row(ledger.queue_word(row, generation)) == row
+
+
+def test_a_queue_s_word_names_the_last_row_there_can_be() -> None:
+    row = ledger.MAX_ROWS - 1
+    assert ledger.queue_row(ledger.queue_word(row, 5)) == row
