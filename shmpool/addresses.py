@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from .errors import ConfigError
+from .system.outside import own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,6 +54,6 @@ def _existing_own() -> str | None:
     path = own_socket()
     try:
         directory = os.stat(os.path.dirname(path))
-    except OSError:
+    except own(OSError):
         return None
     return path if directory.st_uid in (0, os.geteuid()) and os.path.exists(path) else None

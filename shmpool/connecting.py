@@ -11,6 +11,7 @@ from .link.waiting import check_timeout
 from .pools import Pool, open_pool
 from .queues import defaults
 from .system.importing import door
+from .system.outside import own
 
 
 def connect(
@@ -36,7 +37,7 @@ def connect(
     try:
         if listens(resolve(path)):  # then it has its time to answer
             return open_pool(path, timeout, strict)
-    except BrokerUnavailable:
+    except own(BrokerUnavailable):
         pass
     with door:
         from .embedded import autostart as start

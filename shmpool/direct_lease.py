@@ -18,6 +18,7 @@ from .seat.direct import DirectSlot
 from .seat.slot import ViewTaken
 from .system import filling
 from .system.here import HERE, OURS
+from .system.outside import own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def _take(claim: list[None], taken: list[None]) -> bool:
     """Take what there is of a claim, in one step: an exception finds it in one of the two."""
     try:
         taken.extend(map(list.pop, (claim,)))
-    except IndexError:
+    except own(IndexError):
         pass
     return bool(taken)
 

@@ -10,6 +10,7 @@ from .addresses import MAX_PATH, own_socket
 from .protocol.names import SHM_DIR
 from .system.importing import door
 from .system.limits import explain
+from .system.outside import own
 
 _WITHOUT = "or run this command under `shmpool run -- …`, or use shmpool.Broker() or connect(autostart=True)"
 
@@ -25,7 +26,7 @@ def unreachable(address: str, error: OSError) -> str:
         return f"{said}. Start one with {_start_command(address)}, {_WITHOUT}"
     try:
         mode = os.stat(address).st_mode
-    except OSError:
+    except own(OSError):
         mode = stat.S_IFSOCK
     if not stat.S_ISSOCK(mode):
         return f"{said}; it is no socket: name the one that `shmpoold` serves"
@@ -67,7 +68,7 @@ def first_barred(path: str) -> str:
     for step in reversed(steps):
         try:
             status = os.stat(step)
-        except OSError:
+        except own(OSError):
             return ""
         if not os.access(step, _needed(step, path, status), effective_ids=True):
             return step
@@ -99,7 +100,7 @@ def user_name(uid: int) -> str:
 
     try:
         return pwd.getpwuid(uid).pw_name
-    except KeyError:
+    except own(KeyError):
         return f"uid {uid}"
 
 
@@ -110,5 +111,5 @@ def group_name(gid: int) -> str:
 
     try:
         return grp.getgrgid(gid).gr_name
-    except KeyError:
+    except own(KeyError):
         return f"gid {gid}"

@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from typing import Any, Final
 
 from . import errors
@@ -28,6 +27,7 @@ from .protocol.names import lock_path, pool_prefix, seats_path, tickets_path
 from .system.lifeline import Lifeline
 from .system.limits import explain
 from .system.locks import FileLock
+from .system.outside import own
 
 #: Seconds until a new broker must have said that it is ready.
 START_TIMEOUT: Final = 30.0
@@ -66,7 +66,7 @@ def start(settings: dict[str, Any]) -> Running:
     try:
         try:
             ready, ready_child = os.pipe()
-        except OSError as error:
+        except own(OSError) as error:
             raise BrokerUnavailable(f"cannot start {sys.executable} -m shmpoold: {explain(error)}") from error
         running = Running(address, directory, *_launch(address, text, ready_child))
         os.close(ready_child)
@@ -154,7 +154,7 @@ def _await_ready(process: subprocess.Popen[bytes], ready: int) -> None:
         if report.get("ready") is True:
             return
         name, message = str(report["error"]), str(report["message"])
-    except (ValueError, KeyError, AttributeError) as error:
+    except own(ValueError, KeyError, AttributeError) as error:
         raise BrokerUnavailable(f"the broker's first words make no sense: {line[:200]!r}") from error
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, ShmpoolError):
@@ -200,7 +200,7 @@ def stop(running: Running) -> None:
     running.lifeline.cut()
     try:
         process.wait(STOP_TIMEOUT)
-    except subprocess.TimeoutExpired:
+    except own(subprocess.TimeoutExpired):
         process.kill()
         process.wait()
     if process.returncode != 0:
@@ -229,7 +229,7 @@ def _remove_pool(address: str, pid: int) -> None:
                 _unlink(os.path.join(_SHM, name))
         for path in (address, tickets_path(address), seats_path(address), lock.path):
             _unlink(path)
-    except (OSError, ValueError, KeyError, TypeError):
+    except own(OSError, ValueError, KeyError, TypeError):
         pass  # no note: it had no pool yet
     finally:
         lock.release()
@@ -252,7 +252,7 @@ def _make_directory() -> str:
             continue
         try:
             os.mkdir(path, 0o700)
-        except OSError as error:
+        except own(OSError) as error:
             failure = error
         else:
             return path
@@ -264,17 +264,21 @@ def _make_directory() -> str:
 
 def _remove_directory(path: str) -> None:
     """Remove the directory and its files; what cannot be removed stays."""
-    with suppress(OSError):
+    try:
         os.rmdir(path)  # first: to look into it takes a descriptor, and there may be none
         return
-    with suppress(OSError):
+    except own(OSError):
+        pass
+    try:
         for name in os.listdir(path):
             _unlink(os.path.join(path, name))
         os.rmdir(path)
+    except own(OSError):
+        pass
 
 
 def _unlink(path: str) -> None:
     try:
         os.unlink(path)
-    except OSError:
+    except own(OSError):
         pass

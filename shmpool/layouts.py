@@ -12,6 +12,7 @@ import sys
 from operator import index
 
 from .system.importing import door
+from .system.outside import own_or_called
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def buffer_of(data: Any) -> memoryview:
     none, in words that say what to do."""
     try:
         return memoryview(data)
-    except (TypeError, ValueError, BufferError) as error:
+    except own_or_called(TypeError, ValueError, BufferError) as error:
         if not hasattr(data, "__array__"):
             hint = "; encode it" if isinstance(data, str) else ""
             raise TypeError(f"{_TAKES}, not {_kind(data)}{hint}") from error
@@ -60,7 +61,7 @@ def buffer_of(data: Any) -> memoryview:
         if array.dtype.hasobject:
             raise _has_objects(array.dtype)
         return memoryview(array.view(f"V{array.dtype.itemsize}") if array.dtype.itemsize else array[:0].view("V1"))
-    except (ImportError, TypeError, ValueError, RuntimeError) as error:
+    except own_or_called(ImportError, TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{_TAKES}, and this {_kind(data)} gives none: {error}") from error
 
 
@@ -108,7 +109,7 @@ def _copy_by_numpy(target: memoryview, source: memoryview) -> bool:
     try:
         # As opaque bytes: of a structure numpy would copy the fields, and leave what is between them.
         array = numpy.asarray(source).view(f"V{source.itemsize}")
-    except (TypeError, ValueError):  # a format that it does not know
+    except own_or_called(TypeError, ValueError):  # a format that it does not know
         return False
     numpy.ndarray(source.shape, array.dtype, target)[...] = array
     return True
@@ -128,7 +129,7 @@ def as_ndarray(view: memoryview, dtype: DTypeLike, shape: int | Sequence[int]) -
         if rest:
             raise ValueError(f"an element has {kind.itemsize}")
         return numpy.ndarray((count,), kind, view).reshape(shape)
-    except ValueError as error:
+    except own_or_called(ValueError) as error:
         raise ValueError(f"{view.nbytes} bytes are no array of {kind} and shape {shape}: {error}") from None
 
 
@@ -149,7 +150,7 @@ def _placed(parts: Iterable[tuple[int, Payload]], nbytes: int) -> list[tuple[int
         try:
             offset, data = part
             offset = index(offset)
-        except (TypeError, ValueError) as error:
+        except own_or_called(TypeError, ValueError) as error:
             raise TypeError(f"a part is a pair of an offset in bytes and data, not {part!r:.80}") from error
         source = buffer_of(data)
         flat(source)  # refuses what cannot be written

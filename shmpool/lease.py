@@ -14,6 +14,7 @@ from .protocol.sizing import STRATEGY_OF_KIND, SizeCategory, Strategy, categoriz
 from .seat.slot import Slot, ViewTaken
 from .system import filling, frames
 from .system.here import HERE, OURS
+from .system.outside import own_or_called
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Lease:
         length, TypeError for what has no bytes of its own; nothing is written then."""
         try:
             source = memoryview(data)  # type: ignore[arg-type]
-        except (TypeError, ValueError, BufferError):
+        except own_or_called(TypeError, ValueError, BufferError):
             source = layouts.buffer_of(data)
         if source.nbytes != self.nbytes:
             raise ValueError(f"write takes the whole payload, {self.nbytes} bytes, this is {source.nbytes}")

@@ -21,6 +21,7 @@ from .seat.slot import Keeper, Slot, ViewTaken
 from .seat.windows import AT_REST
 from .system import frames
 from .system.here import COPIED, HERE, OURS
+from .system.outside import own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -383,6 +384,6 @@ def live_leases(slots: Iterable[Slot]) -> list[LiveLease]:
         try:
             if slot.lease is not None and isinstance(lease := slot.lease._itself(), LiveLease):
                 found.append(lease)
-        except ReferenceError:
+        except own(ReferenceError):
             pass  # it was collected
     return found

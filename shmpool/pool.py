@@ -48,6 +48,7 @@ from .system.descriptors import CLOSED
 from .system.here import HERE, NOTED, OURS
 from .system.importing import door
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL
+from .system.outside import own, own_or_called
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class BasePool:
                 return self._lease_sampled(session, magazine, counter, nbytes, timeout)
             try:
                 slot = magazine.ready.pop() if magazine.ready else magazine.reap()
-            except IndexError:  # another thread took it
+            except own(IndexError):  # another thread took it
                 slot = None
             if slot is None:
                 slot = session.obtain(magazine, nbytes, timeout)
@@ -331,7 +332,7 @@ class BasePool:
                             )
                             if is_mine:
                                 words[record.cell] = granted & GENERATION_FIELD | session.taken
-                        except (OSError, PoolClosed):
+                        except own(OSError, PoolClosed):
                             is_mine = False  # busy: the other way waits a little; or closed meanwhile, as it says
                         finally:  # also where an exception came between the lock and the next line
                             if (fd := session.tickets_fd) is not CLOSED:
@@ -374,7 +375,7 @@ class BasePool:
             if not record.is_mapped_right or record.window is None:
                 record = buffer._record = session.openings.find(granted, tail)
             tickets.take(record, granted, tail & MAX_NBYTES)
-        except ShmpoolError:  # it is refused; after any other exception the ticket may be ours
+        except own(ShmpoolError):  # it is refused; after any other exception the ticket may be ours
             buffer.__class__ = EndedBuffer  # type: ignore[assignment]
             raise
         return record
@@ -436,7 +437,7 @@ def _as_nbytes(nbytes: Any) -> int:
     if type(nbytes) is not int and not isinstance(nbytes, bool):
         try:
             nbytes = index(nbytes)
-        except TypeError:
+        except own_or_called(TypeError):
             pass  # refused below, in our words
     check_nbytes(nbytes)
     return int(nbytes)

@@ -15,6 +15,7 @@ from .queues.verbs import QueueVerbs
 from .seat.session import Session
 from .streams.verbs import StreamVerbs
 from .system.importing import door
+from .system.outside import own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _reconnect(address: str, timeout: float, strict: bool) -> Pool:
     broker, it ends with a line that says so: a traceback would show multiprocessing's inside."""
     try:
         return of_address(address, timeout, strict)
-    except BrokerUnavailable as error:
+    except own(BrokerUnavailable) as error:
         if _is_being_spawned():
             raise SystemExit(f"shmpool: {error}") from None
         raise

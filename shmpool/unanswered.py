@@ -41,6 +41,7 @@ from .protocol.totals import counted, kept_by
 from .stats import Stats
 from .system import heirs
 from .system.locks import pool_id_in
+from .system.outside import own
 from .system.processes import command
 
 #: Rows that nobody has, side by side.
@@ -62,7 +63,7 @@ def read_stats(address: str, why: BrokerUnavailable) -> Stats:
             open(f"{SHM_DIR}/{header_name(pool_id)}", "rb") as file,
         ):
             return Stats.from_dict(_figures(pool_id, header, ledger, partial(heirs.pids_of, file.fileno())))
-    except (OSError, _Unreadable):
+    except own(OSError, _Unreadable):
         raise why from None
 
 

@@ -8,7 +8,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from multiprocessing.context import BaseContext
@@ -20,6 +19,7 @@ from ..errors import ShmpoolError
 from ..objects.encoding import PicklerClass
 from ..pools import Pool
 from ..protocol.ledger import MAX_TICKETS
+from ..system import outside
 from ..system.memory import limiting_places, memory_groups, tightest_place
 from ..uncopied import Uncopied
 from .crew import Crew, Task
@@ -194,13 +194,15 @@ def _start_broker(memory_limit: int | str, workers: int) -> Broker:
     """A private broker; where the host has less, one that fits."""
     try:
         return Broker(memory_limit=memory_limit, max_clients=workers * 2 + _MORE_CLIENTS)
-    except ShmpoolError:
+    except outside.own(ShmpoolError):
         place = tightest_place(limiting_places(memory_groups()))
         if place is None or place.free < 0:
             raise
         fitting = int(place.free * (1 - _LEFT))
-        with suppress(ShmpoolError):
+        try:
             return Broker(memory_limit=fitting, max_clients=workers * 2 + _MORE_CLIENTS)
+        except outside.own(ShmpoolError):
+            pass
         raise
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copyreg
 import pickle
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from ..objects.decoding import decode
 from ..objects.encoding import Encoded, PicklerClass, encode
 from ..pools import Pool
 from ..protocol.handle import HANDLE_BYTES, Handle
+from ..system.outside import own
 from .pickling import installed_types
 
 #: Smaller objects go through the pipe.
@@ -78,5 +78,7 @@ def unpacked(frame: bytes, pool: Callable[[], Pool]) -> Any:
 def discard(frame: bytes, pool: Pool) -> None:
     """A frame that nobody will read; one that somebody has read stays read."""
     if len(frame) == HANDLE_BYTES + 1 and frame[-1:] == _LEASED:
-        with suppress(ShmpoolError):
+        try:
             pool.discard(frame[:-1])
+        except own(ShmpoolError):
+            pass

@@ -23,7 +23,6 @@ import threading
 import time
 import warnings
 from collections import Counter
-from contextlib import suppress
 from multiprocessing import context
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
@@ -38,6 +37,7 @@ from ..protocol.handle import Handle
 from ..protocol.names import SHM_DIR
 from ..protocol.sizing import MIB, format_bytes
 from ..system.memory import shm_space
+from ..system.outside import own, own_or_called
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -102,14 +102,14 @@ class Installation:
                 raise BrokerUnavailable(f"the broker at {pool.address} is away")
             handle = pool.put(obj, ttl=self.terms.ttl, timeout=0)
             self._asks_again = 0.0
-        except (BrokerUnavailable, PoolClosed) as error:
+        except own_or_called(BrokerUnavailable, PoolClosed) as error:
             self._asks_again = time.monotonic() + _ASKS_AGAIN
             self._fall_back("broker", error)
             return None
-        except (ShmpoolError, MemoryError) as error:
+        except own_or_called(ShmpoolError, MemoryError) as error:
             self._fall_back("full", error)
             return None
-        except Exception as error:  # whatever it is: pickled as before it may go well, or says it better
+        except own_or_called(Exception) as error:  # whatever it is: pickled as before it may go well, or says it better
             self._fall_back("error", error)
             return None
         self.passed += 1
@@ -130,8 +130,10 @@ class Installation:
     def discard(self, handles: Iterable[Handle]) -> None:
         """Take back what will not be sent."""
         for handle in handles:
-            with suppress(ShmpoolError):
+            try:
                 self.pool.discard(handle)
+            except own(ShmpoolError):
+                pass
 
     def __repr__(self) -> str:
         return (
@@ -218,7 +220,7 @@ def _look_at_host() -> None:
     """Say so where a pool can hold next to nothing."""
     try:
         space = shm_space()
-    except OSError:
+    except own(OSError):
         return  # the broker says it better
     if 0 < space.total <= _SMALL_SHM:
         warnings.warn(

@@ -27,6 +27,7 @@ from ..errors import ShmpoolError
 from ..lease import Lease
 from ..link.waiting import check_ttl
 from ..pools import Pool
+from ..system.outside import own_or_called
 
 #: Tensors begin at multiples of so many bytes.
 _ALIGNED: Final = 64
@@ -52,7 +53,7 @@ class Collate:
                 found = _stacked(structure, lease)
                 handle = lease.publish(ttl=self._ttl)
                 return Batch(self._pool, plan.nbytes, bytes(handle), found, None)
-        except (ShmpoolError, MemoryError) as error:
+        except own_or_called(ShmpoolError, MemoryError) as error:
             self.spilled += 1
             if self.spilled == 1:
                 log.warning("batches go through the loader's queue, for now: %s", str(error))

@@ -14,6 +14,7 @@ import warnings
 from operator import methodcaller
 
 from ..system.here import HELPERS, HERE
+from ..system.outside import own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def before_fork() -> None:
     """Be asked first, and ignore it where our helpers are the only other threads."""
     try:
         threads = os.stat(_TASKS).st_nlink - 2
-    except OSError:
+    except own(OSError):
         threads = 1 << 30  # no /proc: let it warn
     asked.match = OF_A_FORK if threads <= 1 + HERE[HELPERS] else OF_NOTHING
     filters: list[Any] = warnings.filters  # type: ignore[assignment]

@@ -36,6 +36,7 @@ from ..seat.windows import (
 from ..system import hooks, importing
 from ..system.heirs import Evidence
 from ..system.here import COPIED, FORKING, FORKS, GUARDED, HELPERS, HERE, IMPORTING, NOTED, OURS, UNSHARED, WORKING
+from ..system.outside import own
 from .closing import sessions
 from .counted import COUNTS, before_fork
 from .lifetime import pools
@@ -153,7 +154,7 @@ def abandon_leases(session: Session) -> None:
             if slot.lease is not None and isinstance(lease := slot.lease._itself(), LiveLease):
                 lease.__class__ = EndedLease  # type: ignore[assignment]
                 _view.__delete__(lease)
-        except (AttributeError, ReferenceError):
+        except own(AttributeError, ReferenceError):
             pass  # it had none, or was collected
 
 
@@ -170,7 +171,7 @@ def _keep(window: Window, session: Session | None, ours: dict[Evidence, Evidence
             ours[inherited] = inherited
             try:
                 ours[inherited] = inherited.under(os.getpid())
-            except (OSError, ShmpoolError):
+            except own(OSError, ShmpoolError):
                 pass  # nobody learns our pid then
         window.evidence = ours[inherited]
 

@@ -11,6 +11,7 @@ from functools import partial
 
 from ..addresses import resolve
 from ..errors import BrokerUnavailable, LeaseReleased, PoolClosed
+from ..link.waiting import check_timeout
 from ..pool import BasePool
 from ..seat.session import Session
 from ..system.here import HERE, OURS
@@ -26,8 +27,8 @@ class PoolLife(BasePool):
     """A pool from its first session to its last."""
 
     def __init__(self, address: str | None, *, timeout: float = 5.0, strict: bool = False) -> None:
+        self._timeout = timeout = check_timeout(timeout)
         self.address = resolve(address)
-        self._timeout = timeout
         self._strict = strict
         self._is_traced = os.environ.get("SHMPOOL_TRACE", "") not in ("", "0")
         self._is_closed = False

@@ -9,6 +9,7 @@ from ..protocol.messages import Dropped, Fault, Grant, Held, Inquire, Message, R
 from ..seat.magazine import Magazine
 from ..seat.slot import Slot
 from ..system.descriptors import signal
+from ..system.outside import own
 from .connection import Connection, ConnectionEnded
 from .requests import Request
 from .sending import Sending
@@ -34,12 +35,12 @@ class Answers(Sending):
             while arrived:
                 try:
                     message = arrived.popleft()
-                except IndexError:  # who interrupted this just here has handled all of it
+                except own(IndexError):  # who interrupted this just here has handled all of it
                     break
                 self.handle(message)
             if not is_within:
                 self._handled, connection.is_in_pieces = None, False
-        except (ConnectionEnded, ProtocolError):
+        except own(ConnectionEnded, ProtocolError):
             self._forget_arrived(connection)
         except BaseException:
             self._forget_arrived(connection)

@@ -13,6 +13,7 @@ from collections import deque
 from itertools import repeat
 
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Bell
+from ..system.outside import own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Bells:
             return []
         try:
             rows.update(map(deque.popleft, repeat(self._rows)))
-        except IndexError:  # these are all
+        except own(IndexError):  # these are all
             pass
         ordered = sorted(rows)
         return [Bell(ordered[at : at + MAX_ROWS_PER_MESSAGE]) for at in range(0, len(rows), MAX_ROWS_PER_MESSAGE)]

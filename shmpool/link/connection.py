@@ -34,6 +34,7 @@ from ..system.descriptors import (
     Descriptor,
     drain,
 )
+from ..system.outside import own
 from .waiting import LONGEST_WAIT
 
 TYPE_CHECKING = False
@@ -88,7 +89,7 @@ class Connection:
         """The socket's path, as it was dialled; "" when it is closed."""
         try:
             return str(self._socket.getpeername())
-        except OSError:
+        except own(OSError):
             return ""
 
     def fileno(self) -> int:
@@ -100,7 +101,7 @@ class Connection:
         closed, maybe by another thread just now."""
         try:
             poll.register(self._socket.fileno(), select.POLLIN | (select.POLLOUT if self.has_outbox else 0))
-        except (ValueError, OSError):
+        except own(ValueError, OSError):
             return False
         return True
 
@@ -145,12 +146,12 @@ class Connection:
             while self._rest or self._outbox:
                 rest = self._rest or self._outbox.popleft()
                 self._rest = rest[self._socket.send(rest, socket.MSG_NOSIGNAL) :]
-        except BlockingIOError:
+        except own(BlockingIOError):
             self._rest = rest
             is_open = False
             if len(rest) + sum(map(len, list(self._outbox))) > MAX_OUTBOX:
                 self.shut_down()
-        except OSError:
+        except own(OSError):
             self._forget_outbox()
         except BaseException:
             self.shut_down()
@@ -167,9 +168,9 @@ class Connection:
         broker breaks the protocol."""
         try:
             data = self._socket.recv(_RECEIVE)
-        except BlockingIOError:
+        except own(BlockingIOError):
             return []
-        except OSError as error:
+        except own(OSError) as error:
             raise ConnectionEnded(str(error)) from error
         if not data:
             raise ConnectionEnded("the broker closed the connection")
@@ -209,7 +210,7 @@ class Connection:
         """Make the receiving side see the end."""
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
+        except own(OSError):
             pass  # it was already
 
     def close(self) -> None:
@@ -220,5 +221,5 @@ class Connection:
         """In a forked child: close the descriptor, without touching the parent's socket."""
         try:
             os.close(self._socket.detach())
-        except OSError:
+        except own(OSError):
             pass  # somebody closed all that the child inherited

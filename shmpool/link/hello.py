@@ -31,6 +31,7 @@ from ..protocol.messages import (
     Welcome,
 )
 from ..system.limits import explain
+from ..system.outside import own
 from .connection import Connection, ConnectionEnded, Interruption
 
 TYPE_CHECKING = False
@@ -55,7 +56,7 @@ def dial(address: str, deadline: float, interruption: Interruption | None = None
     try can help."""
     try:
         return reach(address, deadline, interruption)
-    except OSError as error:  # it says all that the cause says
+    except own(OSError) as error:  # it says all that the cause says
         raise _unavailable(hints.unreachable(address, error), may_come=error.errno in _NOT_YET) from None
 
 
@@ -70,7 +71,7 @@ def reach(address: str, deadline: float, interruption: Interruption | None = Non
     comes, and BrokerUnavailable where there is no socket to be had."""
     try:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    except OSError as error:
+    except own(OSError) as error:
         raise BrokerUnavailable(f"no socket for the broker at {address}: {explain(error)}") from error
     try:
         connection, pause = Connection(sock), _BACKLOG_PAUSE
@@ -78,7 +79,7 @@ def reach(address: str, deadline: float, interruption: Interruption | None = Non
             try:
                 sock.connect(address)
                 break
-            except BlockingIOError:  # so many connect just now that the broker's backlog is full
+            except own(BlockingIOError):  # so many connect just now that the broker's backlog is full
                 if time.monotonic() > deadline or (interruption is not None and interruption.is_called()):
                     raise
                 # Each waits another while: who came first must not meet who came last again and again.
@@ -96,9 +97,9 @@ def listens(address: str) -> bool:
         sock.setblocking(False)
         try:
             sock.connect(address)
-        except BlockingIOError:
+        except own(BlockingIOError):
             return True
-        except OSError:
+        except own(OSError):
             return False
     return True
 
@@ -138,7 +139,7 @@ def greet(
         connection.close()
         said = f"the broker{address} did not answer Hello: {error}; it is stopped, or another program listens there"
         raise _unavailable(said, may_come=True) from None
-    except RemoteProtocolError as error:
+    except own(RemoteProtocolError) as error:
         connection.close()
         raise RemoteProtocolError(f"{error}; is what listens{address} a shmpool broker?") from None
     except BaseException:
@@ -163,7 +164,7 @@ def await_welcome(
             # One that is there has a moment to answer, whatever the deadline is.
             answers = max(deadline, time.monotonic() + LEAST_ANSWER)
             return address, connection, greet(connection, Role.WORKER, nonce, 0, 0, answers, moved)
-        except BrokerUnavailable as error:
+        except own(BrokerUnavailable) as error:
             left = deadline - time.monotonic()
             if not error.may_come or left <= 0 or is_closed():
                 raise
@@ -179,7 +180,7 @@ def _identity(address: str) -> tuple[str, int, int] | None:
     """Which file a socket's path is just now."""
     try:
         status = os.stat(address)
-    except (OSError, ValueError):
+    except own(OSError, ValueError):
         return None
     return address, status.st_dev, status.st_ino
 

@@ -19,6 +19,7 @@ from ..errors import BrokerUnavailable
 from ..system import importing
 from ..system.descriptors import drain
 from ..system.here import FORKING, HELPERS, HERE, WORKING
+from ..system.outside import own
 from .connection import Interruption
 from .hello import jitter
 from .link import Link
@@ -137,7 +138,7 @@ class Helper:
             handled = sys.exception()
             try:
                 thread.start()
-            except RuntimeError as error:
+            except own(RuntimeError) as error:
                 if error.__context__ not in (None, handled):  # in CPython's wait, whose lock's error took its place
                     raise error.__context__ from None
                 if not self._seat.is_over:  # else a child of a fork in the middle of that (`abandon`)
@@ -167,7 +168,7 @@ class Helper:
         self._seat.link.wake()
         try:
             thread.join(_LOCKED_OUT if self._seat.is_locked_here else None)
-        except RuntimeError:
+        except own(RuntimeError):
             return  # its start was interrupted, or goes on in another thread: it finds that it is not meant
         if thread.native_id == threading.get_native_id() or thread.is_alive():
             return  # under gevent; or it waits for what this thread has

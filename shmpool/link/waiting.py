@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+from ..system.outside import own, own_or_called
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn, Protocol
@@ -35,7 +37,7 @@ def check_timeout(timeout: Any) -> float:
         if isinstance(timeout, str | bytes | bytearray | bool):
             raise TypeError
         seconds = float(timeout)
-    except (TypeError, ValueError, OverflowError):
+    except own_or_called(TypeError, ValueError, OverflowError):
         raise TypeError(f"a timeout is a number of seconds or None, not {timeout!r}") from None
     if not (0 <= seconds <= LONGEST_TIMEOUT or seconds == float("inf")):
         raise ValueError(f"a timeout is 0 to {LONGEST_TIMEOUT:.0f} seconds, or infinity; this is {timeout!r}")
@@ -48,7 +50,7 @@ def check_ttl(ttl: Any) -> float:
         if (seconds := check_timeout(ttl)) > 0:
             return seconds
         error: type[Exception] = ValueError
-    except (TypeError, ValueError) as raised:
+    except own_or_called(TypeError, ValueError) as raised:
         error = type(raised)
     raise error(f"a ttl is a number of seconds above 0, up to {LONGEST_TIMEOUT:.0f}, or infinity; this is {ttl!r}")
 
@@ -73,5 +75,5 @@ class Waiter:
         try:
             if self._gate.locked():
                 self._gate.release()
-        except RuntimeError:
+        except own(RuntimeError):
             pass  # another thread was faster

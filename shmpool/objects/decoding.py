@@ -13,6 +13,7 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from ..errors import FormatError, ShmpoolError
+from ..system.outside import own_or_called
 from . import layout
 
 #: Looked up in any case: data without behaviour.
@@ -42,7 +43,7 @@ def decode(view: memoryview, allow: Collection[str] | None = None) -> Any:
         return _Restricted(io.BytesIO(contents.pickle), contents.buffers, allow).load()
     except (ShmpoolError, MemoryError, Warning):
         raise
-    except Exception as error:
+    except own_or_called(Exception) as error:
         if _is_users(error):
             raise
         raise FormatError(f"this object cannot be unpickled here: {type(error).__name__}: {error}") from error

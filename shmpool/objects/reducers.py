@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from ..system.outside import own
 from . import rebuilding
 from .layout import HAS_TENSORS
 
@@ -47,7 +48,7 @@ def find(cls: type) -> Reducer | None:
     """The reducer of objects of exactly this class."""
     try:
         return _known[cls]
-    except KeyError:
+    except own(KeyError):
         with _lock:
             _known[cls] = reducer = registered.get(cls) or _builtin(cls)
         return reducer

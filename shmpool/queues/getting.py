@@ -30,6 +30,7 @@ from ..protocol.queues import (
     moved,
 )
 from ..seat import tickets
+from ..system.outside import own
 from ..system.patience import spin
 from . import compiled, runs, sleepers
 from .hands import Hands
@@ -124,14 +125,14 @@ class Getting(Putting):
         finally:
             try:
                 leave()
-            except AssertionError:
+            except own(AssertionError):
                 pass
             finally:
                 if inside:
                     words[end.said] = 0
                 try:
                     end.leave_gate()
-                except AssertionError:
+                except own(AssertionError):
                     pass
         if not kind:
             return MISSED
@@ -281,7 +282,7 @@ class Getting(Putting):
         session, granted, tail = self.session, self.words[word + 1], self.words[word + 2]
         try:
             return self._pool.open(Handle(pack_handle(session.pool_id, granted, tail)))
-        except LookupError:
+        except own(LookupError):
             if tickets.is_pending(session, granted, tail):
                 raise
             return None

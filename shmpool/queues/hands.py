@@ -9,7 +9,6 @@ item comes at least once. Objects in leases are copied out, for their memory goe
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
 from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +32,7 @@ from ..protocol.queues import (
     hand_words,
 )
 from ..seat import tickets
+from ..system.outside import own
 from .members import is_alive, name_of
 from .memory import Memory, Scribbled
 
@@ -98,7 +98,7 @@ class Hands:
         while position != tail and count < most:
             try:
                 number = self._owners.index(0)
-            except ValueError:
+            except own(ValueError):
                 break  # all hands are full
             hand = self._first + number * self._stride
             try:
@@ -161,7 +161,7 @@ class Hands:
         granted, tail = words[hand + HAND_WORDS], words[hand + HAND_WORDS + 1]
         try:
             record = self._session.openings.find(granted, tail)
-        except LookupError:
+        except own(LookupError):
             return None
         window = record.window
         if window is None:
@@ -191,8 +191,10 @@ class Hands:
         """This process leaves the queue."""
         for held in list(self._held.values()):
             while held:
-                with suppress(IndexError):
+                try:
                     self._release(held.popleft())
+                except own(IndexError):
+                    pass
 
     def abandon(self) -> None:
         """As `release_all`, without a lock: tickets are closed with the queue."""

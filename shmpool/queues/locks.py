@@ -35,6 +35,7 @@ from ..protocol.queues import LOCKS, SEMAPHORE_WORDS, SEMAPHORES, VERSIONS, firs
 from ..system import hooks, libc, semaphores
 from ..system.descriptors import Descriptor
 from ..system.locks import F_OFD_SETLK, FileId, any_locked, lock_bytes, open_beside, share_byte, unlock_bytes
+from ..system.outside import own
 from .members import NONCE_MASK, name_of
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class End:
             finally:
                 try:
                     self.leave_gate()
-                except AssertionError:
+                except own(AssertionError):
                     pass
 
     def insist(self, take: Callable[..., bool]) -> bool:
@@ -204,7 +205,7 @@ class End:
         try:
             try:
                 fcntl(fd, F_OFD_SETLK, self._mend_bytes)
-            except (BlockingIOError, PermissionError):
+            except own(BlockingIOError, PermissionError):
                 return  # another does
             if not (is_sure or self._names(alive=False)):
                 return

@@ -11,6 +11,7 @@ from ..protocol.header import SEATS as HEADER_SEATS
 from ..protocol.ledger import QUEUE
 from ..protocol.queues import ALL_FLAGS, FLAG_NAMES, Flag
 from ..system import libc, semaphores
+from ..system.outside import own
 
 if TYPE_CHECKING:
     from ..pool import BasePool
@@ -39,10 +40,10 @@ def make(pool: BasePool, maxsize: int, name: str | None, flags: int, keep: bool)
     while True:
         try:
             shared = find_present(pool, name)
-        except NotFound:
+        except own(NotFound):
             try:
                 return _publish(pool, maxsize, name, flags, keep)
-            except NameTaken:
+            except own(NameTaken):
                 continue  # another was faster
         _check_same(shared, maxsize, name, flags)
         return shared

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..protocol.header import SEAT_NONCE, SEAT_STATE, seat_at
 from ..protocol.queues import CLAIMED, FINISHED, HEAD, LOW, MEMBER_WORDS, NONCE, TAKEN, first_member
+from ..system.outside import own
 
 if TYPE_CHECKING:
     from ..seat.session import Session
@@ -28,7 +29,7 @@ def is_alive(session: Session, name: int) -> bool:
     header, at = session.header, seat_at(name >> 48)
     try:
         return bool(header[at + SEAT_STATE]) and not (header[at + SEAT_NONCE] ^ name) & NONCE_MASK
-    except IndexError:
+    except own(IndexError):
         return False
 
 

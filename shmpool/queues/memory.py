@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -48,6 +47,7 @@ from ..seat import tickets
 from ..seat.windows import WRITE, Piece, Window
 from ..system import futex, libc
 from ..system.here import HERE, OURS
+from ..system.outside import own
 from ..system.patience import Patience, spin
 from ..system.segments import open_segment
 from . import sleepers
@@ -170,14 +170,14 @@ class Memory:
         finally:
             try:
                 end.now[1]()
-            except AssertionError:
+            except own(AssertionError):
                 pass
             finally:
                 if end.holder == me:
                     self.words[end.said] = end.holder = 0
                 try:
                     end.leave_gate()
-                except AssertionError:
+                except own(AssertionError):
                     pass
 
     # --- what lies where ----------------------------------------------------------------------------
@@ -223,8 +223,10 @@ class Memory:
         return tail
 
     def discard(self, granted: int, tail: int) -> None:
-        with suppress(ShmpoolError):  # it was opened, or its publisher is gone
+        try:
             tickets.discard_handle(self.session, granted, tail)
+        except own(ShmpoolError):
+            pass  # it was opened, or its publisher is gone
 
     def discard_items(self, most: int) -> bool:
         """Under H: discard so many items and commit by HEAD. True."""

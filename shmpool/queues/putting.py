@@ -52,6 +52,7 @@ from ..protocol.queues import (
     moved,
 )
 from ..protocol.states import State
+from ..system.outside import own
 from . import runs, sleepers
 from .bell import Bell
 from .memory import Memory
@@ -126,14 +127,14 @@ class Putting(Memory):
         finally:
             try:
                 leave()
-            except AssertionError:
+            except own(AssertionError):
                 pass
             finally:
                 if inside:
                     words[end.said] = 0
                 try:
                     end.leave_gate()
-                except AssertionError:
+                except own(AssertionError):
                     pass
         if is_put and words[GETTERS_SLEEP] & _COUNT:
             self._wake_getters(1)

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from pickle import dumps
 from queue import Full
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -23,6 +22,7 @@ from ..protocol.handle import HANDLE_BYTES, Handle
 from ..protocol.queues import Flag, Kind
 from ..system import frames, hooks
 from ..system.here import HERE, OURS
+from ..system.outside import own
 from . import compiled, defaults
 from .getting import MISSED
 from .making import make
@@ -190,7 +190,7 @@ class Queue:
             raise
         try:
             return done + self._put_all(one, items, deadline) if items else done
-        except Full:
+        except own(Full):
             if done:
                 return done
             raise
@@ -230,7 +230,7 @@ class Queue:
                     assert spilt is not None
                     pickled = dumps(spilt, 3) if items[done].kind == Kind.BYTES else spilt
                     items[done] = self._leased(None, [pickled], deadline)
-                except Full:
+                except own(Full):
                     if done:
                         return done
                     raise
@@ -247,7 +247,7 @@ class Queue:
     def _leased(self, obj: Any, pieces: list[Any] | None, deadline: float) -> Item:
         try:
             return in_lease(self._pool, obj, pieces, None if deadline == _FOR_EVER else _left(deadline))
-        except TimeoutError as error:
+        except own(TimeoutError) as error:
             if deadline == _FOR_EVER:
                 raise
             raise Full(str(error)) from error
@@ -350,9 +350,11 @@ class Queue:
             return
         self._is_closed = True
         one, self._ring = self._ring, None
-        with suppress(ShmpoolError, OSError):
+        try:
             if one is not None and HERE[OURS] and _rings.release(one):
                 one.abandon()
+        except own(ShmpoolError, OSError):
+            pass
 
     def __reduce__(self) -> tuple[Any, ...]:
         context = sys.modules.get("multiprocessing.context")

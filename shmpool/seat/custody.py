@@ -26,6 +26,7 @@ from ..protocol.ledger import (
 from ..protocol.messages import MAX_ROWS_PER_MESSAGE, Return
 from ..protocol.sizing import TierKind
 from ..protocol.states import State
+from ..system.outside import own
 from .direct import DirectSlot
 from .magazines import Magazines
 from .slot import LAST_BASE, Slot
@@ -172,7 +173,7 @@ class Custody(Magazines):
         if len(self._returned) >= MAX_RETURNED:
             try:
                 del self._returned[next(iter(self._returned))]
-            except (KeyError, StopIteration, RuntimeError):  # another thread has been faster
+            except own(KeyError, StopIteration, RuntimeError):  # another thread has been faster
                 pass
         self._returned[slot.row] = slot
 

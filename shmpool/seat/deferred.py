@@ -19,6 +19,7 @@ from ..protocol.figures import DEFERRED, HELD_BY_VIEWS
 from ..protocol.ledger import GENERATION_FIELD, STATE_SHIFT
 from ..protocol.states import CellState
 from ..system.here import COPIED, HERE, UNSHARED
+from ..system.outside import own
 from .guards import note_forks
 from .openings import Openings
 from .records import Reader, Record, Ticket
@@ -102,7 +103,7 @@ class DeferredReleases:
                 number = next(iter(recent))
                 self._old[number] = recent[number]
                 del recent[number]
-            except (KeyError, StopIteration, RuntimeError):  # another thread moves it
+            except own(KeyError, StopIteration, RuntimeError):  # another thread moves it
                 pass
         ticket._last_fork = None
         recent[next(self._numbers)] = ticket

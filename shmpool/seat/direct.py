@@ -18,6 +18,7 @@ from ..protocol.names import SHM_DIR, direct_name
 from ..protocol.sizing import Tier, format_bytes
 from ..system import memory
 from ..system.descriptors import Descriptor
+from ..system.outside import own
 from ..system.segments import open_segment
 from .slot import Keeper, Slot
 from .windows import WRITE, Piece, Window
@@ -84,7 +85,7 @@ class DirectSlot(Slot):
         try:
             memory.require(missing, groups)
             os.posix_fallocate(self.open(), 0, self.size)  # Python tries it again after a signal
-        except OSError as error:
+        except own(OSError) as error:
             if error.errno != errno.ENOSPC:
                 raise
             text = error.strerror if error.strerror != os.strerror(errno.ENOSPC) else f"{SHM_DIR} is full"

@@ -17,6 +17,7 @@ from ..errors import HandleUsed, StaleHandle
 from ..protocol.handle import Handle, unpack_handle
 from ..protocol.ledger import NBYTES_BITS
 from ..protocol.messages import Take
+from ..system.outside import own
 from . import tickets
 from .records import Reader
 
@@ -79,7 +80,7 @@ class Expiry:
         heap = self._heap
         try:
             return max(0.0, heap[0][0] - time.monotonic())
-        except IndexError:
+        except own(IndexError):
             return None
 
     def look(self) -> None:
@@ -98,9 +99,9 @@ class Expiry:
                 else:
                     tickets.discard_handle(session, granted, tail)
                     is_done = True
-            except HandleUsed:
+            except own(HandleUsed):
                 is_done = tickets.is_done(session, granted, index)
-            except StaleHandle:
+            except own(StaleHandle):
                 is_done = True  # it was read, and its slot is in use again
             if not is_done:
                 with self.lock:

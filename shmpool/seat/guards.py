@@ -24,6 +24,7 @@ from ..errors import ShmpoolError
 from ..protocol.names import header_name
 from ..system import heirs
 from ..system.here import COPIED, FORKING, FORKS, GUARDED, HERE, NOTED, OURS, UNSHARED
+from ..system.outside import own
 from ..system.segments import open_segment
 from .seat import Seat
 
@@ -113,9 +114,9 @@ class Guards:
             try:
                 guard.copies, guard.page = heirs.hold_fork(session.pool_id, session.seat, guard.number)
                 guard.is_certain = True
-            except FileNotFoundError:
+            except own(FileNotFoundError):
                 guard.is_certain = True  # the pool was removed: nothing of it is used again
-            except (OSError, ShmpoolError) as error:
+            except own(OSError, ShmpoolError) as error:
                 guard.why_not = str(error)
         return guard.is_certain
 
@@ -192,11 +193,11 @@ class Guards:
         session = self._session
         try:
             fd = open_segment(header_name(session.pool_id), writable=False)
-        except FileNotFoundError:  # the pool was removed
+        except own(FileNotFoundError):  # the pool was removed
             _all.difference_update(self._guards)
             self._guards.clear()
             return
-        except (OSError, ShmpoolError):
+        except own(OSError, ShmpoolError):
             return  # no descriptor now
         for guard in self._guards.copy():
             if not guard.is_certain:
@@ -206,7 +207,7 @@ class Guards:
             if not heirs.is_held(fd, heirs.guard_at(session.seat, guard.number)):
                 try:
                     self._guards.remove(guard)
-                except ValueError:
+                except own(ValueError):
                     pass  # another thread looks too
                 _all.discard(guard)
 

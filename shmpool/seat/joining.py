@@ -13,6 +13,7 @@ from ..link.connection import Connection, Interruption
 from ..link.hello import await_welcome, greet, reach
 from ..protocol.header import WANTED
 from ..protocol.messages import Role, Welcome
+from ..system.outside import own
 from .holds import HoldTable
 from .mapping import SeatTaken
 from .supply import Supply
@@ -59,7 +60,7 @@ class Joining(Supply):
         except SeatTaken:
             self.link.close_connection(connection)
             return False
-        except OSError as error:
+        except own(OSError) as error:
             raise BrokerUnavailable(hints.unmappable(self.address, error)) from None
         return True
 
@@ -70,7 +71,7 @@ class Joining(Supply):
         try:
             connection = reach(self.address, deadline, interruption)
             welcome = greet(connection, Role.WORKER, self.nonce, self.pool_id, self.seat, deadline, interruption)
-        except (ShmpoolError, OSError):
+        except own(ShmpoolError, OSError):
             return False
         if not welcome.resumed or welcome.pool_id != self.pool_id:
             connection.close()

@@ -15,6 +15,7 @@ from collections import deque
 
 from ..protocol.ledger import ONE_GENERATION
 from ..protocol.sizing import Tier
+from ..system.outside import own
 from .slot import LAST_BASE, Keeper, Slot
 
 TYPE_CHECKING = False
@@ -81,7 +82,7 @@ class Magazine:
             left -= 1
             try:
                 slot = published.popleft()
-            except IndexError:  # another thread took it
+            except own(IndexError):  # another thread took it
                 break
             if words[slot.last_cell] == slot.done and (slot.last_cell == slot.first_cell or slot.is_done(words)):
                 slot.base += ONE_GENERATION
@@ -111,7 +112,7 @@ class Magazine:
             scan -= 1
             try:
                 slot = published.pop()
-            except IndexError:  # another thread took it
+            except own(IndexError):  # another thread took it
                 break
             if words[slot.last_cell] != slot.done or (slot.last_cell != slot.first_cell and not slot.is_done(words)):
                 busy.append(slot)
@@ -134,7 +135,7 @@ class Magazine:
         """The ready slot that is to be leased next."""
         try:
             return self.ready.pop() if self.ready else None
-        except IndexError:  # another thread took it
+        except own(IndexError):  # another thread took it
             return None
 
     def take(self) -> Slot | None:
@@ -153,7 +154,7 @@ class Magazine:
         """Reap all, if nothing was published since the last call: who publishes reaps himself."""
         try:
             slot = self.published[-1] if self.published else None
-        except IndexError:  # another thread took it
+        except own(IndexError):  # another thread took it
             slot = None
         if slot is None:
             return
@@ -174,7 +175,7 @@ class Magazine:
         for _ in range(-(-idle // 2)):
             try:
                 taken.append(self.ready.popleft())
-            except IndexError:
+            except own(IndexError):
                 break
         if taken:
             self.batch = max(1, self.batch // 2)
@@ -190,7 +191,7 @@ class Magazine:
         for _ in range(len(self.ready) - (0 if everything else min(len(used), len(self.published) + KEPT))):
             try:
                 taken.append(self.ready.popleft())
-            except IndexError:
+            except own(IndexError):
                 break
         self.resting = [(slot, slot.base) for slot in list(self.ready)]
         return taken

@@ -62,6 +62,7 @@ from ..system.locks import (
     lock_bytes,
     open_beside,
 )
+from ..system.outside import own
 from ..system.segments import open_segment
 from .windows import (
     READ,
@@ -220,7 +221,7 @@ class Mapping:
         that probes it takes us for gone."""
         try:
             fcntl(self._seat_fd, F_OFD_SETLK, lock_bytes(SEAT_LOCKS + self.seat))
-        except BlockingIOError as error:
+        except own(BlockingIOError) as error:
             self.unmap()
             raise SeatTaken from error
         at = seat_at(self.seat)
@@ -280,7 +281,7 @@ class Mapping:
         if fd is None:
             try:
                 opened = open_segment(tier_name(self.pool_id, tier.index), writable=writable)
-            except FileNotFoundError:
+            except own(FileNotFoundError):
                 if self.is_over:  # another thread has just closed the pool, and its broker is gone
                     raise PoolClosed("the pool was closed, or its broker came back with another one") from None
                 raise
@@ -291,7 +292,7 @@ class Mapping:
         """Whether another seat's byte is held: evidence of life where no broker says who has died."""
         try:
             return any_locked(self._seat_fd, SEAT_LOCKS + seat, 1) >= 0  # type: ignore[arg-type]  # whatever has a fileno
-        except PoolClosed:
+        except own(PoolClosed):
             return True
 
     def unlock_seat(self) -> None:
@@ -299,7 +300,7 @@ class Mapping:
         is closed."""
         try:
             fcntl(self._seat_fd, F_OFD_SETLK, UNLOCK_ALL)
-        except PoolClosed:  # it was closed, which unlocks it
+        except own(PoolClosed):  # it was closed, which unlocks it
             pass
 
     def unmap(self) -> None:

@@ -18,6 +18,7 @@ from sys import getrefcount
 
 from ..protocol.ledger import EXTENT, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, nbytes_of
 from ..system.here import HERE, OURS
+from ..system.outside import own
 from . import records, tickets
 from .records import Reader, Record, Ticket
 from .references import KNOWN_TO_NOBODY, KNOWN_TO_ONE, references
@@ -138,7 +139,7 @@ class Openings:
         for _ in range(len(self.left)):
             try:
                 index = self.left.popleft()
-            except IndexError:  # another thread looks too
+            except own(IndexError):  # another thread looks too
                 break
             if (ticket := self._orphan(index)) is not None:
                 found.append(ticket)

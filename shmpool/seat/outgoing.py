@@ -13,6 +13,7 @@ from ..errors import ShmpoolError
 from ..protocol.frozen import NamedTuple
 from ..protocol.ledger import FIRST_CELL, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, ROW_WORDS, STATE_SHIFT
 from ..protocol.states import CellState
+from ..system.outside import own
 from . import tickets
 from .records import Reader, make_record
 
@@ -61,7 +62,7 @@ class Chunk(NamedTuple):
         """Return it to its magazine, now or when its reader is done. Twice is fine."""
         try:
             return_to_magazine = self.claim.pop()
-        except IndexError:
+        except own(IndexError):
             return
         return_to_magazine()
 
@@ -108,7 +109,7 @@ class Outgoing:
                 if not self.is_out(chunk.cell, chunk.granted):
                     return chunk
                 chunks.appendleft(chunk)  # the helper, or its owner, was faster with the one before
-        except IndexError:
+        except own(IndexError):
             pass
         return None
 
@@ -120,7 +121,7 @@ class Outgoing:
         chunks = self.chunks
         try:
             slot = chunks[0].slot if chunks else None
-        except IndexError:
+        except own(IndexError):
             return
         if slot is not None and self.session.header[slot.wanted]:
             while (chunk := self.take_done()) is not None:
@@ -152,7 +153,7 @@ class Outgoing:
         record = make_record(session, tail)
         try:
             tickets.discard(record, granted, tail & MAX_NBYTES)
-        except ShmpoolError:  # it was opened just now
+        except own(ShmpoolError):  # it was opened just now
             return False
         tickets.ring(record, granted)
         return True

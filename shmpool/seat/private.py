@@ -13,6 +13,7 @@ from ..protocol.names import direct_name
 from ..protocol.sizing import TierKind, page_round
 from ..system import libc
 from ..system.limits import refused
+from ..system.outside import own
 from ..system.segments import open_segment
 from .records import Ticket
 from .windows import WRITE
@@ -31,7 +32,7 @@ def reserve(nbytes: int) -> PrivateWindow:
     length = page_round(max(nbytes, 1))
     try:
         return PrivateWindow(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=WRITE)
-    except OSError as error:
+    except own(OSError) as error:
         raise refused(error, f"cannot map {length} bytes of memory to write to") from error
 
 

@@ -27,6 +27,7 @@ from ..protocol.names import direct_name
 from ..protocol.sizing import TierKind, page_round
 from ..protocol.states import State
 from ..system.locks import lock_bytes
+from ..system.outside import own
 from ..system.segments import open_segment
 from .guards import Guards
 from .seat import Seat
@@ -214,7 +215,7 @@ def map_record(record: Record, granted: int, nbytes: int) -> None:
     else:
         try:
             extents = ((record.row, 1),) if tier.kind is TierKind.POOLED else session.extents_of(record.row)
-        except ValueError as error:
+        except own(ValueError) as error:
             raise StaleHandle(f"the publication was reused while it was being opened: {error}") from error
         if sum(count for _, count in extents) * tier.size < nbytes:
             raise StaleHandle(f"the handle's {nbytes} bytes are more than its slot holds")
@@ -231,7 +232,7 @@ def map_record(record: Record, granted: int, nbytes: int) -> None:
 def _map_direct(session: Reader, row: int, birth: int, nbytes: int) -> Window:
     try:
         fd = open_segment(direct_name(session.pool_id, row, birth), writable=False)
-    except FileNotFoundError as error:
+    except own(FileNotFoundError) as error:
         raise StaleHandle("the handle's direct segment is gone: it was read or expired") from error
     length = os.fstat(fd).st_size  # all of it: the next object here may be longer
     if length < page_round(max(nbytes, 1)):

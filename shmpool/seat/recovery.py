@@ -20,6 +20,7 @@ from ..protocol.ledger import (
     tickets_of,
 )
 from ..protocol.states import State
+from ..system.outside import own
 from . import tickets
 from .records import Reader, make_record
 from .references import KNOWN_TO_NOBODY, references
@@ -60,6 +61,6 @@ def _discard(session: Reader, row: int, granted: int) -> None:
         try:
             ticket = make_record(session, (row << 4 | cell) << NBYTES_BITS)
             tickets.discard(ticket, granted, nbytes_of(extent))
-        except ShmpoolError:
+        except own(ShmpoolError):
             pass
     session.ring(row)

@@ -16,6 +16,7 @@ import time
 from ..protocol.ledger import EXTENT, LINK, ROW_WORDS, birth_of, generation_of, nbytes_of, seat_of, state_of
 from ..protocol.sizing import PAGE_SHIFT, Tier, page_round
 from ..protocol.states import State
+from ..system.outside import own
 from .direct import DirectSlot
 from .magazine import Magazine
 from .slot import Keeper, Slot
@@ -205,7 +206,7 @@ def _unused(shelf: Shelf) -> list[Slot]:
         if before.get(id(slot)) == slot.base:
             try:
                 shelf.ready.remove(slot)
-            except ValueError:
+            except own(ValueError):
                 continue  # another thread took it
             taken.append(slot)
     shelf.resting = [(slot, slot.base) for slot in list(shelf.ready)]

@@ -22,6 +22,7 @@ from ..protocol.handle import Handle
 from ..protocol.header import BROKER_PID
 from ..protocol.messages import Account, Take
 from ..system.limits import explain
+from ..system.outside import own
 from . import guards
 from .deferred import DeferredReleases
 from .ending import Ending
@@ -63,7 +64,7 @@ class Session(Ending):
         self.outgoing: set[Outgoing] = set()
         try:  # before a seat is taken: without them there would be nobody to leave it
             self.link = Link(self)
-        except OSError as error:
+        except own(OSError) as error:
             raise BrokerUnavailable(f"no descriptors to connect to a broker: {explain(error)}") from None
         self.prefetch = Prefetch(self)
         #: Started by who takes the seat.

@@ -15,6 +15,7 @@ from ..protocol.figures import MISSES, TIMEOUTS
 from ..protocol.messages import Direct, Message, Refill
 from ..protocol.sizing import TierKind
 from ..system.memory import memory_groups
+from ..system.outside import own
 from .direct import DirectSlot
 from .magazine import Magazine
 from .recalls import Recalls
@@ -80,7 +81,7 @@ class Supply(Recalls):
             slot = self._obtain_granted(nbytes, timeout)
             try:
                 return self._prepare(slot)
-            except SharedMemoryFull:
+            except own(SharedMemoryFull):
                 left = deadline - time.monotonic()
                 if left <= 0 or self._is_never(nbytes):
                     raise

@@ -52,6 +52,7 @@ from ..system.locks import (
     FileId,
     open_beside,
 )
+from ..system.outside import own
 from .records import Reader, Record, Ticket, make_record
 
 TYPE_CHECKING = False
@@ -105,7 +106,7 @@ def is_pending(session: Reader, granted: int, tail: int) -> bool:
     """Whether the ticket of a handle can be taken: what was refused all the same was only busy."""
     try:
         pending_word(session, granted, tail)
-    except ShmpoolError:
+    except own(ShmpoolError):
         return False
     return True
 
@@ -131,7 +132,7 @@ def discard_unopened(session: Reader) -> int:
                     tail = (row << 4 | cell) << NBYTES_BITS | nbytes_of(extent)
                     discard_handle(session, pending, tail, waits=True)
                     count += 1
-                except (HandleUsed, StaleHandle):  # somebody was faster
+                except own(HandleUsed, StaleHandle):  # somebody was faster
                     pass
     return count
 
@@ -268,7 +269,7 @@ def _wait_for_lock(fd: Descriptor | Closed, record: Record, granted: int, nbytes
         try:
             fcntl(fd, F_OFD_SETLK, record.lock)
             return
-        except (BlockingIOError, PermissionError) as error:
+        except own(BlockingIOError, PermissionError) as error:
             waited = time.monotonic() - began
             if waited > STOPPED_SECONDS:
                 raise HandleUsed("the handle's ticket is being opened elsewhere") from error
@@ -320,5 +321,5 @@ def _is_same_publication(word: int, granted: int) -> bool:
 def _state_name(word: int) -> str:
     try:
         return State(state_of(word)).name
-    except ValueError:
+    except own(ValueError):
         return f"state {state_of(word)}"

@@ -20,6 +20,7 @@ from ..system import libc
 from ..system.descriptors import open_owned
 from ..system.heirs import Evidence
 from ..system.limits import refused
+from ..system.outside import own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _copy(window: Window) -> None:
     length = len(window)
     try:
         fd = open_owned(os.memfd_create, "shmpool-copy")
-    except OSError:  # no descriptor now, or no such call here
+    except own(OSError):  # no descriptor now, or no such call here
         _copy_by_hand(window)
     else:
         os.ftruncate(fd, length)
@@ -104,7 +105,7 @@ def _copy(window: Window) -> None:
             try:
                 while at < length:
                     at += os.pwrite(fd, whole[at:], at)
-            except OSError:
+            except own(OSError):
                 pass  # what is not there is zeros
         libc.map_over(window.address, length, WRITE, fd, 0, private=True)
     _all_alive.discard(ref(window))
@@ -132,7 +133,7 @@ class Windows:
         length = pieces[0].length if len(pieces) == 1 else sum(piece.length for piece in pieces)
         try:
             return self._make(pieces, length, protection, populate)
-        except OSError as error:
+        except own(OSError) as error:
             raise refused(error, f"cannot map {length} bytes of shared memory") from error
 
     def _make(self, pieces: list[Piece], length: int, protection: int, populate: bool) -> Window:

@@ -22,6 +22,7 @@ from typing import Any, Final
 from ..errors import InvalidSize
 from ..pool import BasePool
 from ..protocol.sizing import KIB, MIB, SizeCategory, categorize, optimal_chunk_size
+from ..system.outside import own, own_or_called
 from .room import take_room
 
 #: What the kernel is asked to move at a time: a signal is answered between two.
@@ -87,7 +88,7 @@ def _bytes_left(src: Any) -> int | None:
         try:
             status = os.fstat(src.fileno())
             return max(0, status.st_size - src.tell()) if stat.S_ISREG(status.st_mode) else None
-        except OSError:
+        except own(OSError):
             return None
     if isinstance(src, io.BytesIO):
         return max(0, src.getbuffer().nbytes - src.tell())
@@ -125,7 +126,7 @@ def _descriptor(file: Any) -> int | None:
         return None
     try:
         return int(file.fileno())
-    except (OSError, ValueError):
+    except own(OSError, ValueError):
         return None
 
 
@@ -133,7 +134,7 @@ def _position(file: Any) -> int | None:
     """Where a seekable file is; None for a pipe."""
     try:
         return int(file.tell()) if file.seekable() else None
-    except (AttributeError, OSError, ValueError):
+    except own_or_called(AttributeError, OSError, ValueError):
         return None
 
 
@@ -161,11 +162,11 @@ def _move_all(move: Move, size: int | None, source: int, target: int) -> int | N
     while size is None or done < size:
         try:
             moved = move(done, _KERNEL_PIECE if size is None else min(_KERNEL_PIECE, size - done))
-        except BlockingIOError:
+        except own(BlockingIOError):
             _wait(source, select.POLLIN)
             _wait(target, select.POLLOUT)
             continue
-        except OSError as error:
+        except own(OSError) as error:
             if done == 0 and error.errno in _CANNOT:
                 return None
             raise
@@ -285,7 +286,7 @@ def wait_for(file: Any, event: int, copied: int) -> None:
     descriptor, with the bytes that were copied."""
     try:
         fd = file.fileno()
-    except (AttributeError, OSError, ValueError):
+    except own_or_called(AttributeError, OSError, ValueError):
         raise BlockingIOError(errno.EAGAIN, f"it would block, and cannot be waited for: {file!r}", copied) from None
     _wait(fd, event)
 

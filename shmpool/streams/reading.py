@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from contextlib import suppress
 from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -17,6 +16,7 @@ from ..seat.outgoing import cell_of
 from ..system import futex, libc
 from ..system.here import HERE, OURS
 from ..system.importing import door
+from ..system.outside import own
 from ..system.patience import Patience
 from ..uncopied import Uncopied
 from .control import (
@@ -237,7 +237,7 @@ class StreamReader(Uncopied, io.BufferedIOBase):
             handle = Handle(pack_handle(session.pool_id, page[at], page[at + 1]))
             try:
                 self._chunks.append(self._pool.open(handle))
-            except LookupError as error:
+            except own(LookupError) as error:
                 if self._chunks:
                     return  # first what there is
                 raise StreamBroken(self._story("gave the stream up")) from error
@@ -319,10 +319,12 @@ class StreamReader(Uncopied, io.BufferedIOBase):
             at = RING + 2 * (number % self._capacity)
             granted, tail = page[at], page[at + 1]
             for word in (granted, granted & ~SEAT_MASK):  # a direct segment may be in the broker's custody
-                with suppress(ShmpoolError):
+                try:
                     tickets.discard_handle(self._session, word, tail)
                     cell = cell or cell_of(tail)
                     break
+                except own(ShmpoolError):
+                    pass
         return cell
 
     def _check_open(self) -> None:

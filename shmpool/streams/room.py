@@ -7,7 +7,6 @@ of this process's own memory. Each is logged once a minute at most.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from .. import log
@@ -22,6 +21,7 @@ from ..errors import (
 )
 from ..protocol.figures import PAST_POOL
 from ..protocol.sizing import KIB, Strategy
+from ..system.outside import own
 
 if TYPE_CHECKING:
     from ..lease import Lease
@@ -54,9 +54,11 @@ def take_room(pool: BasePool, nbytes: int) -> Lease | OwnRoom:
     (`Stats.past_pool`). What is taken is released by the caller. Raises PoolClosed."""
     try:
         return pool.lease(nbytes, timeout=0)
-    except (*_NOT_SO, QuotaExceeded, BrokerUnavailable) as error:
-        with suppress(ShmpoolError):  # without a broker there is no seat to count at
+    except own(*_NOT_SO, QuotaExceeded, BrokerUnavailable) as error:
+        try:
             pool._live_session(0).count(PAST_POOL)
+        except own(ShmpoolError):
+            pass  # without a broker there is no seat to count at
         _say("a stream goes through memory of its own: the pool has none", error)
         return OwnRoom(min(nbytes, _OWN))
 
@@ -67,18 +69,20 @@ def lease_by_any(pool: BasePool, nbytes: int, timeout: float | None, *, pooled: 
     Raises like `Pool.lease`."""
     try:
         return pool.lease(nbytes, timeout=0)
-    except _NOT_SO as error:
+    except own(*_NOT_SO) as error:
         refused = error
-    except (BrokerUnavailable, QuotaExceeded):
+    except own(BrokerUnavailable, QuotaExceeded):
         if timeout == 0:
             raise
         return pool.lease(nbytes, timeout=timeout)
     for strategy in _OTHERS:
-        with suppress(*_NOT_SO, QuotaExceeded):
+        try:
             size = min(nbytes, pooled or nbytes) if strategy is Strategy.POOLED else nbytes
             lease = pool.lease(size, strategy=strategy, timeout=0)
             _say(f"a stream is served {lease.strategy.value}: its strategy could not be had", refused)
             return lease
+        except own(*_NOT_SO, QuotaExceeded):
+            pass
     if timeout == 0:
         try:
             raise refused

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InvalidSize, TeeError
 from ..protocol.sizing import optimal_chunk_size
+from ..system.outside import own_or_called
 from ..uncopied import Uncopied
 from .copying import check_roles, rest_written
 from .room import OwnRoom, take_room
@@ -80,7 +81,7 @@ class ChunkedTeeReader(Uncopied, io.RawIOBase):
         if filled and type(buffer) is memoryview and len(buffer) == filled == buffer.nbytes and self._size is None:
             try:
                 written = self._write(buffer)
-            except Exception as error:
+            except own_or_called(Exception) as error:
                 self._read += filled
                 raise self._failure(error) from error
             if written == filled:  # nearly always
@@ -147,7 +148,7 @@ class ChunkedTeeReader(Uncopied, io.RawIOBase):
             raise InvalidSize(f"{self._size} bytes were announced, the reader has {self.bytes_read} or more")
         try:
             written = self._write(piece)
-        except Exception as error:
+        except own_or_called(Exception) as error:
             raise self._failure(error) from error
         self._write_rest(piece, written)
 
@@ -156,7 +157,7 @@ class ChunkedTeeReader(Uncopied, io.RawIOBase):
         try:
             for took in rest_written(self._writer, piece, written, self.bytes_written):
                 self._written += took
-        except Exception as error:
+        except own_or_called(Exception) as error:
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> TeeError:

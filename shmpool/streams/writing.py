@@ -30,6 +30,7 @@ from ..seat.outgoing import Chunk, Outgoing, cell_of
 from ..seat.slot import LAST_BASE
 from ..system import futex, libc
 from ..system.here import HERE, OURS
+from ..system.outside import own
 from ..system.patience import Patience
 from ..uncopied import Uncopied
 from .control import (
@@ -211,7 +212,7 @@ class StreamWriter(Uncopied, io.BufferedIOBase):
                 return None
             chunk.claim.pop()
             chunks.remove(chunk)
-        except (IndexError, ValueError):
+        except own(IndexError, ValueError):
             return None  # there is none, or the helper was faster
         slot.base += ONE_GENERATION
         words[slot.word] = slot.base | session.leased
@@ -250,7 +251,7 @@ class StreamWriter(Uncopied, io.BufferedIOBase):
             return None
         try:
             chunk.claim.pop()
-        except IndexError:
+        except own(IndexError):
             return None  # the helper has returned it
         slot.base += ONE_GENERATION
         lease = self._pool._make_lease(session, slot, self._chunk, self._counter)
@@ -267,7 +268,7 @@ class StreamWriter(Uncopied, io.BufferedIOBase):
                 left = None if self._timeout is None else max(0.0, deadline - time.monotonic())
                 lease = lease_by_any(pool, size, left, pooled=pool.sizing.pooled_sizes[-1])
                 size = self._chunk = lease.nbytes  # from here on, if it is less
-        except (LeaseTimeout, SharedMemoryFull, QuotaExceeded):
+        except own(LeaseTimeout, SharedMemoryFull, QuotaExceeded):
             if self._outgoing.chunks:
                 return None  # one of ours comes back
             raise
@@ -281,7 +282,7 @@ class StreamWriter(Uncopied, io.BufferedIOBase):
         outgoing, words, page = self._outgoing, self._session.words, self._page
         try:
             cell, granted = outgoing.chunks[0][:2]
-        except IndexError:
+        except own(IndexError):
             return  # the helper has let go of what had come back
         patience = Patience(deadline)
         while outgoing.is_out(cell, granted):

@@ -10,6 +10,7 @@ import ctypes
 from functools import cache
 
 from .libc import address_of
+from .outside import own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _libatomic() -> Any:
     """Its function for words of 8 bytes, which keeps the interpreter's lock; None without it."""
     try:
         exchange = ctypes.PyDLL("libatomic.so.1").__atomic_compare_exchange_8
-    except (OSError, AttributeError):
+    except own(OSError, AttributeError):
         return None
     exchange.argtypes = (
         ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint64), ctypes.c_uint64, ctypes.c_int, ctypes.c_int,

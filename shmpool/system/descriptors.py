@@ -12,6 +12,7 @@ from functools import partial
 
 from ..errors import PoolClosed
 from . import libc
+from .outside import own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def signal(eventfd: Descriptor | Closed) -> None:
     """Wake who polls an eventfd; nothing once it is closed. From anywhere."""
     try:
         os.eventfd_write(eventfd, 1)  # type: ignore[arg-type]  # whatever has a fileno
-    except (OSError, PoolClosed):
+    except own(OSError, PoolClosed):
         pass  # it is awake, or gone
 
 
@@ -61,5 +62,5 @@ def drain(eventfd: Descriptor | Closed) -> None:
     """Take back what `signal` has written."""
     try:
         os.eventfd_read(eventfd)  # type: ignore[arg-type]
-    except (OSError, PoolClosed):
+    except own(OSError, PoolClosed):
         pass

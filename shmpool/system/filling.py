@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import os
 
+from .outside import own
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +56,7 @@ def copy_range(target: int, nbytes: int, fd: int, offset: int | None) -> int | N
     try:
         # A file of /proc says that it is empty; only reading it tells.
         return _move_all(move, nbytes, 0) or None
-    except OSError as error:
+    except own(OSError) as error:
         if error.errno in _CANNOT:
             return None
         raise
@@ -64,7 +66,7 @@ def _move_all(move: Callable[[int, int], int], nbytes: int, done: int) -> int:
     while done < nbytes:
         try:
             moved = move(done, min(PIECE, nbytes - done))
-        except BlockingIOError:
+        except own(BlockingIOError):
             if done:
                 break
             raise

@@ -22,6 +22,8 @@ from collections import deque
 from functools import partial
 from itertools import repeat
 
+from .outside import OURS, origin
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -115,20 +117,12 @@ def _comes_from_outside(error: BaseException) -> bool:
         return True
     if isinstance(error, MemoryError | RecursionError):
         return False
-    if _origin(type(error).__module__) not in _OURS:
+    if origin(type(error).__module__) not in OURS:
         return True
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and _origin(trace.tb_frame.f_globals.get("__name__")) not in _OURS
-
-
-def _origin(module: object) -> str:
-    return str(module).partition(".")[0]
-
-
-#: Whose errors, and whose code, those of a hook's own work are.
-_OURS: Final = sys.stdlib_module_names | {_origin(__name__)}
+    return trace is not None and origin(trace.tb_frame.f_globals.get("__name__")) not in OURS
 
 
 def _sending(error: BaseException) -> map[int]:

@@ -8,6 +8,7 @@ import mmap
 import os
 
 from ..errors import ConfigError
+from .outside import own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def populate(region: mmap.mmap) -> None:
     try:
         for start in range(0, len(region), _POPULATED_AT_ONCE):
             region.madvise(_MADV_POPULATE_READ, start, min(_POPULATED_AT_ONCE, len(region) - start))
-    except OSError as error:
+    except own(OSError) as error:
         if error.errno != 22:  # EINVAL: before Linux 5.14
             raise
 
@@ -177,5 +178,5 @@ def register_barrier() -> None:
 def _membarrier_number() -> int:
     try:
         return _SYS_MEMBARRIER[os.uname().machine]
-    except KeyError:
+    except own(KeyError):
         raise ConfigError(f"shmpool does not know this processor: {os.uname().machine}") from None

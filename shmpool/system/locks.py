@@ -15,6 +15,7 @@ import struct
 
 from ..protocol.frozen import NamedTuple
 from .descriptors import Descriptor, open_owned
+from .outside import own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class ByteLocks:
         """Lock a byte; False when another open file holds it. Never waits."""
         try:
             fcntl.fcntl(self._fd, F_OFD_SETLK, lock_bytes(offset))
-        except (BlockingIOError, PermissionError):  # the kernel may say EAGAIN or EACCES
+        except own(BlockingIOError, PermissionError):  # the kernel may say EAGAIN or EACCES
             return False
         return True
 
@@ -177,7 +178,7 @@ class FileLock:
                 if _is_at(fd, self.path):
                     self._fd, fd = fd, -1
                     return True
-            except BlockingIOError:
+            except own(BlockingIOError):
                 return False
             finally:
                 if fd >= 0:
@@ -189,7 +190,7 @@ class FileLock:
         try:
             with open(self.path, "rb") as file:
                 return file.read(self.TEXT_BYTES).decode("utf-8", "replace").strip()
-        except FileNotFoundError:
+        except own(FileNotFoundError):
             return ""
 
     def write(self, text: str) -> None:
@@ -216,5 +217,5 @@ def _is_at(fd: int, path: str) -> bool:
     """Whether an open file is the one that the path names now."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
+    except own(FileNotFoundError):
         return False

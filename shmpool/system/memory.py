@@ -17,6 +17,7 @@ from ..protocol.names import SHM_DIR
 from ..protocol.sizing import KIB, MIB, format_bytes
 from .descriptors import open_owned
 from .importing import door
+from .outside import own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def memory_groups(proc: str = "/proc") -> list[MemoryGroup]:
     try:
         with open(f"{proc}/self/cgroup", encoding="utf-8") as file:
             entries = [line.rstrip("\n").split(":", 2) for line in file]
-    except OSError:
+    except own(OSError):
         return []
     groups: list[MemoryGroup] = []
     for _, controllers, inner in entries:
@@ -236,7 +237,7 @@ def _mount_of(kind: str, proc: str) -> tuple[str, str] | None:
     try:
         with open(f"{proc}/self/mountinfo", encoding="utf-8", errors="replace") as file:
             mounts = file.readlines()
-    except OSError:
+    except own(OSError):
         return None
     for line in mounts:
         before, _, after = line.partition(" - ")
@@ -252,5 +253,5 @@ def _read(path: str, name: str) -> str:
     try:
         fd = open_owned(os.open, f"{path}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         return os.read(int(fd), 16 * KIB).decode("ascii", "replace").strip()
-    except OSError:
+    except own(OSError):
         return ""

@@ -16,6 +16,7 @@ from functools import cache
 
 from ..protocol.frozen import NamedTuple
 from . import libc
+from .outside import own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def start_time(pid: int) -> int | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+    except own(FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # The command stands in parentheses and may hold any of "() ": only the last ")" ends it.
     fields = stat[stat.rfind(b")") + 1 :].split()
@@ -84,7 +85,7 @@ def namespaces() -> tuple[int, int]:
 def _namespace(kind: str) -> int:
     try:
         return os.stat(f"/proc/self/ns/{kind}").st_ino
-    except OSError:
+    except own(OSError):
         return 0
 
 
@@ -105,7 +106,7 @@ def _command(pid: int, generations: int) -> str:
         try:
             with open(f"/proc/{pid}/{name}", "rb") as file:
                 raw = file.read(_MOST_READ)
-        except OSError:
+        except own(OSError):
             return ""
         words = raw.decode("utf-8", "replace").strip("\0\n ").split("\0")
         if any(words):
@@ -125,7 +126,7 @@ def _parent(pid: int) -> int:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
         return int(stat[stat.rindex(b")") + 1 :].split()[1])
-    except (OSError, ValueError, IndexError):
+    except own(OSError, ValueError, IndexError):
         return 0
 
 
@@ -155,7 +156,7 @@ def peer_groups(sock: SocketLike) -> frozenset[int]:
     (before Linux 4.13)."""
     try:
         raw = libc.socket_option(sock.fileno(), socket.SOL_SOCKET, SO_PEERGROUPS)
-    except OSError as error:
+    except own(OSError) as error:
         if error.errno != errno.ENOPROTOOPT:
             raise
         return frozenset()
@@ -174,7 +175,7 @@ def pidfd_of_peer(sock: SocketLike) -> int:
         raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, _INT.size)
     except ProcessLookupError:
         raise
-    except OSError:
+    except own(OSError):
         return os.pidfd_open(peer_credentials(sock).pid)
     return int(_INT.unpack(raw)[0])
 
@@ -192,5 +193,5 @@ def process_state(pid: int) -> str:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
         return chr(stat[stat.rindex(b")") + 2])
-    except (OSError, ValueError, IndexError):
+    except own(OSError, ValueError, IndexError):
         return ""

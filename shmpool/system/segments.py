@@ -8,6 +8,7 @@ import os
 from ..protocol.names import SHM_DIR
 from .descriptors import Descriptor, open_owned
 from .limits import refused
+from .outside import own
 
 
 def open_segment(name: str, *, writable: bool) -> Descriptor:
@@ -15,9 +16,9 @@ def open_segment(name: str, *, writable: bool) -> Descriptor:
     PermissionError, and ConfigError when this process has no descriptor left."""
     try:
         return open_owned(os.open, f"{SHM_DIR}/{name}", os.O_NOFOLLOW | (os.O_RDWR if writable else os.O_RDONLY))
-    except FileNotFoundError as error:
+    except own(FileNotFoundError) as error:
         raise FileNotFoundError(f"the segment {name} is gone: its pool was removed") from error
-    except PermissionError as error:
+    except own(PermissionError) as error:
         raise PermissionError(f"no right to open the segment {name}: ask for the broker's group") from error
-    except OSError as error:
+    except own(OSError) as error:
         raise refused(error, f"cannot open the segment {name}") from error

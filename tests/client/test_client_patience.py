@@ -32,6 +32,8 @@ def test_timeouts_that_make_no_sense_are_refused_on_a_hit_too(connect: Connect, 
             pool.lease(nbytes, timeout=timeout)
     with pytest.raises((TypeError, ValueError), match="timeout"):
         shmpool.connect(pool.address, timeout=timeout)
+    with pytest.raises((TypeError, ValueError), match="timeout"):
+        shmpool.Pool(pool.address, timeout=timeout)
     pool.lease(1000).release()
 
 

@@ -60,4 +60,7 @@ class Interrupter:
         self.left -= 1
         if self.left == 0 and not self.place:
             self.place = f"{frame.f_code.co_qualname}, {where}"
-            raise Interrupt
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        raise Interrupt

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corners import sizes
+from corners import corner, sizes
 from fault_helpers import ENV, Daemon, assert_all_is_back, eventually, pattern
 from interrupter import Interrupt, Interrupter
 
@@ -809,10 +809,123 @@ def test_ctrl_c_that_comes_while_a_fork_begins_arrives_behind_it(broker: Daemon)
     assert_all_is_back(broker.address)
 
 
+class Alarmed(Interrupter):
+    """By a signal's handler that raises what a call of ours may raise too, where somebody would catch that."""
+
+    def __init__(self, n: int, error: BaseException, only: tuple[str, ...] = ()) -> None:
+        super().__init__(n)
+        self.error, self._only = error, only
+
+    def __enter__(self) -> Alarmed:
+        self._before = signal.signal(signal.SIGUSR1, self._ring)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        signal.signal(signal.SIGUSR1, self._before)
+
+    def _come_to(self, frame: FrameType, where: str) -> None:
+        catches = "own" in frame.f_code.co_names
+        if not catches and (frame.f_back is None or "own" not in frame.f_back.f_code.co_names):
+            return
+        if not self._only or frame.f_code.co_qualname in self._only:
+            super()._come_to(frame, where)
+
+    def _interrupt(self) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    def _ring(self, *_: object) -> None:
+        raise self.error.with_traceback(None)
+
+
+def uses_much(pool: shmpool.Pool) -> None:
+    """Little of it is compiled."""
+    handle = pool.lease(next(NUMBERS) % 16 * 1000 + 70_000, timeout=5).publish()
+    pool.open(handle).release()
+    pool.discard(pool.lease(2 * MIB, timeout=5).publish())
+    with contextlib.suppress(shmpool.HandleUsed):
+        pool.open(handle)
+    with shmpool.connect(pool.address) as other:
+        other.lease(1000).release()
+
+
+FOREIGN = [
+    TimeoutError("an alarm"),
+    FileNotFoundError(2, "a file of the handler's", "missing"),
+    BlockingIOError(11, "a socket of the handler's"),
+    shmpool.LeaseTimeout("of another pool"),
+    shmpool.HandleUsed("of another pool"),
+    shmpool.BrokerUnavailable("of another pool"),
+    shmpool.PoolClosed("another pool"),
+    IndexError("an empty list"),
+    KeyError("missing"),
+    RuntimeError("enough"),
+]
+
+
+def connects(pool: shmpool.Pool) -> None:
+    shmpool.connect(pool.address).close()
+
+
+#: Most of their places are within a `try`.
+AT_THE_KERNEL = ("Connection._send_some", "Connection.poll_with", "Connection.receive", "open_owned", "_identity")
+
+
+@pytest.mark.parametrize(
+    ("error", "use", "only", "most"),
+    [
+        (FOREIGN[0], connects, AT_THE_KERNEL, SOME),
+        *(pytest.param(error, uses_much, (), MANY, marks=pytest.mark.long) for error in FOREIGN),
+        *(pytest.param(error, uses_much, (), ALL, marks=pytest.mark.exhaustive) for error in FOREIGN),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else getattr(value, "__name__", ""),
+)
+def test_what_a_handler_raises_is_not_taken_for_a_call_s_own(
+    broker: Daemon,
+    error: Exception,
+    use: Callable[[shmpool.Pool], None],
+    only: tuple[str, ...],
+    most: int,
+    unraised: list[str],
+) -> None:
+    """An alarm's TimeoutError is an OSError, as what the kernel refuses is."""
+    with shmpool.connect(broker.address) as pool:
+        use(pool)
+
+        def arrives(interrupter: Alarmed) -> None:
+            arrived = None
+            with interrupter:
+                try:
+                    use(pool)
+                except type(error) as caught:
+                    arrived = caught
+            error.__traceback__ = error.__context__ = None  # nobody else has it: it would keep what it ended
+            gc.collect()
+            assert (arrived is error) == bool(interrupter.place), "the exception reached nobody"
+            works_elsewhere(lambda: pool.lease(70_000, timeout=5).release())
+
+        whole = Alarmed(-1, error, only)
+        arrives(whole)
+        count = -1 - whole.left
+        assert count > 20
+        step = max(1, count // most)
+        for n in range(random.randint(1, step), count + 1, step):
+            interrupter = Alarmed(n, error, only)
+            try:
+                arrives(interrupter)
+            except BaseException as failure:
+                failure.add_note(f"interrupted at place {n} of {count}: {interrupter.place}")
+                raise
+    assert unraised == []
+    nobody_sits(broker.address)
+    assert_all_is_back(broker.address)
+
+
 ALARMS = """
-import os, random, signal, sys, time
+import builtins, os, random, signal, sys, time
 import shmpool
-class Alarm(Exception):
+class Alarm(getattr(builtins, sys.argv[3])):
     def __init__(self, one, other):
         super().__init__(one, other)
 def ring(*_):
@@ -853,9 +966,10 @@ pool.close()
 
 
 @pytest.mark.parametrize("times", [40, pytest.param(1500, marks=pytest.mark.long)])
-def test_alarms_that_ring_while_a_process_forks_all_arrive(broker: Daemon, times: int) -> None:
+@pytest.mark.parametrize("kind", corner("TimeoutError", "Exception", "LookupError"))
+def test_alarms_that_ring_while_a_process_forks_all_arrive(broker: Daemon, kind: str, times: int) -> None:
     """At any moment of forks, and of what is done between them: as they were raised, and once."""
-    command = [sys.executable, "-W", "ignore", "-c", ALARMS, broker.address, str(times)]
+    command = [sys.executable, "-W", "ignore", "-c", ALARMS, broker.address, str(times), kind]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=600)
     assert (done.stdout, done.stderr) == ("0 True\n", "")
     nobody_sits(broker.address)

@@ -22,8 +22,10 @@ from corners import sizes
 
 import shmpool
 from shmpool.protocol.names import tickets_path
+from shmpool.queues.bell import Bell
 from shmpool.seat.tickets import BUSY_SECONDS
 from shmpool.stats import query
+from shmpool.system.descriptors import Descriptor
 from shmpool.system.locks import F_OFD_SETLK
 
 SOON = 30.0
@@ -451,6 +453,29 @@ def test_its_descriptor_is_readable_when_something_was_put(pool: shmpool.Pool) -
         assert not select.select([one], [], [], 0)[0]
     one.shutdown()
     assert select.select([one], [], [], SOON)[0]
+    one.close()
+
+
+def test_threads_that_ask_for_its_descriptor_at_once_have_the_same(
+    pool: shmpool.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one that the other's has closed."""
+    one = shmpool.Queue(pool=pool)
+    opened, others = Bell._opened, list[int]()
+
+    def is_overtaken(bell: Bell, how: int) -> Descriptor:
+        if not others:
+            others.append(-1)
+            thread = threading.Thread(target=lambda: others.append(one.fileno()))
+            thread.start()
+            thread.join(SOON)
+        return opened(bell, how)
+
+    monkeypatch.setattr(Bell, "_opened", is_overtaken)
+    fd = one.fileno()
+    assert others == [-1, fd]
+    one.put(1)
+    assert select.select([fd], [], [], SOON)[0]
     one.close()
 
 

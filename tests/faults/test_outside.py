@@ -1,0 +1,150 @@
+"""What `system.outside` tells from what our own calls raise."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import functools
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import pytest
+
+import shmpool
+from shmpool.system.outside import own, own_or_called
+
+NOWHERE = "/nowhere/at/all"
+
+
+@pytest.fixture(autouse=True)
+def handler() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGUSR1)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+def is_caught(call: Callable[[], object], *kinds: type[BaseException], way: object = own) -> bool:
+    try:
+        call()
+    except way(*kinds):  # type: ignore[operator]
+        return True
+    except BaseException:
+        return False
+    raise AssertionError("nothing was raised")
+
+
+def raising(error: BaseException) -> Callable[..., NoReturn]:
+    def handle(*_: object) -> NoReturn:
+        raise error
+
+    return handle
+
+
+def rings() -> None:
+    signal.raise_signal(signal.SIGUSR1)
+    for _ in range(2):
+        pass
+
+
+def test_what_the_kernel_and_we_raise_is_caught() -> None:
+    assert is_caught(functools.partial(os.stat, NOWHERE), OSError)
+    assert is_caught([].pop, IndexError)
+    assert is_caught(functools.partial(shmpool.connect, NOWHERE, timeout=0), shmpool.ShmpoolError)
+    assert not is_caught([].pop, KeyError)
+
+
+def test_a_wrapper_around_the_kernel_s_call_is_none_from_outside() -> None:
+    """gevent's, a profiler's, a test's."""
+    assert is_caught(raising(BlockingIOError(errno.EAGAIN, "not now")), BlockingIOError)
+
+
+class Handler:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __call__(self, _: int, frame: FrameType | None) -> None:
+        raise self.error
+
+    def method(self, *_: object) -> None:
+        raise self.error
+
+
+def opens_what_is_missing(*_: object) -> None:
+    os.stat(NOWHERE)
+
+
+def connects_to_nobody(*_: object) -> None:
+    shmpool.connect(NOWHERE, timeout=0)
+
+
+WAYS: dict[str, Callable[[BaseException], Callable[..., object]]] = {
+    "function": raising,
+    "object": Handler,
+    "method": lambda error: Handler(error).method,
+    "partial": lambda error: functools.partial(raising(error), 1),
+}
+ERRORS = [
+    TimeoutError("an alarm"),
+    OSError(errno.EAGAIN, "the handler's"),
+    shmpool.LeaseTimeout("the handler's"),
+    IndexError("the handler's"),
+]
+
+
+@pytest.mark.parametrize("way", [own, own_or_called], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("make", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_what_a_handler_raises_is_not_caught(
+    error: Exception, make: Callable[[BaseException], Callable[..., object]], way: object
+) -> None:
+    signal.signal(signal.SIGUSR1, make(error))
+    assert not is_caught(rings, Exception, way=way)
+
+
+@pytest.mark.parametrize("handle", [opens_what_is_missing, connects_to_nobody])
+def test_what_a_handler_s_own_calls_raise_is_not_caught(handle: Callable[..., None]) -> None:
+    signal.signal(signal.SIGUSR1, handle)
+    assert not is_caught(rings, Exception)
+
+
+def test_a_handler_that_is_no_longer_set_when_it_raises_is_told() -> None:
+    def once(*_: object) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        raise TimeoutError("an alarm")
+
+    signal.signal(signal.SIGUSR1, once)
+    assert not is_caught(rings, OSError)
+
+
+def test_what_users_code_raises_is_caught_where_it_is_called() -> None:
+    assert is_caught(raising(ValueError("a __buffer__'s")), ValueError, way=own_or_called)
+
+
+SOURCES = Path(shmpool.__file__).parent
+#: Commands, and what is not on the way of who calls a pool: loops, threads and processes of their own.
+NO_CLIENT = ("cli/", "demo/", "aio/", "_fast/", "integrations/crew.py", "integrations/workers.py")
+KERNEL_S = {
+    "OSError", "TimeoutError", "BlockingIOError", "FileNotFoundError", "FileExistsError", "PermissionError",
+    "BrokenPipeError", "ConnectionError", "ConnectionResetError",
+}  # fmt: skip
+
+
+def test_who_catches_what_the_kernel_raises_asks_whose_it_is() -> None:
+    beside = []
+    for path in SOURCES.rglob("*.py"):
+        if str(path.relative_to(SOURCES)).startswith(NO_CLIENT):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler) and node.type is not None and ast.unparse(node.body[0]) != "raise":
+                kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "suppress":
+                kinds = node.args
+            else:
+                continue
+            if KERNEL_S & {kind.id for kind in kinds if isinstance(kind, ast.Name)}:
+                beside.append(f"{path.relative_to(SOURCES)}:{node.lineno}")
+    assert beside == []
