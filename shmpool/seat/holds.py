@@ -13,6 +13,7 @@ import threading
 import time
 from _weakref import ref
 from collections import deque
+from operator import attrgetter
 from sys import getrefcount
 
 from ..errors import BrokerUnavailable, LeaseTimeout, NameTaken, NotFound, ShmpoolError
@@ -39,6 +40,7 @@ LINGER: Final = 0.25
 PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 1.0
 GROWTH: Final = 1 / 8
+_number: Final = attrgetter("number")
 
 
 class Hold:
@@ -96,6 +98,9 @@ class HoldTable:
         self.lock = threading.RLock()
         #: A connection was lost and not everything was told again: see `messages`.
         self._told: list[int] = []
+        #: Those that were let go of and the broker is not told of yet: what an exception keeps from telling of them is
+        #: done at the next look.
+        self._untold: set[int] = set()
         #: The last that were let go of one by one: the word may have been lost with its connection, or there was none.
         self._parted: deque[int] = deque(maxlen=MAX_ROWS_PER_MESSAGE)
         #: By number: what is being shared, and its grant word, from before the store that publishes it until it is
@@ -192,6 +197,8 @@ class HoldTable:
     @property
     def pause(self) -> float | None:
         """For the helper: when it has to look again."""
+        if self._untold:
+            return PAUSE
         watched = [hold for hold in list(self._table.values()) if not hold.pins]
         if not watched:
             return None
@@ -201,11 +208,10 @@ class HoldTable:
 
     def look(self, *, at_once: bool = False) -> bool:
         """Let go of what nobody looks through any more; False when there was nothing."""
-        if not self._table or self._session.is_over:
+        session, now, has_ended = self._session, time.monotonic(), False
+        if session.is_over or not (self._table or self._untold):
             return False
-        session, now = self._session, time.monotonic()
         note_forks()
-        ended: list[int] = []
         with self.lock:
             for row, hold in list(self._table.items()):
                 if hold.is_in_use:
@@ -223,17 +229,31 @@ class HoldTable:
                     if is_in_use or not hold.is_ending:
                         hold.is_ending, hold.idle_since = False, None
                         continue
-                    del self._table[row]
+                    # In one step: an exception comes before it, or the broker is told all the same.
+                    self._untold.update(map(_number, map(self._table.pop, (row,))))
                     hold.record.window = hold.written = None  # before the word: memory stays with a map
-                    ended.append(hold.number)
-        for at in range(0, len(ended), MAX_ROWS_PER_MESSAGE):
-            session.link.send(LetGo(ended[at : at + MAX_ROWS_PER_MESSAGE]))
-        return bool(ended)
+                    has_ended = True
+        self._tell_parted()
+        return has_ended
 
     def let_go(self, number: int) -> None:
         """A turn that is not taken, or a hold that is not kept."""
         self._parted.append(number)
-        self._session.link.send(LetGo([number]))
+        self._untold.add(number)
+        self._tell_parted()
+
+    def _tell_parted(self) -> None:
+        """The broker, of what was let go of. Twice is fine."""
+        try:
+            while self._untold:
+                with self.lock:  # what another thread has just taken from the table it has still to unmap
+                    numbers = list(self._untold)[:MAX_ROWS_PER_MESSAGE]
+                if numbers:  # else the helper was faster
+                    self._session.link.send(LetGo(numbers))
+                self._untold.difference_update(numbers)
+        except BaseException:
+            self._session.wake_helper()
+            raise
 
     def let_go_of(self, asked: list[Request]) -> None:
         """What was asked, and is not made or kept: an exception came behind the answer."""
@@ -303,7 +323,7 @@ class HoldTable:
         self.lock = type(self.lock)()
         for hold in self._table.values():
             hold.record.window = hold.written = None
-        self._table, self._sharing = {}, {}
+        self._table, self._sharing, self._untold = {}, {}, set()
         self._discarded.clear()
 
 

@@ -639,6 +639,31 @@ def test_second_close_finishes_what_the_first_began(broker: Daemon, has_view: bo
     assert_all_is_back(broker.address)
 
 
+@at_places
+def test_interrupted_release_of_what_is_shared_is_finished_by_the_next(
+    broker: Daemon, most: int, unraised: list[str]
+) -> None:
+    """What is let go of here the broker is told of, if not at once."""
+
+    def act(interrupter: Interrupter) -> None:
+        name = f"let go of {next(NUMBERS)}"
+        shared = pool.share([1, 2], name)
+        interrupted(interrupter, shared.release)
+        shared.release()
+        eventually(lambda: not is_there(name))
+
+    def is_there(name: str) -> bool:
+        try:
+            other.find(name, timeout=0).release()
+        except shmpool.NotFound:
+            return False
+        return True
+
+    with shmpool.connect(broker.address) as pool, shmpool.connect(broker.address) as other:
+        places(act, most=most)
+    assert_all_is_back(broker.address)
+
+
 #: Classes of what a caller has.
 ITS_OWN = ("Lease.", "LiveLease.", "Buffer.", "LiveBuffer.", "SharedBuffer.", "ArrayLease.", "Shared.")
 

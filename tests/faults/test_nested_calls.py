@@ -394,7 +394,7 @@ n = 1
 while visited(n):
     n += int(sys.argv[2])
 pool.close()
-print(n > 100, set(outcomes.values()))
+print(n > 60, set(outcomes.values()))
 """
 
 
