@@ -704,12 +704,20 @@ def _shares(pool: shmpool.Pool, nbytes: int) -> None:
         shared.get()
 
 
-MORE_VERBS = [_writes, _opens_to_write, _puts, _fills, _shares]
+MORE_VERBS = [_writes, _opens_to_write, _puts]
+#: Of these some places do keep a slot, until the exception goes: docs/reliability.md.
+NOT_ALL = [_fills, _shares]
 
 
 @at_places
 @pytest.mark.parametrize(
-    "verb", [_leases, _opens, *(pytest.param(verb, marks=pytest.mark.long) for verb in MORE_VERBS)]
+    "verb",
+    [
+        _leases,
+        _opens,
+        *(pytest.param(verb, marks=pytest.mark.long) for verb in MORE_VERBS),
+        *(pytest.param(verb, marks=pytest.mark.exhaustive) for verb in NOT_ALL),
+    ],
 )
 def test_an_exception_that_is_kept_keeps_no_memory(
     small: Daemon, verb: Callable[[shmpool.Pool, int], None], most: int, unraised: list[str]

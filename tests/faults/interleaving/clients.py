@@ -6,6 +6,7 @@ grant, and between two calls (`Client.turn`, `Client.serve`).
 
 from __future__ import annotations
 
+import errno
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ from shmpool.protocol.messages import FROM_BROKER, Bell, Message, Return, Role, 
 from shmpool.protocol.states import CellState
 from shmpool.seat import tickets
 from shmpool.seat.session import Session
-from shmpool.system import heirs
+from shmpool.system import heirs, outside
 from shmpool.system.heirs import READERS
 from shmpool.system.locks import UNLOCK_ALL
 
@@ -195,7 +196,7 @@ def fcntl(fd: int, command: int, lock: bytes) -> None:
         return
     offset = offset_of(lock)
     if not context.ask("lock", offset, fd == BESIDE):
-        raise BlockingIOError
+        raise BlockingIOError(errno.EAGAIN, "another has it")
     locked.append(offset)
 
 
@@ -208,7 +209,7 @@ def open_segment(name: str, *, writable: bool) -> File:
     """Of a direct segment."""
     inode = _context().ask("find", name)
     if not inode:
-        raise FileNotFoundError(name)
+        raise FileNotFoundError(errno.ENOENT, name)
     return File(inode)
 
 
@@ -301,6 +302,8 @@ def patched() -> Iterator[None]:
             (shmpool.seat.segments, "time", SimpleNamespace(monotonic=float)),  # what follows is soon
             (shmpool.seat.segments, "LIFETIME", 0.0),  # and what was not used at two looks goes back
             (shmpool.system.memory, "memory_groups", list),
+            # What stands here for the kernel, and for a connection, raises as they do: nothing of it is a handler's.
+            (outside, "OURS", outside.OURS | {outside.origin(__name__)}),
             (shmpool.link.prefetch.Prefetch, "take", lambda *_: None),
             (shmpool.link.prefetch.Prefetch, "ask", lambda *_: None),
             (shmpool.link.sending, "make_eventfd", lambda: -1),

@@ -5,6 +5,7 @@ Time does not pass for who waits: a sleep in a lock's wait, and one at TAIL or H
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -102,7 +103,7 @@ def _lock(fd: int, command: int, lock: bytes) -> None:
     if int.from_bytes(lock[:2], sys.byteorder) == F_UNLCK:
         context.ask("unlock", (offset_of(lock),))
     elif not context.ask("lock", offset_of(lock)):
-        raise BlockingIOError
+        raise BlockingIOError(errno.EAGAIN, "another has it")
 
 
 def spin(words: QueueWords, at: int, seen: int) -> bool:
