@@ -792,7 +792,9 @@ def test_interrupted_fork_leaves_a_parent_that_works(broker: Daemon, most: int, 
                     raise
                 os._exit(0)
             if not pid:
-                os._exit(bool(interrupter.place))  # it came here, and to nobody
+                # It came here, and to nobody: but for a hook of somebody else's that was registered behind ours.
+                theirs = [lost for lost in unraised if "functools.partial" not in lost]
+                os._exit(bool(interrupter.place) and not theirs)
 
         with shmpool.connect(broker.address) as pool:
             cycle(pool, 1000)
