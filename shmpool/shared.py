@@ -136,9 +136,10 @@ class Shared:
             raise
 
     def _unpin(self) -> None:
-        pin, self._pin = self._pin, None
+        pin = self._pin
         if pin is not None:
             pin[0].unpin(self)
+            self._pin = None  # last: what an exception keeps from being done the next release does
 
     def __del__(self) -> None:
         if getattr(self, "_pin", None) is not None:
