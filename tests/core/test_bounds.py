@@ -47,6 +47,7 @@ from shmpoold.core.memory.stock import BUILT_PER_STEP, WARM_SLICE
 from shmpoold.core.objects.custody import CLOSED_PER_TURN, SWEPT_PER_TURN
 from shmpoold.core.recovery import invariants
 from shmpoold.core.reports.census import CHANGED_ROWS, HELD_ROW, ROWS_PER_STEP
+from shmpoold.core.rows import Rows
 from shmpoold.core.settings import Settings
 
 LARGE = small_settings(memory_limit=24 * MIB, max_clients=250)
@@ -769,17 +770,24 @@ def test_a_step_of_a_census_reads_no_more_buffers_than_rows_per_step(large_world
 def test_a_step_of_the_invariants_looks_at_no_more_than_rows_per_step(
     large_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The account, which is looked at in one piece, says what it costs."""
+    """The account, which is looked at in one piece, says what it costs. All rows are compared, used ones looked at."""
     world, looks, check = large_world, list[int](), invariants._check_row
-    hold(world, 1000)
+    compared, compare = list[int](), Rows.are_where
+    held = {slot.row for slot in hold(world, 1000).leased}
     monkeypatch.setattr(invariants, "_check_row", lambda *args: (looks.append(args[2]), check(*args)))
-    steps = []
+    monkeypatch.setattr(Rows, "are_where", lambda *args: (compared.append(len(args[2])), compare(*args))[1])
+    steps, looked = [], set[int]()
     for cost in invariants._steps(world.broker):
-        steps.append((cost, len(looks)))
+        steps.append((cost, len(looks), sum(compared)))
+        looked.update(looks)
         looks.clear()
-    assert steps[0] == (invariants.ACCOUNT, 0)
-    assert sum(rows for _, rows in steps) + len(looks) == sum(tier.capacity for tier in world.tiers)
-    assert max(rows for _, rows in steps) <= invariants.ROWS_PER_STEP <= 4
+        compared.clear()
+    assert steps[0] == (invariants.ACCOUNT, 0, 0)
+    assert held <= looked
+    assert sum(rows for _, _, rows in steps) == sum(tier.capacity for tier in world.tiers)
+    assert max(rows for _, rows, _ in steps) <= invariants.ROWS_PER_STEP <= 4
+    assert max(rows for _, _, rows in steps) <= invariants.COMPARED_PER_STEP <= 256
+    assert sum(cost for cost, _, rows in steps if rows) >= invariants.COMPARING
 
 
 def test_no_run_is_looked_for_where_there_is_no_memory_for_it(

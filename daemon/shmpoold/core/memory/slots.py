@@ -77,9 +77,9 @@ class SlotMap:
         """Whether a row's pages are reserved."""
         return self._warm[row - self.tier.base] == 1
 
-    def all_unused(self) -> bytes:
-        """A byte for each slot: 1 where it is nobody's."""
-        return bytes(self._unused)
+    def unused_marks(self, row: int, count: int) -> bytes:
+        """A byte for each slot of an extent: 1 where it is nobody's."""
+        return bytes(self._unused[self._extent(row, count)])
 
     def find_unused(self, count: int) -> int | None:
         """The lowest row of *count* adjacent unused slots, warm or cold."""

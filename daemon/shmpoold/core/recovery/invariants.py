@@ -7,9 +7,10 @@ together at one moment, and forgives what has changed since an earlier step.
 from __future__ import annotations
 
 import re
+import sys
 from array import array
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from shmpool.protocol.ledger import (
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 _USED = re.compile(b"\0")
 #: Rows that are looked at in one step, and chunks of one run; what the account costs, in units.
 ROWS_PER_STEP, CHUNKS_PER_STEP, ACCOUNT = 4, 64, 512
+#: Rows that are compared in one step with what they should say were they unused, and what that costs, in units.
+COMPARED_PER_STEP, COMPARING = 256, 4
 
 
 def report(broker: Broker) -> Generator[int, None, dict[str, Any]]:
@@ -57,27 +60,28 @@ def check(broker: Broker) -> None:
     """Every slot is in exactly one place, the account of memory is exact and under the
     cap, and the index agrees with the ledger. Looks at every row: milliseconds."""
     _check_turnover(broker)
-    for _ in _steps(broker, _suspects):
+    for _ in _steps(broker, sys.maxsize):
         pass
 
 
-def _all_rows(broker: Broker, slots: SlotMap) -> Iterable[int]:
-    return range(slots.tier.base, slots.tier.end)
+def _suspects(broker: Broker, slots: SlotMap, extent: range) -> Iterable[int]:
+    """The rows of an extent that are used, or lie among what is; all of them where an unused one does not say so. Of
+    the others `_check_row` has nothing to complain, and they are most."""
+    unused = slots.unused_marks(extent.start, len(extent))
+    if not broker.rows.are_where(extent.start, unused, slots.marks(extent.start, len(extent))):
+        return extent
+    used = (extent.start + match.start() for match in _USED.finditer(unused))
+    inventory = broker.inventory
+    return sorted({*used, *_within(inventory.granted, extent), *_within(inventory.quarantined, extent)})
 
 
-def _suspects(broker: Broker, slots: SlotMap) -> Iterable[int]:
-    """The rows of a tier that are used, or lie among what is; all of them where an unused one does not say so. Of the
-    others `_check_row` has nothing to complain, and they are most."""
-    base, end = slots.tier.base, slots.tier.end
-    unused = slots.all_unused()
-    if not broker.rows.are_where(base, unused, slots.marks(base, end - base)):
-        return range(base, end)
-    kept = broker.inventory.granted.keys() | broker.inventory.quarantined
-    used = [base + match.start() for match in _USED.finditer(unused)]
-    return sorted({*used, *(row for row in kept if base <= row < end)})
+def _within(rows: Collection[int], extent: range) -> Iterator[int]:
+    """Those of the *rows* that lie there, by as many looks as the fewer of both take."""
+    return (row for row in (rows if len(rows) < len(extent) else extent) if row in extent and row in rows)
 
 
-def _steps(broker: Broker, rows: Callable[[Broker, SlotMap], Iterable[int]] = _all_rows) -> Iterator[int]:
+def _steps(broker: Broker, compared: int = COMPARED_PER_STEP) -> Iterator[int]:
+    """So many rows are compared at once."""
     _check_account(broker)
     yield ACCOUNT
     claims = array("L", bytes(array("L").itemsize * broker.rows.count))
@@ -88,10 +92,13 @@ def _steps(broker: Broker, rows: Callable[[Broker, SlotMap], Iterable[int]] = _a
     _check_unfinished(broker, claims)
     yield 1
     for slots in broker.inventory.maps:
-        for row in rows(broker, slots):
-            _check_row(broker, slots, row)
-            if row % ROWS_PER_STEP == 0:
-                yield 1
+        base, end = slots.tier.base, slots.tier.end
+        for first in range(base, end, compared):
+            for at, row in enumerate(_suspects(broker, slots, range(first, min(first + compared, end))), 1):
+                _check_row(broker, slots, row)
+                if at % ROWS_PER_STEP == 0:
+                    yield 1
+            yield COMPARING
 
 
 def _check_account(broker: Broker) -> None:
@@ -104,8 +111,8 @@ def _check_account(broker: Broker) -> None:
     assert promised == broker.lending.earmarks.promised, f"{broker.lending.earmarks.promised} bytes are promised"
     held = inventory.overhead + sum(slots.warm * slots.tier.size for slots in inventory.maps)
     direct = broker.tiers[-1]
-    granted = (inventory.granted.get(row) for row in range(direct.base, direct.end))
-    held += sum(holding.direct_bytes for holding in granted if holding is not None)
+    granted = _within(inventory.granted, range(direct.base, direct.end))
+    held += sum(inventory.granted[row].direct_bytes for row in granted)
     held += sum(holding.direct_bytes for _, holding in broker.lending.grants.creating.values())
     held += inventory.spares.nbytes + broker.lending.clearings.aside
     held += sum(inventory.condemned.values())
