@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import time
 from importlib.util import find_spec
@@ -12,8 +11,6 @@ from types import ModuleType
 from typing import Any
 
 import click
-
-import shmpool
 
 from . import measure, results
 from . import report as reports
@@ -77,8 +74,6 @@ class _Benchmarks(click.Group):
         module = _module(name)
 
         def run(**values: Any) -> None:
-            if getattr(module, "IS_PLAIN", False) and shmpool.__compiled__:
-                os.execve(sys.executable, sys.orig_argv, {**os.environ, "SHMPOOL_PURE": "1"})
             _run([name], **values)
 
         parameters = [*_shared_options(), *getattr(module, "PARAMETERS", ())]

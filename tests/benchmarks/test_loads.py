@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import shmpool
+
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +69,10 @@ def test_the_gate_compares_with_the_recorded_ratios(tmp_path, factor, state):
     assert {bar["state"] for bar in report["bars"]} == {state}
 
 
-def test_a_lease_that_sleeps_fails_the_gate_in_every_pooled_category(tmp_path):
+@pytest.mark.parametrize("client", ["plain", "compiled"])
+def test_a_lease_that_sleeps_fails_the_gate_in_every_pooled_category(client):
+    if client == "compiled" and not shmpool.__compiled__:
+        pytest.skip("the compiled part is not built")
     code = """if True:
         import time
         from shmpool import Pool
@@ -81,12 +86,13 @@ def test_a_lease_that_sleeps_fails_the_gate_in_every_pooled_category(tmp_path):
         report = gate.run(Options(rounds=8))
         print([bar.name for bar in report.bars if bar.state == "missed"])
     """
-    plain = {**os.environ, "SHMPOOL_PURE": "1"}  # as the gate is
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=plain, capture_output=True, text=True, timeout=600)
+    chosen = {**os.environ, "SHMPOOL_PURE": "1" if client == "plain" else ""}
+    slowed = [sys.executable, "-c", code]
+    run = subprocess.run(slowed, cwd=ROOT, env=chosen, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     for operation in ("lease + release", "whole cycle"):
         for category in ("small", "medium", "large", "very large"):
-            assert f"'{operation}, {category} / standard library'" in run.stdout
+            assert f"'{client}: {operation}, {category} / standard library'" in run.stdout
 
 
 def test_a_measure_that_was_not_recorded_fails_the_gate(tmp_path):
