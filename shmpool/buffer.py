@@ -20,6 +20,7 @@ from .seat.tickets import ring
 from .seat.windows import AT_REST
 from .system import frames
 from .system.here import HERE, OURS, UNSHARED
+from .system.outside import own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Buffer(Ticket):
         says of these."""
         try:
             self.release()
-        except LeakedView:
+        except own(LeakedView):
             if kind is None:
                 raise
 
@@ -181,9 +182,9 @@ class LiveBuffer(Buffer):
             try:
                 self.view.release()
                 del self.view
-            except BufferError:
+            except own(BufferError):
                 del self.view  # numpy holds it; the reference count tells below
-            except AttributeError:  # a release was interrupted: this one ends it
+            except own(AttributeError):  # a release was interrupted: this one ends it
                 self._release_slowly()
                 return
             granted = self._granted
@@ -218,11 +219,11 @@ class LiveBuffer(Buffer):
             return
         try:
             self.view.release()
-        except (AttributeError, BufferError):
+        except own(AttributeError, BufferError):
             pass
         try:
             del self.view
-        except AttributeError:
+        except own(AttributeError):
             pass
         record = self._record
         record.session.deferred.add(Ticket.of(record, self._granted, self._fork))
@@ -243,11 +244,11 @@ class LiveBuffer(Buffer):
         try:
             try:
                 self.view.release()
-            except (BufferError, AttributeError):  # a view lives, or a release was interrupted
+            except own(BufferError, AttributeError):  # a view lives, or a release was interrupted
                 pass
             try:
                 del self.view
-            except AttributeError:
+            except own(AttributeError):
                 pass
             self._release_slowly(ticket=ticket)
         except BaseException as error:
@@ -284,13 +285,13 @@ class SharedBuffer(Buffer):
         is_leaked = False
         try:
             self.view.release()
-        except BufferError:
+        except own(BufferError):
             is_leaked = True
-        except AttributeError:
+        except own(AttributeError):
             pass  # a release was interrupted
         try:
             del self.view
-        except AttributeError:
+        except own(AttributeError):
             pass
         self.__class__ = EndedBuffer  # type: ignore[assignment]
         return is_leaked

@@ -78,7 +78,7 @@ class DirectLease(LiveLease):
         try:
             view: memoryview = _view.__get__(self)
             return view
-        except AttributeError:
+        except own(AttributeError):
             pass
         with DirectLease._claimed(self):
             view = memoryview(self._slot.map())[: self.nbytes]
@@ -96,12 +96,12 @@ class DirectLease(LiveLease):
             store_length(self, nbytes)
             try:
                 whole = _view.__get__(self)
-            except AttributeError:
+            except own(AttributeError):
                 return  # it is made when it is asked for
             _view.__set__(self, whole[:nbytes])
             try:
                 whole.release()
-            except BufferError:
+            except own(BufferError):
                 pass
 
     def _write(self, source: memoryview) -> None:
@@ -144,7 +144,7 @@ class DirectLease(LiveLease):
         try:
             if not LiveLease.release_unless_busy(self):  # its publish was interrupted: the slot is found (`recovery`)
                 self.__class__ = EndedLease  # type: ignore[assignment]
-        except ViewTaken:  # another thread has just ended it
+        except own(ViewTaken):  # another thread has just ended it
             pass
 
     def _take_view(self, taken: list[None], *, is_collected: bool = False) -> bool:
@@ -152,12 +152,12 @@ class DirectLease(LiveLease):
             return False
         try:
             view = _view.__get__(self)
-        except AttributeError:
+        except own(AttributeError):
             return True
         if not is_collected:
             try:
                 view.release()
-            except BufferError:  # numpy holds it; the reference count tells
+            except own(BufferError):  # numpy holds it; the reference count tells
                 pass
         _view.__delete__(self)
         return True

@@ -27,7 +27,7 @@ from .protocol.names import lock_path, pool_prefix, seats_path, tickets_path
 from .system.lifeline import Lifeline
 from .system.limits import explain
 from .system.locks import FileLock
-from .system.outside import own
+from .system.outside import own, own_or_called
 
 #: Seconds until a new broker must have said that it is ready.
 START_TIMEOUT: Final = 30.0
@@ -92,7 +92,7 @@ def _settings_text(settings: dict[str, Any]) -> str:
     for key, value in settings.items():
         try:
             json.dumps(value, default=os.fspath)
-        except (TypeError, ValueError) as error:
+        except own_or_called(TypeError, ValueError) as error:
             raise ConfigError(f"{key} = {value!r}: a setting is text, a number or a list of them") from error
     return json.dumps(settings, default=os.fspath)
 

@@ -12,7 +12,7 @@ import sys
 from operator import index
 
 from .system.importing import door
-from .system.outside import own_or_called
+from .system.outside import own, own_or_called
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def copy_bytes(target: memoryview, source: memoryview) -> None:
     numpy: Any = sys.modules.get("numpy") if target.nbytes >= COPIED_ASIDE else None
     try:
         copy_to, frombuffer = numpy.copyto, numpy.frombuffer
-    except AttributeError:  # not here, or another thread is just importing it
+    except own(AttributeError):  # not here, or another thread is just importing it
         target[:] = source
         return
     copy_to(frombuffer(target, "B"), frombuffer(source, "B"))

@@ -14,7 +14,7 @@ from .protocol.sizing import STRATEGY_OF_KIND, SizeCategory, Strategy, categoriz
 from .seat.slot import Slot, ViewTaken
 from .system import filling, frames
 from .system.here import HERE, OURS
-from .system.outside import own_or_called
+from .system.outside import own, own_or_called
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Lease:
                     view[offset : offset + nbytes] = source
                 else:
                     layouts.copy(view[offset : offset + nbytes], source)
-        except ValueError:
+        except own_or_called(ValueError):
             _raise_if_taken(view)
             raise
 
@@ -139,7 +139,7 @@ class Lease:
                 view[:] = source
             else:
                 layouts.copy(view, source)
-        except ValueError:
+        except own_or_called(ValueError):
             _raise_if_taken(view)
             raise
 
@@ -231,7 +231,7 @@ class Lease:
         says of these."""
         try:
             self.release()
-        except LeakedView:
+        except own(LeakedView):
             if kind is None:
                 raise
 
@@ -243,7 +243,7 @@ def _raise_if_taken(view: memoryview) -> None:
     """Say so where a view was released by another thread."""
     try:
         view.nbytes  # noqa: B018
-    except ValueError:
+    except own(ValueError):
         raise ViewTaken from None
 
 

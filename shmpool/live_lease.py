@@ -21,7 +21,7 @@ from .seat.slot import Keeper, Slot, ViewTaken
 from .seat.windows import AT_REST
 from .system import frames
 from .system.here import COPIED, HERE, OURS
-from .system.outside import own
+from .system.outside import own, own_or_called
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class LiveLease(Lease):
         session = slot.session
         try:
             self.view.release()
-        except BufferError:
+        except own(BufferError):
             pass  # numpy holds it; the reference count tells below
         del self.view
         try:
@@ -88,13 +88,13 @@ class LiveLease(Lease):
         whole = self.view
         try:
             del self.view
-        except AttributeError:
+        except own(AttributeError):
             raise ViewTaken from None
         try:
             store_length(self, nbytes)
             self.view = whole[:nbytes]
             whole.release()
-        except BufferError:  # numpy holds it: it is found at publish like any other
+        except own(BufferError):  # numpy holds it: it is found at publish like any other
             pass
         except BaseException:
             whole = None  # type: ignore[assignment]  # somebody may keep the exception
@@ -192,7 +192,7 @@ class LiveLease(Lease):
                 session.count(DEFERRED)
             else:
                 session.warn_of_view()
-        except Warning:  # warnings are errors here: the handles would be lost, so the lease goes on
+        except own_or_called(Warning):  # warnings are errors here: the handles would be lost, so the lease goes on
             self._renew_view()
             raise
 
@@ -249,13 +249,13 @@ class LiveLease(Lease):
         try:
             view = self.view
             del self.view
-        except (AttributeError, LeaseReleased):  # its publish was interrupted: the slot is found (`recovery`)
+        except own(AttributeError, LeaseReleased):  # its publish was interrupted: the slot is found (`recovery`)
             self.__class__ = EndedLease  # type: ignore[assignment]
             return
         try:
             try:
                 view.release()
-            except BufferError:
+            except own(BufferError):
                 pass  # numpy holds it; the reference count tells below
             if getrefcount(slot.window) != AT_REST or session.is_over or not HERE[COPIED]:
                 if HERE[OURS] and not HERE[COPIED]:
@@ -288,12 +288,12 @@ class LiveLease(Lease):
         """What was to end the lease was ended itself, by an exception. Whoever needs the slot finds it
         (`recovery`), also while somebody keeps this object. A lease that goes on, in strict mode, has its view
         again."""
-        if isinstance(error, LeakedView | Warning):
+        if isinstance(error, own_or_called(LeakedView, Warning)):
             return
         self.__class__ = EndedLease  # type: ignore[assignment]
         try:
             _view.__delete__(self)
-        except AttributeError:  # it was taken away already
+        except own(AttributeError):  # it was taken away already
             pass
         self._slot = self._slot.origin
         frames.clear(error)
@@ -338,12 +338,12 @@ class LiveLease(Lease):
             view = self.view
             del self.view
             taken.append(None)
-        except (AttributeError, LeaseReleased):
+        except own(AttributeError, LeaseReleased):
             return False
         if not is_collected:
             try:
                 view.release()
-            except BufferError:
+            except own(BufferError):
                 pass  # numpy holds it; the reference count tells
         return True
 

@@ -164,7 +164,7 @@ class BasePool:
             if started:
                 session.timed[counter].append((perf_counter() - started) * 1e9)
             return lease
-        except (Forked, ViewTaken):
+        except own(Forked, ViewTaken):
             if session is None or not session.is_abandoned:
                 raise
             return self._lease_otherwise(nbytes, strategy, timeout)  # a child that was forked in the middle
@@ -197,7 +197,7 @@ class BasePool:
             session = self._live_session(timeout)
             try:
                 return self._lease_from(session, nbytes, strategy, timeout)
-            except (Forked, ViewTaken):
+            except own(Forked, ViewTaken):
                 if not session.is_abandoned:
                     raise  # else the next one is this process's own
 
@@ -287,7 +287,7 @@ class BasePool:
                 session = self._check_handle(handle)
                 session.watch()
             pool_id, granted, tail = unpack_handle(handle)
-        except (TypeError, BufferError, struct.error):
+        except own_or_called(TypeError, BufferError, struct.error):
             self._check_handle(handle)
             raise
         if pool_id != session.pool_id:

@@ -16,6 +16,7 @@ from .errors import BrokerUnavailable, RemoteProtocolError
 from .link.connection import ConnectionEnded
 from .link.hello import dial, fault_error, greet
 from .protocol.messages import Answer, Fault, Query, Role, Topic
+from .system.outside import own
 
 _T = TypeVar("_T")
 
@@ -228,7 +229,7 @@ def _ask(address: str, topic: Topic, timeout: float) -> Any:
                 parts += message.payload
                 if message.last:
                     return json.loads(parts)
-    except ConnectionEnded as error:
+    except own(ConnectionEnded) as error:
         raise BrokerUnavailable(f"the broker at {address} did not answer: {error}") from error
     finally:
         connection.close()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from ..system.outside import own, own_or_called
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -26,7 +28,7 @@ def _install() -> str:
         if os.path.exists(f"{_HERE}/twin.pyx"):
             _check(DIGEST)
         install()
-    except Exception as error:  # one that was made from other sources may fail in any way
+    except own_or_called(Exception) as error:  # one that was made from other sources may fail in any way
         if isinstance(error, ModuleNotFoundError) and error.name == _TWIN:
             return _reason_of_build()
         return f"the compiled part cannot be used: {error}"
@@ -44,7 +46,7 @@ def _reason_of_build() -> str:
     try:
         with open(f"{_HERE}/plain.txt") as file:
             return file.read().strip()
-    except OSError:
+    except own(OSError):
         return "the compiled part was not built for this version of Python"
 
 

@@ -264,7 +264,9 @@ def queue_put_many(self, objs, block=True, timeout=None):
         return plain_put_many(self, objs, block, timeout)
     try:
         return done + plain_put_many(self, objs, block, timeout)
-    except Full:
+    except Full as error:
+        if is_from_outside(error):
+            raise
         return done
 
 

@@ -57,6 +57,7 @@ from ..system.descriptors import Descriptor
 from ..system.here import COPIED as _COPIED, FORKING as _FORKING, FORKS as _FORKS, GUARDED as _GUARDED, HERE
 from ..system.here import HELPERS as _HELPERS, IMPORTING as _IMPORTING, NOTED as _FORKS_NOTED, OURS as _OURS, UNSHARED as _UNSHARED
 from ..system.here import WORKING as _WORKING
+from ..system.outside import is_from_outside
 
 cdef extern from "Python.h":
     object PyWeakref_NewProxy(object, PyObject *)
@@ -946,8 +947,8 @@ def exit_lease(self, kind, value, trace):
     try:
         if not (cls == <PyTypeObject *>LiveLease and _release_lease(<PyObject *>self)):
             self.release()
-    except LeakedView:
-        if kind is None:
+    except LeakedView as error:
+        if kind is None or is_from_outside(error):
             raise
 
 
@@ -958,8 +959,8 @@ def exit_buffer(self, kind, value, trace):
     try:
         if not (cls == <PyTypeObject *>LiveBuffer and _release_buffer(<PyObject *>self)):
             self.release()
-    except LeakedView:
-        if kind is None:
+    except LeakedView as error:
+        if kind is None or is_from_outside(error):
             raise
 
 

@@ -23,6 +23,7 @@ from ..link.requests import Request
 from ..protocol.messages import Cancel
 from ..seat.session import Session
 from ..seat.slot import Slot
+from ..system.outside import own
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ class _Waiter:
         """Let the task look again. From any thread."""
         try:
             self._loop.call_soon_threadsafe(_settle, self._future)
-        except RuntimeError:
+        except own(RuntimeError):
             pass  # the loop is closed: nobody waits any more
 
 

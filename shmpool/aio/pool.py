@@ -22,6 +22,7 @@ from ..protocol.sizing import Strategy
 from ..queues import Queue as SyncQueue
 from ..seat.session import Session
 from ..shared import Shared
+from ..system.outside import own
 from ..uncopied import Uncopied
 from .acquiring import Acquiring
 from .attempts import Attempts
@@ -347,7 +348,7 @@ async def _in_thread(act: Callable[[], T], discard: Callable[[T], object] | None
             failure = error
         try:
             loop.call_soon_threadsafe(settle, result, failure)
-        except RuntimeError:  # the loop is closed
+        except own(RuntimeError):  # the loop is closed
             if result and discard is not None:
                 discard(result[0])
 

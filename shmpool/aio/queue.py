@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from ..link.waiting import check_timeout
 from ..queues import Queue as SyncQueue
+from ..system.outside import own, own_or_called
 from ..uncopied import Uncopied
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class Queue(Uncopied):
         if not self._putting.locked():
             try:
                 return self.sync.put_nowait(obj)
-            except queue.Full:
+            except own(queue.Full):
                 pass
         await self._in_turn(self._putting, lambda: self.sync.put_nowait(obj), queue.Full, timeout)
 
@@ -56,7 +57,7 @@ class Queue(Uncopied):
         if not self._getting.locked():
             try:
                 return self.sync.get_nowait()
-            except queue.Empty:
+            except own(queue.Empty):
                 pass
         return await self._in_turn(self._getting, self.sync.get_nowait, queue.Empty, timeout)
 
@@ -71,7 +72,7 @@ class Queue(Uncopied):
         for obj in objs:
             try:
                 await self.put(obj, None if timeout is None else max(0.0, deadline - time.monotonic()))
-            except queue.Full:
+            except own(queue.Full):
                 break
             done += 1
         return done
@@ -88,14 +89,14 @@ class Queue(Uncopied):
                         if missing is queue.Empty or not self.sync.full():  # a full one need not pickle to say so
                             try:
                                 return act()
-                            except missing:
+                            except own(missing):
                                 pass
                         if missing is queue.Empty:
                             await self._item()
                         else:
                             await asyncio.sleep(pause)
                             pause = min(2 * pause, _LONGEST_PAUSE)
-        except TimeoutError:
+        except own_or_called(TimeoutError):  # bare, it is asyncio's
             if time.monotonic() < deadline:
                 raise  # not ours
             raise missing from None

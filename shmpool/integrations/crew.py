@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from typing import Any, Final
@@ -29,6 +28,7 @@ from ..errors import BrokerUnavailable, HandleUsed, ShmpoolError, StaleHandle
 from ..objects.encoding import Encoded
 from ..pools import Pool
 from ..system.descriptors import CLOSED, Closed, Descriptor, drain, make_eventfd, signal
+from ..system.outside import own, own_or_called
 from . import payloads
 from .workers import FAILED, Duty, work
 
@@ -215,9 +215,9 @@ class Crew:
             try:
                 if self.pool._live_session().link.connection is not None:  # a worker may have to connect yet
                     return payloads.leased(source, self.pool, self._retries + 1)
-            except BrokerUnavailable:
+            except own(BrokerUnavailable):
                 pass
-            except (ShmpoolError, MemoryError):
+            except own(ShmpoolError, MemoryError):
                 if any(member.task is not None for member in self._members):
                     return []  # when that is done, there may be room
             self.spilled += 1
@@ -227,7 +227,7 @@ class Crew:
         member.task = task
         try:
             member.pipe.send_bytes(task.frames[task.tries])
-        except OSError:  # it died idle
+        except own(OSError):  # it died idle
             member.task = None
             with self.lock:
                 self._pending.appendleft(task)
@@ -272,7 +272,7 @@ class Crew:
         """It has sent something, or it is no more."""
         try:
             frame = member.pipe.recv_bytes() if member.pipe.poll() else None
-        except (EOFError, OSError):
+        except own(EOFError, OSError):
             frame = None
         if frame is None:
             self._bury(member)
@@ -292,7 +292,7 @@ class Crew:
         future, task.call = task.future, ()  # type: ignore[assignment]
         try:
             is_error, value = payloads.unpacked(frame, lambda: self.pool)
-        except (HandleUsed, StaleHandle, BrokerUnavailable) as error:
+        except own_or_called(HandleUsed, StaleHandle, BrokerUnavailable) as error:
             future.set_exception(BrokenProcessPool(f"a result was lost: {error}"))
         except BaseException as error:
             future.set_exception(error)
@@ -341,9 +341,11 @@ class Crew:
         self._members.remove(member)
         self._selector.unregister(member.pipe)
         self._selector.unregister(member.process.sentinel)
-        with suppress(EOFError, OSError):
+        try:
             while member.pipe.poll():  # what it had sent before it died
                 payloads.discard(member.pipe.recv_bytes(), self.pool)
+        except own(EOFError, OSError):
+            pass
         member.pipe.close()
         member.process.join(_PATIENCE)
         if member.process.is_alive():
@@ -377,8 +379,10 @@ class Crew:
     def _close_all(self) -> None:
         """Everything that was begun is done."""
         for member in self._members:
-            with suppress(OSError):
+            try:
                 member.pipe.send_bytes(payloads.LAST)
+            except own(OSError):
+                pass
         for member in self._members.copy():
             self._forget(member)
         self._selector.close()

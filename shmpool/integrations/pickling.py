@@ -384,7 +384,7 @@ def _data_here(address: str, min_nbytes: int, ttl: float, tensors: bool, handle:
 def _received(terms: Terms, handle: bytes, *, writable: bool, copy: bool | None) -> Any:
     try:
         return _pool_of(terms).get(handle, writable=writable, copy=copy)
-    except (HandleUsed, StaleHandle) as error:
+    except own_or_called(HandleUsed, StaleHandle) as error:
         raise type(error)(
             f"{error}. What shmpool.install() passes can be unpickled once, and within its ttl ({terms.ttl:g} s)"
         ) from None

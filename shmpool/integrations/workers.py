@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..errors import BrokerUnavailable, HandleUsed, ShmpoolError, StaleHandle
 from ..objects.encoding import PicklerClass
 from ..pools import Pool, of_address
+from ..system.outside import own, own_or_called
 from . import payloads
 
 #: What a worker sends first if its initializer raised.
@@ -49,15 +50,17 @@ def work(pipe: Connection, duty: Duty, inherited: Sequence[Connection]) -> None:
             done += 1
             if done == duty.max_tasks:
                 return
-    except (EOFError, OSError, KeyboardInterrupt):
-        return  # the parent is gone, or all of us were interrupted
+    except own(EOFError, OSError):
+        return  # the parent is gone
+    except KeyboardInterrupt:
+        return  # all of us were interrupted
 
 
 def _answer(frame: bytes, pool: Callable[[], Pool], pickler: PicklerClass | None) -> bytes:
     """Do one task; the frame to send back."""
     try:
         function, args, kwargs = payloads.unpacked(frame, pool)
-    except (BrokerUnavailable, HandleUsed, StaleHandle):
+    except own_or_called(BrokerUnavailable, HandleUsed, StaleHandle):
         return payloads.UNREAD
     except BaseException as error:
         return _packed((True, _with_traceback(error)), pool, pickler)
@@ -81,6 +84,6 @@ def _packed(outcome: tuple[bool, Any], pool: Callable[[], Pool], pickler: Pickle
     if source.nbytes >= payloads.INLINE_BELOW:
         try:
             return payloads.leased(source, pool(), 1)[0]
-        except (ShmpoolError, MemoryError):
+        except own(ShmpoolError, MemoryError):
             pass  # full, or there is no broker any more: it takes the long way
     return payloads.inline(source)

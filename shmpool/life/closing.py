@@ -14,6 +14,7 @@ import warnings
 
 from ..errors import LeakedView
 from ..live_lease import live_leases
+from ..system.outside import own_or_called
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _release_leases(session: Session) -> list[str]:
         # making or publishing (who takes `view` away, goes on with it).
         try:
             open_leases.pop().release_unless_busy()
-        except (LeakedView, Warning, AttributeError):
+        except own_or_called(LeakedView, Warning, AttributeError):
             pass
     return stories
 

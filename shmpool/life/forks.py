@@ -6,8 +6,8 @@ a copy; everything else is out of its reach, and its pools connect anew on first
 sends nothing: `system.here` says so from its first instruction on, before any hook.
 
 A signal handler may raise anywhere in a hook, and what a hook raises is thrown away. So they are hooks that go on to
-their end (`system.hooks`), and what was raised arrives at the caller. Each may be done again, and is there twice: two
-exceptions, one while the other is just being kept, end one of them. Before a fork for which all is ready the compiled
+their end (`system.hooks`), and what was raised arrives at the caller. Each may be done again, and is there twice: more
+exceptions than it takes end one of them. Before a fork for which all is ready the compiled
 hook alone runs, and in the parent behind it one of C's: no handler comes in between.
 Not covered: a fork made in C, without Python's hooks.
 
@@ -103,7 +103,7 @@ def _go_on() -> None:
 _IS_OVER: Final[Any] = (setitem, (HERE, FORKING, 0), {}, None)
 _after_in_parent: Final[Any] = partial(setitem, HERE, FORKING, 0)
 _arrival: Final = hooks.Arrival()
-_GOES_ON: Final[Any] = (hooks.unbroken(_go_on, _arrival.put), (), {}, None)
+_GOES_ON: Final[Any] = (hooks.unbroken(_go_on, partial(hooks.put_first, _arrival)), (), {}, None)
 
 
 def _after_in_child() -> None:
@@ -136,6 +136,8 @@ def _after_in_child() -> None:
             sessions.discard(session)
         guards.abandon_all()
         importing.abandon()
+        if hooks.last is not None:
+            hooks.last.abandon()
         _stopped.clear()
         _after_in_parent.__setstate__(_IS_OVER)
         HERE[FORKING] = HERE[WORKING] = HERE[HELPERS] = 0

@@ -34,7 +34,7 @@ from ..system.descriptors import (
     Descriptor,
     drain,
 )
-from ..system.outside import own
+from ..system.outside import let_through, own
 from .waiting import LONGEST_WAIT
 
 TYPE_CHECKING = False
@@ -203,7 +203,8 @@ class Connection:
         try:
             for frame in self._decoder.feed(data):
                 yield decode(frame, FROM_BROKER)
-        except (FrameError, MessageError) as error:
+        except own(FrameError, MessageError) as error:
+            let_through(error.__cause__)
             raise RemoteProtocolError(f"the broker broke the protocol: {error}") from error
 
     def shut_down(self) -> None:

@@ -135,7 +135,7 @@ def greet(
                 f"the broker answered Hello with {[type(message).__name__ for message in messages]}"
             )
         return answer
-    except ConnectionEnded as error:
+    except own(ConnectionEnded) as error:
         connection.close()
         said = f"the broker{address} did not answer Hello: {error}; it is stopped, or another program listens there"
         raise _unavailable(said, may_come=True) from None

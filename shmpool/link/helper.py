@@ -81,6 +81,8 @@ _FORGET: Final = 10.0
 _LONGEST_EXIT: Final = 1.0
 #: Seconds from look to look whether the helper has come to rest.
 _COMING_TO_REST: Final = 0.0002
+#: Seconds from look to look whether the thread that is stopped has gone into others' code.
+_ITS_END: Final = 0.02
 #: A finalizer or a handler that forks in the middle of what its thread has a lock for waits for the helper so long: it
 #: may wait for that lock, and then does nothing either.
 _LOCKED_OUT: Final = 0.05
@@ -91,6 +93,25 @@ _LONGEST_REST: Final = 5.0
 UNUSED_POLL: Final = 0.05
 #: How often it looks whether the streams that are written here are still read.
 OUTGOING_POLL: Final = 0.1
+
+
+class _Thread(threading.Thread):
+    """One whose start may be interrupted. An exception behind the kernel's has threading forget a thread that is just
+    beginning, or find that it has begun: whoever comes second there gets a KeyError."""
+
+    def start(self) -> None:
+        try:
+            super().start()
+        except own(KeyError) as error:
+            if error.__context__ is None:
+                raise
+            raise error.__context__ from None
+
+    def _bootstrap(self) -> None:
+        try:
+            super()._bootstrap()  # type: ignore[misc]
+        except own(KeyError):
+            pass  # it ends: who waits for a helper has another
 
 
 class Helper:
@@ -133,7 +154,7 @@ class Helper:
         thread = self.thread
         if (thread is None or not thread.is_alive()) and not sys.is_finalizing():
             self._started_by = threading.get_native_id()
-            thread = threading.Thread(target=self._run, name="shmpool-helper", daemon=True)
+            thread = _Thread(target=self._run, name="shmpool-helper", daemon=True)
             self.thread = self._starting = thread
             handled = sys.exception()
             try:
@@ -161,17 +182,20 @@ class Helper:
 
     def stop(self) -> None:
         """Stop the thread and wait until the kernel has forgotten it: a fork must find
-        one thread less. It waits for no broker, so neither does this."""
+        one thread less. It waits for no broker, so neither does this; and where it is in others' code, as a
+        program's logging is, it is not waited for: it ends when that does."""
         thread, self.thread = self.thread, None
         if thread is None or thread is threading.current_thread():
             return
         self._seat.link.wake()
         try:
-            thread.join(_LOCKED_OUT if self._seat.is_locked_here else None)
+            gives_up = time.monotonic() + (_LOCKED_OUT if self._seat.is_locked_here else float("inf"))
+            while thread.is_alive() and not self._seat.link.is_aside and (left := gives_up - time.monotonic()) > 0:
+                thread.join(min(left, _ITS_END))
         except own(RuntimeError):
             return  # its start was interrupted, or goes on in another thread: it finds that it is not meant
         if thread.native_id == threading.get_native_id() or thread.is_alive():
-            return  # under gevent; or it waits for what this thread has
+            return  # under gevent; or it waits for what this thread has, or others have
         gone = time.monotonic() + _LONGEST_EXIT
         while os.path.exists(f"/proc/self/task/{thread.native_id}") and time.monotonic() < gone:
             os.sched_yield()
@@ -180,6 +204,7 @@ class Helper:
         """In a forked child. Who was just starting one goes on with that here, where threading has forgotten it: it
         would end with a KeyError, or be waited for without an end. It does nothing instead."""
         thread, self.thread, self._starting = self._starting, None, None
+        self._seat.link.tells_rests = False  # it may be the helper that has forked, and goes on here
         if thread is not None and not thread._started.is_set():  # type: ignore[attr-defined]
             thread._bootstrap = thread._started.set  # type: ignore[attr-defined]
             thread._started.set()  # type: ignore[attr-defined]
@@ -189,7 +214,7 @@ class Helper:
 
     def _run(self) -> None:
         HERE[WORKING] += 1
-        is_thread = False
+        is_thread, pid = False, os.getpid()
         try:
             # One that a fork has to stop (`rest`), under gevent, is never seen to rest, and no thread of the kernel's.
             is_thread = threading.get_native_id() != self._started_by
@@ -199,8 +224,9 @@ class Helper:
                 importing.waited_for.add(threading.get_ident())
             self._go_on()
         finally:
-            HERE[WORKING] -= 1
-            HERE[HELPERS] -= is_thread
+            if os.getpid() == pid:  # else a finalizer has forked here, and it is counted nowhere
+                HERE[WORKING] -= 1
+                HERE[HELPERS] -= is_thread
             importing.waited_for.discard(threading.get_ident())
 
     def _go_on(self) -> None:
@@ -240,6 +266,8 @@ class Helper:
                 return
             if link.connection is None:
                 self._tell_lost()
+                if not self._is_meant():
+                    return  # it was not waited for
                 if not self._reconnect():
                     link.serve()  # nobody raises the wanted flag for own slots now
                     continue

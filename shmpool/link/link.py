@@ -85,11 +85,13 @@ class Link(Asking):
 
     def aside(self, act: Callable[..., object], *arguments: object, is_meant: Callable[[], bool]) -> None:
         """For the helper: what is others' code, as a program's logging is. Who forks does not wait for it: it may
-        itself wait for what another hook of the fork has taken."""
+        itself wait for what another hook of the fork has taken; nor does who closes the pool."""
         self._set_resting(True)
+        self.is_aside = True
         try:
             act(*arguments)
         finally:
+            self.is_aside = False
             self._go_on(is_meant)
 
     def _go_on(self, is_meant: Callable[[], bool]) -> None:

@@ -72,6 +72,8 @@ class Sending:
         self.attempts: dict[int, Attempt] = {}
         #: The helper waits and does nothing; it looks for forks before it does anything.
         self.is_resting = False
+        #: It is in others' code (`Link.aside`).
+        self.is_aside = False
         #: Its rests are told to who forks (`HERE[WORKING]`).
         self.tells_rests = False
 

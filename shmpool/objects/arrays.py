@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from contextlib import suppress
 from math import prod
 from operator import index
 from types import TracebackType
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from ..errors import LeaseReleased
 from ..protocol.sizing import check_nbytes
 from ..system.importing import door
+from ..system.outside import own, own_or_called
 from ..uncopied import Uncopied
 from . import layout, rebuilding
 
@@ -53,8 +53,10 @@ class ArrayLease(Uncopied):
             return self._lease.publish_many(n, ttl=ttl)
         except BaseException:
             if array is not None:  # in strict mode, or with a wrong number, the lease goes on
-                with suppress(LeaseReleased):
+                try:
                     self.array = array()
+                except own(LeaseReleased):
+                    pass
             raise
 
     def release(self) -> None:
@@ -70,7 +72,7 @@ class ArrayLease(Uncopied):
         try:
             shape, dtype, strides = self.array.shape, self.array.dtype, self.array.strides
             del self.array
-        except AttributeError:
+        except own(AttributeError):
             return None
         np, lease = _numpy(), self._lease
         at = lease.nbytes - prod(shape) * dtype.itemsize
@@ -130,10 +132,10 @@ def _dimensions(shape: int | Sequence[int]) -> tuple[int, ...]:
     dimensions: tuple[int, ...]
     try:
         dimensions = (index(shape),)  # type: ignore[arg-type]
-    except TypeError:
+    except own_or_called(TypeError):
         try:
             dimensions = tuple(map(index, shape))  # type: ignore[arg-type]
-        except TypeError:
+        except own_or_called(TypeError):
             raise TypeError(f"a shape is a length or a sequence of lengths, not {shape!r:.80}") from None
     if any(length < 0 for length in dimensions):
         raise ValueError(f"an array has no negative dimensions: {shape!r}")

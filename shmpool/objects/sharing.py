@@ -27,6 +27,7 @@ from ..protocol.states import State
 from ..seat.holds import refused
 from ..shared import Shared
 from ..system.here import HERE, OURS
+from ..system.outside import own
 from .encoding import PicklerClass, encode
 
 if TYPE_CHECKING:
@@ -278,7 +279,7 @@ def check_name(pool: BasePool, name: Any) -> None:
         raise TypeError(f"a name is a str, not {type(name).__name__}")
     try:
         length = len(name.encode())
-    except UnicodeEncodeError as error:
+    except own(UnicodeEncodeError) as error:
         raise ValueError(f"a name is Unicode, {name!r} is not: {error}") from None
     most = pool.most_name_bytes
     if not 0 < length <= most:

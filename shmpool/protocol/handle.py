@@ -42,7 +42,9 @@ class Handle(bytes):
         whether it still names a publication shows when it is opened."""
         try:
             raw = bytes(memoryview(data))  # of a number bytes would make as many zeros
-        except TypeError:
+        except TypeError as error:
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise  # somebody else's: of a signal handler, or of what makes its buffer
             raise TypeError(f"the {HANDLE_BYTES} bytes of a handle are expected, not {type(data).__name__}") from None
         if len(raw) != HANDLE_BYTES:
             raise InvalidHandle(f"a handle is {HANDLE_BYTES} bytes long, these are {len(raw)}")

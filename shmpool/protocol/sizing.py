@@ -51,13 +51,16 @@ if TYPE_CHECKING:
     StrategyLike = Strategy | Literal["pooled", "chunked", "direct", "adaptive"]
 
 
+_STRATEGIES: Final[dict[object, Strategy]] = {key: one for one in Strategy for key in (one, one.value)}
+
+
 def as_strategy(strategy: StrategyLike) -> Strategy:
     """The strategy that is meant. Raises ValueError for what is none."""
-    try:
-        return Strategy(strategy)
-    except ValueError:
+    found = _STRATEGIES.get(strategy) if isinstance(strategy, str | Strategy) else None
+    if found is None:
         names = ", ".join(f"{one.value!r}" for one in Strategy)
-        raise ValueError(f"a strategy is a shmpool.Strategy or one of {names}, not {strategy!r}") from None
+        raise ValueError(f"a strategy is a shmpool.Strategy or one of {names}, not {strategy!r}")
+    return found
 
 
 class TierKind(IntEnum):

@@ -252,7 +252,7 @@ class Getting(Putting):
             while position != tail and len(taken) < most:
                 try:
                     at, kind, length, following = self.look(position, tail)
-                except Scribbled as scribbled:
+                except own(Scribbled) as scribbled:
                     if taken:
                         break  # it is told when it is the first
                     words[HEAD] = scribbled.following

@@ -103,7 +103,7 @@ class Hands:
             hand = self._first + number * self._stride
             try:
                 at, _, length, following = ring.look(position, tail)
-            except Scribbled as scribbled:
+            except own(Scribbled) as scribbled:
                 if count:
                     break
                 words[HEAD] = scribbled.following

@@ -235,7 +235,7 @@ class Memory:
         while most and position != tail:
             try:
                 at, kind, _, following = self.look(position, tail)
-            except Scribbled as scribbled:
+            except own(Scribbled) as scribbled:
                 position = scribbled.following
                 continue
             if kind in (Kind.HANDLE, Kind.PICKLED):

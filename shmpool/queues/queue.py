@@ -224,7 +224,7 @@ class Queue:
             while True:
                 try:
                     return done + one.put(items[done:], deadline)
-                except NoRoomInline as full:
+                except own(NoRoomInline) as full:
                     done += full.done
                     spilt = items[done].inline
                     assert spilt is not None

@@ -57,7 +57,7 @@ class Joining(Supply):
         clears it when its lock is free."""
         try:
             self.map(welcome, self.nonce)
-        except SeatTaken:
+        except own(SeatTaken):
             self.link.close_connection(connection)
             return False
         except own(OSError) as error:

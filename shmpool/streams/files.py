@@ -12,6 +12,7 @@ from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..system.outside import own_or_called
 from ..uncopied import Uncopied
 from .room import lease_by_any
 
@@ -209,7 +210,7 @@ class LeaseFile(_MemoryFile):
             view[self._end : self._at] = bytes(self._at - self._end)
         try:
             view[self._at : end] = source
-        except ValueError:
+        except own_or_called(ValueError):
             self._view  # noqa: B018
             raise
         self._at, self._end = end, max(self._end, end)

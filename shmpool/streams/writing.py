@@ -30,7 +30,7 @@ from ..seat.outgoing import Chunk, Outgoing, cell_of
 from ..seat.slot import LAST_BASE
 from ..system import futex, libc
 from ..system.here import HERE, OURS
-from ..system.outside import own
+from ..system.outside import own, own_or_called
 from ..system.patience import Patience
 from ..uncopied import Uncopied
 from .control import (
@@ -178,7 +178,7 @@ class StreamWriter(Uncopied, io.BufferedIOBase):
                 at += step
                 if fill == len(view):
                     self._hand_in()
-        except ValueError:
+        except own_or_called(ValueError):
             self._raise_if_discarded()
             raise
         return length
@@ -189,7 +189,7 @@ class StreamWriter(Uncopied, io.BufferedIOBase):
         try:
             if self._fill:
                 self._hand_in()
-        except ValueError:
+        except own_or_called(ValueError):
             self._raise_if_discarded()
             raise
 
@@ -393,7 +393,7 @@ class StreamWriter(Uncopied, io.BufferedIOBase):
                 self._hand_in()
             self._close(End.CLOSED)
         except BaseException as error:
-            if isinstance(error, ValueError):
+            if isinstance(error, own_or_called(ValueError)):
                 self._raise_if_discarded()
             self.discard()
             raise

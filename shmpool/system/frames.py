@@ -6,6 +6,8 @@ their variables had: a lease, a record, a view that nobody knows of, and that wo
 
 from __future__ import annotations
 
+from .outside import own
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -26,7 +28,7 @@ def clear(error: BaseException | None) -> None:
             if str(trace.tb_frame.f_globals.get("__name__")).startswith(_OURS):
                 try:
                     trace.tb_frame.clear()
-                except RuntimeError:
+                except own(RuntimeError):
                     pass  # it goes on
             trace = trace.tb_next
         error = error.__context__

@@ -9,7 +9,7 @@ What came before a fork comes behind the hooks of all others: in one of theirs i
 does left undone (logging's gives its locks back). So a hook is registered for it then, and another when modules were
 imported since, which may have hooks: there is no way to take one away.
 
-What comes while another is just being kept is printed, as ever. What a hook's own work raises is not kept: where
+Of several the last arrives, with the others as its context. What a hook's own work raises is not kept: where
 memory was short, say, a second try is the answer.
 """
 
@@ -21,8 +21,9 @@ import sys
 from collections import deque
 from functools import partial
 from itertools import repeat
+from operator import itemgetter
 
-from .outside import OURS, origin
+from .outside import OURS, is_a_handlers, origin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,10 +48,26 @@ class Arrival:
 
     def __init__(self) -> None:
         self.hook: Any = partial(bool)
+        #: What has yet to come there, with what is sent for it.
+        self._waits: list[tuple[Any, BaseException]] = []
 
     def put(self, error: BaseException) -> None:
-        """It comes there once, in this thread."""
-        self.hook.__setstate__((next, (_sending(error), None), {}, None))
+        """It comes there once, in this thread; what waits there already, as what it came in the middle of."""
+        for _, earlier in self._waits:
+            _put_behind(earlier, error)
+        self._waits = waits = [(ctypes.py_object(_kind_of(error)), error)]
+        sending = map(_send, [ctypes.c_ulong(_number())], map(itemgetter(0), iter(waits.pop, None)))
+        self.hook.__setstate__((next, (sending, None), {}, None))
+
+    def abandon(self) -> None:
+        """In a forked child: its parent has it."""
+        self._waits = []
+        self.hook.__setstate__((bool, (), {}, None))
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether anything has yet to come there."""
+        return bool(self._waits)
 
 
 def unbroken(act: Callable[[], None], put: Callable[[BaseException], None]) -> Callable[[], None]:
@@ -69,15 +86,21 @@ def in_child(act: Callable[[], None]) -> None:
 
 def put_last(error: BaseException) -> None:
     """Before a fork: it comes behind all hooks."""
-    global _last, _modules
-    if _last is None or _modules != len(sys.modules):
-        last, _modules = Arrival(), len(sys.modules)
-        os.register_at_fork(after_in_parent=last.hook)
-        _last = last
-    _last.put(error)
+    global last, _modules
+    if last is None or (_modules != len(sys.modules) and not last.is_awaited):
+        new, _modules = Arrival(), len(sys.modules)
+        os.register_at_fork(after_in_parent=new.hook)
+        last = new
+    last.put(error)
 
 
-_last: Arrival | None = None
+def put_first(arrival: Arrival, error: BaseException) -> None:
+    """Behind a fork, there; but behind all hooks, where something waits: one thread is sent one at a time."""
+    (last if last is not None and last.is_awaited else arrival).put(error)
+
+
+#: Where what came before a fork comes.
+last: Arrival | None = None
 _modules = 0
 
 
@@ -89,31 +112,67 @@ def _stand_by(act: Callable[[], None], put: Callable[[BaseException], None], rea
 
 
 def _turn(act: Callable[[], None], put: Callable[[BaseException], None], ready: _Ready) -> Generator[None, None, None]:
-    kept: list[BaseException] = []  # a variable would be in a circle with its traceback
+    # In a list, that is emptied: a variable would be in a circle with its traceback. What keeps one calls nothing, so
+    # that none comes there; and where the inner loop jumps back, and one may come, is within the outer `try`.
+    kept: list[BaseException] = []
     is_ready, tries = False, 0
     while True:
         try:
-            if not is_ready:
-                is_ready = True
-                yield
-            _stand_by(act, put, ready)
-            act()
-            while kept:
-                put(kept.pop())
-            return
-        except GeneratorExit:
-            return
+            while True:
+                tries += 1
+                try:
+                    if not is_ready:
+                        is_ready = True
+                        yield
+                    _stand_by(act, put, ready)
+                    act()
+                    _put_together(kept, put)
+                    return
+                except GeneratorExit:
+                    return
+                except BaseException as error:
+                    kept += [error]
+                    if tries >= _TRIES:
+                        del kept[:]
+                        raise
         except BaseException as error:
-            tries += 1
-            if tries == _TRIES:
+            if tries >= _TRIES:
                 raise
-            if _comes_from_outside(error):
-                kept[:] = [error]
+            kept += [error]
+
+
+def _put_together(kept: list[BaseException], put: Callable[[BaseException], None]) -> None:
+    """Put the last of those that came from outside, and the others as what it came in the middle of. May be done
+    again."""
+    while kept and not _comes_from_outside(kept[-1]):
+        kept.pop()
+    while len(kept) > 1:
+        if _comes_from_outside(kept[-2]):
+            _put_behind(kept[-2], kept[-1])
+        del kept[-2]
+    if kept:
+        put(kept[0])
+        kept.clear()
+
+
+def _put_behind(earlier: BaseException, later: BaseException) -> None:
+    """As if *later* had been raised in the middle of what *earlier* ended."""
+    before, after = _contexts(earlier), _contexts(later)
+    if not any(error in before for error in after):
+        after[-1].__context__ = earlier
+
+
+def _contexts(error: BaseException) -> list[BaseException]:
+    chain, behind = [error], error.__context__
+    while behind is not None and behind not in chain:
+        chain.append(behind)
+        behind = behind.__context__
+    return chain
 
 
 def _comes_from_outside(error: BaseException) -> bool:
     """From a handler, or another thread: not of the kinds that the work itself raises, or not by it."""
-    if not isinstance(error, Exception):
+    if not isinstance(error, Exception) or is_a_handlers(error):
         return True
     if isinstance(error, MemoryError | RecursionError):
         return False
@@ -125,14 +184,14 @@ def _comes_from_outside(error: BaseException) -> bool:
     return trace is not None and origin(trace.tb_frame.f_globals.get("__name__")) not in OURS
 
 
-def _sending(error: BaseException) -> map[int]:
-    """Sends it to this thread when it goes on."""
+def _kind_of(error: BaseException) -> type[BaseException]:
+    """What is sent to a thread for it."""
     box, kind = [error], type(error)
-    if kind is not KeyboardInterrupt or error.args:  # CPython makes one of the class, with no argument
+    if kind is not KeyboardInterrupt or error.args or error.__context__:  # else CPython makes one of the class
         # Where an error is being handled CPython asks for the instance, and asks the class again about what it got.
         space: dict[str, Any] = {"__new__": lambda _, *got: got[0] if got else box.pop()}
         try:
             kind = type(kind.__name__, (kind,), space)
         except Exception:  # it has a mind of its own about what comes below it
             kind = type(kind.__name__, (BaseException,), space)
-    return map(_send, [ctypes.c_ulong(_number())], [ctypes.py_object(kind)])
+    return kind

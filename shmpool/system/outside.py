@@ -1,12 +1,11 @@
 """What comes from outside into the middle of our work: a signal handler's exception, or another thread's.
 
 It may be of any kind, an OSError too: alarms mostly raise TimeoutError. A clause that catches what its call may raise
-would take it for the call's, and nobody would ever see it. So such a clause says ``except own(OSError):``. That is
-looked at only when there is an exception, and matches none that came from outside.
+would take it for the call's, and nobody would ever see it. So each clause that handles anything says
+``except own(OSError):``. That is looked at only when there is an exception, and matches none that came from outside.
 
-Not told from ours: a handler's in C with an errno, and what a handler raises that is no longer set, out of the
-standard library and with an errno. BufferError and AttributeError are caught as they are: these clauses are on the
-way of every release, and no handler means them.
+Not told from ours: a handler's in C that has arguments, and what a handler raises that is no longer set, out of the
+standard library and with an errno.
 """
 
 from __future__ import annotations
@@ -28,35 +27,58 @@ def origin(module: object) -> str:
 
 
 #: Whose errors, and whose code, those of our work are.
-OURS: Final = sys.stdlib_module_names | {origin(__name__)}
+_HERE: Final = origin(__name__)
+OURS: Final = sys.stdlib_module_names | {_HERE}
+#: Whose errors C raises without arguments.
+_SAY_NOTHING: Final = (MemoryError, StopIteration)
 
 
 def own(*kinds: type[_E]) -> tuple[type[_E], ...]:
     """For an ``except`` clause: *kinds*; none of them when what is just being caught came from outside."""
     error = sys.exception()
-    return () if error is not None and _is_from_outside(error) else kinds
+    if error is None:
+        return kinds
+    trace = error.__traceback__
+    if type(error) in kinds and error.args and trace is not None and trace.tb_next is None:
+        return kinds  # by what is called in C there: on the way of each release over whose view an array lies
+    return () if is_from_outside(error) else kinds
 
 
 def own_or_called(*kinds: type[_E]) -> tuple[type[_E], ...]:
     """The same where code of users is called, or numpy's: what that raises is not from outside."""
     error = sys.exception()
-    return () if error is not None and _is_a_handlers(error) else kinds
+    return () if error is not None and is_a_handlers(error) else kinds
 
 
-def _is_from_outside(error: BaseException) -> bool:
-    if getattr(error, "errno", None) is None:
-        if origin(type(error).__module__) not in OURS or (isinstance(error, OSError) and not error.args):
-            return True  # the last is another thread's: neither ours nor the kernel's are bare
-        # One with an errno is the kernel's, through whatever was put around its call: gevent's, a profiler's.
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-            if trace.tb_next is None and origin(trace.tb_frame.f_globals.get("__name__")) not in OURS:
-                return True
-    return _is_a_handlers(error)
+def let_through(error: BaseException | None) -> None:
+    """Raise it anew where a handler has: something has put an error of its own around it."""
+    if error is not None and is_a_handlers(error):
+        raise error
 
 
-def _is_a_handlers(error: BaseException) -> bool:
+def is_from_outside(error: BaseException) -> bool:
+    """Whether neither our work has raised it, nor what that calls."""
+    return _is_anothers(error) or is_a_handlers(error)
+
+
+def _is_anothers(error: BaseException) -> bool:
+    """Whether it came from another thread, or out of code that is neither ours nor Python's."""
+    if getattr(error, "errno", None) is not None:
+        return False  # the kernel's, through whatever was put around its call: gevent's, a profiler's
+    if origin(type(error).__module__) not in OURS or (isinstance(error, OSError) and not error.args):
+        return True  # the last is another thread's: neither ours nor the kernel's are bare
+    trace, where = error.__traceback__, _HERE
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+        if trace.tb_next is None:
+            where = origin(trace.tb_frame.f_globals.get("__name__"))
+    if where != _HERE:
+        return where not in OURS
+    # Of another thread's there is the class alone; what C raises in our code says something, where there is memory.
+    return not error.args and type(error).__module__ == "builtins" and not isinstance(error, _SAY_NOTHING)
+
+
+def is_a_handlers(error: BaseException) -> bool:
     """Whether it came through a signal handler that is set."""
     trace = error.__traceback__
     if trace is None or trace.tb_next is None:

@@ -543,6 +543,41 @@ for nbytes in (1000, 300_000, 2 << 20):
 
 
 #: 3.12 warns of forks beside threads.
+FORKS_IN_THE_HELPER = """
+import gc, os, sys, threading, time
+import shmpool
+class Forks:
+    def __init__(self):
+        self.circle = self
+    def __del__(self):
+        if threading.current_thread().name != "shmpool-helper":
+            Forks()
+        elif not forked:
+            forked.append(os.fork())
+            if not forked[-1]:
+                gc.set_threshold(0)
+forked = []
+pool = shmpool.connect(sys.argv[1])
+gc.set_threshold(1)
+Forks()
+while not forked:
+    pool.lease(1000).release()
+    pool._session.wake_helper()
+    time.sleep(0.001)
+gc.set_threshold(0)
+print(os.waitpid(forked[0], 0)[1])
+pool.lease(1000).release()
+pool.close()
+"""
+
+
+def test_a_helper_that_a_finalizer_forks_in_goes_on_in_the_parent_and_ends_in_the_child(start: Start) -> None:
+    """It counted itself out in the child, where nobody had counted it in, and printed an error."""
+    line = [*UNWARNED, "-c", FORKS_IN_THE_HELPER, start().address]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 UNWARNED = (sys.executable, "-W", "ignore::DeprecationWarning")
 
 LATE = """if True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import copy
 import io
+import logging
 import multiprocessing
 import pickle
 import signal
@@ -189,6 +190,38 @@ def test_a_broker_that_is_lost_and_found_is_told_of(daemon: Any, caplog: pytest.
         assert pool.name != name
     for segment in Path("/dev/shm").glob(f"*{name}*"):  # nobody's any more
         segment.unlink()
+
+
+def test_close_does_not_wait_for_a_log_handler_that_the_helper_is_in(daemon: Any) -> None:
+    """It may hold what that waits for."""
+    first = daemon(on_stop="keep")
+    has_come, may_go_on = threading.Event(), threading.Event()
+
+    class Waits(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "is back" in record.getMessage():
+                has_come.set()
+                may_go_on.wait(60)
+
+    handler, logger = Waits(), logging.getLogger("shmpool")
+    before = logger.level
+    logger.setLevel("INFO")
+    logger.addHandler(handler)
+    try:
+        pool = shmpool.connect(first.address)
+        first.end(signal.SIGTERM)
+        daemon()
+        assert has_come.wait(30)
+        closer = threading.Thread(target=pool.close)
+        closer.start()
+        closer.join(30)
+        has_closed = not closer.is_alive()
+    finally:
+        may_go_on.set()
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+    assert has_closed
+    eventually(lambda: not any(thread.name == "shmpool-helper" for thread in threading.enumerate()))
 
 
 def test_a_program_that_did_not_set_up_logging_is_not_bothered() -> None:
