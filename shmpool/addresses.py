@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from .errors import ConfigError
-from .system.outside import own
+from .system.outside import exists, own, variable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,15 +35,15 @@ def resolve(address: str | os.PathLike[str] | None = None) -> str:
         if not path or "\0" in path:
             raise ConfigError(f"{path!r} is no path of a socket: name one, or leave it out for the usual one")
         return str(path)
-    return os.environ.get(ENVIRONMENT) or _existing_own() or SYSTEM_SOCKET
+    return variable(ENVIRONMENT) or _existing_own() or SYSTEM_SOCKET
 
 
 def own_socket() -> str:
     """Where a user's own broker listens, and is looked for: below ``$XDG_RUNTIME_DIR``; where
     that is not set, or is not there, below ``/run/user/UID`` or in ``/tmp/shmpool-UID``."""
     uid = os.geteuid()
-    for runtime in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}"):
-        if runtime and os.path.isdir(runtime) and os.access(runtime, os.W_OK | os.X_OK, effective_ids=True):
+    for runtime in (variable("XDG_RUNTIME_DIR"), f"/run/user/{uid}"):
+        if runtime and exists(f"{runtime}/") and os.access(runtime, os.W_OK | os.X_OK, effective_ids=True):
             return os.path.join(runtime, USER_SOCKET)
     return f"/tmp/shmpool-{uid}/{os.path.basename(USER_SOCKET)}"
 
@@ -56,4 +56,4 @@ def _existing_own() -> str | None:
         directory = os.stat(os.path.dirname(path))
     except own(OSError):
         return None
-    return path if directory.st_uid in (0, os.geteuid()) and os.path.exists(path) else None
+    return path if directory.st_uid in (0, os.geteuid()) and exists(path) else None

@@ -10,7 +10,7 @@ from .addresses import MAX_PATH, own_socket
 from .protocol.names import SHM_DIR
 from .system.importing import door
 from .system.limits import explain
-from .system.outside import own
+from .system.outside import exists, own
 
 _WITHOUT = "or run this command under `shmpool run -- …`, or use shmpool.Broker() or connect(autostart=True)"
 
@@ -52,7 +52,7 @@ def unmappable(address: str, error: OSError) -> str:
 def _start_command(address: str) -> str:
     """A command that this user may run, and whose broker is then found."""
     directory = os.path.dirname(os.path.abspath(address))
-    while not os.path.exists(directory):
+    while not exists(directory):
         directory = os.path.dirname(directory)
     if os.access(directory, os.W_OK | os.X_OK):
         return f"`shmpoold --socket {address}`"

@@ -27,7 +27,7 @@ from .protocol.names import lock_path, pool_prefix, seats_path, tickets_path
 from .system.lifeline import Lifeline
 from .system.limits import explain
 from .system.locks import FileLock
-from .system.outside import own, own_or_called
+from .system.outside import exists, own, own_or_called, variable
 
 #: Seconds until a new broker must have said that it is ready.
 START_TIMEOUT: Final = 30.0
@@ -215,7 +215,7 @@ def _remove_pool(address: str, pid: int) -> None:
     lock, and only if the note in it is that broker's: a pool that another has taken up
     in the meantime is none of our business."""
     lock = FileLock(lock_path(address))
-    if not os.path.exists(lock.path):
+    if not exists(lock.path):
         return  # it never came so far
     try:
         if not lock.try_acquire():
@@ -244,7 +244,7 @@ def _describe(status: int) -> str:
 
 def _make_directory() -> str:
     """A private directory whose path leaves room for a socket's name."""
-    candidates = [os.environ.get("XDG_RUNTIME_DIR", ""), os.environ.get("TMPDIR", ""), "/tmp"]
+    candidates = [variable("XDG_RUNTIME_DIR"), variable("TMPDIR"), "/tmp"]
     failure: OSError = FileNotFoundError(errno.ENOENT, "no usable directory", "/tmp")
     for base in candidates:
         path = os.path.join(base, f"shmpool-{os.urandom(6).hex()}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from functools import cache
 
@@ -15,7 +14,7 @@ from .queues.verbs import QueueVerbs
 from .seat.session import Session
 from .streams.verbs import StreamVerbs
 from .system.importing import door
-from .system.outside import own
+from .system.outside import own, variable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def _pool_class(has_checksums: bool, is_traced: bool) -> type[Pool]:
 
 def open_pool(address: str | None, timeout: float, strict: bool) -> Pool:
     """A new pool; the options are those of `shmpool.connect`."""
-    strict = strict or os.environ.get("SHMPOOL_STRICT", "") not in ("", "0")
+    strict = strict or variable("SHMPOOL_STRICT") not in ("", "0")
     return Pool(address, timeout=check_timeout(timeout), strict=strict)
 
 

@@ -41,7 +41,7 @@ from .protocol.totals import counted, kept_by
 from .stats import Stats
 from .system import heirs
 from .system.locks import pool_id_in
-from .system.outside import own
+from .system.outside import own, real_path
 from .system.processes import command
 
 #: Rows that nobody has, side by side.
@@ -68,7 +68,7 @@ def read_stats(address: str, why: BrokerUnavailable) -> Stats:
 
 
 def _pool_id(address: str) -> int:
-    fd = os.open(tickets_path(os.path.realpath(address)), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(tickets_path(real_path(address)), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd, "rb"):
         return pool_id_in(fd)
 

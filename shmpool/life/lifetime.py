@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import warnings
@@ -15,6 +14,7 @@ from ..link.waiting import check_timeout
 from ..pool import BasePool
 from ..seat.session import Session
 from ..system.here import HERE, OURS
+from ..system.outside import variable
 from . import closing
 
 TYPE_CHECKING = False
@@ -30,7 +30,7 @@ class PoolLife(BasePool):
         self._timeout = timeout = check_timeout(timeout)
         self.address = resolve(address)
         self._strict = strict
-        self._is_traced = os.environ.get("SHMPOOL_TRACE", "") not in ("", "0")
+        self._is_traced = variable("SHMPOOL_TRACE") not in ("", "0")
         self._is_closed = False
         #: One thread connects; a finalizer that comes in the middle of it does so first.
         self._connecting = threading.RLock()

@@ -19,7 +19,7 @@ from ..errors import BrokerUnavailable
 from ..system import importing
 from ..system.descriptors import drain
 from ..system.here import FORKING, HELPERS, HERE, WORKING
-from ..system.outside import own
+from ..system.outside import exists, own
 from .connection import Interruption
 from .hello import jitter
 from .link import Link
@@ -197,7 +197,7 @@ class Helper:
         if thread.native_id == threading.get_native_id() or thread.is_alive():
             return  # under gevent; or it waits for what this thread has, or others have
         gone = time.monotonic() + _LONGEST_EXIT
-        while os.path.exists(f"/proc/self/task/{thread.native_id}") and time.monotonic() < gone:
+        while exists(f"/proc/self/task/{thread.native_id}") and time.monotonic() < gone:
             os.sched_yield()
 
     def abandon(self) -> None:

@@ -15,7 +15,7 @@ import struct
 
 from ..protocol.frozen import NamedTuple
 from .descriptors import Descriptor, open_owned
-from .outside import own
+from .outside import own, real_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def open_beside(socket: str, path_of: Callable[[str], str], expected: Sequence[i
     """Open a lock file beside a broker's socket, links of its path resolved; the descriptor
     is close-on-exec. Raises OSError when it is not the one that the broker *expected* (device,
     inode), or not this pool's: locks in it would exclude nobody."""
-    path = path_of(os.path.realpath(socket))
+    path = path_of(real_path(socket))
     fd = open_owned(os.open, path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
     if (FileId.of(fd), pool_id_in(fd)) != (tuple(expected), pool_id):
         raise FileNotFoundError(

@@ -17,7 +17,7 @@ from ..protocol.names import SHM_DIR
 from ..protocol.sizing import KIB, MIB, format_bytes
 from .descriptors import open_owned
 from .importing import door
-from .outside import own
+from .outside import exists, own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def _lineage(mount: tuple[str, str] | None, inner: str, limit: str, usage: str, 
         inner = inner.removeprefix(root) if f"{inner}/".startswith(f"{root}/") else "/"
     while True:
         path = point + inner.rstrip("/")
-        if os.path.exists(f"{path}/{limit}"):
+        if exists(f"{path}/{limit}"):
             yield MemoryGroup(path, limit, usage, (prefix + "inactive_file", prefix + "active_file"))
         if inner in ("/", ""):
             return

@@ -6,10 +6,13 @@ would take it for the call's, and nobody would ever see it. So each clause that 
 
 Not told from ours: a handler's in C that has arguments, and what a handler raises that is no longer set, out of the
 standard library and with an errno.
+
+Some of the standard library's calls catch for themselves what a handler may raise in them: those are here anew.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 
@@ -105,3 +108,32 @@ def _handlers() -> set[CodeType]:
                 if code is not None:
                     found.add(code)
     return found
+
+
+# --- calls of the standard library's that would take it for their own -------------------------------------
+
+
+def exists(path: str) -> bool:
+    """As `os.path.exists`."""
+    try:
+        os.stat(path)
+    except own(OSError, ValueError):
+        return False
+    return True
+
+
+def real_path(path: str) -> str:
+    """As `os.path.realpath`."""
+    try:
+        return os.path.realpath(path, strict=True)
+    except own(OSError):
+        return os.path.realpath(path)
+
+
+def variable(name: str) -> str:
+    """An environment variable; empty where it is not set."""
+    try:
+        return os.environ[name]
+    except own(KeyError) as error:
+        let_through(error.__context__)
+        return ""

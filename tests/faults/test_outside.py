@@ -14,8 +14,10 @@ from types import FrameType
 from typing import NoReturn
 
 import pytest
+from interrupter import Interrupter
 
 import shmpool
+from shmpool.system import outside
 from shmpool.system.outside import own, own_or_called
 
 NOWHERE = "/nowhere/at/all"
@@ -157,6 +159,66 @@ def test_who_catches_asks_whose_it_is() -> None:
             if is_wrong:
                 beside.append(f"{name}:{node.lineno}")
     assert beside == []
+
+
+#: These catch what comes in the middle of them: `system.outside` has others.
+CATCHES_ITSELF = re.compile(r"os\.path\.(exists|lexists|isdir|isfile|islink|realpath)\(|environ\.get\(|os\.getenv\(")
+#: At the import of the package; and the other itself.
+BEFORE_ALL = ("protocol/names.py", "_fast/__init__.py", "system/outside.py")
+
+
+def test_nobody_calls_what_takes_a_handler_s_exception_for_its_own() -> None:
+    beside = [
+        f"{path.relative_to(SOURCES)}: {call[0]}"
+        for path in SOURCES.rglob("*.py")
+        if not str(path.relative_to(SOURCES)).startswith((*NO_CLIENT, *BEFORE_ALL))
+        for call in CATCHES_ITSELF.finditer(path.read_text())
+    ]
+    assert beside == []
+
+
+def test_calls_of_the_standard_library_s_let_a_handler_s_exception_through(tmp_path: Path) -> None:
+    """At each of their places."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    calls: list[tuple[Callable[[], object], object, BaseException]] = [
+        (lambda: outside.exists(str(link)), True, FileNotFoundError("the handler's")),
+        (lambda: outside.exists(f"{link}/no"), False, FileNotFoundError("the handler's")),
+        (lambda: outside.real_path(str(link)), str(tmp_path.resolve()), OSError("the handler's")),
+        (lambda: outside.variable("PATH"), os.environ["PATH"], KeyError("the handler's")),
+        (lambda: outside.variable("NO_SUCH_ONE"), "", KeyError("the handler's")),
+    ]
+    for call, expected, error in calls:
+        whole = AtAPlace(-1, error)
+        with whole:
+            assert call() == expected
+        for n in range(1, -whole.left):
+            with AtAPlace(n, error):
+                came = None
+                try:
+                    call()
+                except type(error) as caught:
+                    came = caught
+            error.__traceback__ = error.__context__ = None
+            assert came is error, n
+
+
+class AtAPlace(Interrupter):
+    """By a handler, also in the standard library's code."""
+
+    def __init__(self, n: int, error: BaseException) -> None:
+        super().__init__(n)
+        signal.signal(signal.SIGUSR1, raising(error))
+
+    def _is_traced(self, frame: FrameType) -> bool:
+        return (
+            "posixpath" in frame.f_code.co_filename
+            or "genericpath" in frame.f_code.co_filename
+            or (frame.f_code.co_filename in (outside.__file__, os.__file__))
+        )
+
+    def _interrupt(self) -> None:
+        signal.raise_signal(signal.SIGUSR1)
 
 
 def asks(name: str, clause: ast.ExceptHandler) -> bool:
