@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from corners import corner
 
 pytest.importorskip("hatchling", reason="the build backend is not installed")
 
@@ -59,9 +60,11 @@ def reason_in(wheel: Path) -> str:
     ("env", "reason"),
     [
         (NO_COMPILER, "there was no C compiler (no-such-compiler) when it was installed"),
-        ({"CC": "/bin/false"}, "its compilation failed when it was installed: /bin/false ended with status 1"),
-        ({"CC": "/bin/true"}, "its compilation failed when it was installed: /bin/true made nothing"),
-        ({"SHMPOOL_PURE": "1"}, "it was installed with SHMPOOL_PURE=1"),
+        *corner(
+            ({"CC": "/bin/false"}, "its compilation failed when it was installed: /bin/false ended with status 1"),
+            ({"CC": "/bin/true"}, "its compilation failed when it was installed: /bin/true made nothing"),
+            ({"SHMPOOL_PURE": "1"}, "it was installed with SHMPOOL_PURE=1"),
+        ),
     ],
     ids=str,
 )

@@ -46,6 +46,7 @@ def test_objects_are_reduced_by_workers() -> None:
     assert "50 frames of 921600 bytes reduced" in run.stdout
 
 
+@pytest.mark.long
 def test_what_is_born_shared_or_read_by_many_arrives() -> None:
     for name, says in (("born", "50 frames, filled"), ("shared", "4 processes read one table, which was made once")):
         run = subprocess.run(
@@ -63,6 +64,7 @@ def test_a_web_service_has_its_uploads_worked_on_in_shared_memory() -> None:
     assert "dark pixels of 4 images: [2000, 2000, 0, 0]" in run.stdout
 
 
+@pytest.mark.long
 def test_a_pool_s_map_passes_its_frames_through_the_pool() -> None:
     run = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / "pool_map.py")], capture_output=True, text=True, timeout=100

@@ -72,6 +72,7 @@ def test_a_prefix_that_could_be_taken_for_another_is_refused(prefix: str) -> Non
     assert "ConfigError: SHMPOOL_PREFIX is" in run("-c", "import shmpool", SHMPOOL_PREFIX=prefix)
 
 
+@pytest.mark.long
 def test_sockets_have_room_however_long_the_path_of_temporary_files_is(tmp_path: Path) -> None:
     longer = tmp_path / ("as-build-servers-make-them-" + "x" * 100)
     longer.mkdir()
@@ -92,6 +93,7 @@ def test_what_a_test_starts_does_not_ignore_signals(number: signal.Signals) -> N
     assert run("-c", code) == "False\n"
 
 
+@pytest.mark.long
 def test_all_folders_can_be_named_on_one_command_line() -> None:
     """pytest imports modules outside packages by their bare names: each is one module for the whole run."""
     paths = [path for path in TESTS.rglob("*.py") if not (path.parent / "__init__.py").exists()]

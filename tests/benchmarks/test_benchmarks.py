@@ -176,6 +176,7 @@ def test_a_peer_that_cannot_start_is_reported_with_the_reason():
     assert "memory_limit" in run.stdout
 
 
+@pytest.mark.exhaustive
 def test_scale_measures_each_event_in_each_pool(tmp_path):
     written = tmp_path / "scale.json"
     run = benchmarks("scale", "--rounds", "1", "--clients", "1,20", "--leases", "100,500", "--json", str(written))

@@ -466,7 +466,7 @@ def test_empty_files_are_a_line_and_little_input_is_told_without_speed(tmp_path:
     for number in range(31):
         (tmp_path / f"empty{number}").touch()
     (tmp_path / "little").write_bytes(b"hi\n")
-    done = shmpool_command("demo", str(tmp_path))
+    done = shmpool_command("demo", str(tmp_path), "--readers=1", "--workers=1")
     assert done.returncode == 0
     assert "31 files left out, empty; --verbose names them\n" in done.stdout
     assert str(tmp_path / "empty") not in done.stdout
@@ -527,6 +527,7 @@ def test_an_interrupted_demo_leaves_nothing(many: Path, number: signal.Signals, 
     assert "Traceback" not in err
 
 
+@pytest.mark.long
 def test_a_killed_demo_takes_all_its_processes_along(many: Path) -> None:
     line = command("demo", str(many))
     with subprocess.Popen(line, env=ENV, stdout=subprocess.PIPE, start_new_session=True) as process:
@@ -549,6 +550,7 @@ def _members_of(session: int) -> list[str]:
     return found
 
 
+@pytest.mark.long
 def test_a_terminal_gets_a_progress_bar_and_no_names_of_empty_files(tree: Path) -> None:
     for number in range(40):
         (tree / f"empty{number}").touch()

@@ -154,7 +154,7 @@ def alone_with_ann() -> Iterator[None]:
 
 @as_root
 @pytest.mark.usefixtures("alone_with_ann")
-@pytest.mark.parametrize("runtime", [*corner("", "/nowhere"), "/root"])
+@pytest.mark.parametrize("runtime", corner("", "/nowhere", "/root"))
 def test_without_a_runtime_directory_daemon_and_client_agree_on_another(runtime: str) -> None:
     """As after `su`, in cron or in a container."""
     home = Path(f"/tmp/shmpool-{ANN}")

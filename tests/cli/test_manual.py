@@ -9,6 +9,7 @@ import pytest
 from cli_helpers import shmpool_command
 
 
+@pytest.mark.long
 def test_the_pages_and_completions_are_those_of_the_commands() -> None:
     pytest.importorskip("click_man")
     from manual import DOCS, made

@@ -143,7 +143,7 @@ def test_ctrl_c_of_a_terminal_reaches_the_command_once() -> None:
 
 @pytest.mark.parametrize(
     ("script", "status"),
-    [("echo ready; exec sleep 100", 129), ("trap 'exit 7' HUP; echo ready; while :; do sleep 0.05; done", 7)],
+    corner(("trap 'exit 7' HUP; echo ready; while :; do sleep 0.05; done", 7), ("echo ready; exec sleep 100", 129)),
 )
 def test_a_terminal_that_hangs_up_is_told_to_the_command(script: str, status: int) -> None:
     """The kernel tells the session's leader alone, and the leader is ours."""

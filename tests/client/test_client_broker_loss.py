@@ -333,7 +333,7 @@ def test_slot_given_back_during_a_reconnect_is_not_taken_for_a_lost_grant(broker
                 super().__delitem__(row)
                 reconnects.append(threading.Thread(target=session._adopt_unknown))
                 reconnects[-1].start()
-                reconnects[-1].join(0.5)  # it ends by then, unless it rightly waits for us
+                reconnects[-1].join(0.1)  # it ends by then, unless it rightly waits for us
 
         session._owned = Owned(session._owned)
         session.return_all()

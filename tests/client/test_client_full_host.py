@@ -67,8 +67,8 @@ def on_a_small_host(script: str) -> str:
 @pytest.mark.parametrize(
     ("strategy", "nbytes", "timeout"),
     [
-        ("POOLED", 200_000, "0"),
         ("CHUNKED", 500_000, "0.2"),
+        pytest.param("POOLED", 200_000, "0", marks=pytest.mark.long),
         pytest.param("POOLED", 200_000, "0.2", marks=pytest.mark.long),
         pytest.param("CHUNKED", 500_000, "0", marks=pytest.mark.long),
     ],

@@ -562,7 +562,10 @@ def unready(broker: shmpool.Broker, is_ready: bool) -> contextlib.AbstractContex
     return contextlib.nullcontext() if is_ready else broker.connect()
 
 
-@pytest.mark.parametrize(("is_ready", "step"), [(True, 1), (False, 7), pytest.param(False, 1, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("is_ready", "step"),
+    [(True, 3), *corner((False, 11), (True, 1), (False, 1))],
+)
 def test_hook_that_is_interrupted_leaves_no_window_unguarded(
     start: Start, monkeypatch: pytest.MonkeyPatch, is_ready: bool, step: int
 ) -> None:

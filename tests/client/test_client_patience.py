@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from client_helpers import MIB, Connect, StartDaemon, eventually, pattern, run_script
-from corners import across
+from corners import across, corner
 
 import shmpool
 
@@ -123,7 +123,7 @@ def test_autostart_waits_for_nobody_where_nobody_listens(tmp_path: Path) -> None
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
 
 
-@pytest.mark.parametrize(("restarts", "is_away"), across((1, 2), (True, False)))
+@pytest.mark.parametrize(("restarts", "is_away"), corner((2, True), (1, True), (1, False), (2, False)))
 def test_a_view_that_outlives_its_pool_keeps_its_bytes_over_restarts(
     daemon: StartDaemon, address: str, restarts: int, is_away: bool
 ) -> None:

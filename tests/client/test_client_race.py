@@ -8,6 +8,7 @@ from typing import Any
 import client_workers
 import pytest
 from client_helpers import Connect, child, hear, pattern
+from corners import corner
 from patience import rounds
 
 import shmpool
@@ -29,7 +30,7 @@ def publish_batch(pool: shmpool.Pool, number: int) -> list[Handle]:
     return handles
 
 
-@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.parametrize("method", corner("fork", "spawn"))
 def test_two_processes_never_both_open_a_handle(connect: Connect, method: str) -> None:
     pool = connect()
     opener = client_workers.open_all

@@ -18,7 +18,7 @@ from typing import Any
 import client_workers
 import pytest
 from client_helpers import KIB, MIB, PATIENCE, Connect, Start, child, eventually, hear
-from corners import sizes
+from corners import corner, sizes
 
 import shmpool
 from shmpool.seat.session import Session
@@ -244,7 +244,7 @@ class Meanwhile:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # a lease was open when its pool was closed
-@pytest.mark.parametrize("step", sizes(31, 13, 1))
+@pytest.mark.parametrize("step", sizes(61, 13, 1))
 def test_lease_whose_pool_another_thread_closes_meanwhile_says_so(connect: Connect, step: int) -> None:
     """At any line of what is done with it: it ends well or raises, and nothing is left."""
     verbs: dict[str, Callable[[shmpool.Lease], Any]] = {
@@ -294,11 +294,12 @@ def test_pool_that_is_closed_while_a_segment_goes_back_stores_nothing_afterwards
     assert n > 3
 
 
-def test_segment_whose_ticket_is_closed_while_it_is_published_is_stored_to_no_more(start: Start) -> None:
+@pytest.mark.parametrize("step", corner(4, 1))
+def test_segment_whose_ticket_is_closed_while_it_is_published_is_stored_to_no_more(start: Start, step: int) -> None:
     """At every line of it. Its row may be another's as soon as its ticket is closed."""
     broker = start(memory_limit="16MiB")
     other = broker.connect()
-    for n in itertools.count(1):
+    for n in itertools.count(random.randint(1, step), step):
         pool = broker.connect()  # anew: a steady producer would keep its segment
 
         taken: list[shmpool.Lease] = []
@@ -409,14 +410,15 @@ def test_open_that_a_recall_meets_keeps_its_bytes(start: Start, nbytes: int) -> 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # a buffer is open when its pool is closed
 @pytest.mark.parametrize("tickets", ["locks", pytest.param("cas", marks=pytest.mark.long)])
 @pytest.mark.parametrize(("verb", "within"), [("open", "open"), ("discard", "_under_lock")])
+@pytest.mark.parametrize("step", corner(3, 1))
 def test_ticket_is_taken_before_the_seat_ends_or_not_at_all(
-    start: Start, monkeypatch: pytest.MonkeyPatch, verb: str, within: str, tickets: str
+    start: Start, monkeypatch: pytest.MonkeyPatch, verb: str, within: str, tickets: str, step: int
 ) -> None:
     """At every line another thread closes the pool and has come as far as the broker's word, while what the seat locks
     and swaps with is there yet. The broker closes an ended seat's tickets, and gives their memory to others."""
     broker, say_goodbye = start(tickets=tickets), Session.say_goodbye
     writer = broker.connect()
-    for n in itertools.count(1):
+    for n in itertools.count(random.randint(1, step), step):
         lease = writer.lease(2 * MIB)
         lease.write(b"\x07" * lease.nbytes)
         handle = lease.publish()

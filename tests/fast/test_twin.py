@@ -80,9 +80,8 @@ def test_a_window_is_known_and_says_the_same() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
         {"checksums": True, "detailed_metrics": True},
-        *corner({"tickets": "cas"}, {"checksums": True}, {"detailed_metrics": True}),
+        *corner({"tickets": "cas"}, {}, {"checksums": True}, {"detailed_metrics": True}),
     ],
     ids=str,
 )
@@ -281,8 +280,19 @@ print("end")
 """
 
 
-@pytest.mark.parametrize("way", ["compiled", "plain"])
-@pytest.mark.parametrize(("verb", "tickets"), [("lease", "auto"), ("open", "auto"), ("open", "locks")])
+@pytest.mark.parametrize(
+    ("verb", "tickets", "way"),
+    [
+        ("lease", "auto", "compiled"),
+        ("open", "locks", "compiled"),
+        *corner(
+            ("open", "auto", "plain"),
+            ("lease", "auto", "plain"),
+            ("open", "auto", "compiled"),
+            ("open", "locks", "plain"),
+        ),
+    ],
+)
 def test_child_of_a_finalizer_that_forks_in_the_middle_has_its_own(
     verb: str, tickets: Literal["auto", "locks"], way: str
 ) -> None:
@@ -332,8 +342,19 @@ print("end")
 """
 
 
-@pytest.mark.parametrize("way", ["locks", "cas"])
-@pytest.mark.parametrize(("verb", "kind"), [("lease", "compiled"), ("open", "compiled"), ("open", "plain")])
+@pytest.mark.parametrize(
+    ("verb", "kind", "way"),
+    [
+        ("lease", "compiled", "cas"),
+        ("open", "compiled", "locks"),
+        *corner(
+            ("open", "plain", "cas"),
+            ("lease", "compiled", "locks"),
+            ("open", "compiled", "cas"),
+            ("open", "plain", "locks"),
+        ),
+    ],
+)
 def test_pool_that_a_finalizer_closes_in_the_middle_ends_the_call(
     verb: str, kind: str, way: Literal["locks", "cas"]
 ) -> None:

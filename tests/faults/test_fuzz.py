@@ -45,7 +45,7 @@ from shmpool.protocol.messages import (
 )
 from shmpool.stats import query
 
-quick = settings(derandomize=True, deadline=None, database=None, max_examples=120,
+quick = settings(derandomize=True, deadline=None, database=None, max_examples=80,
                  suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])  # fmt: skip
 
 MESSAGES: list[Message] = [

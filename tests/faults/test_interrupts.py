@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corners import corner, sizes
+from corners import across, corner, sizes
 from fault_helpers import ENV, Daemon, assert_all_is_back, eventually, pattern
 from interrupter import Interrupt, Interrupter
 
@@ -270,7 +270,7 @@ def each_place(kind: type[Where], act: Callable[[Interrupter], None], *, least: 
     assert n > least
 
 
-@pytest.mark.parametrize("nbytes", [1000, 2 * MIB])
+@pytest.mark.parametrize("nbytes", corner(1000, 2 * MIB))
 def test_interrupted_share_is_nobody_s_while_its_pool_lives(broker: Daemon, nbytes: int) -> None:
     """Its maker alone could tell the broker that nobody will."""
     with shmpool.connect(broker.address) as pool:
@@ -347,7 +347,7 @@ def test_interrupted_queue_doubles_nothing_and_serves_others(
     assert_all_is_back(broker.address)
 
 
-@pytest.mark.parametrize("turns", [4 << 20, 1])
+@pytest.mark.parametrize("turns", corner(1, 4 << 20))
 def test_interrupted_look_at_publications_takes_none_from_its_reader(
     broker: Daemon, monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
@@ -474,7 +474,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 )
 @pytest.mark.filterwarnings("ignore:a view of a published or released buffer:ResourceWarning")
 @pytest.mark.parametrize(
-    "what", ["lease", "publish", "publish_many", "buffer", "give_back", "array", "lease array", "publish array"]
+    "what",
+    ["lease", "publish", "buffer", *corner("publish array", "publish_many", "give_back", "array", "lease array")],
 )
 def test_an_object_that_is_kept_though_its_end_was_interrupted_keeps_no_memory(
     small: Daemon, what: str, kind: str, most: int, caplog: pytest.LogCaptureFixture
@@ -539,8 +540,7 @@ def so_many(pool: shmpool.Pool) -> int:
 
 
 @at_places
-@pytest.mark.parametrize("with_views", [False, True], ids=["plain", "views"])
-@pytest.mark.parametrize("kind", KEPT)
+@pytest.mark.parametrize(("kind", "with_views"), across([*KEPT], (False, True)))
 @pytest.mark.filterwarnings("ignore:a view of a published or released buffer:ResourceWarning")
 def test_what_is_over_hides_nothing_that_an_exception_loses(
     small: Daemon, kind: str, with_views: bool, most: int

@@ -345,7 +345,7 @@ def test_pools_do_what_a_dictionary_would(machine: type[Machine]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=15, stateful_step_count=40, derandomize=True, deadline=None, database=None,
+            max_examples=10, stateful_step_count=40, derandomize=True, deadline=None, database=None,
             suppress_health_check=list(HealthCheck), phases=[Phase.generate],
         ),
     )  # fmt: skip

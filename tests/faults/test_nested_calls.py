@@ -35,7 +35,7 @@ MIB = 1024 * 1024
 #: Seconds after which a call waits for ever.
 FOR_EVER = 8
 #: Pairs of a call and a way of visiting it that are tried by default, and places of each in the long setting.
-SOME, MANY = 3, 3
+SOME, MANY = 2, 3
 #: Nothing else is ready of these sizes: each asks the broker.
 UNUSED = itertools.cycle(range(1_100_000, 1_900_000, 4096))
 

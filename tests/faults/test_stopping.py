@@ -103,8 +103,8 @@ def _is_there(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("runs", "manner"),
     [
-        (2, "abrupt"),
-        (2, "polite"),
+        (1, "abrupt"),
+        (1, "polite"),
         *(pytest.param(10, how, marks=pytest.mark.long) for how in ("abrupt", "polite")),
         *(pytest.param(100, how, marks=pytest.mark.exhaustive) for how in ("abrupt", "polite")),
     ],

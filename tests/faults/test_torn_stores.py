@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from corners import corner
 
 from shmpool.protocol.ledger import FIRST_CELL, GRANT, LINK, ROW_WORDS
 from shmpool.seat.windows import (
@@ -113,7 +114,7 @@ def read_until(enough: Callable[[int, int, int], bool], words: memoryview, word:
 
 
 @pytest.mark.parametrize("much", [SOME, pytest.param(MANY, marks=pytest.mark.long)], ids=["some", "many"])
-@pytest.mark.parametrize("word", [GRANT, FIRST_CELL, LINK], ids=["grant", "cell", "link"])
+@pytest.mark.parametrize("word", corner(GRANT, FIRST_CELL, LINK), ids=["grant", "cell", "link"])
 def test_items_of_the_ledger_are_never_torn(fd: int, word: int, much: tuple[int, int]) -> None:
     most_reads, most_changes = much
     at = ROW * ROW_WORDS + word

@@ -142,6 +142,7 @@ def publish(address: str, queue: Any) -> None:
         queue.put(pool.put({"frame": np.ones(300_000, np.uint8)}))
 
 
+@pytest.mark.long
 def test_tensors_may_be_written_and_nobody_else_sees_it(pool: shmpool.Pool) -> None:
     torch = pytest.importorskip("torch")
     handles = pool.put({"t": torch.zeros(100_000)}, readers=2)

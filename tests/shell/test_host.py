@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from corners import corner
 from shell_helpers import ENV, PATIENCE, BrokerProcess
 
 from shmpool.errors import ConfigError
@@ -262,7 +263,7 @@ with shmpool.Broker(memory_limit="60MiB") as broker, broker.connect() as pool:
 """
 
 
-@pytest.mark.parametrize(("is_apart", "pressure"), [(False, "critical\n"), (True, "normal\n")])
+@pytest.mark.parametrize(("is_apart", "pressure"), corner((True, "normal\n"), (False, "critical\n")))
 def test_a_host_whose_memory_others_have_turns_no_test_red(is_apart: bool, pressure: str, tmp_path: Path) -> None:
     """A run's own brokers do not look at it. (Names without a prefix are in a /dev/shm of its own.)"""
     prefix = os.environ["SHMPOOL_PREFIX"] if is_apart else ""
