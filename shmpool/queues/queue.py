@@ -123,8 +123,8 @@ class Queue:
 
     def _begin(self, pool: BasePool, shared: Shared, name: str | None) -> None:
         self._pool, self._shared, self.name = pool, shared, name
-        self._is_closed = False
         self._ring: Ring | None = None
+        self._is_closed = False  # last: whose finalizer finds that has the others
         try:
             self._attach()
         except BaseException:

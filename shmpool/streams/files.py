@@ -146,8 +146,10 @@ class BufferFile(_MemoryFile):
     def _close(self, kind: type[BaseException] | None) -> None:
         if not self.closed:
             super().close()
-            del self._view
-            self._buffer._release_after(kind)
+            # Python closes what is collected, and prints what that raises: what an exception left half made, too.
+            vars(self).pop("_view", None)
+            if "_buffer" in vars(self):
+                self._buffer._release_after(kind)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

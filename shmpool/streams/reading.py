@@ -93,17 +93,18 @@ class StreamReader(Uncopied, io.BufferedIOBase):
         record = buffer._record
         self._session = cast("Session", record.session)
         assert record.window is not None
-        self._page = memoryview(record.window)[:PAGE_BYTES].cast("Q")
+        page = memoryview(record.window)[:PAGE_BYTES].cast("Q")
         self._head = libc.address_of(record.window) + 8 * HEAD
         self._words_at = libc.address_of(self._session._ledger)
-        self._capacity = max(1, min(self._page[CAPACITY], _MOST_CHUNKS))
-        announced = self._page[ANNOUNCED]
+        self._capacity = max(1, min(page[CAPACITY], _MOST_CHUNKS))
+        announced = page[ANNOUNCED]
         #: Bytes that the writer announced, None where it did not.
         self.nbytes = None if announced == UNKNOWN else announced
         #: Chunks that were opened, the oldest first, and how far that is read.
         self._chunks: deque[Buffer | _PutBack] = deque()
         self._at = 0
         self._opened = self._read = 0
+        self._page = page  # last: whose finalizer finds it has all that its end needs
 
     # --- reading --------------------------------------------------------------------------------
 

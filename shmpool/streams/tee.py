@@ -119,7 +119,8 @@ class ChunkedTeeReader(Uncopied, io.RawIOBase):
         """Give the chunk back. Reader and writer stay open; nothing happens the second time."""
         if not self.closed:
             self._ended = time.perf_counter()
-            chunk, self._chunk = self._chunk, None
+            # None, too, where its making was refused: Python closes what is collected, and prints what that raises.
+            chunk, self._chunk = getattr(self, "_chunk", None), None
             self._readinto = self._is_closed
             super().close()
             if chunk is not None:

@@ -55,11 +55,15 @@ _release_buffer.argtypes = (ctypes.POINTER(_PyBuffer),)
 def address_of(exporter: Any) -> int:
     """Where an object's buffer lies; works for read-only buffers, which ctypes refuses."""
     buffer = _PyBuffer()
-    _get_buffer(exporter, ctypes.byref(buffer), 0)
+    where = ctypes.byref(buffer)
+    # An exception behind the call must find the clause that ends it, and no other call before its own: what exports for
+    # ever is never unmapped, and its seat never leaves. To release none is nothing.
     try:
-        return int(buffer.buf or 0)
+        _get_buffer(exporter, where, 0)
+        address: int = buffer.buf or 0
+        return address
     finally:
-        _release_buffer(ctypes.byref(buffer))
+        _release_buffer(where)
 
 
 def map_over(address: int, length: int, protection: int, fd: int, offset: int, *, private: bool = False) -> None:

@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import gc
 import inspect
+import io
 import itertools
 import os
 import pickle
@@ -41,7 +42,7 @@ from interrupter import Interrupt, Interrupter
 import shmpool
 from shmpool.link.bells import Bells
 from shmpool.stats import query
-from shmpool.system import hooks
+from shmpool.system import hooks, libc
 
 MIB = 1024 * 1024
 #: So many places of each kind are tried by default, and about so many in the long setting: which, is drawn. On demand
@@ -699,6 +700,70 @@ def test_interrupted_release_of_what_is_shared_is_finished_by_the_next(
     with shmpool.connect(broker.address) as pool, shmpool.connect(broker.address) as other:
         places(act, most=most)
     assert_all_is_back(broker.address)
+
+
+def _streams(pool: shmpool.Pool) -> tuple[Any, Any]:
+    writer = pool.stream()
+    writer.write(b"x" * 5000)
+    return writer, pool.open_reader(writer.handle)
+
+
+FILES: dict[str, Callable[[shmpool.Pool, shmpool.Handle], Any]] = {
+    "tee": lambda pool, handle: shmpool.ChunkedTeeReader(io.BytesIO(), io.BytesIO(), pool),
+    "reader": lambda pool, handle: pool.open_reader(handle),
+    "writer": lambda pool, handle: pool.open_writer(5000),
+    "stream": lambda pool, handle: _streams(pool),
+    "queue": lambda pool, handle: pool.queue(),
+}
+
+
+@at_places
+@pytest.mark.parametrize("kind", corner("reader", *(kind for kind in FILES if kind != "reader")))
+def test_what_is_interrupted_while_it_is_made_ends_in_silence(
+    broker: Daemon, kind: str, most: int, unraised: list[str]
+) -> None:
+    """What its finalizer does with what there is of it. Python itself closes a file that is collected, and tells what
+    that raises from 3.13 on: here it is closed by hand."""
+
+    def act(interrupter: Interrupter) -> None:
+        with shmpool.connect(broker.address) as pool:
+            FILES[kind](pool, cycle_without_reader(pool))
+            handle = cycle_without_reader(pool)
+            gc.collect()
+            made = None
+            try:
+                with interrupter:
+                    made = FILES[kind](pool, handle)
+            except Interrupt as error:
+                assert error.__traceback__ is not None  # without this frame, which would keep what it has told of itself
+                for frame, _ in traceback.walk_tb(error.__traceback__.tb_next):
+                    one = frame.f_locals.get("self")
+                    if isinstance(one, io.IOBase) and "__del__" not in vars(type(one)):
+                        one.close()
+                one = frame = None  # type: ignore[assignment]
+            del made
+            gc.collect()
+            assert not unraised
+        nobody_sits(broker.address)
+
+    def cycle_without_reader(pool: shmpool.Pool) -> shmpool.Handle:
+        with pool.lease(1000, timeout=5) as lease:
+            return lease.publish()
+
+    places(act, most=most)
+    assert_all_is_back(broker.address)
+
+
+def test_an_interrupted_look_for_an_address_exports_nothing_afterwards() -> None:
+    """Else what it looked at could never be unmapped."""
+    memory, n, place = bytearray(8), 0, "?"
+    while place:
+        n, interrupter = n + 1, Interrupter(n + 1)
+        with contextlib.suppress(Interrupt), interrupter:
+            assert libc.address_of(memory)
+        place = interrupter.place
+        memory.append(0)
+    assert n > 3, "nothing was traced"
 
 
 #: Classes of what a caller has.

@@ -318,6 +318,16 @@ def test_the_tee_says_what_it_did_and_gives_its_chunk_back(pool: shmpool.Pool) -
             use()
 
 
+@pytest.mark.parametrize(("writer", "size"), [(5, None), (Sink(), -1)])
+def test_a_tee_that_is_refused_is_collected_in_silence(pool: shmpool.Pool, writer: Any, size: int | None) -> None:
+    """Python closes what is collected, and from 3.13 on prints what that raises."""
+    tee = shmpool.ChunkedTeeReader.__new__(shmpool.ChunkedTeeReader)
+    with pytest.raises((TypeError, shmpool.InvalidSize)):
+        tee.__init__(io.BytesIO(), writer, pool, size)  # type: ignore[misc]
+    tee.close()
+    assert tee.closed
+
+
 def test_iterating_a_tee_reads_lines(pool: shmpool.Pool) -> None:
     sink = Sink()
     with io.BufferedReader(shmpool.ChunkedTeeReader(io.BytesIO(b"a\nb\nc"), sink, pool)) as lines:
