@@ -230,8 +230,9 @@ def test_view_is_made_when_it_is_asked_for_and_is_one() -> None:
     """Who writes the payload at once has no use for one. The plain client makes it with the lease."""
     with shmpool.Broker(memory_limit="16MiB") as broker:
         done = subprocess.run(
-            [sys.executable, "-c", WRITTEN_WITHOUT_A_VIEW, broker.address], capture_output=True, text=True, timeout=60
-        )
+            [sys.executable, "-c", WRITTEN_WITHOUT_A_VIEW, broker.address], env=twins.environment("compiled"),
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
     ended = "operation forbidden on released memoryview object"
     assert done.stdout.splitlines() == ["False True True b'aa' 5000", "b'bc'", ended], done.stderr
 
