@@ -98,6 +98,7 @@ class LiveLease(Lease):
             pass
         except BaseException:
             whole = None  # type: ignore[assignment]  # somebody may keep the exception
+            self._renew_view()  # it goes on
             raise
 
     def publish_many(self, n: int, *, ttl: float | None = None) -> list[Handle]:

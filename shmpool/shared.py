@@ -66,7 +66,11 @@ class Shared:
     def get(self, *, writable: bool = False, copy: bool | None = None, allow: Collection[str] | None = None) -> Any:
         """The object, as `Pool.get` makes it, again at each call: its arrays lie in the pool's memory and
         keep it. Raises like `open`, and `FormatError`."""
-        return self._pool._get_shared(self.open(), writable, copy, allow)
+        try:
+            return self._pool._get_shared(self.open(), writable, copy, allow)
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise
 
     def open(self, *, writable: bool = False) -> SharedBuffer:
         """The bytes, read-only or (*writable*) private; any number of times. The first time in a process
@@ -132,6 +136,7 @@ class Shared:
             if session is not None and not session.is_over and HERE[OURS]:
                 session.holds.look(at_once=True)
         except BaseException as error:
+            self._unpin()  # somebody may keep the exception, and with it this object
             frames.clear(error)
             raise
 

@@ -27,6 +27,9 @@ def get(self, handle, *, writable=False, copy=None, allow=None):
             except MemoryError:
                 (<Lent>lent).undo()
                 raise
+            except BaseException as error:
+                frames.clear(error)  # somebody may keep it
+                raise
     return plain_get(self, handle, writable=writable, copy=copy, allow=allow)
 
 

@@ -52,7 +52,7 @@ from ..seat.mapping import Mapping
 from ..seat.records import Record, Ticket
 from ..seat.tickets import ring
 from ..seat.windows import Window, Windows, _all_alive as all_alive
-from ..system import atomics, heirs, libc
+from ..system import atomics, frames, heirs, libc
 from ..system.descriptors import Descriptor
 from ..system.here import COPIED as _COPIED, FORKING as _FORKING, FORKS as _FORKS, GUARDED as _GUARDED, HERE
 from ..system.here import HELPERS as _HELPERS, IMPORTING as _IMPORTING, NOTED as _FORKS_NOTED, OURS as _OURS, UNSHARED as _UNSHARED

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from ..errors import BrokerUnavailable, LeakedView, LeaseReleased
 from ..link.requests import Request
 from ..link.waiting import check_timeout, check_ttl
+from ..live_lease import LiveLease
 from ..protocol.ledger import (
     CACHED,
     CHUNKS_SHIFT,
@@ -31,7 +32,6 @@ from ..system.outside import own
 from .encoding import PicklerClass, encode
 
 if TYPE_CHECKING:
-    from ..live_lease import LiveLease
     from ..pool import BasePool
     from ..seat.session import Session
     from ..seat.windows import Window
@@ -157,24 +157,31 @@ def announce(
         raise LeaseReleased("the lease's seat is gone: the pool was closed, or the broker came back with a new one")
     if session.link.connection is None:
         raise BrokerUnavailable(f"the broker at {session.address} is away, and a shared publication needs it")
-    if not lease._take_view([]):
-        raise LeaseReleased("the lease is being published or released by another thread")
-    if slot.has_views and session.strict:
-        lease._renew_view()
-        raise LeakedView("an array or slice of lease.view is alive at publish; delete it first (strict mode)")
-    written = slot.window if slot.has_views else None
-    words, cells = session.words, shared_cells(name or "", _uid(), ceil(ttl) if ttl and ttl != float("inf") else 0)
-    for at, word in enumerate(cells):
-        words[slot.first_cell + at] = word
-    if not mark:  # a queue's bytes change
-        lease.sum_payload()
-    words[slot.word + EXTENT] = (
-        lease.nbytes | (SHARED | _KEEP[keep] | mark) << TICKETS_SHIFT | slot.first_chunks << CHUNKS_SHIFT
-    )
-    granted = slot.base | State.PUBLISHED << STATE_SHIFT
-    session.holds.begin_sharing(message, granted)  # first: what an exception comes behind is found there
-    lease._return_shared()
-    return Announced(session, granted, written)
+    taken: list[None] = []
+    try:
+        if not lease._take_view(taken):
+            raise LeaseReleased("the lease is being published or released by another thread")
+        if slot.has_views and session.strict:
+            lease._renew_view()
+            raise LeakedView("an array or slice of lease.view is alive at publish; delete it first (strict mode)")
+        written = slot.window if slot.has_views else None
+        words, cells = session.words, shared_cells(name or "", _uid(), ceil(ttl) if ttl and ttl != float("inf") else 0)
+        for at, word in enumerate(cells):
+            words[slot.first_cell + at] = word
+        if not mark:  # a queue's bytes change
+            lease.sum_payload()
+        words[slot.word + EXTENT] = (
+            lease.nbytes | (SHARED | _KEEP[keep] | mark) << TICKETS_SHIFT | slot.first_chunks << CHUNKS_SHIFT
+        )
+        granted = slot.base | State.PUBLISHED << STATE_SHIFT
+        session.holds.begin_sharing(message, granted)  # first: what an exception comes behind is found there
+        lease._return_shared()
+        return Announced(session, granted, written)
+    except BaseException as error:
+        if taken:
+            LiveLease._part_with_slot(lease, error)  # it may have ended
+        slot = written = None  # type: ignore[assignment]  # somebody may keep the exception
+        raise
 
 
 def made(pool: BasePool, announced: Announced, request: Request) -> Shared:

@@ -230,4 +230,8 @@ class ObjectVerbs(BasePool):
         with door:
             from .sharing import publish_shared
 
-        return publish_shared(self, lease, name, keep, ttl)
+        try:
+            return publish_shared(self, lease, name, keep, ttl)
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise

@@ -119,7 +119,11 @@ class Queue:
         elif not isinstance(pool, BasePool):
             raise TypeError(f"pool is a shmpool.Pool or None, not {pool!r}")
         flags = self._flags | _OVERFLOWS[overflow] | _ON_DEAD_CONSUMER[on_dead_consumer]
-        self._begin(pool, make(pool, max(0, maxsize), name, flags, keep), name)
+        try:
+            self._begin(pool, make(pool, max(0, maxsize), name, flags, keep), name)
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise
 
     def _begin(self, pool: BasePool, shared: Shared, name: str | None) -> None:
         self._pool, self._shared, self.name = pool, shared, name
@@ -175,24 +179,25 @@ class Queue:
         fewer than all only when the time was over. Raises like `put`; nothing is put of what cannot be pickled."""
         one = self._here()
         deadline = _deadline(block, timeout)
-        done, objs = self._put_runs(one, list(objs), deadline)
-        items: list[Item] = []
-        most = one.most_inline
+        done, items = 0, list[Item]()
         try:
+            done, objs = self._put_runs(one, list(objs), deadline)
+            most = one.most_inline
             for obj in objs:
                 if type(obj) is bytes and len(obj) <= most:
                     items.append(Item(Kind.BYTES, obj, None))
                 else:
                     data = dumps(obj, 3) if type(obj) in FLAT else mine.dumps(obj, most)
                     items.append(self._item(one, obj, data, Kind.INLINE, deadline))
-        except BaseException:
+            try:
+                return done + self._put_all(one, items, deadline) if items else done
+            except own(Full):
+                if done:
+                    return done
+                raise
+        except BaseException as error:
             _release(items)
-            raise
-        try:
-            return done + self._put_all(one, items, deadline) if items else done
-        except own(Full):
-            if done:
-                return done
+            frames.clear(error)  # somebody may keep it
             raise
 
     def _put_runs(self, one: Ring, objs: list[Any], deadline: float) -> tuple[int, list[Any]]:
@@ -284,7 +289,11 @@ class Queue:
         if type(n) is not int or n < 1:
             raise ValueError(f"n is a whole number from 1 on, not {n!r}")
         one = self._here()
-        return one.get_many(n, _deadline(block, timeout))
+        try:
+            return one.get_many(n, _deadline(block, timeout))
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise
 
     def get_nowait(self) -> Any:
         """Take an object, or raise `queue.Empty`."""

@@ -12,6 +12,7 @@ from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..system import frames
 from ..system.outside import own_or_called
 from ..uncopied import Uncopied
 from .room import lease_by_any
@@ -145,11 +146,18 @@ class BufferFile(_MemoryFile):
 
     def _close(self, kind: type[BaseException] | None) -> None:
         if not self.closed:
-            super().close()
-            # Python closes what is collected, and prints what that raises: what an exception left half made, too.
-            vars(self).pop("_view", None)
-            if "_buffer" in vars(self):
-                self._buffer._release_after(kind)
+            try:
+                super().close()
+                self._let_go(kind)
+            except BaseException as error:
+                self._let_go(type(error))  # somebody may keep the exception, and with it this file
+                raise
+
+    def _let_go(self, kind: type[BaseException] | None) -> None:
+        # Python closes what is collected, and prints what that raises: what an exception left half made, too.
+        vars(self).pop("_view", None)
+        if "_buffer" in vars(self):
+            self._buffer._release_after(kind)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -230,9 +238,14 @@ class LeaseFile(_MemoryFile):
     def close(self) -> None:
         """Publish what was written. Nothing happens the second time."""
         if not self.closed:
-            super().close()
-            self._lease.shorten(self._end)
-            self.handle = self._lease.publish()
+            try:
+                super().close()
+                self._lease.shorten(self._end)
+                self.handle = self._lease.publish()
+            except BaseException as error:
+                self._lease._release_after(type(error))  # somebody may keep the exception, and with it this file
+                frames.clear(error)
+                raise
 
     def discard(self) -> None:
         """Close it and give the lease back unpublished."""
@@ -258,7 +271,11 @@ class LeaseFile(_MemoryFile):
         if not self._may_grow:
             raise OSError(errno.ENOSPC, f"{nbytes} bytes are more than the {leased} that were leased")
         larger = lease_by_any(self._pool, max(nbytes, 2 * leased), self._timeout)
-        larger.view[: self._end] = self._view[: self._end]
+        try:
+            larger.view[: self._end] = self._view[: self._end]
+        except BaseException:
+            larger.release()  # somebody may keep the exception
+            raise
         self._lease, smaller = larger, self._lease
         smaller.release()
         return larger.view

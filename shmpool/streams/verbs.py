@@ -4,6 +4,7 @@ imported when they are first used."""
 from __future__ import annotations
 
 from ..pool import BasePool
+from ..system import frames
 from ..system.importing import door
 
 TYPE_CHECKING = False
@@ -24,7 +25,11 @@ class StreamVerbs(BasePool):
         with door:
             from .files import LeaseFile
 
-        return LeaseFile(self, nbytes, timeout)
+        try:
+            return LeaseFile(self, nbytes, timeout)
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise
 
     def open_reader(
         self, handle: Handle | bytes | bytearray | memoryview, *, timeout: float | None = None
@@ -35,7 +40,11 @@ class StreamVerbs(BasePool):
         with door:
             from .reading import open_reader
 
-        return open_reader(self, handle, timeout)
+        try:
+            return open_reader(self, handle, timeout)
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise
 
     def stream(self, nbytes: int | None = None, *, timeout: float | None = None) -> StreamWriter:
         """A stream to another process as a binary file to write: its ``handle`` may be opened, by
@@ -46,4 +55,8 @@ class StreamVerbs(BasePool):
         with door:
             from .writing import StreamWriter
 
-        return StreamWriter(self, nbytes, timeout)
+        try:
+            return StreamWriter(self, nbytes, timeout)
+        except BaseException as error:
+            frames.clear(error)  # somebody may keep it
+            raise
