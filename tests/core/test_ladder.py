@@ -193,4 +193,6 @@ def test_more_chunks_than_their_tier_has_are_refused_though_there_is_memory(make
     client.refill(CHUNKS, 11)
     world.run()
     assert [len(slot.rows) for slot in client.ready] == [10]
-    assert [refusal.code for refusal in client.refusals] == [Code.TOO_LARGE]
+    [refusal] = client.refusals
+    assert refusal.code == Code.TOO_LARGE
+    assert refusal.text.startswith("11 chunks of ") and refusal.text.endswith(": it has 10 of them")

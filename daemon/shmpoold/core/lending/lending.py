@@ -145,11 +145,17 @@ class Lending:
 
     def _ask(self, request: Request, now: float) -> str | None:
         most = self.inventory.limit - self.inventory.overhead
-        if request.wanted_bytes > most or request.chunks > request.tier.capacity:
-            text = (
-                f"{format_bytes(request.wanted_bytes)} is more than this pool can ever hold:"
-                f" {format_bytes(most)} (memory_limit {format_bytes(self.inventory.limit)} less its ledger)"
-            )
+        tier = request.tier
+        if request.wanted_bytes > most or request.chunks > tier.capacity:
+            if request.wanted_bytes > most:
+                what = f"{format_bytes(request.wanted_bytes)} is"
+                all_there_is = (
+                    f"{format_bytes(most)} (memory_limit {format_bytes(self.inventory.limit)} less its ledger)"
+                )
+            else:
+                what = f"{request.chunks} chunks of {format_bytes(tier.size)} are"
+                all_there_is = f"it has {tier.capacity} of them"
+            text = f"{what} more than this pool can ever hold: {all_there_is}"
             self._outbox.send(request.connection, Refusal(request.number, Code.TOO_LARGE, text))
             return None
         if self.line.count(request.process) >= MOST_REQUESTS:
@@ -158,7 +164,7 @@ class Lending:
             return None
         if not self.line.begin(request):
             return f"request {request.number} is already under way"
-        if self._is_behind(request.tier) or not self.ladder.climb(request, now):
+        if self._is_behind(tier) or not self.ladder.climb(request, now):
             self._wait_or_refuse(request, now)
         return None
 
