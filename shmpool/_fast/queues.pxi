@@ -27,7 +27,7 @@ cdef Py_ssize_t QUEUE_RING, RING_SHORT_WAY, RING_IS_CLOSED, IS_WATCHING
 cdef int TAIL_END = 0, HEAD_END = 1
 cdef type Queue, Ring
 cdef object missed, flat, dumps, loads, patience, plain_put_fast, plain_get_fast, plain_put, plain_get_one, plain_put_many
-cdef object plain_get_many, Full, bytes_type = bytes
+cdef object plain_get_many, plain_check_wait, Full, bytes_type = bytes
 
 
 def install_queues():
@@ -36,6 +36,7 @@ def install_queues():
     global INLINE, BYTES, TOKEN, ITEM_ROUNDING, GRANULE_SHIFT, KIND_SHIFT, LENGTH_SHIFT, LENGTH_MASK, GRANULE_WORDS
     global MOST_ITEMS, QUEUE_RING, RING_SHORT_WAY, RING_IS_CLOSED, IS_WATCHING, Queue, Ring, missed, flat, dumps, loads
     global Full, patience, plain_put_fast, plain_get_fast, plain_put, plain_get_one, plain_put_many, plain_get_many
+    global plain_check_wait
     import pickle
     import queue as standard
     from ..protocol import queues as layout
@@ -54,7 +55,7 @@ def install_queues():
     Full, missed, flat, dumps, loads = standard.Full, getting.MISSED, pickling.FLAT, pickle.dumps, pickle.loads
     plain_put_fast, plain_get_fast = putting.Putting.put_fast, getting.Getting.get_fast
     plain_put, plain_get_one = Queue.put, Queue.get
-    plain_put_many, plain_get_many = Queue.put_many, Queue.get_many
+    plain_put_many, plain_get_many, plain_check_wait = Queue.put_many, Queue.get_many, queue.check_wait
     _put_in_place((
         (putting.Putting, "put_fast", put_fast), (getting.Getting, "get_fast", get_fast), (Queue, "put", queue_put),
         (Queue, "get", queue_get), (Queue, "put_many", queue_put_many), (Queue, "get_many", queue_get_many),
@@ -209,11 +210,20 @@ def put_fast(self, data, kind):
     return True
 
 
+cdef inline bint _check_wait(object timeout) except -1:
+    """Raise what the plain way does for a time that makes no sense, also where nothing is waited for."""
+    if timeout is None or ((type(timeout) is float or type(timeout) is int) and timeout <= 86400):
+        return True
+    plain_check_wait(timeout)
+    return True
+
+
 def queue_put(self, obj, block=True, timeout=None):
     cdef PyObject *ring
     cdef PyObject *item
     cdef uint64_t kind
     cdef object data = obj, held
+    _check_wait(timeout)
     if is_a(<PyObject *>self, Queue):
         ring = get_member(<PyObject *>self, QUEUE_RING)
         way = _way_of(ring)
@@ -389,6 +399,7 @@ def get_fast(self):
 
 def queue_get(self, block=True, timeout=None):
     cdef object held, found
+    _check_wait(timeout)
     if is_a(<PyObject *>self, Queue):
         way = _way_of(get_member(<PyObject *>self, QUEUE_RING))
         if way is not None and way.may_get:
@@ -406,6 +417,7 @@ def queue_get(self, block=True, timeout=None):
 
 def queue_get_many(self, n, block=True, timeout=None):
     cdef object held, found
+    _check_wait(timeout)
     if is_a(<PyObject *>self, Queue) and PyLong_CheckExact(n) and n >= 1:
         way = _way_of(get_member(<PyObject *>self, QUEUE_RING))
         if way is not None and way.may_get:

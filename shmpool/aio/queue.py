@@ -43,6 +43,8 @@ class Queue(Uncopied):
         """Put an object; waits for room, *timeout* seconds at the longest (None: as long as it takes). It must not
         change meanwhile. Raises like `shmpool.Queue.put`."""
         self._check_loop()
+        if timeout is not None:
+            timeout = check_timeout(timeout)
         if not self._putting.locked():
             try:
                 return self.sync.put_nowait(obj)
@@ -54,6 +56,8 @@ class Queue(Uncopied):
         """Take the oldest object; waits for one, *timeout* seconds at the longest. Raises like
         `shmpool.Queue.get`."""
         self._check_loop()
+        if timeout is not None:
+            timeout = check_timeout(timeout)
         if not self._getting.locked():
             try:
                 return self.sync.get_nowait()

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: In seconds; whoever wants to wait longer says infinity.
 LONGEST_TIMEOUT: Final = 86_400.0
+#: Types of numpy that are no number of seconds, but have a `__float__`: ``bool`` is theirs from 2.0 on.
+_BOOLS: Final = ("bool", "bool_")
 #: The longest that one wait of the kernel's is, in seconds: a deadline may be far away, or never.
 LONGEST_WAIT: Final = 3600.0
 
@@ -34,7 +36,7 @@ LONGEST_WAIT: Final = 3600.0
 def check_timeout(timeout: Any) -> float:
     """*timeout* in seconds, as a float: 0 to a day, or infinity. Raises TypeError and ValueError."""
     try:
-        if isinstance(timeout, str | bytes | bytearray | bool):
+        if isinstance(timeout, str | bytes | bytearray | bool) or type(timeout).__name__ in _BOOLS:
             raise TypeError
         seconds = float(timeout)
     except own_or_called(TypeError, ValueError, OverflowError):

@@ -155,6 +155,8 @@ class Queue:
     def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
         """Put an object; waits for room, *timeout* seconds at the longest. Raises `queue.Full`,
         `QueueShutDown`, ValueError after `close`, and what pickling and `Pool.lease` raise."""
+        if timeout is not None:
+            check_wait(timeout)
         one = self._ring
         if one is None or one.session.is_over or not HERE[OURS]:
             one = self._attach()
@@ -267,6 +269,8 @@ class Queue:
         """Take the oldest object; waits for one, *timeout* seconds at the longest. Raises `queue.Empty`,
         `QueueShutDown` once one that was shut down is empty, ValueError after `close`, `FormatError` for an
         item that somebody has scribbled on, and what unpickling raises: that item is gone then."""
+        if timeout is not None:
+            check_wait(timeout)
         one = self._ring
         if one is None or one.session.is_over or not HERE[OURS]:
             one = self._attach()
@@ -418,12 +422,13 @@ def _release(items: list[Item]) -> None:
 
 
 def _deadline(block: bool, timeout: float | None) -> float:
-    if not block:
-        return 0.0
-    if timeout is None:
-        return _FOR_EVER
-    # A time that is over is none, as for multiprocessing's.
-    return time.monotonic() + check_timeout(0.0 if isinstance(timeout, int | float) and timeout < 0 else timeout)
+    seconds = _FOR_EVER if timeout is None else check_wait(timeout)
+    return time.monotonic() + seconds if block else 0.0
+
+
+def check_wait(timeout: Any) -> float:
+    """*timeout* as `check_timeout` has it, but that a time which is over is none, as for multiprocessing's."""
+    return check_timeout(0.0 if isinstance(timeout, int | float) and timeout < 0 else timeout)
 
 
 def _left(deadline: float) -> float:

@@ -19,6 +19,7 @@ from ..errors import (
     SharedMemoryFull,
     ShmpoolError,
 )
+from ..link.waiting import check_timeout
 from ..protocol.figures import PAST_POOL
 from ..protocol.sizing import KIB, Strategy
 from ..system.outside import own
@@ -67,6 +68,8 @@ def lease_by_any(pool: BasePool, nbytes: int, timeout: float | None, *, pooled: 
     """A lease by the strategy that the pool prefers, else by the first other one that can be had at once,
     else in line for the preferred one, *timeout* seconds at most. A slot of *pooled* bytes serves too.
     Raises like `Pool.lease`."""
+    if timeout is not None:
+        timeout = check_timeout(timeout)  # where nothing is waited for, too
     try:
         return pool.lease(nbytes, timeout=0)
     except own(*_NOT_SO) as error:

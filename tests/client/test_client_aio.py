@@ -284,6 +284,9 @@ def test_queues_are_awaited_at_both_ends(broker: shmpool.Broker) -> None:
             await turns()
             with pytest.raises(Empty):
                 await queue.get(timeout=0)
+            for timeout in ("1", True, -1):  # though there is room
+                with pytest.raises((TypeError, ValueError), match="timeout"):
+                    await queue.put(0, timeout)  # type: ignore[arg-type]
             for at in range(4):
                 await queue.put(at)
             assert await asyncio.gather(*taken) == [0, 1, 2, 3]  # in line

@@ -23,7 +23,7 @@ import shmpool
 SLACK = 0.6
 
 
-@pytest.mark.parametrize("timeout", [math.nan, -1, -0.001, 86_401, "1", b"1", True, object()])
+@pytest.mark.parametrize("timeout", [math.nan, -1, -0.001, 86_401, "1", b"1", True, np.True_, object()])
 def test_timeouts_that_make_no_sense_are_refused_on_a_hit_too(connect: Connect, timeout: Any) -> None:
     pool = connect()
     pool.lease(1000).release()
@@ -34,6 +34,9 @@ def test_timeouts_that_make_no_sense_are_refused_on_a_hit_too(connect: Connect, 
         shmpool.connect(pool.address, timeout=timeout)
     with pytest.raises((TypeError, ValueError), match="timeout"):
         shmpool.Pool(pool.address, timeout=timeout)
+    for open_file in (pool.open_writer, pool.stream):  # which wait for a lease, or not at all
+        with pytest.raises((TypeError, ValueError), match="timeout"):
+            open_file(1000, timeout=timeout)
     pool.lease(1000).release()
 
 

@@ -201,9 +201,19 @@ def test_wrong_arguments_are_named(pool: shmpool.Pool) -> None:
     with pytest.raises(TypeError, match="pool is a"):
         shmpool.Queue(pool=5)  # type: ignore[arg-type]
     one = shmpool.Queue(pool=pool)
-    for timeout, error in (("soon", TypeError), (float("nan"), ValueError), (True, TypeError)):
-        with pytest.raises(error, match="a timeout is"):
-            one.get(timeout=timeout)
+    one.put_many([1, 2, 3])  # so that nothing is waited for: a time that makes no sense is refused all the same
+    wrong: list[tuple[Any, type[Exception]]] = [("soon", TypeError), (float("nan"), ValueError), (True, TypeError)]
+    for timeout, error in [*wrong, (86_401, ValueError), (10**400, TypeError), (np.True_, TypeError)]:
+        for verb in (
+            lambda timeout, block: one.get(block, timeout),
+            lambda timeout, block: one.get_many(1, block, timeout),
+            lambda timeout, block: one.put(4, block, timeout),
+            lambda timeout, block: one.put_many([4], block, timeout),
+        ):
+            for block in (True, False):
+                with pytest.raises(error, match="a timeout is"):
+                    verb(timeout, block)
+    assert one.get_many(4, timeout=np.float32(1)) == [1, 2, 3]
     with pytest.raises(queue.Empty):
         one.get(timeout=-1)  # as multiprocessing's
     one.close()
