@@ -16,14 +16,12 @@ from ..system.descriptors import drain, signal
 from ..system.processes import process_state
 from .answers import Answers
 from .requests import Request, RequestState
-from .waiting import LONGEST_WAIT, Waiter
+from .waiting import LONGEST_WAIT, WORD, Waiter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-#: Who waits no longer still waits so long for the broker's word: an answer takes a hundredth of it.
-_WORD: Final = 0.04
 #: And so long, a little at a time, while the broker is seen to be at work, and just does not get
 #: its turn on this host.
 _LAST_WORD: Final = 5.0
@@ -141,7 +139,7 @@ class Asking(Answers):
         """The broker answers at once what does not queue or was cancelled, unless it is stopped or
         hangs. One that is just not given its turn by this host is waited for."""
         started = time.monotonic()
-        self._wait(request, started + _WORD)
+        self._wait(request, started + WORD)
         asleep = 0
         while request.is_waiting and not self.is_discarding and self.connection is not None:
             state = process_state(self._seat.broker_pid())

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 LONGEST_TIMEOUT: Final = 86_400.0
 #: Types of numpy that are no number of seconds, but have a `__float__`: ``bool`` is theirs from 2.0 on.
 _BOOLS: Final = ("bool", "bool_")
+#: Who waits no longer still waits so long for the broker's word, in seconds: an answer takes a hundredth of it.
+#: Once in each call of a user's, so whatever asks more than once looks at the time in between.
+WORD: Final = 0.04
 #: The longest that one wait of the kernel's is, in seconds: a deadline may be far away, or never.
 LONGEST_WAIT: Final = 3600.0
 

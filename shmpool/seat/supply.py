@@ -10,6 +10,7 @@ from ..link.link import Link
 from ..link.prefetch import Prefetch
 from ..link.refusals import Forked, discarded, refused
 from ..link.requests import Request
+from ..link.waiting import WORD
 from ..protocol.codes import Code
 from ..protocol.figures import MISSES, TIMEOUTS
 from ..protocol.messages import Direct, Message, Refill
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from ..errors import ShmpoolError
+    from ..protocol.messages import Refusal
     from ..system.memory import MemoryGroup
 
 #: Seconds between two tries to reserve a direct segment's pages on a full host.
@@ -107,9 +109,12 @@ class Supply(Recalls):
         started = time.monotonic()
         slot = self.prefetch.take(nbytes, timeout)
         if slot is None:
-            if timeout != 0:  # for the prefetched one some of it may have been waited already
-                seconds = self.lease_timeout if timeout is None else timeout
-                timeout = max(0.001, started + seconds - time.monotonic())
+            seconds = self.lease_timeout if timeout is None else timeout
+            waited = time.monotonic() - started  # for the prefetched one
+            if waited >= seconds + WORD and not self.link.is_discarding:  # the broker had its word, too
+                raise self._refused(None, nbytes, waited)
+            if timeout != 0:
+                timeout = max(0.001, seconds - waited)
             message = Direct(self.link.next_number(), nbytes, timeout != 0)
             slot = self._ask(Request(message), nbytes, timeout)
         self.prefetch.ask(nbytes)
@@ -142,7 +147,8 @@ class Supply(Recalls):
         assert isinstance(message, Refill | Direct)
         is_over_quota = slot is None and _is_over_quota(request)
         has_let_go = is_over_quota and self.let_go_of_idle()
-        if slot is None and (has_let_go or (not message.queue and (self.segments or is_over_quota))):
+        is_silent = request.is_waiting  # it would say nothing the second time, either
+        if slot is None and (has_let_go or (not message.queue and not is_silent and (self.segments or is_over_quota))):
             if not message.queue:
                 # Who does not wait is not recalled either: what lies idle here may be all that is in the way.
                 self.prefetch.discard()
@@ -153,10 +159,10 @@ class Supply(Recalls):
             return slot
         if self.link.is_discarding:
             raise discarded(is_closing=self.is_closing, is_abandoned=self.is_abandoned)
-        waited = time.monotonic() - started
-        raise self._counted(refused(request.refusal, nbytes, waited, "" if self.link.connection else self.address))
+        raise self._refused(request.refusal, nbytes, time.monotonic() - started)
 
-    def _counted(self, error: ShmpoolError) -> ShmpoolError:
+    def _refused(self, refusal: Refusal | None, nbytes: int, waited: float) -> ShmpoolError:
+        error = refused(refusal, nbytes, waited, "" if self.link.connection else self.address)
         if isinstance(error, TimeoutError):
             self.count(TIMEOUTS)
         return error

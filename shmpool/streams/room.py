@@ -19,7 +19,7 @@ from ..errors import (
     SharedMemoryFull,
     ShmpoolError,
 )
-from ..link.waiting import check_timeout
+from ..link.waiting import WORD, check_timeout
 from ..protocol.figures import PAST_POOL
 from ..protocol.sizing import KIB, Strategy
 from ..system.outside import own
@@ -68,6 +68,7 @@ def lease_by_any(pool: BasePool, nbytes: int, timeout: float | None, *, pooled: 
     """A lease by the strategy that the pool prefers, else by the first other one that can be had at once,
     else in line for the preferred one, *timeout* seconds at most. A slot of *pooled* bytes serves too.
     Raises like `Pool.lease`."""
+    started = time.monotonic()
     if timeout is not None:
         timeout = check_timeout(timeout)  # where nothing is waited for, too
     try:
@@ -79,6 +80,8 @@ def lease_by_any(pool: BasePool, nbytes: int, timeout: float | None, *, pooled: 
             raise
         return pool.lease(nbytes, timeout=timeout)
     for strategy in _OTHERS:
+        if timeout is not None and time.monotonic() - started >= max(timeout, WORD):
+            break  # each try of a broker that says nothing takes as long as that
         try:
             size = min(nbytes, pooled or nbytes) if strategy is Strategy.POOLED else nbytes
             lease = pool.lease(size, strategy=strategy, timeout=0)
@@ -86,12 +89,13 @@ def lease_by_any(pool: BasePool, nbytes: int, timeout: float | None, *, pooled: 
             return lease
         except own(*_NOT_SO, QuotaExceeded):
             pass
-    if timeout == 0:
+    left = None if timeout is None else max(0.0, started + timeout - time.monotonic())
+    if left == 0:
         try:
             raise refused
         finally:
             del refused  # or it and this frame keep one another
-    return pool.lease(nbytes, timeout=timeout)
+    return pool.lease(nbytes, timeout=left)
 
 
 def _say(what: str, why: Exception) -> None:

@@ -8,15 +8,17 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from client_helpers import MIB, Connect, StartDaemon, eventually, pattern, run_script
+from client_helpers import MIB, Connect, Start, StartDaemon, eventually, pattern, run_script
 from corners import across, corner
 
 import shmpool
+from shmpool.link.asking import Asking
 
 #: What the tests allow a machine that is busy, beyond the 50 ms of the promise; what they must tell
 #: it from is a second and more.
@@ -62,6 +64,60 @@ def test_a_stopped_broker_does_not_stretch_a_timeout(
         finally:
             broker.process.send_signal(signal.SIGCONT)
         pool.lease(nbytes, timeout=10).release()
+
+
+def _stream(pool: shmpool.Pool, timeout: float) -> None:
+    with pool.stream(8 * MIB, timeout=timeout) as writer:
+        writer.write(bytes(8 * MIB))
+
+
+@pytest.mark.parametrize("timeout", [0, 0.01])
+@pytest.mark.parametrize(
+    ("verb", "act"),
+    [
+        ("lease", lambda pool, timeout: pool.lease(5 * MIB, timeout=timeout)),
+        ("lease beside kept ones", lambda pool, timeout: pool.lease(5 * MIB, timeout=timeout)),
+        ("lease of a prefetched one", lambda pool, timeout: pool.lease(MIB, timeout=timeout)),
+        ("open_writer", lambda pool, timeout: pool.open_writer(5 * MIB, timeout=timeout)),
+        ("stream", _stream),
+    ],
+)
+def test_a_stopped_broker_s_word_is_waited_for_once_in_a_call(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    act: Callable[[shmpool.Pool, float], object],
+    timeout: float,
+) -> None:
+    """Each time is 40 ms, of the 50 that a call may take beyond its timeout."""
+    waits: list[object] = []
+    await_word = Asking._await_word
+
+    def counted(self: Asking, request: Any) -> None:
+        await_word(self, request)
+        waits.append(request)
+
+    broker = start(memory_limit="128MiB")
+    with broker.connect() as pool:
+        kept = [pool.lease(MIB) for _ in range(3)]  # of a size that is steady: the next one is on its way
+        if verb == "lease beside kept ones":
+            for more in (3, 4):  # too small for the next one
+                pool.lease(more * MIB).release()
+        assert broker.pid is not None
+        if verb == "lease of a prefetched one":
+            eventually(lambda: not pool._session.link.requests.unanswered(), "the prefetched one")
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            if verb == "lease of a prefetched one":
+                kept.append(pool.lease(MIB))  # from here on the next one is asked for, and does not come
+            monkeypatch.setattr(Asking, "_await_word", counted)
+            with pytest.raises(shmpool.LeaseTimeout):
+                act(pool, timeout)
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+        assert len(waits) == 1
+        for lease in kept:
+            lease.release()
 
 
 def test_fork_and_close_wait_for_no_broker(daemon: StartDaemon, address: str) -> None:
