@@ -2,7 +2,7 @@
 
 Plain bytes never come here. An array whose type no buffer format can name (datetime64,
 bfloat16) is seen as so many opaque bytes an element; one that is not contiguous is copied
-element by element, by numpy where it is loaded. What holds references to Python objects is
+element by element, by numpy where it is loaded. What holds references to Python objects, or pointers of C, is
 refused: its bytes are addresses.
 """
 
@@ -67,12 +67,18 @@ def buffer_of(data: Any) -> memoryview:
 
 def flat(source: memoryview) -> memoryview | None:
     """The bytes of a source in C order, without a copy; None when they lie otherwise. Raises
-    TypeError for references to Python objects."""
+    TypeError for references to Python objects, and for pointers."""
     if source.format == "B" and source.ndim == 1 and source.contiguous:
         return source
-    # In a structure's format the names of its fields stand between colons.
-    if any("O" in part for part in source.format.split(":")[::2]):
-        raise _has_objects(source.format)
+    if source.format not in _PLAIN:
+        # In a structure's format the names of its fields stand between colons.
+        kinds = "".join(source.format.split(":")[::2])
+        if "O" in kinds:
+            raise _has_objects(source.format)
+        for kind in _COMPLEX:
+            kinds = kinds.replace(kind, "")
+        if not _POINTERS.isdisjoint(kinds):
+            raise TypeError(f"{_TAKES}; this one ({source.format}) has pointers, which mean nothing elsewhere")
     if not source.c_contiguous:
         return None
     with door:
@@ -176,6 +182,12 @@ def _with_zeros(placed: list[tuple[int, memoryview]], nbytes: int) -> Iterator[t
         end = max(end, offset + source.nbytes)
 
 
+#: Formats that most arrays have.
+_PLAIN: Final = frozenset("bBhHiIlLqQfd?")
+#: In a format: a pointer to something, to a string, to a wide one, to anything, to a function.
+_POINTERS: Final = frozenset("&zZPX")
+#: Complex numbers, whose formats begin with what is a pointer by itself.
+_COMPLEX: Final = ("Zf", "Zd", "Zg")
 _TAKES: Final = (
     "write takes bytes, or an array (as numpy.ascontiguousarray gives a contiguous one) of numbers, dates or fields"
 )

@@ -114,7 +114,7 @@ def test_a_name_is_found_at_once_though_the_connection_is_just_made_anew(
 ) -> None:
     """An exception has ended it here, and the broker is as near as before."""
     daemon()
-    monkeypatch.setattr("shmpool.link.asking._WORD", 5.0)  # this host may be busy
+    monkeypatch.setattr("shmpool.link.asking.WORD", 5.0)  # this host may be busy
     with shmpool.connect(address) as pool, pool.share(1, "there"):
         session = pool._session
         assert session is not None

@@ -89,6 +89,30 @@ def test_write_takes_single_values_and_foreign_buffers(pool: shmpool.Pool) -> No
                 assert bytes(lease) == expected
 
 
+class Numbers(ctypes.Structure):
+    _fields_ = (("P", ctypes.c_int), ("z", ctypes.c_double))  # as pointers are called in formats
+
+
+class Pointers(ctypes.Structure):
+    _fields_ = (("n", ctypes.c_int), ("text", ctypes.c_char_p))
+
+
+@pytest.mark.parametrize("nbytes", [16, 2 * MIB])
+def test_pointers_are_refused_at_every_size(pool: shmpool.Pool, nbytes: int) -> None:
+    """Their bytes are addresses in this process."""
+    for kind in (ctypes.c_char_p, ctypes.c_wchar_p, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int), Pointers):
+        source = (kind * (nbytes // ctypes.sizeof(kind)))()  # type: ignore[operator]
+        with pool.lease(nbytes) as lease:
+            lease.view[:8] = b"as it was"[:8]
+            with pytest.raises(TypeError, match="pointers"):
+                lease.write(source)
+            assert lease.view[:8] == b"as it was"[:8]
+    for numbers in ((Numbers * (nbytes // 16))(), np.ones(nbytes // 16, "D"), np.ones(nbytes // 16, [("Z", "D")])):
+        with pool.lease(nbytes) as lease:
+            lease.write(numbers)  # type: ignore[arg-type]
+            assert bytes(lease) == bytes(memoryview(numbers))  # type: ignore[arg-type]
+
+
 class Tensor:
     """What torch's tensors are to us: no buffer, but an array for the asking."""
 
