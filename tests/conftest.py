@@ -58,7 +58,20 @@ from shmpool import launch  # noqa: E402
 from shmpool.protocol.names import PREFIX  # noqa: E402
 from shmpool.stats import query, query_invariants  # noqa: E402
 
+_ensure_running = forkserver.ForkServer.ensure_running
+
+
+def _ensure_running_unmasked(self: forkserver.ForkServer) -> None:
+    """What it forks for later tests inherits the mask of who started it, and the demo holds Ctrl-C back meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    try:
+        _ensure_running(self)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 pytest_plugins = ["cpu"]
+forkserver.ForkServer.ensure_running = _ensure_running_unmasked  # type: ignore[method-assign]
 launch.subprocess = preloaded.standin  # type: ignore[assignment]
 
 SHM = "/dev/shm"

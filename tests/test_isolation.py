@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections import Counter
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,20 @@ def test_what_a_test_starts_does_not_ignore_signals(number: signal.Signals) -> N
     assert signal.getsignal(number) is not signal.SIG_IGN
     code = f"import signal; print(signal.getsignal({int(number)}) is signal.SIG_IGN)"
     assert run("-c", code) == "False\n"
+
+
+def test_multiprocessing_s_server_holds_no_signal_back_whoever_starts_it() -> None:
+    """The demo holds Ctrl-C back while it starts its members: no child of the server got it in any later test."""
+    server = forkserver.ForkServer()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        server.ensure_running()
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        status = Path(f"/proc/{server._forkserver_pid}/status").read_text()  # type: ignore[attr-defined]
+        assert re.search(r"^SigBlk:\s*0+$", status, re.MULTILINE)
+    finally:
+        server._stop()  # type: ignore[attr-defined]
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @pytest.mark.long
