@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, NoReturn, TypeVar
+from typing import Final, TypeVar
 
 from ..link.link import Link
 from ..link.requests import Request
@@ -122,8 +122,11 @@ class Attempts:
         self._link.begin(request)
         raise Suspended
 
-    def pause(self, seconds: float) -> NoReturn:
-        """Try again later."""
+    def pause(self, seconds: float) -> bool:
+        """Try again later; False when there is no time left for that."""
+        if time.monotonic() >= self._deadline + (0.0 if self._timeout else _WORD):
+            self._is_last = True
+            return False
         self._pause = seconds
         raise Suspended
 

@@ -208,10 +208,11 @@ class Pool(Uncopied):
         turn: int,
     ) -> Shared:
         session = await self._ready()
-        await self._make(lambda left: session.link.await_connection(left), timeout)
+        await self._make(lambda left: sharing.await_broker(session, left), timeout)
         with await self.lease(encoded.nbytes, timeout=timeout) as lease:
             lease._write_placed(encoded.parts)
             session = self.sync._live_session()
+            await self._make(lambda left: sharing.await_broker(session, left), timeout)
             message = sharing.share_message(session, lease, ttl, turn)  # type: ignore[arg-type]
             try:
                 announced = sharing.announce(message, lease, self.sync, name, keep, ttl)  # type: ignore[arg-type]

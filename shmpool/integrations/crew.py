@@ -213,7 +213,7 @@ class Crew:
     def _frames(self, source: Encoded) -> list[bytes]:
         if source.nbytes >= payloads.INLINE_BELOW:
             try:
-                if self.pool._live_session().link.connection is not None:  # a worker may have to connect yet
+                if self.pool._live_session().link.await_connection(0):  # a worker may have to connect yet
                     return payloads.leased(source, self.pool, self._retries + 1)
             except own(BrokerUnavailable):
                 pass

@@ -98,7 +98,7 @@ class Installation:
             return None
         try:
             pool = self.pool
-            if pool._live_session(_CONNECT).link.connection is None:  # who is to read it could not connect
+            if not pool._live_session(_CONNECT).link.await_connection(0):  # who is to read it could not connect
                 raise BrokerUnavailable(f"the broker at {pool.address} is away")
             handle = pool.put(obj, ttl=self.terms.ttl, timeout=0)
             self._asks_again = 0.0

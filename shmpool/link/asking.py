@@ -110,18 +110,29 @@ class Asking(Answers):
         """Take what was granted and is not needed."""
         self._seat.return_unwanted(slot)
 
-    def pause(self, seconds: float) -> None:
-        """Wait for what nobody tells."""
+    def pause(self, seconds: float) -> bool:
+        """Wait for what nobody tells. False where an attempt has no time left for that."""
         if self.attempts and (attempt := self.attempts.get(threading.get_ident())) is not None:
-            attempt.pause(seconds)
+            return attempt.pause(seconds)
         time.sleep(seconds)
+        return True
 
-    def await_connection(self, timeout: float | None) -> None:
-        """Wait for a broker that is away, at the most *timeout* seconds: one that restarts, or whose connection an
-        exception has ended here, is back in a moment."""
-        deadline = time.monotonic() + (self._seat.lease_timeout if timeout is None else timeout)
-        while self.connection is None and not self.is_discarding and time.monotonic() < deadline:
-            self.pause(_LOOK_AGAIN)
+    def await_connection(self, timeout: float | None) -> bool:
+        """Wait for a broker that is away, at the most *timeout* seconds: one that restarts is back in a moment. So is
+        one whose connection an exception has ended here, for which even who does not wait has its word's time.
+        Whether it is there, or the seat ends, of which the next step tells."""
+        seconds = self._seat.lease_timeout if timeout is None else timeout
+        if self.connection is None and seconds < WORD and self._is_at_work():
+            seconds = WORD
+        deadline = time.monotonic() + seconds
+        while self.connection is None and not self.is_discarding:
+            if time.monotonic() >= deadline or not self.pause(_LOOK_AGAIN):
+                return False
+        return True
+
+    def _is_at_work(self) -> bool:
+        """Whether the broker's process lives, and is not stopped."""
+        return process_state(self._seat.broker_pid()) in ("R", "D", "S")
 
     def _await_answer(self, request: Request, seconds: float) -> None:
         """Wait until a request is answered, or given up at its deadline."""
@@ -132,7 +143,7 @@ class Asking(Answers):
             if not request.is_waiting or self.is_discarding:
                 return
             self.send(Cancel(request.number))  # its answer, a refusal that says why or a grant, still comes
-        if self.connection is not None or process_state(self._seat.broker_pid()) in ("R", "D", "S"):
+        if self.connection is not None or self._is_at_work():
             self._await_word(request)  # an exception may have ended the connection here: it is back in a moment
 
     def _await_word(self, request: Request) -> None:

@@ -9,7 +9,7 @@ from ..system.outside import own, own_or_called
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final, NoReturn, Protocol
+    from typing import Any, Final, Protocol
 
     from ..seat.slot import Slot
     from .requests import Request
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
         def ask(self, request: Request) -> Slot | None:
             """What was answered; where nothing was asked yet, it is asked now, and the attempt ends."""
 
-        def pause(self, seconds: float) -> NoReturn:
-            """The attempt ends; the next one is *seconds* later."""
+        def pause(self, seconds: float) -> bool:
+            """The attempt ends; the next one is *seconds* later. False when there is no time left for that."""
 
 
 #: In seconds; whoever wants to wait longer says infinity.

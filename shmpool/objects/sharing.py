@@ -66,7 +66,7 @@ def share(
     until = None if timeout is None else time.monotonic() + check_timeout(timeout)
     encoded = encode(obj, pickler)
     session = pool._live_session()
-    session.link.await_connection(_left(until))
+    await_broker(session, _left(until))
     asked: list[Request] = []
     try:
         number = turn or claim(session, name, asked, _left(until))
@@ -81,6 +81,13 @@ def share(
 def _left(until: float | None) -> float | None:
     """Of a timeout, in seconds; None is what each step has by itself."""
     return None if until is None else max(0.0, until - time.monotonic())
+
+
+def await_broker(session: Session, timeout: float | None) -> None:
+    """What is shared has to be told. Raises BrokerUnavailable while there is nobody to tell, and nothing is published;
+    behind this it is published, and told when there is a connection again."""
+    if not session.link.await_connection(timeout):
+        raise BrokerUnavailable(f"the broker at {session.address} is away, and a shared publication needs it")
 
 
 def claim(session: Session, name: str | None, asked: list[Request] | None = None, timeout: float | None = None) -> int:
@@ -101,7 +108,6 @@ def publish_shared(
     """What `Lease.publish_shared` does; *mark* says what else it is (`QUEUE`)."""
     check(pool, name, keep, ttl)
     session = pool._live_session()
-    session.link.await_connection(None)
     asked: list[Request] = []
     try:
         return publish(lease, pool, name, keep, ttl, claim(session, name, asked), mark)
@@ -131,10 +137,12 @@ def publish(
 ) -> Shared:
     """Custody passes to the broker with the publishing store; then it is told, and holds it for us."""
     session, asked = pool._live_session(), list[Request]()
+    until = None if timeout is None else time.monotonic() + timeout
+    await_broker(session, timeout)  # an exception may have ended the connection, and that was seen just now
     message = share_message(session, lease, ttl, turn)
     try:
         announced = announce(message, lease, pool, name, keep, ttl, mark)
-        return made(pool, announced, session.holds.ask(message, timeout, what="share", asked=asked))
+        return made(pool, announced, session.holds.ask(message, _left(until), what="share", asked=asked))
     except BaseException:
         session.holds.let_go_of(asked)
         session.holds.discard_sharing(message)
@@ -155,8 +163,6 @@ def announce(
     slot, session = lease._slot, pool._live_session()
     if slot.session is not session or not HERE[OURS]:
         raise LeaseReleased("the lease's seat is gone: the pool was closed, or the broker came back with a new one")
-    if session.link.connection is None:
-        raise BrokerUnavailable(f"the broker at {session.address} is away, and a shared publication needs it")
     taken: list[None] = []
     try:
         if not lease._take_view(taken):

@@ -85,11 +85,10 @@ class Supply(Recalls):
                 return self._prepare(slot)
             except own(SharedMemoryFull):
                 left = deadline - time.monotonic()
-                if left <= 0 or self._is_never(nbytes):
+                # The broker looks at /dev/shm before it grants; whoever was faster, or our own cgroup, may
+                # have room again.
+                if left <= 0 or self._is_never(nbytes) or not self.link.pause(min(_RETRY_SECONDS, left)):
                     raise
-            # The broker looks at /dev/shm before it grants; whoever was faster, or our own cgroup, may
-            # have room again.
-            self.link.pause(min(_RETRY_SECONDS, left))
             timeout = max(0.001, deadline - time.monotonic())
 
     def _prepare(self, slot: DirectSlot) -> DirectSlot:

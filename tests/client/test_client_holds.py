@@ -94,12 +94,13 @@ def test_what_is_shared_and_never_told_of_is_nobody_s(
     with shmpool.connect(address) as pool:
         await_connection = Link.await_connection
 
-        def is_there_and_then_gone(link: Link, timeout: float | None) -> None:
+        def is_there_and_then_gone(link: Link, timeout: float | None) -> bool:
             await_connection(link, timeout)
             connection = link.connection
             broker.process.send_signal(signal.SIGSTOP)
             link.close_connection()
             link.connection = connection  # as it is until the end is seen
+            return True
 
         with monkeypatch.context() as patched:
             patched.setattr(Link, "await_connection", is_there_and_then_gone)
