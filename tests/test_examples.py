@@ -38,6 +38,7 @@ def test_uploaded_files_are_the_same_and_have_their_checksums(tmp_path: Path) ->
         assert line == f"{hashlib.sha256(source.read_bytes()).hexdigest()} {source}"
 
 
+@pytest.mark.long
 def test_objects_are_reduced_by_workers() -> None:
     run = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / "objects.py")], capture_output=True, text=True, timeout=100

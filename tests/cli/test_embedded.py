@@ -166,15 +166,15 @@ def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("exit 3", "exit status 3"),
-        ("kill -9 $$", "signal 9"),
+        *corner(("exit 3", "exit status 3"), ("kill -9 $$", "signal 9")),
         ('eval "exec $READY>&-"; exit 4', "exit status 4"),
-        ('eval "echo nonsense >&$READY"', "nonsense"),
-        ('eval "echo [1] >&$READY"', "make no sense"),
-        ('eval "echo {} >&$READY"', "make no sense"),
+        *corner(
+            ('eval "echo nonsense >&$READY"', "nonsense"),
+            ('eval "echo [1] >&$READY"', "make no sense"),
+            ('eval "echo {} >&$READY"', "make no sense"),
+        ),
         ("""eval "echo '{\\"error\\":\\"OSError\\",\\"message\\":\\"no luck\\"}' >&$READY" """, "no luck"),
-        ("sleep 60", "not ready within"),
-        ("trap '' TERM; while :; do sleep 0.1; done", "not ready within"),
+        *corner(("trap '' TERM; while :; do sleep 0.1; done", "not ready within"), ("sleep 60", "not ready within")),
     ],
 )
 def test_a_broker_that_does_not_start_is_unavailable(
@@ -292,9 +292,11 @@ def test_a_broker_ends_with_a_parent_that_is_killed() -> None:
 @pytest.mark.parametrize(
     "before",
     [
-        "",
-        "child = os.fork()\n    if child == 0: time.sleep(60)",  # it has inherited what we have open
-        "child = subprocess.Popen(['sleep', '60'], close_fds=False)",
+        *corner(
+            "child = os.fork()\n    if child == 0: time.sleep(60)",  # it has inherited what we have open
+            "",
+            "child = subprocess.Popen(['sleep', '60'], close_fds=False)",
+        ),
         "[os.close(int(fd)) for fd in os.listdir('/proc/self/fd')[3:] if os.path.exists(f'/proc/self/fd/{fd}')]",
     ],
 )

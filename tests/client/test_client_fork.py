@@ -481,9 +481,9 @@ print("done", flush=True)
 @pytest.mark.parametrize(
     "more",
     ["import numpy; array = numpy.frombuffer(buffer.view, dtype='u1')",
-     "class C: pass\nc = C(); c.c = c; c.things = lease, buffer, pool; del lease, buffer, pool",
-     "threading.Thread(target=lambda: pool.lease(100).release()).start()",
-     *corner("", "print('done'); sys.exit(0)", "pool.close(); del pool")],
+     *corner("class C: pass\nc = C(); c.c = c; c.things = lease, buffer, pool; del lease, buffer, pool",
+             "threading.Thread(target=lambda: pool.lease(100).release()).start()",
+             "", "print('done'); sys.exit(0)", "pool.close(); del pool")],
 )  # fmt: skip
 def test_interpreter_that_ends_with_open_leases_says_nothing_and_keeps_nothing(start: object, more: str) -> None:
     broker = start(handle_ttl="100ms")  # type: ignore[operator]

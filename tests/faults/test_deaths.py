@@ -241,7 +241,7 @@ def test_seat_of_a_dead_worker_is_another_s(pool: shmpool.Pool, death: Callable[
                 assert buffer.view == pattern(5000)
 
 
-@pytest.mark.parametrize("how", ["kill", "exec", *corner("fork", "kill_stopped", "hard_exit", "segfault")])
+@pytest.mark.parametrize("how", corner("kill", "exec", "fork", "kill_stopped", "hard_exit", "segfault"))
 def test_death_in_the_middle_of_opening_leaves_the_ticket_to_others(locked: shmpool.Pool, how: str) -> None:
     """It held the ticket's lock and had not stored yet: the kernel gives the lock back. (A child
     that inherited the lock's descriptor by a bare fork(2) keeps it as long as it lives.)"""

@@ -476,7 +476,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 @pytest.mark.filterwarnings("ignore:a view of a published or released buffer:ResourceWarning")
 @pytest.mark.parametrize(
     "what",
-    ["lease", "publish", "buffer", *corner("publish array", "publish_many", "give_back", "array", "lease array")],
+    ["lease", "buffer", *corner("publish array", "publish", "publish_many", "give_back", "array", "lease array")],
 )
 def test_an_object_that_is_kept_though_its_end_was_interrupted_keeps_no_memory(
     small: Daemon, what: str, kind: str, most: int, caplog: pytest.LogCaptureFixture
@@ -1393,7 +1393,7 @@ def deep(levels: int, act: Callable[[], object]) -> None:
         act()
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "connect"])
+@pytest.mark.parametrize("kind", ["connect", *corner(*KINDS)])
 def test_the_end_of_the_stack_loses_nothing(broker: Daemon, kind: str, unraised: list[str]) -> None:
     """The same work from every depth at which it does not fit any more: no descriptor stays open either, and no
     finalizer fails for want of room."""
