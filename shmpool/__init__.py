@@ -165,7 +165,7 @@ _MODULES = ("aio", "joblib", "torch")
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *(name for name in globals() if name.startswith("__"))]
+    return [*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))]
 
 
 def __getattr__(name: str) -> Any:

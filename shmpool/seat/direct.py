@@ -62,7 +62,7 @@ class DirectSlot(Slot):
         self.stock, self.is_kept, self.is_passed_on = stock, False, False
 
     def open(self) -> Descriptor:
-        """The descriptor of the segment that was granted. Raises StaleHandle, ConfigError."""
+        """The descriptor of the segment that was granted. Raises SegmentGone, ConfigError."""
         fd: Descriptor | None = getattr(self, "fd", None)
         if fd is None:
             name = direct_name(self.session.pool_id, self.row, birth_of(self.session.words[self.word + LINK]))

@@ -25,7 +25,7 @@ from ..protocol.names import header_name
 from ..system import heirs
 from ..system.here import COPIED, FORKING, FORKS, GUARDED, HERE, NOTED, OURS, UNSHARED
 from ..system.outside import own
-from ..system.segments import open_segment
+from ..system.segments import SegmentGone, open_segment
 from .seat import Seat
 
 TYPE_CHECKING = False
@@ -114,7 +114,7 @@ class Guards:
             try:
                 guard.copies, guard.page = heirs.hold_fork(session.pool_id, session.seat, guard.number)
                 guard.is_certain = True
-            except own(FileNotFoundError):
+            except own(SegmentGone):
                 guard.is_certain = True  # the pool was removed: nothing of it is used again
             except own(OSError, ShmpoolError) as error:
                 guard.why_not = str(error)
@@ -193,7 +193,7 @@ class Guards:
         session = self._session
         try:
             fd = open_segment(header_name(session.pool_id), writable=False)
-        except own(FileNotFoundError):  # the pool was removed
+        except own(SegmentGone):  # the pool was removed
             _all.difference_update(self._guards)
             self._guards.clear()
             return

@@ -63,7 +63,7 @@ from ..system.locks import (
     open_beside,
 )
 from ..system.outside import own
-from ..system.segments import open_segment
+from ..system.segments import SegmentGone, open_segment
 from .windows import (
     READ,
     WRITE,
@@ -281,7 +281,7 @@ class Mapping:
         if fd is None:
             try:
                 opened = open_segment(tier_name(self.pool_id, tier.index), writable=writable)
-            except own(FileNotFoundError):
+            except own(SegmentGone):
                 if self.is_over:  # another thread has just closed the pool, and its broker is gone
                     raise PoolClosed("the pool was closed, or its broker came back with another one") from None
                 raise

@@ -28,7 +28,7 @@ from ..protocol.sizing import TierKind, page_round
 from ..protocol.states import State
 from ..system.locks import lock_bytes
 from ..system.outside import own
-from ..system.segments import open_segment
+from ..system.segments import SegmentGone, open_segment
 from .guards import Guards
 from .seat import Seat
 from .windows import AT_REST, READ, Piece, Window
@@ -222,7 +222,10 @@ def map_record(record: Record, granted: int, nbytes: int) -> None:
         if tier.kind is TierKind.CHUNK:
             links = tuple((at := row * ROW_WORDS + LINK, words[at]) for row, _ in extents)
         sizes = tuple(count * tier.size for _, count in extents)
-        window = session.windows.make([session.piece(row, count, writable=False) for row, count in extents], READ)
+        try:
+            window = session.windows.make([session.piece(row, count, writable=False) for row, count in extents], READ)
+        except own(SegmentGone) as error:  # a tier that nothing was opened in before
+            raise StaleHandle("the handle's publication is gone: its pool was removed") from error
     if record.window is None:  # nothing is called from here on; else a finalizer has mapped it, and maybe looks through
         record.shape, record.is_direct = shape, is_direct
         record.sizes, record.links = sizes, links
@@ -232,7 +235,7 @@ def map_record(record: Record, granted: int, nbytes: int) -> None:
 def _map_direct(session: Reader, row: int, birth: int, nbytes: int) -> Window:
     try:
         fd = open_segment(direct_name(session.pool_id, row, birth), writable=False)
-    except own(FileNotFoundError) as error:
+    except own(SegmentGone) as error:
         raise StaleHandle("the handle's direct segment is gone: it was read or expired") from error
     length = os.fstat(fd).st_size  # all of it: the next object here may be longer
     if length < page_round(max(nbytes, 1)):
