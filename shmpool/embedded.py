@@ -1,8 +1,15 @@
-"""The embedded default: a private broker in a child process (`launch`), for this process tree."""
+"""The embedded default: a private broker in a child process (`launch`), for this process tree.
+
+At the interpreter's exit it ends behind all exit handlers, whenever these were registered, and when no daemon thread
+runs any more: until then they go on working with it, and are told of no broker that has gone.
+"""
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -10,7 +17,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Unpack
 
 from .addresses import ENVIRONMENT
-from .launch import start, stop
+from .errors import BrokerUnavailable
+from .launch import Running, start, stop
+from .life import closing
 from .system import hooks
 from .system.importing import door
 
@@ -34,7 +43,7 @@ class Broker:
 
     Use it from any thread. In a forked child it still names the parent's broker, and
     `connect` works, but `close` does nothing there: only the process that started a broker
-    ends it. A broker that nobody closed ends at interpreter exit, or when this object and
+    ends it. A broker that nobody closed ends with the interpreter, behind its exit handlers, or when this object and
     the pools that its `connect` made are closed or collected (with a ResourceWarning, unless
     it had pools).
     """
@@ -43,7 +52,9 @@ class Broker:
         self._running = start({**settings})
         #: A pool keeps it, and nobody else may be left to close it.
         self._is_kept = False
-        self._finalizer = weakref.finalize(self, stop, self._running)
+        _running.add(self._running)
+        self._finalizer = weakref.finalize(self, _close, self._running)
+        self._finalizer.atexit = False
         _brokers.add(self)
 
     @property
@@ -62,6 +73,9 @@ class Broker:
         with door:
             from .pools import open_pool
 
+        running = self._running
+        if running not in _running and running.directory is not None and running.owner == os.getpid():
+            raise BrokerUnavailable(f"the private broker at {self.address} was closed: start another")
         pool = open_pool(self.address, timeout, strict)
         pool._broker = self
         self._is_kept = True
@@ -69,12 +83,15 @@ class Broker:
 
     def close(self) -> None:
         """End the broker and remove its segments and files; returns when it is gone.
-        What pools of it still have mapped stays readable. Does nothing the second time."""
+        What pools of it still have mapped stays readable; who waits for it is told at once. Once more
+        finishes what an exception (Ctrl-C) has ended, else does nothing."""
         self._finalizer()
+        if self._running in _running:  # that was interrupted; or weakref calls none any more, at exit
+            _close(self._running)
 
     def is_running(self) -> bool:
         """Whether the process lives. Always False in a forked child, which cannot tell."""
-        return self._finalizer.alive and self._running.process.poll() is None
+        return self._running in _running and self._running.process.poll() is None
 
     def _abandon(self) -> None:
         """In a forked child: the process is not our child, and not ours to end."""
@@ -99,9 +116,53 @@ class Broker:
         return f"<shmpool.Broker pid={self.pid} address={self.address!r}>"
 
     def __del__(self) -> None:
-        finalizer = getattr(self, "_finalizer", None)
-        if finalizer is not None and finalizer.alive and not self._is_kept:
+        running = getattr(self, "_running", None)
+        if running in _running and not self._is_kept:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+
+
+# --- its end ------------------------------------------------------------------------------
+
+#: Those of this process that have not been ended.
+_running: set[Running] = set()
+
+
+def _close(running: Running) -> None:
+    """End one. Twice is fine; nothing in a forked child."""
+    if running.owner != os.getpid():
+        return
+    stop(running)
+    _running.discard(running)
+    if (
+        running.directory is not None and not sys.is_finalizing()
+    ):  # its path is drawn anew each time: no broker comes there again
+        closing.broker_is_gone(running.address)
+
+
+def _close_all() -> None:
+    for running in list(_running):
+        _close(running)
+
+
+def _at_exit() -> None:
+    """Exit handlers run last to first, so some run behind this one, beside daemon threads. Then no other thread of
+    Python's runs any more, and the interpreter collects, before it takes its modules apart: there it is told of."""
+    is_exit = sys._getframe().f_back is None  # else somebody runs the handlers, who may end without all this
+    if is_exit and gc.isenabled():
+        gc.callbacks.append(_at_last)
+    else:
+        _close_all()
+
+
+def _at_last(phase: str, info: dict[str, int]) -> None:
+    if not sys.is_finalizing():
+        return
+    for running in _running:
+        running.process._waitpid_lock = threading.Lock()  # type: ignore[attr-defined]  # who has it never goes on
+    _close_all()
+
+
+atexit.register(_at_exit)
 
 
 # --- one broker for everybody who asks -----------------------------------------------------
@@ -137,6 +198,7 @@ def _after_fork_in_child() -> None:
     _autostart_lock = threading.RLock()
     for broker in _brokers:
         broker._abandon()
+    _running.clear()
     _autostarted = None  # last: with it goes what is only kept here, and that must not be ours to close then
 
 

@@ -107,6 +107,13 @@ def close_unbegun(session: Session) -> None:
     sessions.discard(session)
 
 
+def broker_is_gone(address: str) -> None:
+    """This process has ended its own broker there, and no other will come: who waits for it is told, and who asks."""
+    for session in list(sessions):
+        if session.address == address:
+            session.link.discard_all()
+
+
 def settle_at_exit(session: Session) -> None:
     """The interpreter ends: what is idle goes back, and publications are handed over. The pool stays
     as it is for whatever runs later still, and nothing is warned of any more."""

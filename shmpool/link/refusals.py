@@ -41,10 +41,12 @@ class Forked(BrokerUnavailable):
         super().__init__("this process was forked in the middle of a request; ask again")
 
 
-def discarded(*, is_closing: bool, is_abandoned: bool) -> ShmpoolError:
-    """The error for a request whose seat ended."""
+def discarded(*, is_closing: bool, is_abandoned: bool, is_over: bool) -> ShmpoolError:
+    """The error for a request whose seat ended, or whose broker did for good."""
     if is_abandoned:
         return Forked()
     if is_closing:
         return PoolClosed("the pool was closed while a lease waited")
+    if not is_over:
+        return BrokerUnavailable("the private broker was closed, by this process: there is nobody to ask any more")
     return BrokerUnavailable("the broker came back with another pool while a lease waited; lease again")

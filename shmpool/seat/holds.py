@@ -17,7 +17,6 @@ from operator import attrgetter
 from sys import getrefcount
 
 from ..errors import BrokerUnavailable, LeaseTimeout, NameTaken, NotFound, ShmpoolError
-from ..link.refusals import discarded
 from ..link.requests import Question, Request
 from ..protocol.codes import Code
 from ..protocol.ledger import CHECKSUM, EXTENT, NBYTES_BITS, ROW_WORDS, generation_of, is_queue
@@ -130,7 +129,7 @@ class HoldTable:
         session.link.ask(request, timeout)
         if request.answer is None and request.refusal is None:
             if session.link.is_discarding:
-                raise discarded(is_closing=session.is_closing, is_abandoned=session.is_abandoned)
+                raise session.discarded()
             waited = time.monotonic() - request.began
             if session.link.connection is None:
                 raise BrokerUnavailable(f"{what}: the broker at {session.address} is away, waited {waited:.3g} s")
@@ -186,7 +185,7 @@ class HoldTable:
             if hold is None or hold.is_ending:
                 return None
             if self._session.is_over:
-                raise discarded(is_closing=self._session.is_closing, is_abandoned=self._session.is_abandoned)
+                raise self._session.discarded()
             if hold.idle_since is not None:
                 hold.idle_since, self._changed_at = None, time.monotonic()
             assert hold.record.window is not None

@@ -15,7 +15,6 @@ from ..link.connection import Connection
 from ..link.helper import Helper
 from ..link.link import Link
 from ..link.prefetch import Prefetch
-from ..link.refusals import discarded
 from ..link.requests import Request
 from ..protocol.figures import DEFERRED, TICKETS_ASKED
 from ..protocol.handle import Handle
@@ -96,7 +95,7 @@ class Session(Ending):
         self.link.ask_here(request, None)
         if request.answer is None:
             raise (
-                discarded(is_closing=self.is_closing, is_abandoned=self.is_abandoned)
+                self.discarded()
                 if self.link.is_discarding
                 else BrokerUnavailable(f"the broker at {self.address} did not take the handle's ticket")
             )

@@ -157,8 +157,12 @@ class Supply(Recalls):
         if slot is not None:
             return slot
         if self.link.is_discarding:
-            raise discarded(is_closing=self.is_closing, is_abandoned=self.is_abandoned)
+            raise self.discarded()
         raise self._refused(request.refusal, nbytes, time.monotonic() - started)
+
+    def discarded(self) -> ShmpoolError:
+        """The error for a request that nobody waits for any more (`link.is_discarding`)."""
+        return discarded(is_closing=self.is_closing, is_abandoned=self.is_abandoned, is_over=self.is_over)
 
     def _refused(self, refusal: Refusal | None, nbytes: int, waited: float) -> ShmpoolError:
         error = refused(refusal, nbytes, waited, "" if self.link.connection else self.address)

@@ -363,6 +363,93 @@ def test_a_forgotten_broker_ends_at_exit_without_a_word(ending: str) -> None:
     assert not is_alive(int(done.stdout))
 
 
+def test_handlers_and_daemon_threads_go_on_with_it_until_the_interpreter_has_ended() -> None:
+    """A handler that was registered before the import runs last of all, and threads run beside it."""
+    done = script(
+        """
+import atexit, gc, sys, threading
+
+def last():
+    with pool.share([1] * 5000) as shared:
+        assert len(pool.get(pool.put(shared.get()))) == 5000
+    pool.lease(2 << 20).release()
+    busy.clear()
+    busy.wait()
+    print(pool.stats().pool_id == pool.name, broker.is_running(), flush=True)
+
+atexit.register(last)
+import shmpool
+
+def work():
+    while True:
+        pool.lease(2 << 20).release()
+        pool.share(1, "name").release()
+        pool.stats()
+        busy.set()
+
+busy = threading.Event()
+broker = shmpool.Broker(memory_limit="64MiB", max_clients=8, lease_timeout="1s")
+pool = broker.connect()
+threading.Thread(target=work, daemon=True).start()
+busy.wait()
+print(broker.pid, broker.address)
+"""
+    )
+    assert done.stderr == ""
+    pid, address, *last = done.stdout.split()
+    assert last == ["True", "True"]
+    assert not is_alive(int(pid))
+    assert not os.path.exists(os.path.dirname(address))
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "import atexit, os; atexit._run_exitfuncs(); os._exit(0)",  # as those do that fork from what is loaded
+        "import gc; gc.disable()",
+        "import atexit; atexit.register(b.close)",
+    ],
+)
+def test_however_the_interpreter_ends_it_is_gone_with_its_directory(ending: str) -> None:
+    done = script(f"{START_AND_REPORT}; print(b.address, flush=True); {ending}")
+    assert done.stderr == ""
+    pid, address = done.stdout.split()
+    assert not is_alive(int(pid))
+    assert not os.path.exists(os.path.dirname(address))
+
+
+def test_who_waits_for_a_broker_that_this_process_closes_is_told_and_who_asks_later() -> None:
+    told = []
+
+    def wait() -> None:
+        with pytest.raises(shmpool.BrokerUnavailable, match="closed, by this process") as raised:
+            other.lease(8 * 2**20)
+        told.append(raised.value)
+
+    broker = shmpool.Broker(**SMALL, lease_timeout="4s")
+    with broker.connect() as pool, broker.connect() as other:
+        queue = pool.queue("queue")
+        held = pool.lease(8 * 2**20)
+        waits = threading.Thread(target=wait)
+        waits.start()
+        eventually(lambda: other._session.link.requests.all(), "a lease that waits")
+        broker.close()
+        waits.join(PATIENCE)
+        assert len(told) == 1
+        for ask in (
+            lambda: pool.lease(2**20),
+            lambda: pool.lease(100_000, timeout=float("inf")),
+            lambda: pool.share(bytes(100_000)),
+            lambda: pool.find("name", timeout=None),
+            lambda: queue.put(bytes(100_000)),
+        ):
+            with pytest.raises(shmpool.BrokerUnavailable, match="closed, by this process"):
+                ask()
+        with pytest.raises(shmpool.BrokerUnavailable, match="was closed"):
+            broker.connect(timeout=4)
+        held.release()
+
+
 def test_exit_in_a_forked_child_leaves_the_broker() -> None:
     done = script(
         START_AND_REPORT + "; import os\n"

@@ -11,7 +11,7 @@ from typing import Any
 import client_workers
 import numpy as np
 import pytest
-from client_helpers import KIB, MIB, PATIENCE, SOON, Start, StartDaemon, child, eventually, hear, in_fork, out, pattern
+from client_helpers import KIB, MIB, PATIENCE, SOON, StartDaemon, child, eventually, hear, in_fork, out, pattern
 
 import shmpool
 from shmpool import Handle, LeaseTimeout, Strategy
@@ -282,15 +282,17 @@ def test_another_pool_at_the_same_address_ends_the_old_leases_and_serves_new_one
         eventually(lambda: pool.stats().active_buffers == 0)
 
 
-def test_what_is_first_looked_for_when_the_pool_was_removed_is_an_error_of_ours(start: Start) -> None:
+def test_what_is_first_looked_for_when_the_pool_was_removed_is_an_error_of_ours(
+    daemon: StartDaemon, address: str
+) -> None:
     """Segments are opened when they are first needed: those of a tier, and of what was leased ahead."""
-    broker = start(memory_limit="64MiB", on_stop="remove")
-    with broker.connect() as writer, broker.connect() as reader:
+    broker = daemon(memory_limit="64MiB", magazine_idle="1h")
+    with shmpool.connect(address) as writer, shmpool.connect(address) as reader:
         published = [writer.put(bytes(nbytes)) for nbytes in SIZES]
         leased = [writer.lease(2 * MIB) for _ in range(3)]  # of one size: the next one is asked for
         published += [lease.publish() for lease in leased]
         eventually(lambda: writer.stats().tiers[-1].idle == 1, "what is leased ahead")
-        broker.close()
+        broker.end(signal.SIGTERM)  # on_stop is remove
         for handle in published:
             for verb in (reader.open_reader, reader.open, reader.get):
                 with pytest.raises(shmpool.StaleHandle, match="gone"):
