@@ -420,8 +420,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "the guard dropped before the fork", SCENARIO["fork x publisher"],
-        rewrite(Guards, "stand", ("guard.is_certain = True\n        except own(FileNotFoundError",
-                                  "guard.is_certain, guard.page = True, None\n        except own(FileNotFoundError")),
+        rewrite(Guards, "stand", ("guard.is_certain = True\n        except own(SegmentGone",
+                                  "guard.is_certain, guard.page = True, None\n        except own(SegmentGone")),
     ),
     Mutant(
         "a release that does not have the fork noted", SCENARIO["fork x publisher"],
