@@ -10,7 +10,7 @@ from .link.hello import listens
 from .link.waiting import check_timeout
 from .pools import Pool, open_pool
 from .queues import defaults
-from .system.importing import door
+from .system.importing import door, explained
 from .system.outside import own
 
 
@@ -39,7 +39,7 @@ def connect(
             return open_pool(path, timeout, strict)
     except own(BrokerUnavailable):
         pass
-    with door:
+    with door, explained:
         from .embedded import autostart as start
 
     return open_pool(start().address, timeout, strict)

@@ -21,7 +21,7 @@ from .errors import BrokerUnavailable
 from .launch import Running, start, stop
 from .life import closing
 from .system import hooks
-from .system.importing import door
+from .system.importing import door, explained
 
 if TYPE_CHECKING:
     from .pools import Pool
@@ -70,7 +70,7 @@ class Broker:
     def connect(self, *, timeout: float = 5.0, strict: bool = False) -> Pool:
         """A `Pool` of this broker; the options are those of `shmpool.connect`. The pool keeps
         the broker until it is closed: ``shmpool.Broker().connect()`` serves as long."""
-        with door:
+        with door, explained:
             from .pools import open_pool
 
         running = self._running

@@ -8,7 +8,7 @@ import stat
 
 from .addresses import MAX_PATH, own_socket
 from .protocol.names import SHM_DIR
-from .system.importing import door
+from .system.importing import door, explained
 from .system.limits import explain
 from .system.outside import exists, own
 
@@ -95,7 +95,7 @@ def _who_may(path: str) -> str:
 
 def user_name(uid: int) -> str:
     """For people."""
-    with door:
+    with door, explained:
         import pwd
 
     try:
@@ -106,7 +106,7 @@ def user_name(uid: int) -> str:
 
 def group_name(gid: int) -> str:
     """For people."""
-    with door:
+    with door, explained:
         import grp
 
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from operator import index
 
-from .system.importing import door
+from .system.importing import door, explained
 from .system.outside import own, own_or_called
 
 TYPE_CHECKING = False
@@ -54,7 +54,7 @@ def buffer_of(data: Any) -> memoryview:
             hint = "; encode it" if isinstance(data, str) else ""
             raise TypeError(f"{_TAKES}, not {_kind(data)}{hint}") from error
     try:
-        with door:
+        with door, explained:
             import numpy
 
         array: Any = numpy.asarray(data)
@@ -81,7 +81,7 @@ def flat(source: memoryview) -> memoryview | None:
             raise TypeError(f"{_TAKES}; this one ({source.format}) has pointers, which mean nothing elsewhere")
     if not source.c_contiguous:
         return None
-    with door:
+    with door, explained:
         from pickle import PickleBuffer  # unlike `cast`, of any format, without elements too
 
     return PickleBuffer(source).raw()
@@ -124,7 +124,7 @@ def _copy_by_numpy(target: memoryview, source: memoryview) -> bool:
 def as_ndarray(view: memoryview, dtype: DTypeLike, shape: int | Sequence[int]) -> NDArray[Any]:
     """An array over a view's bytes. Raises ValueError for another number of bytes, TypeError
     for elements that are references to Python objects."""
-    with door:
+    with door, explained:
         import numpy
 
     kind = numpy.dtype(dtype)

@@ -46,7 +46,7 @@ from .seat.slot import Slot, ViewTaken
 from .system import frames
 from .system.descriptors import CLOSED
 from .system.here import HERE, NOTED, OURS
-from .system.importing import door
+from .system.importing import door, explained
 from .system.locks import F_OFD_SETLK, UNLOCK_ALL
 from .system.outside import own, own_or_called
 
@@ -419,7 +419,7 @@ class BasePool:
     def stats(self) -> Stats:
         """The broker's figures, the same as ``shmpool stats --json``. A round trip of its
         own to the broker; raises `BrokerUnavailable`, `PoolClosed`."""
-        with door:
+        with door, explained:
             from .stats import query
 
         if self._is_closed:

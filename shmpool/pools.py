@@ -13,7 +13,7 @@ from .pool import BasePool
 from .queues.verbs import QueueVerbs
 from .seat.session import Session
 from .streams.verbs import StreamVerbs
-from .system.importing import door
+from .system.importing import door, explained
 from .system.outside import own, variable
 
 TYPE_CHECKING = False
@@ -44,12 +44,12 @@ def _pool_class(has_checksums: bool, is_traced: bool) -> type[Pool]:
     """The class of a pool with these properties."""
     extras: list[type[BasePool]] = []
     if is_traced:
-        with door:
+        with door, explained:
             from .traced import TracedPool
 
         extras.append(TracedPool)
     if has_checksums:
-        with door:
+        with door, explained:
             from .checked import CheckedPool
 
         extras.append(CheckedPool)

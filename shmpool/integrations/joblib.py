@@ -19,7 +19,7 @@ from joblib import register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, SequentialBackend
 
 from ..pools import Pool
-from ..system.importing import door
+from ..system.importing import door, explained
 from .executor import Executor
 
 try:
@@ -55,7 +55,7 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         if n_jobs is None:
             return 1
         if n_jobs < 0:
-            with door:
+            with door, explained:
                 from joblib import cpu_count
 
             return max(int(cpu_count()) + 1 + n_jobs, 1)
@@ -65,7 +65,7 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         """Called by joblib before its first call."""
         workers = self.effective_n_jobs(n_jobs)
         if workers == 1:
-            with door:
+            with door, explained:
                 from joblib.parallel import FallbackToBackend
 
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))

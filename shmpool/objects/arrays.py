@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..errors import LeaseReleased
 from ..protocol.sizing import check_nbytes
-from ..system.importing import door
+from ..system.importing import door, explained
 from ..system.outside import own, own_or_called
 from ..uncopied import Uncopied
 from . import layout, rebuilding
@@ -143,7 +143,7 @@ def _dimensions(shape: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _numpy() -> Any:
-    with door:
+    with door, explained:
         import numpy as np
 
     return np

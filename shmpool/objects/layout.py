@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from ..errors import FormatError
-from ..system.importing import door
+from ..system.importing import door, explained
 
 MAGIC: Final = b"shmpobj\x01"
 #: Buffers begin at multiples of so many bytes: a cache line, and what vector instructions want.
@@ -97,7 +97,7 @@ def _header(view: memoryview) -> tuple[int, int, int]:
         magic, count, flags, pickle_nbytes = _HEADER.unpack_from(view)
         if magic == MAGIC:
             return count, flags, pickle_nbytes
-        with door:
+        with door, explained:
             from ..protocol.queues import MAGIC as QUEUE
         if int.from_bytes(magic, "little") == QUEUE:
             raise FormatError("this is the memory of a queue, which is no object: pool.queue(name) opens it")

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..system.importing import door
+from ..system.importing import door, explained
 
 
 def array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: str) -> Any:
     """A numpy array over *buffer*."""
-    with door:
+    with door, explained:
         import numpy as np
 
     return np.frombuffer(buffer, np.uint8).view(dtype).reshape(shape, order=order)
@@ -18,7 +18,7 @@ def array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: str) -> Any:
 
 def broadcast(compact: Any, shape: tuple[int, ...]) -> Any:
     """A numpy array that repeats *compact*, without its copies."""
-    with door:
+    with door, explained:
         import numpy as np
 
     return np.broadcast_to(compact, shape)
@@ -26,7 +26,7 @@ def broadcast(compact: Any, shape: tuple[int, ...]) -> Any:
 
 def masked(data: Any, mask: Any, fill_value: Any, is_hard: bool) -> Any:
     """A masked numpy array."""
-    with door:
+    with door, explained:
         import numpy as np
 
     return np.ma.MaskedArray(data, mask, fill_value=fill_value, hard_mask=is_hard, copy=False)
@@ -34,7 +34,7 @@ def masked(data: Any, mask: Any, fill_value: Any, is_hard: bool) -> Any:
 
 def table(stream: Any, kind: str) -> Any:
     """A pyarrow table, batch, array or chunked array out of an IPC stream."""
-    with door:
+    with door, explained:
         import pyarrow as pa
 
     read = pa.ipc.open_stream(pa.py_buffer(stream)).read_all()
@@ -49,7 +49,7 @@ def table(stream: Any, kind: str) -> Any:
 
 def tensor(flat: Any, dtype: Any, shape: tuple[int, ...], requires_grad: bool) -> Any:
     """A torch tensor over *flat*, a numpy array of bytes."""
-    with door:
+    with door, explained:
         import torch
 
     made = torch.from_numpy(flat).view(dtype).reshape(shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ..pool import BasePool
 from ..system import frames
-from ..system.importing import door
+from ..system.importing import door, explained
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _exchange: Any = None
 
 def _import_exchange() -> Any:
     global _exchange
-    with door:
+    with door, explained:
         from . import exchange
 
     _exchange = exchange
@@ -123,7 +123,7 @@ class ObjectVerbs(BasePool):
         same array without a copy on either side. Its content is undefined until written. Best as a
         context manager: leaving the block unpublished gives the memory back. Raises like `Pool.lease`,
         `TypeError` for a *dtype* of objects, `ValueError` for a shape or dtype that no array has."""
-        with door:
+        with door, explained:
             from .arrays import empty
 
         try:
@@ -153,7 +153,7 @@ class ObjectVerbs(BasePool):
         `NameTaken`; nothing is shared then. Where another exception comes in the middle (Ctrl-C, a lost broker), what
         is to be kept may have its name already: `find` or `drop` it.
         """
-        with door:
+        with door, explained:
             from .sharing import share
 
         try:
@@ -166,7 +166,7 @@ class ObjectVerbs(BasePool):
         """The shared publication of a name, held until it is opened or released. *timeout* in seconds is
         for a name that is still to come: 0 looks once, None waits for the configured ``lease_timeout``.
         Raises `NotFound`."""
-        with door:
+        with door, explained:
             from .sharing import find
 
         try:
@@ -189,7 +189,7 @@ class ObjectVerbs(BasePool):
         shares what it returns, and the others wait for it, *timeout* seconds at most. A maker that dies or
         raises hands the turn to the next. Raises `NotFound` when nothing came in time, and what *make*
         raises."""
-        with door:
+        with door, explained:
             from .sharing import get_or_share
 
         try:
@@ -200,7 +200,7 @@ class ObjectVerbs(BasePool):
 
     def names(self) -> list[str]:
         """The names of all shared publications of this pool, sorted. A round trip to the broker."""
-        with door:
+        with door, explained:
             from ..stats import query_names
 
         self._live_session()
@@ -210,7 +210,7 @@ class ObjectVerbs(BasePool):
         """Free a name. What had it lives on while anybody holds it. For its maker's user and root:
         others may find and read what is shared in their pool, not drop it (`ShmpoolError`). Raises
         `NotFound`."""
-        with door:
+        with door, explained:
             from .sharing import drop
 
         drop(self, name)
@@ -227,7 +227,7 @@ class ObjectVerbs(BasePool):
 
     def _share_lease(self, lease: LiveLease, name: str | None, keep: Any, ttl: float | None) -> Shared:
         """What `Lease.publish_shared` does."""
-        with door:
+        with door, explained:
             from .sharing import publish_shared
 
         try:

@@ -17,7 +17,7 @@ from ..objects.encoding import encode
 from ..objects.exchange import take_apart
 from ..protocol.handle import Handle
 from ..protocol.queues import Kind
-from ..system.importing import door
+from ..system.importing import door, explained
 
 if TYPE_CHECKING:
     from ..buffer import Buffer
@@ -156,7 +156,7 @@ def restore(kind: int, buffer: Buffer) -> Any:
 
 def restore_copy(kind: int, content: bytes) -> Any:
     """The object of a lease's bytes, which are nobody else's."""
-    with door:
+    with door, explained:
         from ..objects.decoding import decode
 
     return decode(memoryview(content), None) if kind == Kind.HANDLE else pickle.loads(content)

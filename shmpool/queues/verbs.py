@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..objects.verbs import ObjectVerbs
 from ..protocol.ledger import EXTENT, QUEUE, ROW_WORDS, tickets_of
-from ..system.importing import door
+from ..system.importing import door, explained
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,21 +26,21 @@ class QueueVerbs(ObjectVerbs):
         """The queue of that name, made by who asks first; of all processes that ask for it, related or not.
         Without a name a new one. Raises NameTaken for the name of something else, ValueError for a queue that
         was made otherwise, and like `lease`."""
-        with door:
+        with door, explained:
             from .queue import Queue
 
         return Queue(maxsize, pool=self, name=name, on_dead_consumer=on_dead_consumer, overflow=overflow, keep=keep)
 
     def drop(self, name: str) -> None:
         """As for all that is shared; a queue is shut down with it, and what is in it is freed."""
-        with door:
+        with door, explained:
             from ..objects.sharing import find_present
 
         shared = find_present(self, name)
         try:
             super().drop(name)
             if tickets_of(self._live_session().words[shared._row * ROW_WORDS + EXTENT]) & QUEUE:
-                with door:
+                with door, explained:
                     from .queue import shut
 
                 shut(self, shared)

@@ -15,7 +15,7 @@ from ..seat import tickets
 from ..seat.outgoing import cell_of
 from ..system import futex, libc
 from ..system.here import HERE, OURS
-from ..system.importing import door
+from ..system.importing import door, explained
 from ..system.outside import own
 from ..system.patience import Patience
 from ..uncopied import Uncopied
@@ -57,7 +57,7 @@ def open_reader(
     pool: Pool, handle: Handle | bytes | bytearray | memoryview, timeout: float | None
 ) -> BufferFile | StreamReader:
     """The file, or the reading end of the stream, that a handle names."""
-    with door:
+    with door, explained:
         from .files import BufferFile
 
     timeout = None if timeout is None else check_timeout(timeout)

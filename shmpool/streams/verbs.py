@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ..pool import BasePool
 from ..system import frames
-from ..system.importing import door
+from ..system.importing import door, explained
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class StreamVerbs(BasePool):
         """A lease of *nbytes* bytes as a binary file (`io.BufferedIOBase`); None: it grows. Leaving
         the ``with`` block publishes what was written, and its ``handle`` names it; an exception
         gives it back. Raises like `lease`."""
-        with door:
+        with door, explained:
             from .files import LeaseFile
 
         try:
@@ -37,7 +37,7 @@ class StreamVerbs(BasePool):
         """A published buffer as a binary file (`io.BufferedIOBase`), given back when it is closed; of
         the handle of a `stream` its reading end, whose calls wait for the writer, *timeout* seconds
         each at the longest. Raises like `open`."""
-        with door:
+        with door, explained:
             from .reading import open_reader
 
         try:
@@ -52,7 +52,7 @@ class StreamVerbs(BasePool):
         writer waits while the reader is behind, *timeout* seconds in each call at the longest (None: as
         long as somebody may read). *nbytes* are announced, and must be written then. Raises like `lease`.
         """
-        with door:
+        with door, explained:
             from .writing import StreamWriter
 
         try:

@@ -17,6 +17,8 @@ from _thread import allocate_lock, get_ident
 from types import FunctionType, ModuleType
 
 from .here import FORKING, HERE, IMPORTING
+from .limits import refused
+from .outside import is_from_outside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,10 +105,26 @@ _TOO_EARLY: Final = (
 door: Final = _Door()
 
 
+class _Explained:
+    """``with door, explained:`` says it in an error of ours where this process may open, or map, no module any more."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and not is_from_outside(error):
+            said = refused(error, "what a first call needs cannot be imported")
+            if said is not error:
+                raise said from error
+
+
+explained: Final = _Explained()
+
+
 def load(name: str, package: dict[str, Any]) -> Any:
     """A module of the *package* with these globals, by what an import statement calls: `importlib` is one more module,
-    and to read it takes a descriptor, of which there may be none."""
-    with door:
+    and to read it takes a descriptor, of which there may be none. Raises ConfigError then."""
+    with door, explained:
         module = __import__(name, package, None, ("__name__",), 1)
     return module
 

@@ -16,7 +16,7 @@ from ..protocol.frozen import NamedTuple
 from ..protocol.names import SHM_DIR
 from ..protocol.sizing import KIB, MIB, format_bytes
 from .descriptors import open_owned
-from .importing import door
+from .importing import door, explained
 from .outside import exists, own
 
 TYPE_CHECKING = False
@@ -137,7 +137,7 @@ def limiting_places(groups: list[MemoryGroup]) -> list[Place]:
 
 def host(proc: str = "/proc") -> Place | None:
     """The host's memory, and what of it the kernel thinks available; None where it does not say."""
-    with door:
+    with door, explained:
         import re  # brokers and commands only: a worker need not have it
 
     found = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", _read(proc, "meminfo"), re.MULTILINE))
@@ -181,7 +181,7 @@ class Pressure(NamedTuple):
 def pressure(groups: list[MemoryGroup], proc: str = "/proc") -> Pressure | None:
     """The pressure of the innermost of *groups* that tells, else the host's; None where the
     kernel does not say."""
-    with door:
+    with door, explained:
         import re
 
     places = [(group.path, "memory.pressure") for group in groups]

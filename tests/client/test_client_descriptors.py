@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from client_helpers import MIB, Connect, eventually, pattern
+from client_helpers import MIB, Connect, Start, eventually, pattern, run_script
 
 import shmpool
 from shmpool.stats import query
@@ -87,3 +87,35 @@ def test_queue_whose_bell_has_no_descriptor_says_so_and_keeps_its_items_in_order
     assert watching.empty()
     putting.close()
     watching.close()
+
+
+FIRST_CALLS = """
+import os, resource, sys, shmpool
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+pool = shmpool.connect(sys.argv[1])
+handle = pool.lease(100).publish()
+
+def end(made):
+    for name in ("release", "close"):
+        if hasattr(made, name) and not isinstance(made, type): return getattr(made, name)()
+
+for first in (
+    pool.stats, lambda: pool.put(1), lambda: pool.empty(5), lambda: pool.share(1), lambda: pool.queue("first"),
+    lambda: pool.open_writer(10), lambda: pool.open_reader(handle), pool.stream, lambda: shmpool.copy,
+    lambda: shmpool.aio, lambda: shmpool.install, lambda: shmpool.Broker,
+):
+    none = os.open("/dev/null", os.O_RDONLY)
+    os.close(none)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (none, hard))
+    try: print("ok", first())
+    except shmpool.ConfigError as error: print("`ulimit -n`" in str(error), "import" in str(error))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    end(first())
+os._exit(0)
+"""
+
+
+def test_first_call_that_cannot_import_what_it_needs_says_so_and_works_later(start: Start) -> None:
+    """Modules that few need are read when they are first needed."""
+    done = run_script(FIRST_CALLS, start(handle_ttl="100ms").address)
+    assert (done.stdout.splitlines(), done.stderr) == (["True True"] * 12, "")
