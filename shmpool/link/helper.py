@@ -150,7 +150,7 @@ class Helper:
 
     def start(self) -> None:
         """Start the thread, if there is none. Not in a finalizer at the interpreter's end: it would never begin, and be
-        waited for."""
+        waited for. Raises BrokerUnavailable where this process may have no more threads."""
         thread = self.thread
         if (thread is None or not thread.is_alive()) and not sys.is_finalizing():
             self._started_by = threading.get_native_id()
@@ -163,7 +163,8 @@ class Helper:
                 if error.__context__ not in (None, handled):  # in CPython's wait, whose lock's error took its place
                     raise error.__context__ from None
                 if not self._seat.is_over:  # else a child of a fork in the middle of that (`abandon`)
-                    raise
+                    said = f"no thread is to be had for the connection to the broker at {self._seat.address}: {error}"
+                    raise BrokerUnavailable(f"{said} (`ulimit -u` and `ulimit -v` may say why)") from error
             self._starting = None
 
     def rest(self) -> bool:

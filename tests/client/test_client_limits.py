@@ -134,6 +134,22 @@ check({nbytes})
 """)
 
 
+def test_connect_for_which_there_is_no_thread_says_so() -> None:
+    on_a_limit("""
+import threading
+with open("/proc/self/statm") as file: used = int(file.read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), resource.RLIM_INFINITY))
+threading.stack_size(1 << 30)
+try: broker.connect()
+except shmpool.BrokerUnavailable as error: assert "ulimit" in str(error) and "thread" in str(error), error
+else: raise AssertionError("there was room for its stack")
+threading.stack_size(0)
+broker.connect().close()
+assert len(pool.stats().clients) == 1
+check(1000)
+""")
+
+
 # --- a cgroup of its own ---------------------------------------------------------------------------
 
 _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
