@@ -20,6 +20,7 @@ from .protocol.states import CellState, State
 from .seat.slot import Keeper, Slot, ViewTaken
 from .seat.windows import AT_REST
 from .system import frames
+from .system.finalizers import ends_by
 from .system.here import COPIED, HERE, OURS
 from .system.outside import own, own_or_called
 
@@ -34,6 +35,20 @@ _CELL_SHIFT = NBYTES_BITS
 _view: MemberDescriptorType = vars(Lease)["view"]
 
 
+def _end(lease: LiveLease) -> None:
+    slot = getattr(lease, "_slot", None)  # none, when an exception came while it was made
+    if not isinstance(lease, LiveLease) or slot is None or slot.session.is_over or not HERE[OURS]:
+        return
+    if lease.release_unless_busy(is_collected=True) and not slot.session.is_at_exit:
+        warnings.warn(
+            f"a lease of {lease.nbytes} bytes was neither published nor released; it is now",
+            ResourceWarning,
+            source=lease,
+            stacklevel=3,
+        )
+
+
+@ends_by(_end)
 class LiveLease(Lease):
     """A lease that is not over."""
 
@@ -351,18 +366,6 @@ class LiveLease(Lease):
     def _renew_view(self) -> None:
         window = self._slot.session.window_for(self._slot)
         self.view = memoryview(window)[: self.nbytes]
-
-    def __del__(self) -> None:
-        slot = getattr(self, "_slot", None)  # none, when an exception came while it was made
-        if slot is None or slot.session.is_over or not HERE[OURS]:
-            return
-        if self.release_unless_busy(is_collected=True) and not slot.session.is_at_exit:
-            warnings.warn(
-                f"a lease of {self.nbytes} bytes was neither published nor released; it is now",
-                ResourceWarning,
-                source=self,
-                stacklevel=2,
-            )
 
 
 def check_shorter(lease: LiveLease, nbytes: int) -> None:

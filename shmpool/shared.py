@@ -19,6 +19,7 @@ from .seat import private
 from .seat.holds import Hold
 from .seat.session import Session
 from .system import frames
+from .system.finalizers import ends_by
 from .system.here import HERE, OURS
 
 TYPE_CHECKING = False
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
             """The object of what was just opened."""
 
 
+def _end(shared: Shared) -> None:
+    if getattr(shared, "_pin", None) is not None:
+        shared._unpin()
+
+
+@ends_by(_end)
 class Shared:
     """A shared publication. Picklable; used by many threads and processes, also by forked children.
 
@@ -145,10 +152,6 @@ class Shared:
         if pin is not None:
             pin[0].unpin(self)
             self._pin = None  # last: what an exception keeps from being done the next release does
-
-    def __del__(self) -> None:
-        if getattr(self, "_pin", None) is not None:
-            self._unpin()
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ from ..errors import BrokerUnavailable, LeaseReleased, PoolClosed
 from ..link.waiting import check_timeout
 from ..pool import BasePool
 from ..seat.session import Session
+from ..system.finalizers import ends_by
 from ..system.here import HERE, OURS
 from ..system.outside import variable
 from . import closing
@@ -23,6 +24,22 @@ if TYPE_CHECKING:
     from typing import Any, Final, Self
 
 
+def _end(pool: PoolLife) -> None:
+    """A pool that nobody closed: its helper does it, once no lease or buffer is left.
+    A finalizer takes no lock and starts no thread."""
+    session = getattr(pool, "_session", None) or getattr(pool, "_closing", None)
+    if session is None or session.is_at_exit or not HERE[OURS]:
+        return
+    is_closed = session.is_over  # looked at first: the helper may close it before we go on
+    session.is_orphaned = True
+    session.wake_helper()
+    if is_closed:
+        closing.sessions.discard(session)
+    else:
+        warnings.warn(f"unclosed {pool!r}", ResourceWarning, source=pool, stacklevel=3)
+
+
+@ends_by(_end)
 class PoolLife(BasePool):
     """A pool from its first session to its last."""
 
@@ -136,20 +153,6 @@ class PoolLife(BasePool):
         """The pool's id, 16 hexadecimal digits, as in `Stats.pool_id` and its segments' names; of
         the pool connected to last. Another one is at the same address when a broker starts anew."""
         return self._name
-
-    def __del__(self) -> None:
-        """A pool that nobody closed: its helper does it, once no lease or buffer is left.
-        A finalizer takes no lock and starts no thread."""
-        session = getattr(self, "_session", None) or getattr(self, "_closing", None)
-        if session is None or session.is_at_exit or not HERE[OURS]:
-            return
-        is_closed = session.is_over  # looked at first: the helper may close it before we go on
-        session.is_orphaned = True
-        session.wake_helper()
-        if is_closed:
-            closing.sessions.discard(session)
-        else:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     def __enter__(self) -> Self:
         return self

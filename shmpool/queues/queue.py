@@ -21,6 +21,7 @@ from ..pool import BasePool
 from ..protocol.handle import HANDLE_BYTES, Handle
 from ..protocol.queues import Flag, Kind
 from ..system import frames, hooks
+from ..system.finalizers import ends_by
 from ..system.here import HERE, OURS
 from ..system.outside import own
 from . import compiled, defaults
@@ -77,6 +78,19 @@ class _Rings:
 _rings = _Rings()
 
 
+def _end(queue: Queue) -> None:
+    if getattr(queue, "_is_closed", True):
+        return
+    one, queue._ring = queue._ring, None
+    try:
+        if one is not None and HERE[OURS] and _rings.release(one):
+            one.abandon()
+    except own(ShmpoolError, OSError):
+        pass
+    queue._is_closed = True
+
+
+@ends_by(_end)
 class Queue:
     """A queue between processes; *maxsize* 0 is as many items as its memory holds (`capacity`).
 
@@ -357,17 +371,6 @@ class Queue:
 
     def cancel_join_thread(self) -> None:
         """Nothing: there is no feeder thread."""
-
-    def __del__(self) -> None:
-        if getattr(self, "_is_closed", True):
-            return
-        self._is_closed = True
-        one, self._ring = self._ring, None
-        try:
-            if one is not None and HERE[OURS] and _rings.release(one):
-                one.abandon()
-        except own(ShmpoolError, OSError):
-            pass
 
     def __reduce__(self) -> tuple[Any, ...]:
         context = sys.modules.get("multiprocessing.context")

@@ -17,6 +17,7 @@ from functools import partial
 from sys import getrefcount
 
 from ..protocol.ledger import EXTENT, GENERATION_FIELD, MAX_NBYTES, NBYTES_BITS, nbytes_of
+from ..system.finalizers import ending
 from ..system.here import HERE, OURS
 from ..system.outside import own
 from . import records, tickets
@@ -106,8 +107,8 @@ class Openings:
 
     def _finalizer(self, index: int) -> Callable[[], object]:
         """What ends a buffer that is collected unreleased. Where warnings of it would be seen it
-        is Python code, so that the warning comes at the right place."""
-        return partial(self._tell if _shows_warnings() else self.left.append, index)
+        has Python code go on, so that the warning comes at the right place."""
+        return ending(self._tell, index) if _shows_warnings() else partial(self.left.append, index)
 
     def _tell(self, index: int) -> None:
         """Say that a buffer was collected unreleased."""
@@ -118,7 +119,7 @@ class Openings:
         record = self.records.get(index)
         if record is not None and record.is_taken:
             nbytes = nbytes_of(session.words[record.word + EXTENT])
-            warnings.warn(f"a buffer of {nbytes} bytes was not released; it is now", ResourceWarning, stacklevel=2)
+            warnings.warn(f"a buffer of {nbytes} bytes was not released; it is now", ResourceWarning, stacklevel=3)
 
     def _make_room(self) -> None:
         """Forget the oldest records that are not in use, when there are too many."""

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..system import frames
+from ..system.finalizers import ends_by
 from ..system.outside import own_or_called
 from ..uncopied import Uncopied
 from .room import lease_by_any
@@ -168,6 +169,12 @@ class BufferFile(_MemoryFile):
         return f"<shmpool.streams.BufferFile of {self.nbytes} bytes{', closed' if self.closed else ''}>"
 
 
+def _end(file: LeaseFile) -> None:
+    if hasattr(file, "_lease"):
+        file.discard()  # like a file that nobody closed: but half an object is not published
+
+
+@ends_by(_end)
 class LeaseFile(_MemoryFile):
     """A lease as a file; made by `Pool.open_writer`.
 
@@ -261,10 +268,6 @@ class LeaseFile(_MemoryFile):
         elif not self.closed:
             super().close()
             self._lease._release_after(kind)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_lease"):
-            self.discard()  # like a file that nobody closed: but half an object is not published
 
     def _grow(self, nbytes: int) -> memoryview:
         leased = self._lease.nbytes

@@ -14,6 +14,7 @@ from ..protocol.ledger import SEAT_BITS, SEAT_MASK, seat_of
 from ..seat import tickets
 from ..seat.outgoing import cell_of
 from ..system import futex, libc
+from ..system.finalizers import ends_by
 from ..system.here import HERE, OURS
 from ..system.importing import door, explained
 from ..system.outside import own
@@ -72,6 +73,12 @@ class _PutBack(NamedTuple):
     at: int
 
 
+def _end(reader: StreamReader) -> None:
+    if getattr(reader, "_page", None) is not None and HERE[OURS]:
+        reader.close()
+
+
+@ends_by(_end)
 class StreamReader(Uncopied, io.BufferedIOBase):
     """The reading end of a stream as a file; made by `Pool.open_reader`, for one thread at a time.
 
@@ -331,10 +338,6 @@ class StreamReader(Uncopied, io.BufferedIOBase):
     def _check_open(self) -> None:
         if self._is_closed:
             raise ValueError("I/O operation on closed file")
-
-    def __del__(self) -> None:
-        if getattr(self, "_page", None) is not None and HERE[OURS]:
-            self.close()
 
     def __repr__(self) -> str:
         return f"<shmpool.streams.StreamReader, {self._read} bytes read{', closed' if self._is_closed else ''}>"

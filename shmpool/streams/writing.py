@@ -29,6 +29,7 @@ from ..protocol.states import CellState
 from ..seat.outgoing import Chunk, Outgoing, cell_of
 from ..seat.slot import LAST_BASE
 from ..system import futex, libc
+from ..system.finalizers import ends_by
 from ..system.here import HERE, OURS
 from ..system.outside import own, own_or_called
 from ..system.patience import Patience
@@ -70,6 +71,16 @@ _BOUND: Final = CellState.BOUND << STATE_SHIFT
 _SHARE: Final = 16
 
 
+def _end(writer: StreamWriter) -> None:
+    if getattr(writer, "_outgoing", None) is None or writer.closed or not HERE[OURS]:
+        return
+    is_at_exit = writer._session.is_at_exit
+    writer.discard()
+    if not is_at_exit:
+        warnings.warn(f"unclosed {writer!r}: it is discarded", ResourceWarning, source=writer, stacklevel=3)
+
+
+@ends_by(_end)
 class StreamWriter(Uncopied, io.BufferedIOBase):
     """A stream as a file to write; made by `Pool.stream`, for one thread at a time.
 
@@ -490,14 +501,6 @@ class StreamWriter(Uncopied, io.BufferedIOBase):
             self.close()
         else:
             self.discard()
-
-    def __del__(self) -> None:
-        if getattr(self, "_outgoing", None) is None or self.closed or not HERE[OURS]:
-            return
-        is_at_exit = self._session.is_at_exit
-        self.discard()
-        if not is_at_exit:
-            warnings.warn(f"unclosed {self!r}: it is discarded", ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
         closed = ", closed" if self.closed else ""

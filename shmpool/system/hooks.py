@@ -23,7 +23,7 @@ from functools import partial
 from itertools import repeat
 from operator import itemgetter
 
-from .outside import OURS, is_a_handlers, origin
+from .outside import OURS, is_a_handlers, note_sent, origin, was_sent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ _SPARE: Final = 8
 _TRIES: Final = 8
 
 #: An exception's class to a thread, by its number of CPython's: `get_ident` may count greenlets.
-_send: Final = ctypes.pythonapi.PyThreadState_SetAsyncExc
-_number: Final = ctypes.pythonapi.PyThread_get_thread_ident
-_number.restype = ctypes.c_ulong
+send: Final = ctypes.pythonapi.PyThreadState_SetAsyncExc
+thread_number: Final = ctypes.pythonapi.PyThread_get_thread_ident
+thread_number.restype = ctypes.c_ulong
 
 
 class Arrival:
@@ -55,8 +55,8 @@ class Arrival:
         """It comes there once, in this thread; what waits there already, as what it came in the middle of."""
         for _, earlier in self._waits:
             _put_behind(earlier, error)
-        self._waits = waits = [(ctypes.py_object(_kind_of(error)), error)]
-        sending = map(_send, [ctypes.c_ulong(_number())], map(itemgetter(0), iter(waits.pop, None)))
+        self._waits = waits = [(ctypes.py_object(kind_of(error)), error)]
+        sending = map(send, [ctypes.c_ulong(thread_number())], map(itemgetter(0), iter(waits.pop, None)))
         self.hook.__setstate__((next, (sending, None), {}, None))
 
     def abandon(self) -> None:
@@ -126,7 +126,7 @@ def _turn(act: Callable[[], None], put: Callable[[BaseException], None], ready: 
                         yield
                     _stand_by(act, put, ready)
                     act()
-                    _put_together(kept, put)
+                    put_together(kept, put)
                     return
                 except GeneratorExit:
                     return
@@ -141,13 +141,13 @@ def _turn(act: Callable[[], None], put: Callable[[BaseException], None], ready: 
             kept += [error]
 
 
-def _put_together(kept: list[BaseException], put: Callable[[BaseException], None]) -> None:
+def put_together(kept: list[BaseException], put: Callable[[BaseException], None]) -> None:
     """Put the last of those that came from outside, and the others as what it came in the middle of. May be done
     again."""
-    while kept and not _comes_from_outside(kept[-1]):
+    while kept and not comes_from_outside(kept[-1]):
         kept.pop()
     while len(kept) > 1:
-        if _comes_from_outside(kept[-2]):
+        if comes_from_outside(kept[-2]):
             _put_behind(kept[-2], kept[-1])
         del kept[-2]
     if kept:
@@ -170,9 +170,9 @@ def _contexts(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _comes_from_outside(error: BaseException) -> bool:
+def comes_from_outside(error: BaseException) -> bool:
     """From a handler, or another thread: not of the kinds that the work itself raises, or not by it."""
-    if not isinstance(error, Exception) or is_a_handlers(error):
+    if not isinstance(error, Exception) or was_sent(error) or is_a_handlers(error):
         return True
     if isinstance(error, MemoryError | RecursionError):
         return False
@@ -184,8 +184,9 @@ def _comes_from_outside(error: BaseException) -> bool:
     return trace is not None and origin(trace.tb_frame.f_globals.get("__name__")) not in OURS
 
 
-def _kind_of(error: BaseException) -> type[BaseException]:
+def kind_of(error: BaseException) -> type[BaseException]:
     """What is sent to a thread for it."""
+    note_sent(error)
     box, kind = [error], type(error)
     if kind is not KeyboardInterrupt or error.args or error.__context__:  # else CPython makes one of the class
         # Where an error is being handled CPython asks for the instance, and asks the class again about what it got.

@@ -61,7 +61,17 @@ def let_through(error: BaseException | None) -> None:
 
 def is_from_outside(error: BaseException) -> bool:
     """Whether neither our work has raised it, nor what that calls."""
-    return _is_anothers(error) or is_a_handlers(error)
+    return was_sent(error) or _is_anothers(error) or is_a_handlers(error)
+
+
+def note_sent(error: BaseException) -> None:
+    """It came where CPython would have thrown it away, and comes once more, elsewhere and with another traceback."""
+    error.__dict__["_shmpool_sent"] = True
+
+
+def was_sent(error: BaseException) -> bool:
+    """Whether that was noted of it."""
+    return "_shmpool_sent" in error.__dict__
 
 
 def _is_anothers(error: BaseException) -> bool:

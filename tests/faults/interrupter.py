@@ -39,8 +39,8 @@ class Interrupter:
         sys.settrace(None)
 
     def _on_call(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
-        if not self._is_traced(frame) or "__del__" in frame.f_code.co_name:
-            return None  # what a finalizer raises is printed and no more
+        if not self._is_traced(frame):
+            return None
         frame.f_trace_opcodes = True
         if frame.f_lasti <= 0 or dis.opname[frame.f_code.co_code[frame.f_lasti]] == "RESUME":
             self._come_to(frame, "begin")  # no event comes for it: a generator that goes on has had its own

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -1140,6 +1141,85 @@ def test_what_a_handler_raises_is_not_taken_for_a_call_s_own(
             interrupter = Alarmed(n, error, only)
             try:
                 arrives(interrupter)
+            except BaseException as failure:
+                failure.add_note(f"interrupted at place {n} of {count}: {interrupter.place}")
+                raise
+    assert unraised == []
+    nobody_sits(broker.address)
+    assert_all_is_back(broker.address)
+
+
+def _leaves_a_lease(pool: shmpool.Pool) -> object:
+    return pool.lease(1000)
+
+
+def _leaves_a_direct_lease(pool: shmpool.Pool) -> object:
+    lease = pool.lease(2 * MIB)
+    lease.view[0] = 1
+    return lease
+
+
+def _leaves_a_buffer(pool: shmpool.Pool) -> object:
+    with pool.lease(1000) as lease:
+        handle = lease.publish()
+    return pool.open(handle)
+
+
+def _leaves_a_pool(pool: shmpool.Pool) -> object:
+    return shmpool.connect(pool.address)
+
+
+class Anywhere(Alarmed):
+    """The same, at every place."""
+
+    _come_to = Interrupter._come_to
+
+
+LEFT: dict[str, Callable[[shmpool.Pool], object]] = {
+    "lease": _leaves_a_lease,
+    "direct": _leaves_a_direct_lease,
+    "buffer": _leaves_a_buffer,
+    "pool": _leaves_a_pool,
+    "shared": lambda pool: pool.share(1),
+    "queue": lambda pool: pool.queue(),
+    "file": lambda pool: pool.open_writer(1000),
+    "writer": lambda pool: pool.stream(2 * MIB),
+    "reader": lambda pool: (writer := pool.stream(2 * MIB)) and pool.open_reader(writer.handle),
+}
+
+
+@at_places
+@pytest.mark.parametrize("error", [Interrupt("of a handler's"), TimeoutError("an alarm", 1)], ids=["outside", "alarm"])
+@pytest.mark.parametrize("what", LEFT)
+def test_what_comes_in_a_finalizer_arrives_behind_it(
+    broker: Daemon, what: str, error: BaseException, most: int, unraised: list[str]
+) -> None:
+    """CPython prints what a `__del__` raises, from its beginning on, and throws it away."""
+    with shmpool.connect(broker.address) as pool, warnings.catch_warnings(record=True):
+        warnings.simplefilter("always", ResourceWarning)  # else a buffer's is C alone
+        LEFT[what](pool)
+
+        def leaves(interrupter: Anywhere) -> None:
+            left, arrived = [LEFT[what](pool)], None
+            try:
+                with interrupter:
+                    left.clear()
+                    for _ in range(3):
+                        pass
+            except type(error) as caught:
+                arrived = caught
+            assert (arrived is error) == bool(interrupter.place), "the exception reached nobody"
+            error.__traceback__ = error.__context__ = None
+            gc.collect()
+
+        whole = Anywhere(-1, error)
+        leaves(whole)
+        count = -1 - whole.left
+        assert count > 3
+        for n in range(1, count + 1, max(1, count // most)):
+            interrupter = Anywhere(n, error)
+            try:
+                leaves(interrupter)
             except BaseException as failure:
                 failure.add_note(f"interrupted at place {n} of {count}: {interrupter.place}")
                 raise
