@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from . import layouts
-from .lease import EndedLease, Lease, is_parents
+from .lease import EndedLease, Lease, is_parents, passing_on
 from .live_lease import LiveLease, check_shorter, store_length
 from .protocol.handle import Handle
 from .protocol.ledger import ONE_GENERATION, SEAT_MASK, STATE_SHIFT
@@ -72,6 +72,7 @@ class DirectLease(LiveLease):
     _slot: DirectSlot
 
     @property
+    @passing_on
     def view(self) -> memoryview:  # type: ignore[override]
         """Writable, exactly `nbytes` long. Raises SharedMemoryFull where the kernel refuses to
         map what is reserved already: this process's address space is used up."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from _thread import get_ident
+from functools import wraps
 from itertools import accumulate
 
 from . import layouts
@@ -14,18 +16,48 @@ from .protocol.sizing import STRATEGY_OF_KIND, SizeCategory, Strategy, categoriz
 from .seat.slot import Slot, ViewTaken
 from .system import filling, frames
 from .system.here import HERE, OURS
-from .system.outside import own, own_or_called
+from .system.outside import is_from_outside, own, own_or_called
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
-    from typing import Any, Literal, NoReturn, Self
+    from typing import Any, Literal, NoReturn, Self, TypeVar
 
     from numpy.typing import DTypeLike, NDArray
 
     from .layouts import Payload
     from .shared import Shared
+
+    _S = TypeVar("_S")
+    _T = TypeVar("_T")
+
+
+#: By thread: what came in the middle of a property.
+_passing: dict[int, BaseException] = {}
+
+
+def passing_on(get: Callable[[_S], _T]) -> Callable[[_S], _T]:
+    """For a property of a class that has a `__getattr__`: CPython takes an AttributeError in its middle, a handler's
+    too, for its absence, forgets it, and asks that one, which has it from here (`raise_passing`)."""
+
+    @wraps(get)
+    def getter(lease: _S) -> _T:
+        try:
+            got = get(lease)
+        except BaseException as error:
+            if isinstance(error, AttributeError) and is_from_outside(error) and hasattr(type(lease), "__getattr__"):
+                _passing[get_ident()] = error
+            raise
+        return got
+
+    return getter
+
+
+def raise_passing() -> None:
+    """Raise what came in the middle of a property, if anything did."""
+    if _passing and (error := _passing.pop(get_ident(), None)) is not None:
+        raise error
 
 
 class Lease:
@@ -55,16 +87,19 @@ class Lease:
         __slots__ = ("__weakref__", "_slot", "nbytes", "view")
 
     @property
+    @passing_on
     def strategy(self) -> Strategy:
         """Where the memory came from; never ADAPTIVE."""
         return STRATEGY_OF_KIND[self._slot.tier.kind]
 
     @property
+    @passing_on
     def category(self) -> SizeCategory:
         """The size category of `nbytes`."""
         return categorize(self.nbytes, self._slot.session.sizing)
 
     @property
+    @passing_on
     def chunks(self) -> list[memoryview]:
         """The bytes of `view` as one memoryview for each extent."""
         view, sizes = self.view, [count * self._slot.tier.size for _, count in self._slot.extents]
@@ -263,6 +298,7 @@ class EndedLease(Lease):
 
     def __getattr__(self, name: str) -> NoReturn:
         """What only a live one has is asked for by a thread under which another has ended it."""
+        raise_passing()
         if name.startswith("_") and not name.endswith("__"):
             raise ViewTaken
         raise AttributeError(f"a Lease has no attribute {name!r}")

@@ -12,7 +12,7 @@ from functools import partial
 from sys import getrefcount
 
 from .errors import InvalidSize, LeakedView, LeaseReleased
-from .lease import EndedLease, Lease
+from .lease import EndedLease, Lease, raise_passing
 from .protocol.figures import DEFERRED
 from .protocol.handle import Handle, pack_handle
 from .protocol.ledger import CHUNKS_SHIFT, EXTENT, MAX_TICKETS, NBYTES_BITS, STATE_SHIFT, TICKETS_SHIFT
@@ -35,7 +35,7 @@ _CELL_SHIFT = NBYTES_BITS
 _view: MemberDescriptorType = vars(Lease)["view"]
 
 
-def _end(lease: LiveLease) -> None:
+def _release_collected(lease: LiveLease) -> None:
     slot = getattr(lease, "_slot", None)  # none, when an exception came while it was made
     if not isinstance(lease, LiveLease) or slot is None or slot.session.is_over or not HERE[OURS]:
         return
@@ -48,7 +48,7 @@ def _end(lease: LiveLease) -> None:
         )
 
 
-@ends_by(_end)
+@ends_by(_release_collected)
 class LiveLease(Lease):
     """A lease that is not over."""
 
@@ -61,6 +61,7 @@ class LiveLease(Lease):
 
         def __getattr__(self, name):
             """Of what is not there: only the view goes before the lease does."""
+            raise_passing()
             if name == "view":
                 raise ViewTaken
             raise AttributeError(f"a Lease has no attribute {name!r}")

@@ -42,12 +42,12 @@ if TYPE_CHECKING:
             """The object of what was just opened."""
 
 
-def _end(shared: Shared) -> None:
+def _release_collected(shared: Shared) -> None:
     if getattr(shared, "_pin", None) is not None:
         shared._unpin()
 
 
-@ends_by(_end)
+@ends_by(_release_collected)
 class Shared:
     """A shared publication. Picklable; used by many threads and processes, also by forked children.
 

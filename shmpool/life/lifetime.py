@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any, Final, Self
 
 
-def _end(pool: PoolLife) -> None:
+def _close_collected(pool: PoolLife) -> None:
     """A pool that nobody closed: its helper does it, once no lease or buffer is left.
     A finalizer takes no lock and starts no thread."""
     session = getattr(pool, "_session", None) or getattr(pool, "_closing", None)
@@ -39,7 +39,7 @@ def _end(pool: PoolLife) -> None:
         warnings.warn(f"unclosed {pool!r}", ResourceWarning, source=pool, stacklevel=3)
 
 
-@ends_by(_end)
+@ends_by(_close_collected)
 class PoolLife(BasePool):
     """A pool from its first session to its last."""
 

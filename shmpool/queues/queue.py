@@ -78,7 +78,7 @@ class _Rings:
 _rings = _Rings()
 
 
-def _end(queue: Queue) -> None:
+def _close_collected(queue: Queue) -> None:
     if getattr(queue, "_is_closed", True):
         return
     one, queue._ring = queue._ring, None
@@ -90,7 +90,7 @@ def _end(queue: Queue) -> None:
     queue._is_closed = True
 
 
-@ends_by(_end)
+@ends_by(_close_collected)
 class Queue:
     """A queue between processes; *maxsize* 0 is as many items as its memory holds (`capacity`).
 

@@ -169,12 +169,12 @@ class BufferFile(_MemoryFile):
         return f"<shmpool.streams.BufferFile of {self.nbytes} bytes{', closed' if self.closed else ''}>"
 
 
-def _end(file: LeaseFile) -> None:
+def _discard_collected(file: LeaseFile) -> None:
     if hasattr(file, "_lease"):
         file.discard()  # like a file that nobody closed: but half an object is not published
 
 
-@ends_by(_end)
+@ends_by(_discard_collected)
 class LeaseFile(_MemoryFile):
     """A lease as a file; made by `Pool.open_writer`.
 

@@ -73,12 +73,12 @@ class _PutBack(NamedTuple):
     at: int
 
 
-def _end(reader: StreamReader) -> None:
+def _close_collected(reader: StreamReader) -> None:
     if getattr(reader, "_page", None) is not None and HERE[OURS]:
         reader.close()
 
 
-@ends_by(_end)
+@ends_by(_close_collected)
 class StreamReader(Uncopied, io.BufferedIOBase):
     """The reading end of a stream as a file; made by `Pool.open_reader`, for one thread at a time.
 

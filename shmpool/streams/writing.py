@@ -71,7 +71,7 @@ _BOUND: Final = CellState.BOUND << STATE_SHIFT
 _SHARE: Final = 16
 
 
-def _end(writer: StreamWriter) -> None:
+def _discard_collected(writer: StreamWriter) -> None:
     if getattr(writer, "_outgoing", None) is None or writer.closed or not HERE[OURS]:
         return
     is_at_exit = writer._session.is_at_exit
@@ -80,7 +80,7 @@ def _end(writer: StreamWriter) -> None:
         warnings.warn(f"unclosed {writer!r}: it is discarded", ResourceWarning, source=writer, stacklevel=3)
 
 
-@ends_by(_end)
+@ends_by(_discard_collected)
 class StreamWriter(Uncopied, io.BufferedIOBase):
     """A stream as a file to write; made by `Pool.stream`, for one thread at a time.
 

@@ -89,7 +89,8 @@ def _turn() -> Generator[None, None, None]:
                     while _take(mine):
                         mine[-1].func(*mine[-1].args)
                         mine.pop()
-                    put_together(kept, _put)
+                    if kept:
+                        put_together(kept, _put)
                     return
                 except GeneratorExit:
                     return
@@ -107,9 +108,9 @@ def _turn() -> Generator[None, None, None]:
 def _take(mine: list[_Ending]) -> bool:
     """Take one that waits, if there is none yet, in one step: what comes here finds it in one of the two."""
     try:
-        mine.extend(map(deque.pop, () if mine else (_Ending.waiting,)))
+        mine.extend(map(deque.pop, (_Ending.waiting,) if _Ending.waiting and not mine else ()))
     except own(IndexError):
-        pass
+        pass  # another thread was faster
     return bool(mine)
 
 

@@ -1228,6 +1228,34 @@ def test_what_comes_in_a_finalizer_arrives_behind_it(
     assert_all_is_back(broker.address)
 
 
+@at_places
+def test_an_attribute_error_of_a_handler_s_in_a_property_arrives(broker: Daemon, most: int) -> None:
+    """CPython asks `__getattr__` then, which a lease of the plain client has for a view that is taken."""
+    error = AttributeError("an alarm", 1)
+    properties: list[Callable[[shmpool.Lease], object]] = [
+        lambda lease: lease.view,
+        lambda lease: lease.chunks,
+        lambda lease: lease.category,
+        lambda lease: lease.strategy,
+    ]
+    with shmpool.connect(broker.address) as pool:
+        pool.lease(2 * MIB).release()
+        for look, nbytes in itertools.product(properties, (2 * MIB, 1000)):
+            for n in itertools.count(1, 1 if most > SOME else 3):
+                arrived, interrupter = None, Anywhere(n, error)
+                with pool.lease(nbytes) as lease:
+                    try:
+                        with interrupter:
+                            look(lease)
+                    except AttributeError as caught:
+                        arrived = caught
+                if "getter, begin" not in interrupter.place:  # of that nothing of ours is told
+                    assert (arrived is error) == bool(interrupter.place), f"{interrupter.place}: {arrived!r}"
+                error.__traceback__ = error.__context__ = error.obj = None
+                if not interrupter.place:
+                    break
+
+
 ALARMS = """
 import builtins, os, random, signal, sys, time
 import shmpool
