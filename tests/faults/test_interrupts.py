@@ -90,12 +90,17 @@ def places(act: Callable[[Interrupter], None], *, most: int, least: int = 5) -> 
             raise
 
 
+def look_up() -> None:
+    """The interpreter looks at what came in a finalizer at the end of what was called just before."""
+
+
 def interrupted(interrupter: Interrupter, act: Callable[[], object]) -> bool:
     """Whether *act* ended early. The exception must arrive here."""
     arrived = False
     with interrupter:
         try:
             act()
+            look_up()
         except Interrupt:
             arrived = True
     gc.collect()
@@ -1123,6 +1128,7 @@ def test_what_a_handler_raises_is_not_taken_for_a_call_s_own(
             with interrupter:
                 try:
                     use(pool)
+                    look_up()
                 except type(error) as caught:
                     arrived = caught
             error.__traceback__ = error.__context__ = None  # nobody else has it: it would keep what it ended
