@@ -78,7 +78,7 @@ SHM = "/dev/shm"
 #: Bytes of it that some broker of the tests may take. Containers have 64 MiB, if nothing is said.
 NEEDED = 1 << 30
 #: Seconds for a whole test of these settings; pyproject.toml has the default's.
-TIMEOUTS = {"long": 900, "exhaustive": 7200}
+TIMEOUTS = {"exhaustive": 7200, "long": 900}
 #: Helpers of multiprocessing that live as long as the process.
 STAYING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", preloaded.MARK)
 
@@ -125,13 +125,15 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
         os.close(lock)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is exhaustive is not long, though its module or another of its parameters makes it so as well."""
+    is_left = {id(item) for item in items if config.option.markexpr == "long" and item.get_closest_marker("exhaustive")}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) in is_left])
+    items[:] = [item for item in items if id(item) not in is_left]
     for item in items:
-        if item.get_closest_marker("exhaustive"):  # by one of its parameters; another one alone would make it long
-            item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "long"]
-        for setting, seconds in TIMEOUTS.items():
-            if item.get_closest_marker(setting) and not item.get_closest_marker("timeout"):
-                item.add_marker(pytest.mark.timeout(seconds))
+        setting = next((name for name in TIMEOUTS if item.get_closest_marker(name)), None)
+        if setting and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(TIMEOUTS[setting]))
 
 
 def pytest_collection_finish() -> None:
