@@ -114,7 +114,7 @@ class Attempts:
                 return request.slot
         elif before is not None:
             self._link.discard(before)
-        if self._is_last:
+        if self._is_last or self._link.is_discarding:  # nobody answers any more: its refusal is the caller's to say
             return None
         self._future = self._loop.create_future()
         request.waiter = _Waiter(self._loop, self._future)
