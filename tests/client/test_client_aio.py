@@ -333,6 +333,27 @@ def test_a_lease_that_waits_is_served_by_the_broker_that_comes_back(daemon: Any,
     asyncio.run(work())
 
 
+def test_waits_for_a_broker_that_this_process_closes_end_at_once() -> None:
+    """It was asked again and again without a pause, and the loop stood still."""
+    broker = shmpool.Broker(memory_limit="16MiB", lease_timeout=600)
+
+    async def run() -> None:
+        async with shmpool.aio.connect(broker.address) as pool:
+            leases = await filled(pool)
+            waiting = asyncio.ensure_future(pool.lease(2 * MIB))
+            while not any("wait for memory" in alert for alert in query(broker.address).alerts):
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(broker.close)
+            with pytest.raises(shmpool.BrokerUnavailable):
+                await waiting
+            with pytest.raises(shmpool.BrokerUnavailable):
+                await pool.lease(8 * MIB)
+            for lease in leases:
+                lease.release()
+
+    asyncio.run(run())
+
+
 def test_connecting_where_nobody_listens_can_be_cancelled(tmp_path: Any) -> None:
     async def work() -> None:
         with pytest.raises(TimeoutError):
