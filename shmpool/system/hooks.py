@@ -20,7 +20,7 @@ import os
 import sys
 from collections import deque
 from functools import partial
-from itertools import repeat
+from itertools import repeat, takewhile
 from operator import itemgetter
 
 from .outside import OURS, is_a_handlers, note_sent, origin, was_sent
@@ -156,10 +156,12 @@ def put_together(kept: list[BaseException], put: Callable[[BaseException], None]
 
 
 def _put_behind(earlier: BaseException, later: BaseException) -> None:
-    """As if *later* had been raised in the middle of what *earlier* ended."""
-    before, after = _contexts(earlier), _contexts(later)
-    if not any(error in before for error in after):
-        after[-1].__context__ = earlier
+    """As if *later* had been raised in the middle of what *earlier* ended. What the caller was handling is a context
+    of both, and stays behind them."""
+    before = _contexts(earlier)
+    ahead = list(takewhile(lambda error: not any(error is one for one in before), _contexts(later)))
+    if ahead:
+        ahead[-1].__context__ = earlier
 
 
 def _contexts(error: BaseException) -> list[BaseException]:

@@ -1399,6 +1399,18 @@ def test_of_two_exceptions_in_a_hook_the_last_arrives_with_the_other_as_its_cont
     assert came == [last] and last.__context__ is first
 
 
+def test_of_two_exceptions_in_a_hook_none_is_lost_while_another_is_handled(usr1: None) -> None:
+    """As where somebody forks within an ``except``: that is the context of both."""
+    first, last, handled = KeyboardInterrupt(), TimeoutError("an alarm"), ValueError()
+    came: list[BaseException] = []
+    hook = hooks.unbroken(ringing([first, last]), came.append)
+    try:
+        raise handled
+    except ValueError:
+        hook()
+    assert came == [last] and last.__context__ is first and first.__context__ is handled
+
+
 def test_of_two_exceptions_that_come_in_two_hooks_none_is_lost() -> None:
     arrival, first, last = hooks.Arrival(), KeyboardInterrupt(), KeyboardInterrupt()
     for error in (first, last):
