@@ -27,7 +27,7 @@ from .link import Link
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Final, Protocol
+    from typing import Final, Protocol
 
     from ..seat.deferred import DeferredReleases
     from ..seat.outgoing import Outgoing
@@ -112,10 +112,6 @@ class _Thread(threading.Thread):
             super()._bootstrap()  # type: ignore[misc]
         except own(KeyError):
             pass  # it ends: who waits for a helper has another
-
-
-#: All threads, for threading: a `WeakSet`.
-_dangling: Final[Any] = getattr(threading, "_dangling", None)
 
 
 class Helper:
@@ -233,10 +229,6 @@ class Helper:
                 HERE[WORKING] -= 1
                 HERE[HELPERS] -= is_thread
             importing.waited_for.discard(threading.get_ident())
-            # Here, where no signal handler runs: else a callback in Python does it when the thread object goes, and
-            # what comes in that is thrown away.
-            if _dangling is not None:
-                _dangling.discard(threading.current_thread())
 
     def _go_on(self) -> None:
         is_meant = True

@@ -32,8 +32,8 @@ _TRIES: Final = 8
 _ready: Final[deque[Generator[None, None, None]]] = deque()
 #: By thread: what it is to be sent.
 _kept: Final[dict[int, Any]] = {}
-#: To no thread.
-_nothing: Final = ctypes.c_ulong(0), ctypes.py_object(Exception)
+#: To no thread. (One that is just starting has the number 0 until it runs.)
+_nothing: Final = ctypes.c_ulong(-1), ctypes.py_object(Exception)
 
 
 class _Ending(partial):  # type: ignore[type-arg]

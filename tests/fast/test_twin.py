@@ -149,7 +149,8 @@ def test_each_ticket_is_opened_once_by_installations_that_race(least: int, way: 
             for racer in racers:
                 racer.communicate(timeout=60)
         assert [racer.returncode for racer in racers] == [0] * len(racers)
-        assert (pool.stats().tickets_asked > 0) == (way == "cas")
+        # In a few rounds none need have met another at a swap.
+        assert way == "cas" if pool.stats().tickets_asked else way == "locks" or least == 1
 
 
 ENDED_BY_A_FINALIZER = """

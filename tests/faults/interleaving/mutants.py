@@ -384,7 +384,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a segment found by its publication's generation", SCENARIO["kept segment x newcomer"],
-        rewrite(records, "map_record", ("birth_of(link), nbytes", "granted >> 24, nbytes")), ("TSO",),
+        rewrite(records, "map_record", ("birth_of(link), nbytes", "granted >> 24, nbytes")),
     ),
     Mutant(
         "a dead producer's segment removed under its reader", KEPT_BY_THE_DEAD,
