@@ -123,7 +123,9 @@ class DirectLease(LiveLease):
             is_parents()
         with DirectLease._claimed(self):
             written, fd = 0, self._slot.open()
-            while written < len(raw):
+            while True:
+                if written == len(raw):
+                    break
                 written += os.pwrite(fd, raw[written:], offset + written)
 
     def _fill(self, fd: int, offset: int | None) -> int:

@@ -82,8 +82,9 @@ def start(settings: dict[str, Any]) -> Running:
         raise
     finally:
         for fd in (ready, ready_child):
-            if fd >= 0:
-                os.close(fd)
+            if fd < 0:
+                continue
+            os.close(fd)
     return running
 
 
@@ -129,8 +130,9 @@ def _launch(address: str, settings: str, ready: int) -> tuple[subprocess.Popen[b
         raise
     finally:
         for fd in (parent, life):
-            if fd >= 0:
-                os.close(fd)
+            if fd < 0:
+                continue
+            os.close(fd)
     return process, lifeline
 
 
@@ -170,7 +172,9 @@ def _read_line(process: subprocess.Popen[bytes], ready: int, received: bytearray
         poll = select.poll()
         poll.register(ready, select.POLLIN)
         poll.register(ended, select.POLLIN)
-        while b"\n" not in received and len(received) < _MAX_READY_LINE:
+        while True:
+            if b"\n" in received or len(received) >= _MAX_READY_LINE:
+                break
             events = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
             if ready not in events:
                 return None
@@ -225,8 +229,9 @@ def _remove_pool(address: str, pid: int) -> None:
         if note["pid"] != pid:
             return
         for name in os.listdir(_SHM):
-            if name.startswith(prefix):
-                _unlink(os.path.join(_SHM, name))
+            if not name.startswith(prefix):
+                continue
+            _unlink(os.path.join(_SHM, name))
         for path in (address, tickets_path(address), seats_path(address), lock.path):
             _unlink(path)
     except own(OSError, ValueError, KeyError, TypeError):

@@ -227,8 +227,9 @@ def _ask(address: str, topic: Topic, timeout: float) -> Any:
                 if not isinstance(message, Answer):
                     raise RemoteProtocolError(f"the broker answered Query with {type(message).__name__}")
                 parts += message.payload
-                if message.last:
-                    return json.loads(parts)
+                if not message.last:
+                    continue
+                return json.loads(parts)
     except own(ConnectionEnded) as error:
         raise BrokerUnavailable(f"the broker at {address} did not answer: {error}") from error
     finally:

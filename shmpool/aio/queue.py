@@ -92,7 +92,8 @@ class Queue(Uncopied):
                     while True:
                         if missing is queue.Empty or not self.sync.full():  # a full one need not pickle to say so
                             try:
-                                return act()
+                                found = act()
+                                break
                             except own(missing):
                                 pass
                         if missing is queue.Empty:
@@ -100,6 +101,7 @@ class Queue(Uncopied):
                         else:
                             await asyncio.sleep(pause)
                             pause = min(2 * pause, _LONGEST_PAUSE)
+                    return found
         except own_or_called(TimeoutError):  # bare, it is asyncio's
             if time.monotonic() < deadline:
                 raise  # not ours

@@ -146,15 +146,21 @@ class Crew:
 
     def _run(self) -> None:
         try:
-            while not self._is_over():
-                self._assign()
-                if self._is_over():
+            is_over = self._is_over()
+            while True:
+                if is_over:
                     break
+                self._assign()
+                is_over = self._is_over()
+                if is_over:
+                    continue
                 for key, _ in self._selector.select():
                     if key.data is None:
                         drain(self._wakeup)
-                    elif key.data in self._members:
-                        self._hear(key.data)
+                        continue
+                    if key.data not in self._members:
+                        continue
+                    self._hear(key.data)
         except BaseException as error:  # nobody would do the tasks
             self._break(f"the executor's thread ended: {error!r}")
             raise
@@ -342,7 +348,10 @@ class Crew:
         self._selector.unregister(member.pipe)
         self._selector.unregister(member.process.sentinel)
         try:
-            while member.pipe.poll():  # what it had sent before it died
+            connection = member.pipe
+            while True:  # what it had sent before it died
+                if not connection.poll():
+                    break
                 payloads.discard(member.pipe.recv_bytes(), self.pool)
         except own(EOFError, OSError):
             pass

@@ -159,7 +159,10 @@ class Executor(Uncopied, futures.Executor):
 
         def results() -> Iterator[T]:
             try:
-                while submitted:
+                done: list[T] = []
+                while True:
+                    if not submitted:
+                        break
                     future = submitted.popleft()
                     if ahead is not None:
                         submit_next()
@@ -169,7 +172,9 @@ class Executor(Uncopied, futures.Executor):
                         future.cancel()
                         del future
                     done.reverse()
-                    while done:
+                    while True:
+                        if not done:
+                            break
                         yield done.pop()
             finally:
                 for future in submitted:

@@ -44,12 +44,16 @@ def work(pipe: Connection, duty: Duty, inherited: Sequence[Connection]) -> None:
     pool = partial(of_address, duty.address)
     done = 0
     try:
-        while frame := pipe.recv_bytes():
+        most = duty.max_tasks
+        while True:
+            frame = pipe.recv_bytes()
+            if not frame:
+                break
             pipe.send_bytes(_answer(frame, pool, duty.pickler))
             del frame
             done += 1
-            if done == duty.max_tasks:
-                return
+            if done == most:
+                break
     except own(EOFError, OSError):
         return  # the parent is gone
     except KeyboardInterrupt:

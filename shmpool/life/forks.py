@@ -128,9 +128,13 @@ def _after_in_child() -> None:
         for window in kept:
             _keep(window, owners.get(window.owner), evidence)
         for reference in list(pools):
-            if (pool := reference()) is not None:
-                pool.abandon()
-        while sessions:
+            pool = reference()
+            if pool is None:
+                continue
+            pool.abandon()
+        while True:
+            if not sessions:
+                break
             session = next(iter(sessions))
             session.abandon()
             sessions.discard(session)

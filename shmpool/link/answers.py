@@ -32,7 +32,9 @@ class Answers(Sending):
                 connection.flush()
                 arrived.extend(connection.receive())
             self._handled = connection
-            while arrived:
+            while True:
+                if not arrived:
+                    break
                 try:
                     message = arrived.popleft()
                 except own(IndexError):  # who interrupted this just here has handled all of it

@@ -143,7 +143,10 @@ class Connection:
         self._is_torn = True
         is_open = True
         try:
-            while self._rest or self._outbox:
+            rest = self._rest
+            while True:
+                if not (self._rest or self._outbox):
+                    break
                 rest = self._rest or self._outbox.popleft()
                 self._rest = rest[self._socket.send(rest, socket.MSG_NOSIGNAL) :]
         except own(BlockingIOError):

@@ -119,16 +119,16 @@ def greet(
     try:
         connection.send(Hello(HELLO_MAGIC, PROTOCOL_VERSION, role, nonce, pool_id, seat))
         messages: list[Message] = []
-        while not messages:
-            # Recalls and settings may come before and behind; who waits is seen by the wanted flags.
-            messages = [
-                message
-                for message in connection.receive_one(deadline, interruption)
-                if not isinstance(message, Recall | Settings)
-            ]
-        for message in messages:
-            if isinstance(message, Fault):  # maybe right behind the welcome: the broker stops
-                raise fault_error(message)
+        while True:
+            if messages:
+                break
+            for message in connection.receive_one(deadline, interruption):
+                # Recalls and settings may come before and behind; who waits is seen by the wanted flags.
+                if isinstance(message, Recall | Settings):
+                    continue
+                if isinstance(message, Fault):  # maybe right behind the welcome: the broker stops
+                    raise fault_error(message)
+                messages.append(message)
         answer = messages[0]
         if not isinstance(answer, Welcome) or len(messages) > 1:
             raise RemoteProtocolError(

@@ -191,7 +191,10 @@ class Helper:
         self._seat.link.wake()
         try:
             gives_up = time.monotonic() + (_LOCKED_OUT if self._seat.is_locked_here else float("inf"))
-            while thread.is_alive() and not self._seat.link.is_aside and (left := gives_up - time.monotonic()) > 0:
+            while True:
+                left = gives_up - time.monotonic()
+                if left <= 0 or self._seat.link.is_aside or not thread.is_alive():
+                    break
                 thread.join(min(left, _ITS_END))
         except own(RuntimeError):
             return  # its start was interrupted, or goes on in another thread: it finds that it is not meant

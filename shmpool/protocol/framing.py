@@ -58,11 +58,12 @@ class FrameDecoder:
         after the frames before it."""
         if self._broken:
             raise self._broken
-        pending = self._pending
-        pending += data
-        start = 0
+        pending, start = self._pending, 0
         try:
-            while len(pending) - start >= LENGTH_BYTES:
+            pending += data
+            while True:
+                if len(pending) - start < LENGTH_BYTES:
+                    break
                 (length,) = _LENGTH.unpack_from(pending, start)
                 if not 0 < length <= MAX_FRAME:
                     self._broken = FrameError(f"a frame has 1 to {MAX_FRAME} bytes, the peer announces {length}")

@@ -249,7 +249,9 @@ class Getting(Putting):
         words, members = self.words, self.members
         position, lost = head, 0
         try:
-            while position != tail and len(taken) < most:
+            while True:
+                if position == tail or len(taken) >= most:
+                    break
                 try:
                     at, kind, length, following = self.look(position, tail)
                 except own(Scribbled) as scribbled:
@@ -271,8 +273,9 @@ class Getting(Putting):
         except BaseException:
             if words[HEAD] == head:
                 for _, item in taken:  # their tickets are open again
-                    if not isinstance(item, bytes):
-                        item.give_back()
+                    if isinstance(item, bytes):
+                        continue
+                    item.give_back()
             raise
         return lost
 

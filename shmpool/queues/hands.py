@@ -134,9 +134,11 @@ class Hands:
         if not hands:
             return []
         found: list[tuple[int, bytes | Buffer]] = []
-        held = self._held.setdefault(get_ident(), deque())
         try:
-            while hands:
+            held = self._held.setdefault(get_ident(), deque())
+            while True:
+                if not hands:
+                    break
                 hand = hands[0]
                 content = self._content(hand)
                 if content is None:

@@ -214,7 +214,9 @@ class End:
             semaphores.make(address, 0)
             words[self.version] = version
             fcntl(fd, F_OFD_SETLK, self._mend_bytes)  # the fence: the kernel's own locks are one
-            while self._names(alive=True):
+            while True:
+                if not self._names(alive=True):
+                    break
                 if time.monotonic() >= deadline:
                     return
                 time.sleep(_FIRST_PAUSE)

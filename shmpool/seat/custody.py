@@ -94,9 +94,10 @@ class Custody(Magazines):
         with self._owned_lock:
             for word, slot in found:
                 row = slot.row
-                if words[slot.word] == word and row not in owned:
-                    owned[row] = slot
-                    slots.append(slot)
+                if words[slot.word] != word or row in owned:
+                    continue
+                owned[row] = slot
+                slots.append(slot)
         return slots
 
     def _make_slot(self, row: int, base: int) -> Slot:

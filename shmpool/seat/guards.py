@@ -244,7 +244,7 @@ def _note_forks() -> bool:
     # Who forks says so and then waits for who is at it, unless it finds GUARDED; who is at it takes GUARDED away
     # and then looks whether anybody forks. So one of the two sees the other, and a fork that began and ended
     # meanwhile is not lost: it waited, or took the claim away.
-    me, uncertain = [threading.get_ident()], []
+    me, noted = [threading.get_ident()], []
     try:
         if _noting.setdefault(0, me) is not me:
             return False
@@ -253,8 +253,8 @@ def _note_forks() -> bool:
             return False
         seats = _seats.copy()
         if not HERE[NOTED]:
-            uncertain = [guard for seat in seats if (guard := seat.note()) is not None]
-        is_guarded = not [seat for seat in seats if not seat.after_noting()]
+            noted = [seat.note() for seat in seats]
+        is_guarded = False not in [seat.after_noting() for seat in seats]
         is_unshared, is_copied = not _all, not any(guard.copied for guard in _all.copy())
         if 0 in _noting and _noting[0] is me and not HERE[FORKING]:
             # Nothing is called from the look on, so nobody forks in between.
@@ -265,7 +265,7 @@ def _note_forks() -> bool:
     finally:
         if 0 in _noting and _noting[0] is me:
             del _noting[0]
-    for guard in uncertain:
+    for guard in filter(None, noted):
         log.warning(
             "a fork could not be guarded (%s): what is open or leased is held until this process ends",
             guard.why_not or "its hook failed, or was before the pool's",

@@ -220,18 +220,19 @@ class HoldTable:
                     hold.idle_since = self._changed_at = now
                 is_due = at_once or now >= hold.idle_since + LINGER
                 guards = session.guards
-                if is_due and not guards.between(hold.fork, guards.last) and not guards.awaits_copy(row):
-                    # A finalizer may come in between, and open it: from here on it has to ask (`keep`), and what it
-                    # has by then is found.
-                    hold.is_ending = True
-                    is_in_use = hold.is_in_use
-                    if is_in_use or not hold.is_ending:
-                        hold.is_ending, hold.idle_since = False, None
-                        continue
-                    # In one step: an exception comes before it, or the broker is told all the same.
-                    self._untold.update(map(_number, map(self._table.pop, (row,))))
-                    hold.record.window = hold.written = None  # before the word: memory stays with a map
-                    has_ended = True
+                if not is_due or guards.between(hold.fork, guards.last) or guards.awaits_copy(row):
+                    continue
+                # A finalizer may come in between, and open it: from here on it has to ask (`keep`), and what it
+                # has by then is found.
+                hold.is_ending = True
+                is_in_use = hold.is_in_use
+                if is_in_use or not hold.is_ending:
+                    hold.is_ending, hold.idle_since = False, None
+                    continue
+                # In one step: an exception comes before it, or the broker is told all the same.
+                self._untold.update(map(_number, map(self._table.pop, (row,))))
+                hold.record.window = hold.written = None  # before the word: memory stays with a map
+                has_ended = True
         self._tell_parted()
         return has_ended
 
@@ -244,12 +245,15 @@ class HoldTable:
     def _tell_parted(self) -> None:
         """The broker, of what was let go of. Twice is fine."""
         try:
-            while self._untold:
+            untold = self._untold
+            while True:
+                if not untold:
+                    break
                 with self.lock:  # what another thread has just taken from the table it has still to unmap
-                    numbers = list(self._untold)[:MAX_ROWS_PER_MESSAGE]
+                    numbers = list(untold)[:MAX_ROWS_PER_MESSAGE]
                 if numbers:  # else the helper was faster
                     self._session.link.send(LetGo(numbers))
-                self._untold.difference_update(numbers)
+                untold.difference_update(numbers)
         except BaseException:
             self._session.wake_helper()
             raise

@@ -37,8 +37,11 @@ class Joining(Supply):
         """Take a seat of the broker at the address that *find* says. Raises BrokerUnavailable, and
         has nothing open then."""
         try:
-            while not self._take_seat(*self._knock(find, deadline, is_closed)):
-                pass  # the broker has that seat to clear, and another for us, or none at all
+            has_seat = False
+            while True:  # again where the broker has that seat to clear, and another for us, or none at all
+                if has_seat:
+                    break
+                has_seat = self._take_seat(*self._knock(find, deadline, is_closed))
             self._make_tables()
             self._warn_of_tickets()
         except BaseException:

@@ -84,8 +84,9 @@ class Openings:
         """Forget the direct segments that are over, and so unmap them. (Their pages have gone before.)"""
         with self.lock:
             for index in list(self._segments):
-                if index not in self.records or (self.records[index].is_over and self._forget(index)):
-                    self._segments.discard(index)
+                if index in self.records and not (self.records[index].is_over and self._forget(index)):
+                    continue
+                self._segments.discard(index)
 
     def _forget(self, index: int) -> bool:
         """Forget a record that nobody has; False when somebody has. For who has the lock.

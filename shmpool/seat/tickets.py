@@ -209,11 +209,14 @@ def _ask(record: Record, granted: int, nbytes: int, mark: int) -> None:
         session.asked_for.add(cell)
     try:
         pending = _pending(session, record, granted, nbytes)  # behind the claim: what is TAKEN from here on is ours
-        while session.words[cell] != taken:
+        while True:
+            if session.words[cell] == taken:
+                break
             # Another turn only where it was taken and given back in between.
             session.ask_for_ticket(cell - FIRST_CELL, pending)
-            if session.words[cell] != taken:
-                pending = _pending(session, record, granted, nbytes)
+            if session.words[cell] == taken:
+                continue
+            pending = _pending(session, record, granted, nbytes)
         if mark != session.taken:
             session.words[cell] = granted & GENERATION_FIELD | mark
     finally:

@@ -100,10 +100,12 @@ def _copy(window: Window) -> None:
         _copy_by_hand(window)
     else:
         os.ftruncate(fd, length)
-        at = 0
         with memoryview(window) as whole:
             try:
-                while at < length:
+                at = 0
+                while True:
+                    if at == length:
+                        break
                     at += os.pwrite(fd, whole[at:], at)
             except own(OSError):
                 pass  # what is not there is zeros

@@ -204,7 +204,10 @@ def _from_memory(src: io.BytesIO, dst: Any) -> int:
     copied, start = 0, src.tell()
     whole = src.getbuffer()
     try:
-        while start + copied < len(whole):
+        length = len(whole)
+        while True:
+            if start + copied >= length:
+                break
             with whole[start + copied : start + copied + _MEMORY_PIECE] as piece:
                 write_all(dst, piece, copied)
                 copied += len(piece)
@@ -218,7 +221,9 @@ def _fill_and_write(src: Any, dst: Any, whole: memoryview, size: int | None) -> 
     """A piece at a time, so that what is written is still in the processor's cache."""
     copied, readinto = 0, src.readinto
     with whole[:_PIECE] as view:
-        while size is None or copied < size:
+        while True:
+            if size is not None and copied >= size:
+                break
             if size is None or size - copied >= len(view):
                 filled = readinto(view)
             else:

@@ -132,9 +132,13 @@ class StreamReader(Uncopied, io.BufferedIOBase):
         """Fill a writable *buffer*; less only at the end of the file."""
         target = memoryview(buffer).cast("B")
         deadline = deadline_of(self._timeout)
-        at, length = 0, len(target)
+        at = 0
         try:
-            while at < length and (view := self._look(deadline)) is not None:
+            length = len(target)
+            while True:
+                view = self._look(deadline) if at < length else None
+                if view is None:
+                    break
                 step = min(len(view) - self._at, length - at)
                 if step == length:
                     target[:] = view[self._at : self._at + step]
@@ -162,10 +166,14 @@ class StreamReader(Uncopied, io.BufferedIOBase):
         """*size* bytes, all up to the end of the file for None or a negative number; less only at
         the end."""
         left = -1 if size is None else index(size)
-        deadline, parts = deadline_of(self._timeout), []
+        parts: list[bytes] = []
         self._check_open()
         try:
-            while left and (view := self._look(deadline)) is not None:
+            deadline = deadline_of(self._timeout)
+            while True:
+                view = self._look(deadline) if left else None
+                if view is None:
+                    break
                 step = len(view) - self._at if left < 0 else min(len(view) - self._at, left)
                 parts.append(bytes(view[self._at : self._at + step]))
                 left -= step if left > 0 else 0

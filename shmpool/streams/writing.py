@@ -169,9 +169,12 @@ class StreamWriter(Uncopied, io.BufferedIOBase):
                 errno.ENOSPC,
                 f"{self._handed + self._fill + length} bytes are more than the {self.nbytes} that were announced",
             )
-        at, deadline = 0, None
+        deadline = None
         try:
-            while at < length:
+            at = 0
+            while True:
+                if at == length:
+                    break
                 view = self._view
                 if view is None:
                     view = self._lease_same()

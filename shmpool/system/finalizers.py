@@ -86,7 +86,9 @@ def _turn() -> Generator[None, None, None]:
                         is_ready = True
                         yield
                     _stand_by()
-                    while _take(mine):
+                    while True:
+                        if not _take(mine):
+                            break
                         mine[-1].func(*mine[-1].args)
                         mine.pop()
                     if kept:

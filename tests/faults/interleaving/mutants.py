@@ -341,9 +341,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "an answer believed", by_asking(ONE_HANDLE),
         rewrite(tickets, "_ask",
-                ("        while session.words[cell] != taken:\n", "        if session.words[cell] != taken:\n"),
-                ("        if session.words[cell] != taken:\n                pending",
-                 "        if False:\n                pending")),
+                ("if session.words[cell] == taken:\n                continue\n", "break\n")),
     ),
     # A call in the middle of another one of its thread.
     Mutant(

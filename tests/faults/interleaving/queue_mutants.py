@@ -97,7 +97,7 @@ QUEUE_MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "who mends does not wait for those inside", QUEUE_SCENARIO["a death x each putter"],
-        rewrite(End, "_mend", ("while self._names(alive=True):", "while False:")),
+        rewrite(End, "_mend", ("if not self._names(alive=True):", "if True:")),
     ),
     Mutant(
         "nobody mends", QUEUE_SCENARIO["a putter's death x putter"],
