@@ -50,13 +50,15 @@ def _annotated(found: re.Match[str]) -> str:
 
 
 @pytest.mark.long
-def test_mypy_passes_users_code(users: Path) -> None:
+def test_mypy_passes_users_code(users: Path, pytestconfig: pytest.Config) -> None:
     if not importlib.util.find_spec("mypy"):
         pytest.skip("mypy is not installed")
+    # Kept from run to run: numpy is the most of it.
+    cache = pytestconfig.cache.mkdir("mypy_of_users") if pytestconfig.cache else users / "cache"
     (users / "mypy.ini").write_text(f"[mypy]\nstrict = true\nmypy_path = {ROOT}\nfollow_imports = silent\n")
     files = sorted(map(str, users.glob("*.py")))
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--cache-dir", str(users / "cache"), *files],
+        [sys.executable, "-m", "mypy", "--cache-dir", str(cache), *files],
         cwd=users, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -49,6 +49,7 @@ def _build(tree: Path) -> None:
     for name in ("shmpool", "daemon", "docs"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     env = {**os.environ, "SHMPOOL_PURE": "", "SHMPOOL_COMPILED": "1", "SHMPOOL_TRACED": "1"}
+    env["CFLAGS"] = "-O0"  # the same steps, compiled in half the time
     subprocess.run(
         [sys.executable, "-c", BUILD, str(tree / "wheel")], cwd=tree, env=env, check=True, capture_output=True,
         timeout=600,
