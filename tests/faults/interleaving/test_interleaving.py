@@ -46,9 +46,10 @@ BY_WALKS = {
     "settled at once, whoever inherited": 6,
     "a dead writer's rows freed whoever has to copy them": 31, "a readers' byte given up with the seat's sweep": 13,
     "a process that cannot be seen taken for dead": 0, "the end of a queue judged by two publications": 0,
-    "what lies in no queue closed with one": 0, "no sweep of what the living gave back": 0,
-    "no sweep of what was handed over": 1, "a sweep that frees what was handed over": 0,
-    "a row that does not say that it is cold": 0, "a cold slot that is thought warm": 0,
+    "what lies in no queue closed with one": 8, "a spare made longer by its own name": 2,
+    "no sweep of what the living gave back": 0, "no sweep of what was handed over": 1,
+    "a sweep that frees what was handed over": 0, "a row that does not say that it is cold": 0,
+    "a cold slot that is thought warm": 0,
 }  # fmt: skip
 MUTANT_WALK, WALKS = 2_000, 4
 #: One shows after two hundred thousand states.
