@@ -20,7 +20,8 @@ print(json.dumps({
     "word": os.environ.get("A_WORD"), "home": os.environ.get("HOME"), "main": __name__, "path": sys.path[0],
     "mask": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
     "handlers": [repr(signal.getsignal(number)).split(" at ")[0] for number in (signal.SIGINT, signal.SIGTERM)],
-    "limits": resource.getrlimit(resource.RLIMIT_NOFILE), "filters": [str(one[:3]) for one in warnings.filters][:3],
+    "limits": resource.getrlimit(resource.RLIMIT_NOFILE),
+    "filters": [str(one[:3]) for one in warnings.filters if "shmpool" not in str(one[1])][:3],
     "leads": os.getsid(0) == os.getpid(), "is_in_development_mode": sys.flags.dev_mode,
 }))
 print("aside", file=sys.stderr)

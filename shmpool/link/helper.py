@@ -99,11 +99,16 @@ class _Thread(threading.Thread):
     """One whose start may be interrupted. An exception behind the kernel's has threading forget a thread that is just
     beginning, or find that it has begun: whoever comes second there gets a KeyError."""
 
+    #: Here is the child of a fork in the middle of its start.
+    is_parents = False
+
     def start(self) -> None:
         try:
             super().start()
-        except own(KeyError) as error:
-            if error.__context__ is None:
+        except own(KeyError, RuntimeError) as error:
+            if self.is_parents:
+                return  # CPython 3.13 takes it for one that has ended, and then finds that threading has forgotten it
+            if error.__context__ is None or not isinstance(error, KeyError):
                 raise
             raise error.__context__ from None
 
@@ -124,7 +129,7 @@ class Helper:
         #: The thread that is to run; one that finds another here, or none, ends.
         self.thread: threading.Thread | None = None
         #: One whose start is under way; a fork may come in its middle.
-        self._starting: threading.Thread | None = None
+        self._starting: _Thread | None = None
         #: The kernel's thread that started it; its own under gevent.
         self._started_by = 0
         self._pause = 0.0
@@ -210,7 +215,8 @@ class Helper:
         thread, self.thread, self._starting = self._starting, None, None
         self._seat.link.tells_rests = False  # it may be the helper that has forked, and goes on here
         if thread is not None and not thread._started.is_set():  # type: ignore[attr-defined]
-            thread._bootstrap = thread._started.set  # type: ignore[attr-defined]
+            thread.is_parents = True
+            thread._bootstrap = thread._started.set  # type: ignore[method-assign, attr-defined]
             thread._started.set()  # type: ignore[attr-defined]
 
     def _is_meant(self) -> bool:

@@ -130,6 +130,7 @@ class StreamReader(Uncopied, io.BufferedIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill a writable *buffer*; less only at the end of the file."""
+        self._check_open()
         target = memoryview(buffer).cast("B")
         deadline = deadline_of(self._timeout)
         at = 0
@@ -153,6 +154,7 @@ class StreamReader(Uncopied, io.BufferedIOBase):
 
     def readinto1(self, buffer: Any, /) -> int:
         """The same with what there is: it waits only while there is nothing."""
+        self._check_open()
         target = memoryview(buffer).cast("B")
         view = self._look(deadline_of(self._timeout)) if target else None
         if view is None:

@@ -18,7 +18,6 @@ from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import CodeType
     from typing import Any, Final, TypeVar
 
     _E = TypeVar("_E", bound=BaseException)
@@ -99,13 +98,14 @@ def is_a_handlers(error: BaseException) -> bool:
     handlers = _handlers()
     while trace.tb_next is not None:
         trace = trace.tb_next
-        if trace.tb_frame.f_code in handlers:
+        if id(trace.tb_frame.f_code) in handlers:
             return True
     return False
 
 
-def _handlers() -> set[CodeType]:
-    """What runs when a signal comes."""
+def _handlers() -> set[int]:
+    """What runs when a signal comes, by its code's identity: another's may be equal, and the hash of one is of all of
+    its instructions."""
     signals: Any = sys.modules.get("_signal")  # the interpreter's own: `signal` is an import that most do without
     found = set()
     if signals is not None:
@@ -116,7 +116,7 @@ def _handlers() -> set[CodeType]:
             if callable(handler):
                 code = getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)
                 if code is not None:
-                    found.add(code)
+                    found.add(id(code))
     return found
 
 

@@ -72,6 +72,11 @@ def unraised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+def that_are_traced(places: int) -> int:
+    """How many of so many at least: CPython 3.13 does not tell of the instructions of a function's first call."""
+    return places // 2 if sys.version_info >= (3, 13) else places
+
+
 def places(act: Callable[[Interrupter], None], *, most: int, least: int = 5) -> None:
     """Have *act* end at about *most* of its places. It says where it was, or that there
     was none."""
@@ -79,7 +84,7 @@ def places(act: Callable[[Interrupter], None], *, most: int, least: int = 5) -> 
     act(whole)
     count = -1 - whole.left
     # No signal handler comes in the middle of the compiled part.
-    assert count >= least or shmpool.__compiled__, "nothing was traced"
+    assert count >= that_are_traced(least) or shmpool.__compiled__, "nothing was traced"
     step = max(1, count // most)
     for n in range(random.randint(1, step), count + 1, step):
         interrupter = Interrupter(n)
@@ -274,7 +279,7 @@ def each_place(kind: type[Where], act: Callable[[Interrupter], None], *, least: 
         if not interrupter.place:
             break
         n += 1
-    assert n > least
+    assert n > that_are_traced(least)
 
 
 @pytest.mark.parametrize("nbytes", corner(1000, 2 * MIB))
@@ -628,21 +633,22 @@ def test_interrupt_in_the_middle_of_a_helper_s_start_arrives(
 ) -> None:
     """Of threading, which then forgets the thread, and the thread, which says that it is there, the second finds
     nothing: that was raised in the place of the exception, or printed by the thread."""
-    start, passed_by, error = threading._start_new_thread, threading.Event(), TimeoutError("an alarm")  # type: ignore[attr-defined]
+    name = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start_new_thread"
+    start, passed_by, error = getattr(threading, name), threading.Event(), TimeoutError("an alarm")
 
-    def start_and_raise(bootstrap: Callable[[], None], arguments: tuple[()]) -> None:
+    def start_and_raise(bootstrap: Callable[[], None], *arguments: Any, **options: Any) -> None:
         def begin() -> None:
             if first == "exception":
                 passed_by.wait(10)
             bootstrap()
 
-        start(begin, arguments)
+        start(begin, *arguments, **options)
         if first == "thread":
             eventually(lambda: not threading._limbo)  # type: ignore[attr-defined]
         raise error
 
     printed: list[object] = []
-    monkeypatch.setattr(threading, "_start_new_thread", start_and_raise)
+    monkeypatch.setattr(threading, name, start_and_raise)
     monkeypatch.setattr(threading, "excepthook", printed.append)
     monkeypatch.setattr(sys, "unraisablehook", printed.append)
     with pytest.raises(TimeoutError) as came:
@@ -769,7 +775,7 @@ def test_an_interrupted_look_for_an_address_exports_nothing_afterwards() -> None
             assert libc.address_of(memory)
         place = interrupter.place
         memory.append(0)
-    assert n > 3, "nothing was traced"
+    assert n > that_are_traced(3), "nothing was traced"
 
 
 #: Classes of what a caller has.
@@ -907,7 +913,7 @@ def test_interrupted_bells_all_ring() -> None:
             bells.take(taken)
         place = interrupter.place
         assert taken | set(bells._rows) == rows, place
-    assert n > 3, "nothing was traced"
+    assert n > that_are_traced(3), "nothing was traced"
 
 
 @at_places
@@ -1285,7 +1291,9 @@ while rung < int(sys.argv[2]):
     before = rung
     try:
         signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00001, longest))
-        while rung == before:
+        while True:  # not by a condition of its own: CPython 3.13 would leave its jump out of the try
+            if rung != before:
+                break
             if not os.fork():
                 os._exit(0)
             if before % 2:
@@ -1615,6 +1623,9 @@ print("end", failed > 0 or verb in ("fork", "release"), right)
 
 
 @at_places
+@pytest.mark.skipif(
+    sys.version_info[:2] == (3, 13), reason="CPython 3.13 ends by SIGSEGV, in its collector and elsewhere"
+)
 @pytest.mark.parametrize("verb", ["connect", "close", "release", "fork"])
 def test_memory_that_is_refused_to_a_connect_a_close_a_release_or_a_fork_leaves_nothing(
     broker: Daemon, verb: str, most: int

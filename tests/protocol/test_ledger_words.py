@@ -136,6 +136,7 @@ def test_a_row_that_says_something_else_costs_no_step_of_the_search() -> None:
 
         words = ledger_of({row: ledger.grant_word(row, State.LEASED, 3) for row in range(0, count, 2)}, count)
         before = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # CPython 3.12 looks at settrace whether any frame wants them
         sys.settrace(trace)
         try:
             ledger.rows_that_say(words, count, State.IDLE, 7)
@@ -143,7 +144,8 @@ def test_a_row_that_says_something_else_costs_no_step_of_the_search() -> None:
             sys.settrace(before)
         return taken
 
-    assert steps(50_000) == steps(100)
+    steps(100)  # CPython 3.13 does not tell of the instructions of a function's first call
+    assert steps(50_000) == steps(100) > 0
 
 
 @given(st.integers(1, ledger.MAX_ROWS - 1), st.integers(0, ledger.MAX_GENERATION))

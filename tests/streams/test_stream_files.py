@@ -258,7 +258,8 @@ def test_a_reader_passes_cpython_s_tests_of_bufferedreader(pool: shmpool.Pool, n
     test_io = cpythons("test_io")
 
     class Suite(test_io.BufferedReaderTest):  # type: ignore[misc,name-defined]
-        tp = staticmethod(make)
+        tp = BufferedReader = staticmethod(make)
+        BytesIO = io.BytesIO
         MockRawIO, MockFileIO = test_io.CMockRawIO, test_io.CMockFileIO
         FileIO, UnsupportedOperation = io.FileIO, io.UnsupportedOperation
 
