@@ -1624,7 +1624,7 @@ print("end", failed > 0 or verb in ("fork", "release"), right)
 
 @at_places
 @pytest.mark.skipif(
-    sys.version_info[:2] == (3, 13), reason="CPython 3.13 ends by SIGSEGV, in its collector and elsewhere"
+    sys.version_info >= (3, 12), reason="CPython ends by SIGSEGV now and then, in its collector and elsewhere"
 )
 @pytest.mark.parametrize("verb", ["connect", "close", "release", "fork"])
 def test_memory_that_is_refused_to_a_connect_a_close_a_release_or_a_fork_leaves_nothing(
