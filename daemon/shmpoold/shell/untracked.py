@@ -1,9 +1,10 @@
 """`SharedMemory` that no resource tracker knows of. The one place with that workaround.
 
 A tracked block is unlinked when any process that had to do with it exits, the broker
-included: nothing would be left for the next broker to adopt. Python 3.13 has
-``track=False``. Before it, this class opens the block itself and never registers it; it
-does not patch the tracker, which is process-global and racy.
+included: nothing would be left for the next broker to adopt. So this class opens the block
+itself and never registers it; it does not patch the tracker, which is process-global and
+racy. Nor does it use ``track=False``, which Python 3.13 has: that follows symbolic links, and
+keeps the descriptor of what it fails to map until it is collected.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-import sys
 from multiprocessing.shared_memory import SharedMemory
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,9 @@ class UntrackedSharedMemory(SharedMemory):
     not there before.
     """
 
+    #: What `close` and `unlink` of Python 3.13 look at.
+    _track = False
+
     if TYPE_CHECKING:
         _name: str
         _fd: int
@@ -35,15 +38,7 @@ class UntrackedSharedMemory(SharedMemory):
         _size: int
 
     def __init__(self, name: str, nbytes: int | None = None) -> None:
-        # The base class unlinks what it fails to map, even if it only attached to it.
-        self._may_unlink = nbytes is not None
-        if sys.version_info >= (3, 13):
-            super().__init__(name, create=nbytes is not None, size=nbytes or 0, track=False)
-        else:
-            self._open(name, nbytes)
-        self._may_unlink = True
-
-    def _open(self, name: str, nbytes: int | None) -> None:
+        self._may_unlink = nbytes is not None  # not what it fails to map, if it only attached to it
         create = 0 if nbytes is None else os.O_CREAT | os.O_EXCL
         self._fd = os.open(f"{SHM_DIR}/{name}", create | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         self._name = "/" + name
@@ -57,6 +52,7 @@ class UntrackedSharedMemory(SharedMemory):
             self.close()
             self.unlink()
             raise
+        self._may_unlink = True
 
     def fileno(self) -> int:
         """The block's descriptor."""

@@ -50,7 +50,7 @@ def _cut() -> None:
     frames, frame = [], sys._getframe(2)
     while frame is not None and frame.f_code is not QueueClient.run.__code__:
         here = frame.f_locals
-        frames.append((frame.f_code.co_name, frame.f_lasti, [here[name] for name in sorted(here.keys() - _TIMES)]))
+        frames.append((frame.f_code.co_name, frame.f_lasti, [here[name] for name in sorted(set(here) - _TIMES)]))
         frame = frame.f_back  # type: ignore[assignment]
     client: QueueClient = context.client
     context.cut((client.step, fingerprint(frames, client.session, client.queue, context.lease, context.buffer)))
