@@ -189,7 +189,7 @@ def makes_once(pool: shmpool.Pool) -> None:
 def finds(pool: shmpool.Pool) -> None:
     name = f"found {next(NUMBERS)}"  # an interrupted one's lingers
     with pool.share(np.arange(3000), name):
-        with pool.find(name) as found:
+        with find(pool, name) as found:
             assert found.get()[-1] == 2999
         assert pickle.loads(pickle.dumps(found)).get()[-1] == 2999
 
@@ -297,6 +297,14 @@ def test_interrupted_share_is_nobody_s_while_its_pool_lives(broker: Daemon, nbyt
     assert_all_is_back(broker.address)
 
 
+def find(pool: shmpool.Pool, name: str) -> shmpool.Shared:
+    """What has the name by now. The connection that an exception has ended may be away for longer than who does not
+    wait is given."""
+    while True:
+        with contextlib.suppress(shmpool.LeaseTimeout):
+            return pool.find(name)
+
+
 def test_interrupted_share_that_is_kept_is_whole_and_named_or_nothing(broker: Daemon) -> None:
     """Whether it came so far its maker is not told: it is found, and dropped, by its name."""
     with shmpool.connect(broker.address) as pool:
@@ -307,7 +315,7 @@ def test_interrupted_share_that_is_kept_is_whole_and_named_or_nothing(broker: Da
         def act(interrupter: Interrupter) -> None:
             interrupted(interrupter, lambda: pool.share(b"x" * 1000, "kept", keep=True).release())
             try:
-                with pool.find("kept") as found:
+                with find(pool, "kept") as found:
                     assert found.get() == b"x" * 1000
                 outcomes.add("named")
             except shmpool.NotFound:
