@@ -27,7 +27,7 @@ from .link import Link
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Final, Protocol
+    from typing import Any, Final, Protocol
 
     from ..seat.deferred import DeferredReleases
     from ..seat.outgoing import Outgoing
@@ -83,6 +83,8 @@ _LONGEST_EXIT: Final = 1.0
 _COMING_TO_REST: Final = 0.0002
 #: Seconds from look to look whether the thread that is stopped has gone into others' code.
 _ITS_END: Final = 0.02
+#: Seconds that a thread is given to begin whose start was interrupted: it may not have come so far.
+_ITS_BEGINNING: Final = 0.5
 #: A finalizer or a handler that forks in the middle of what its thread has a lock for waits for the helper so long: it
 #: may wait for that lock, and then does nothing either.
 _LOCKED_OUT: Final = 0.05
@@ -101,6 +103,7 @@ class _Thread(threading.Thread):
 
     #: Here is the child of a fork in the middle of its start.
     is_parents = False
+    has_begun = False
 
     def start(self) -> None:
         try:
@@ -111,12 +114,24 @@ class _Thread(threading.Thread):
             if error.__context__ is None or not isinstance(error, KeyError):
                 raise
             raise error.__context__ from None
+        except BaseException:
+            # Until it begins CPython 3.11 knows it by the number of the thread that has started it, and what is to be
+            # sent to that one, as a hook does with what came here, would reach the new one.
+            given_up = time.monotonic() + _ITS_BEGINNING
+            while not self.has_begun and not self.is_parents and time.monotonic() < given_up:
+                time.sleep(_COMING_TO_REST)
+            raise
 
     def _bootstrap(self) -> None:
+        self.has_begun = True
         try:
             super()._bootstrap()  # type: ignore[misc]
         except own(KeyError):
             pass  # it ends: who waits for a helper has another
+
+
+#: All threads, for threading: a `WeakSet`.
+_dangling: Final[Any] = getattr(threading, "_dangling", None)
 
 
 class Helper:
@@ -238,6 +253,10 @@ class Helper:
                 HERE[WORKING] -= 1
                 HERE[HELPERS] -= is_thread
             importing.waited_for.discard(threading.get_ident())
+            # Here, where no signal handler runs: else a callback in Python does it when the thread object goes, and
+            # what comes in that is thrown away.
+            if _dangling is not None:
+                _dangling.discard(threading.current_thread())
 
     def _go_on(self) -> None:
         is_meant = True
