@@ -132,11 +132,11 @@ def _close(running: Running) -> None:
     if running.owner != os.getpid():
         return
     stop(running)
-    _running.discard(running)
     if (
         running.directory is not None and not sys.is_finalizing()
     ):  # its path is drawn anew each time: no broker comes there again
         closing.broker_is_gone(running.address)
+    _running.discard(running)  # last: `Broker.close` once more does what an exception has ended
 
 
 def _close_all() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from .. import connecting
 from ..buffer import Buffer
 from ..lease import Lease
-from ..link.waiting import check_timeout
+from ..link.waiting import await_the_end, check_timeout
 from ..objects import sharing
 from ..objects.encoding import Encoded, PicklerClass, encode
 from ..pools import Pool as SyncPool
@@ -353,5 +353,9 @@ async def _in_thread(act: Callable[[], T], discard: Callable[[T], object] | None
             if result and discard is not None:
                 discard(result[0])
 
-    threading.Thread(target=run, name="shmpool-aio", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="shmpool-aio", daemon=True).start()
+    except own(RuntimeError):
+        await_the_end()
+        raise
     return await future

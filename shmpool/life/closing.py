@@ -12,7 +12,7 @@ import atexit
 import threading
 import warnings
 
-from ..errors import LeakedView
+from ..errors import BrokerUnavailable, LeakedView
 from ..live_lease import live_leases
 from ..system.outside import own_or_called
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Every session of this process that has a seat.
 sessions: Final[set[Session]] = set()
+#: Where private brokers of this process, or of the one that it was forked from, were closed: none comes there again.
+_gone: Final[set[str]] = set()
 
 
 def close(session: Session) -> None:
@@ -108,10 +110,18 @@ def close_unbegun(session: Session) -> None:
 
 
 def broker_is_gone(address: str) -> None:
-    """This process has ended its own broker there, and no other will come: who waits for it is told, and who asks."""
+    """This process has ended its own broker there, and no other will come: who waits for it is told, and who asks, here
+    and in children that are forked from now on."""
+    _gone.add(address)
     for session in list(sessions):
         if session.address == address:
             session.link.discard_all()
+
+
+def raise_if_gone(address: str) -> None:
+    """Before a broker is waited for. Raises BrokerUnavailable."""
+    if address in _gone:
+        raise BrokerUnavailable(f"the private broker at {address} was closed: nobody will answer there any more")
 
 
 def settle_at_exit(session: Session) -> None:

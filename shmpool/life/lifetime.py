@@ -73,6 +73,8 @@ class PoolLife(BasePool):
         return session
 
     def _begin_session(self, address: str | None, timeout: float) -> Session:
+        if address is not None:
+            closing.raise_if_gone(self.address)
         session = Session(strict=self._strict, close_if_unused=closing.close_if_unused)
         try:
             session.join(lambda: resolve(address), time.monotonic() + timeout, lambda: self._is_closed)

@@ -23,6 +23,7 @@ from ..system.outside import exists, own
 from .connection import Interruption
 from .hello import jitter
 from .link import Link
+from .waiting import await_the_end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -184,6 +185,8 @@ class Helper:
                     raise error.__context__ from None
                 if not self._seat.is_over:  # else a child of a fork in the middle of that (`abandon`)
                     said = f"no thread is to be had for the connection to the broker at {self._seat.address}: {error}"
+                    if await_the_end():
+                        raise BrokerUnavailable(said) from error
                     raise BrokerUnavailable(f"{said} (`ulimit -u` and `ulimit -v` may say why)") from error
             self._starting = None
 

@@ -34,6 +34,8 @@ _BOOLS: Final = ("bool", "bool_")
 WORD: Final = 0.04
 #: The longest that one wait of the kernel's is, in seconds: a deadline may be far away, or never.
 LONGEST_WAIT: Final = 3600.0
+#: A daemon thread waits so long for its end, in seconds: an exit handler may wait for that thread.
+_LONGEST_LIFE: Final = 5.0
 
 
 def check_timeout(timeout: Any) -> float:
@@ -58,6 +60,17 @@ def check_ttl(ttl: Any) -> float:
     except own_or_called(TypeError, ValueError) as raised:
         error = type(raised)
     raise error(f"a ttl is a number of seconds above 0, up to {LONGEST_TIMEOUT:.0f}, or infinity; this is {ttl!r}")
+
+
+def await_the_end() -> bool:
+    """Where a thread was refused: whether that is for the interpreter's end. CPython 3.12 starts none when the main one
+    is over, and lets daemon threads go on beside exit handlers until it stops them in the middle of something: for them
+    that is here, without a word."""
+    if threading.main_thread().is_alive():
+        return False
+    if threading.current_thread().daemon:
+        time.sleep(_LONGEST_LIFE)
+    return True
 
 
 class Waiter:

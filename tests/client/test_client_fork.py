@@ -437,6 +437,23 @@ def start_full(start: object) -> shmpool.Broker:
     return start(memory_limit="2MiB", pooled_sizes=["64KiB"])  # type: ignore[operator, no-any-return]
 
 
+def test_child_of_a_process_that_closed_its_private_broker_waits_for_none() -> None:
+    with shmpool.Broker(memory_limit="16MiB") as broker:
+        pool = broker.connect(timeout=PATIENCE)
+
+    def asks() -> list[str]:
+        said = []
+        for ask in (lambda: pool.lease(10), lambda: pool.get(b"h" * 24), lambda: shmpool.connect(broker.address)):
+            with pytest.raises(shmpool.BrokerUnavailable) as caught:
+                ask()
+            said.append(str(caught.value))
+        return said
+
+    closed = f"the private broker at {broker.address} was closed: nobody will answer there any more"
+    assert in_fork(asks) == [closed] * 3
+    pool.close()
+
+
 # --- spawn ---------------------------------------------------------------------------------------
 
 
@@ -727,6 +744,41 @@ def test_finalizers_at_the_interpreter_s_end_wait_for_no_thread_that_never_begin
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "the interpreter ends: nothing is asked of a broker any more\n"
+
+
+CONNECTS_AT_EXIT = """if True:
+    import asyncio, atexit, sys, threading
+    import shmpool, shmpool.aio
+    ended, went_on = threading.Event(), threading.Event()
+
+    async def connect():
+        (await shmpool.aio.connect(sys.argv[1])).close()
+
+    def work(connect):
+        threading.main_thread().join()
+        ended.wait()
+        try:
+            connect()
+        finally:
+            went_on.set()
+
+    @atexit.register
+    def at_exit():
+        ended.set()
+        went_on.wait(0.2)
+
+    for connect_here in (lambda: shmpool.connect(sys.argv[1]).close(), lambda: asyncio.run(connect())):
+        threading.Thread(target=work, args=(connect_here,), daemon=True).start()
+"""
+
+
+def test_daemon_threads_that_connect_while_the_interpreter_ends_say_nothing(start: Start) -> None:
+    """CPython 3.12 refuses their helpers the thread."""
+    broker = start()
+    done = subprocess.run(
+        [*UNWARNED, "-c", CONNECTS_AT_EXIT, broker.address], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 LOST = """if True:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from shmpool.protocol.codes import Code
 from shmpool.protocol.messages import Direct, Fault, Grant, Refill, Role, Setting
 from shmpool.protocol.names import direct_name, header_name
 from shmpoold.shell import cleanup
+from shmpoold.shell.service import Parent
 
 StartBroker = Callable[..., BrokerProcess]
 Connect = Callable[[], Wire]
@@ -334,3 +336,12 @@ def test_a_second_signal_ends_it_at_once(start_broker: StartBroker, address: str
         broker.await_log("stopping: SIGTERM")
         broker.signal(signal.SIGTERM)
         assert broker.process.returncode == 0
+
+
+def test_parent_that_has_gone_before_it_was_told_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """As one does whose interpreter ends while a daemon thread starts a broker: it is to be silent."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with caplog.at_level(logging.WARNING):
+        Parent(ready_fd=writing).tell({"ready": True})
+    assert caplog.messages == []

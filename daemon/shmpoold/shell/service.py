@@ -77,6 +77,8 @@ class Parent:
         try:
             with open(self.ready_fd, "wb", buffering=0, closefd=False) as pipe:
                 pipe.write(json.dumps(report).encode() + b"\n")
+        except BrokenPipeError:
+            log.info("the parent has gone before it was told")
         except OSError as error:
             log.warning("cannot report to the parent: %s", error)
 
