@@ -119,7 +119,9 @@ class _Thread(threading.Thread):
             # Until it begins CPython 3.11 knows it by the number of the thread that has started it, and what is to be
             # sent to that one, as a hook does with what came here, would reach the new one.
             given_up = time.monotonic() + _ITS_BEGINNING
-            while not self.has_begun and not self.is_parents and time.monotonic() < given_up:
+            while True:
+                if self.has_begun or self.is_parents or time.monotonic() >= given_up:
+                    break
                 time.sleep(_COMING_TO_REST)
             raise
 
