@@ -666,7 +666,7 @@ def test_a_child_of_a_fork_in_the_middle_of_a_late_import_has_the_whole_module(s
     )
     assert done.stderr == ""
     forks, verdicts = done.stdout.split(maxsplit=1)
-    assert int(forks) > 1 and verdicts.strip() == "{0}"
+    assert int(forks) > 0 and verdicts.strip() == "{0}"
 
 
 LOGS = """if True:
