@@ -74,7 +74,9 @@ def _reconnect(address: str, timeout: float, strict: bool) -> Pool:
         return of_address(address, timeout, strict)
     except own(BrokerUnavailable) as error:
         if _is_being_spawned():
-            raise SystemExit(f"shmpool: {error}") from None
+            if sys.stderr is not None:  # here: a fork server throws away what an exit says
+                print(f"shmpool: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(1) from None
         raise
 
 

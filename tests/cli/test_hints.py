@@ -205,13 +205,14 @@ def test_daemon_and_client_look_at_one_place(tmp_path: Path, monkeypatch: pytest
 # --- a child that is started for a pool ---------------------------------------------------------------
 
 
-def test_a_spawned_child_whose_broker_is_gone_prints_one_line() -> None:
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_spawned_child_whose_broker_is_gone_prints_one_line(method: str) -> None:
     done = script(
         "import multiprocessing, shmpool\n"
         "broker = shmpool.Broker(memory_limit='16MiB')\n"
         "pool = broker.connect(timeout=0.5)\n"
         "broker.close()\n"
-        "child = multiprocessing.get_context('spawn').Process(target=print, args=[pool])\n"
+        f"child = multiprocessing.get_context('{method}').Process(target=print, args=[pool])\n"
         "child.start(); child.join(); print(child.exitcode)\n"
         "pool.close()"
     )
